@@ -1,0 +1,500 @@
+"""The knock API: REST proxy events in, JSON out. Faces the network, and can touch no EC2.
+
+API Gateway has checked the key and routed the request by the time it is here, so a table of
+(method, resource) is all the routing there is. Errors are application/problem+json (RFC 9457).
+
+The source is `requestContext.identity.sourceIp`, the address API Gateway's connection came from, never a
+header. The request context also carries the key's value: no event is logged whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from grants import errors, policy
+from grants.errors import EngineUnavailable, GrantNotFound, InvalidKnock, KnockError, NotAllowed, Unavailable
+from grants.policy import TAG_OPERATOR, Knock, Rights
+from grants.rights import RightsReader
+from grants.settings import read_limits, required
+from grants.values import (
+    ENDS,
+    GRANT_ID,
+    TARGET_NAME,
+    Grant,
+    parse_duration,
+    show_duration,
+    show_second,
+    show_time,
+    source_of,
+)
+from grants.wiring import ONCE, Wiring, count, logger, metrics, now
+
+MOST_BYTES = 4096
+LONGEST_REASON = 256
+MOST_TARGETS = 50
+PAGE, LARGEST_PAGE = 50, 100
+OPENS_WITHIN = 5.0  # seconds a knock waits for its ingress before it answers 202
+ENDS_WITHIN = 20.0  # seconds one DELETE /grants spends on ending grants; API Gateway gives up after 29
+
+
+class ApiWiring(Wiring):
+    """What only the API needs beside the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = read_limits(os.environ)
+        self.revoke_function = required(os.environ, "REVOKE_FUNCTION")
+
+    @cached_property
+    def rights(self) -> RightsReader:
+        return RightsReader(
+            self.client("apigateway"), self.client("resourcegroupstaggingapi"), self.settings.stack, now
+        )
+
+    @cached_property
+    def functions(self) -> Any:
+        return self.client("lambda", ONCE)
+
+
+wiring = cache(ApiWiring)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a handler needs of an event: who calls from where, and what they ask."""
+
+    key_id: str
+    caller: str
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+
+    @classmethod
+    def read(cls, event: Mapping[str, Any]) -> Request:
+        """Read a REST proxy event.
+
+        https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
+        """
+        identity = event["requestContext"]["identity"]
+        body = event.get("body") or ""
+        try:
+            raw = base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise InvalidKnock("body", "the body is not text") from error
+        return cls(
+            identity.get("apiKeyId") or "",
+            source_of(identity["sourceIp"]),
+            event.get("pathParameters") or {},
+            event.get("queryStringParameters") or {},
+            raw,
+        )
+
+    @property
+    def rights(self) -> Rights:
+        """Read what the caller's key may do. Raises NotAllowed, RightsUnavailable."""
+        return wiring().rights.of_key(self.key_id)
+
+    @property
+    def grant_id(self) -> str:
+        """Read the id in the path. Raises GrantNotFound for what cannot be one."""
+        grant_id = self.path.get("id", "")
+        if not GRANT_ID.fullmatch(grant_id):
+            raise GrantNotFound(f"there is no grant {grant_id[:80]!r} that this key may see")
+        return grant_id
+
+    def only(self, *known: str) -> None:
+        """Refuse query parameters that mean nothing here: nobody should believe that they did."""
+        for name in self.query:
+            if name not in known:
+                takes = f"only {', '.join(known)}" if known else "none"
+                raise InvalidKnock(name, f"there is no query parameter {name[:40]!r} here; there are {takes}")
+
+
+# ---------------------------------------------------------------------------- answers
+
+
+def answer(status: int, body: object, **headers: str) -> dict[str, Any]:
+    """Answer with JSON, not to be kept by any cache."""
+    return {
+        "statusCode": status,
+        "headers": {
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+        }
+        | headers,
+        "body": json.dumps(body, ensure_ascii=False),
+    }
+
+
+def problem(error: KnockError) -> dict[str, Any]:
+    """Answer with a problem, RFC 9457: what was wrong, in `detail`, for a person."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+    body: dict[str, Any] = {
+        "type": f"urn:knock:problem:{name}",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+    }
+    if isinstance(error, InvalidKnock):
+        body["field"] = error.field
+    if isinstance(error, NotAllowed):
+        body["right"] = error.right
+    headers = {"Content-Type": "application/problem+json"}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = "5"
+    return answer(error.status, body, **headers)
+
+
+def show(grant: Grant) -> dict[str, Any]:
+    """Write a grant as the API answers it."""
+    at = now()
+    status = grant.status_at(at)
+    left = (grant.expires_at - at).total_seconds() if status in ("pending", "active") else 0
+    return {
+        "id": grant.id,
+        "status": status,
+        "principal": grant.principal.as_json(),
+        "source": grant.source,
+        "targets": [target.as_json() for target in grant.targets],
+        "requested_at": show_time(grant.requested_at),
+        "expires_at": show_second(grant.expires_at),
+        "seconds_left": max(0, int(left)),
+        "reason": grant.reason or None,
+        "ended_at": show_time(grant.ended_at) if grant.ended_at else None,
+        "ended_by": grant.ended_by or None,
+        "execution_arn": wiring().executions.arn(grant.id),
+    }
+
+
+def show_whole(grant: Grant) -> dict[str, Any]:
+    """Write a grant with its events, as the single view does."""
+    return show(grant) | {"events": [event.as_json() for event in grant.events]}
+
+
+# ---------------------------------------------------------------------------- reading what is asked
+
+
+def read_knock(body: bytes) -> Knock:
+    """Read the body of a knock; an empty one asks for everything by default. Raises InvalidKnock."""
+    if len(body) > MOST_BYTES:
+        raise InvalidKnock("body", f"the body has {len(body)} bytes, and {MOST_BYTES} are the most")
+    if not body.strip():
+        return Knock()
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidKnock("body", "the body is not JSON") from error
+    if not isinstance(asked, dict):
+        raise InvalidKnock("body", "the body must be a JSON object")
+    for name in asked:
+        if name not in ("targets", "duration", "source", "reason"):
+            raise InvalidKnock(
+                name[:80], f"there is no field {name[:80]!r}; there are targets, duration, source and reason"
+            )
+    return Knock(
+        _targets(asked.get("targets")),
+        _duration(asked.get("duration")),
+        _text(asked, "source", 50),
+        _text(asked, "reason", LONGEST_REASON) or "",
+    )
+
+
+def _targets(asked: object) -> tuple[str, ...] | None:
+    if asked is None:
+        return None
+    if not isinstance(asked, list) or not 1 <= len(asked) <= MOST_TARGETS:
+        raise InvalidKnock("targets", f"targets must be a list of 1 to {MOST_TARGETS} target names")
+    for name in asked:
+        if not isinstance(name, str) or not TARGET_NAME.fullmatch(name):
+            raise InvalidKnock("targets", f"{str(name)[:40]!r} is not the name of a target")
+    return tuple(asked)
+
+
+def _duration(asked: object) -> Any:
+    if asked is None:
+        return None
+    try:
+        return parse_duration(asked)
+    except ValueError as error:
+        raise InvalidKnock("duration", str(error)) from error
+
+
+def _text(asked: Mapping[str, Any], name: str, longest: int) -> str | None:
+    """Read a text. Control characters are refused: SimpleDB cannot give them back as they were."""
+    value = asked.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidKnock(name, f"{name} must be a text")
+    if len(value) > longest or not value.isprintable():
+        raise InvalidKnock(name, f"{name} must be one line of printable text, {longest} characters at most")
+    return value
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    text = query.get("limit", str(PAGE))
+    if not re.fullmatch(r"[1-9]\d{0,2}", text, re.ASCII) or int(text) > LARGEST_PAGE:
+        raise InvalidKnock("limit", f"limit must be a number from 1 to {LARGEST_PAGE}")
+    return int(text)
+
+
+def _cursor(query: Mapping[str, str]) -> str | None:
+    """Read a cursor of ours: the `order` of the last grant of the page before."""
+    if "cursor" not in query:
+        return None
+    try:
+        order = base64.urlsafe_b64decode(query["cursor"]).decode("ascii")
+    except (ValueError, UnicodeError) as error:
+        raise InvalidKnock("cursor", "this is no cursor that GET /grants gave") from error
+    if not re.fullmatch(r"[0-9T:.Z-]{24} [0-9A-Za-z_-]{1,80}", order):
+        raise InvalidKnock("cursor", "this is no cursor that GET /grants gave")
+    return order
+
+
+# ---------------------------------------------------------------------------- the calls
+
+
+def knock(request: Request) -> dict[str, Any]:
+    """Start a grant: trail, then execution, then (by the execution) ingress."""
+    request.only()
+    asked = read_knock(request.body)
+    rights = request.rights
+    targets, faults = wiring().rights.targets()
+    for fault in (*rights.faults, *faults):
+        logger.error("tag_cannot_be_read", extra={"fault": fault})
+    at = now()
+    try:
+        grant = policy.decide(
+            asked, rights, targets, request.caller, wiring().limits, at, secrets.token_hex(4)
+        )
+    except (NotAllowed, InvalidKnock) as error:
+        _record_refusal(rights, request.caller, error)
+        raise
+    logger.append_keys(grant_id=grant.id)
+    trail, executions = wiring().trail, wiring().executions
+    trail.record_request(grant)
+    try:
+        executions.start(grant)
+    except EngineUnavailable as error:
+        # It may have started all the same. With its end on record it opens nothing.
+        trail.end(grant.id, "failed", now(), "knock", str(error))
+        raise
+    logger.info("started", extra={"source": grant.source, "expires_at": show_second(grant.expires_at)})
+    return _await_ingress(grant)
+
+
+def knock_without_body(request: Request) -> dict[str, Any]:
+    """Start a grant for a client that can only GET: everything by default."""
+    return knock(replace(request, body=b""))
+
+
+def _record_refusal(rights: Rights, caller: str, error: NotAllowed | InvalidKnock) -> None:
+    at = now()
+    count("Refusal")
+    right = error.right if isinstance(error, NotAllowed) else ""
+    logger.info("refused", extra={"principal": rights.principal.name, "right": right, "detail": str(error)})
+    refusal_id = f"refusal_{show_time(at)}_{secrets.token_hex(4)}"
+    wiring().trail.record_refusal(refusal_id, rights.principal, caller, at, right, str(error))
+
+
+def _await_ingress(asked: Grant) -> dict[str, Any]:
+    """Answer 201 once the ingress is open, 202 when that takes longer, or how it failed."""
+    deadline, pause = time.monotonic() + OPENS_WITHIN, 0.03
+    while True:
+        time.sleep(pause)
+        grant = wiring().trail.get(asked.id) or asked
+        for _ in range(3):
+            # Renewed already, by a knock a moment later: that one's ingress is the caller's too.
+            if grant.state == "superseded":
+                grant = wiring().trail.get(grant.ended_by) or grant
+        if grant.state in ("failed", "revoked"):
+            raise _failure(grant)
+        if grant.authorized_at:
+            return answer(201, show(grant))
+        if time.monotonic() > deadline:
+            return answer(202, show(grant))
+        pause = min(pause * 1.3, 0.4)
+
+
+def _failure(grant: Grant) -> KnockError:
+    """Say why a grant did not open, by the error's name that the trail recorded."""
+    name, _, detail = grant.end_reason.partition(": ")
+    known = getattr(errors, name, None)
+    if isinstance(known, type) and issubclass(known, KnockError) and known not in (InvalidKnock, NotAllowed):
+        return known(detail or name)
+    return EngineUnavailable(f"the grant {grant.status_at(now())} before it was open: {grant.end_reason}")
+
+
+def list_grants(request: Request) -> dict[str, Any]:
+    """List grants, newest first: the key's own, or an operator's everyone's."""
+    request.only("status", "limit", "cursor", "principal", "source", "target")
+    rights, query = request.rights, request.query
+    status = query.get("status", "live")
+    if status not in ("live", "all", *ENDS):
+        raise InvalidKnock("status", f"status must be live, all, {', '.join(ENDS)}")
+    page = wiring().trail.page(
+        limit=_limit(query),
+        after=_cursor(query),
+        live_after=now() if status == "live" else None,
+        state=status if status in ENDS else None,
+        **_filters(request, rights),
+    )
+    after = base64.urlsafe_b64encode(page.after.encode()).decode() if page.after else None
+    return answer(200, {"grants": [show(grant) for grant in page.grants], "cursor": after})
+
+
+def _filters(request: Request, rights: Rights) -> dict[str, str | None]:
+    """Read whose grants, and which. Only an operator may ask for another principal's."""
+    query = request.query
+    principal = query.get("principal")
+    if principal is not None and not rights.operator:
+        raise NotAllowed(TAG_OPERATOR, "only an operator may ask for a principal's grants")
+    return {
+        "principal_id": None if rights.operator else rights.principal.id,
+        "principal_name": principal,
+        "source": query.get("source"),
+        "target": query.get("target"),
+    }
+
+
+def show_grant(request: Request) -> dict[str, Any]:
+    """Show one grant and its events."""
+    request.only()
+    rights = request.rights
+    grant = policy.check_visible(wiring().trail.get(request.grant_id), rights, request.grant_id)
+    return answer(200, show_whole(grant))
+
+
+def end_grant(request: Request) -> dict[str, Any]:
+    """End one grant early; answers after its rules are gone. The second time answers the same.
+
+    What the key may open today does not matter: whoever may see a grant may end it.
+    """
+    request.only("reason")
+    reason = _text(request.query, "reason", LONGEST_REASON) or ""
+    rights = request.rights
+    grant = policy.check_visible(wiring().trail.get(request.grant_id), rights, request.grant_id)
+    _end(grant, rights, reason)
+    return answer(200, show_whole(wiring().trail.get(grant.id) or grant))
+
+
+def end_grants(request: Request) -> dict[str, Any]:
+    """End every live grant that matches: for an operator whose colleague lost a laptop.
+
+    Answers with the ended grants, and `more` when time ran out: the same call goes on.
+    """
+    request.only("principal", "source", "target", "reason")
+    reason = _text(request.query, "reason", LONGEST_REASON) or ""
+    rights = request.rights
+    if not rights.operator:
+        raise NotAllowed(TAG_OPERATOR, "only an operator may end grants by a filter")
+    filters = _filters(request, rights)
+    if not any(filters.values()):
+        raise InvalidKnock("principal", "say whose grants to end: by principal, source or target")
+    deadline = time.monotonic() + ENDS_WITHIN
+    ended: list[dict[str, Any]] = []
+    page = wiring().trail.page(limit=LARGEST_PAGE, live_after=now(), **filters)
+    for grant in page.grants:
+        if time.monotonic() > deadline:
+            return answer(200, {"grants": ended, "more": True})
+        _end(grant, rights, reason)
+        ended.append(show(wiring().trail.get(grant.id) or grant))
+    return answer(200, {"grants": ended, "more": page.after is not None})
+
+
+def _end(grant: Grant, rights: Rights, reason: str) -> None:
+    """Close a grant by the revoke function, then stop its execution. Either may have happened before."""
+    by = rights.principal
+    _invoke_revoke({"how": "revoked", "grant": {"grant_id": grant.id}, "by": by.as_json(), "reason": reason})
+    cause = f"revoked by {by.name}" + (f": {reason}" if reason else "")
+    wiring().executions.stop(grant.id, "Revoked", cause)
+    logger.info("revoked", extra={"revoked_grant_id": grant.id, "by": by.name})
+
+
+def _invoke_revoke(payload: dict[str, Any]) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        said = wiring().functions.invoke(FunctionName=wiring().revoke_function, Payload=json.dumps(payload))
+    except (ClientError, BotoCoreError) as error:
+        raise EngineUnavailable(f"the revoke function did not answer: {type(error).__name__}") from error
+    if said.get("FunctionError"):
+        failure = json.loads(said["Payload"].read())
+        name, detail = failure.get("errorType", ""), failure.get("errorMessage", "")
+        known = getattr(errors, name, None)
+        if isinstance(known, type) and issubclass(known, Unavailable):
+            raise known(f"the grant has ended, and its rules are being closed: {detail}")
+        raise EngineUnavailable(f"the revoke function failed: {name}")
+
+
+def whoami(request: Request) -> dict[str, Any]:
+    """Tell a person who they are to Knock, and what they may do."""
+    request.only()
+    rights = request.rights
+    targets, _ = wiring().rights.targets()
+    try:
+        longest = show_duration(policy.longest_duration(rights, wiring().limits))
+    except NotAllowed:
+        longest = None
+    widths = rights.any_source
+    return answer(
+        200,
+        {
+            "principal": rights.principal.as_json(),
+            "source": request.caller,
+            "targets": [target.as_json() for target in policy.openable(rights, targets)],
+            "default_duration": show_duration(wiring().limits.default_duration),
+            "max_duration": longest,
+            "any_source": {"ipv4": widths[4], "ipv6": widths[6]} if widths else None,
+            "operator": rights.operator,
+            "faults": list(rights.faults),
+        },
+    )
+
+
+def console(_request: Request) -> dict[str, Any]:
+    """Serve the console page: one file, no data in it."""
+    page = Path(__file__).with_name("console.html").read_text(encoding="utf-8")
+    return answer(200, None, **{"Content-Type": "text/html; charset=utf-8"}) | {"body": page}
+
+
+ROUTES: dict[tuple[str, str], Callable[[Request], dict[str, Any]]] = {
+    ("POST", "/knock"): knock,
+    ("GET", "/knock"): knock_without_body,
+    ("GET", "/grants"): list_grants,
+    ("DELETE", "/grants"): end_grants,
+    ("GET", "/grants/{id}"): show_grant,
+    ("DELETE", "/grants/{id}"): end_grant,
+    ("GET", "/whoami"): whoami,
+    ("GET", "/console"): console,
+}
+
+
+@metrics.log_metrics
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Answer one request. Every error of Knock's own becomes a problem; any other is a 500 without detail."""
+    logger.append_keys(request_id=event["requestContext"].get("requestId"), grant_id=None)
+    route = (event["httpMethod"], event["resource"])
+    try:
+        return ROUTES[route](Request.read(event))
+    except Unavailable as error:
+        logger.exception("unavailable", extra={"route": " ".join(route)})
+        return problem(error)
+    except KnockError as error:
+        logger.info("refused", extra={"route": " ".join(route), "error": type(error).__name__})
+        return problem(error)
+    except Exception:  # noqa: BLE001  # the caller gets an answer, the log the trouble
+        logger.exception("failed", extra={"route": " ".join(route)})
+        return problem(KnockError("this is a fault of Knock's; its log says more"))

@@ -1,0 +1,130 @@
+"""Every error of Knock's own. A class's name is also the error name in the state machine.
+
+    KnockError
+    ├── Refusal                 the answer is no, and will be no again
+    │   ├── InvalidKnock        400  the request does not say what it should
+    │   ├── NotAllowed          403  the key lacks a right
+    │   ├── InvalidTag          403  a tag on the key cannot be read, so it gives no right
+    │   ├── GrantNotFound       404
+    │   ├── PoolExhausted       409  every security group of a target is full
+    │   ├── GrantEnded               the grant is over: nothing may be opened for it
+    │   ├── InvalidGrant             an execution's input is not a grant this stack recorded
+    │   └── IngressRefused           EC2 will not do it: missing permission, bad group
+    └── Unavailable             503  worth another try
+        ├── TrailUnavailable         SimpleDB
+        ├── IngressUnavailable       EC2
+        ├── IngressThrottled         EC2's request limit
+        ├── EngineUnavailable        Step Functions or Lambda
+        ├── RightsUnavailable        API Gateway or the tagging API, when asked what a key may do
+        └── RuleUnsettled            what became of a rule cannot be known yet
+
+No error of boto3 or of the standard library leaves the adapters.
+"""
+
+from __future__ import annotations
+
+
+class KnockError(Exception):
+    """The root. `status` is the HTTP status the API answers with, `title` a constant name for people."""
+
+    status = 500
+    title = "Something went wrong in Knock"
+
+
+class Refusal(KnockError):
+    """The answer is no. Trying the same again gives the same."""
+
+    status = 409
+    title = "Refused"
+
+
+class InvalidKnock(Refusal):
+    """A request that does not say what it should. `field` names the part that is wrong."""
+
+    status = 400
+    title = "The request is malformed"
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class NotAllowed(Refusal):
+    """A knock or a look that the key's rights do not cover. `right` names the missing tag."""
+
+    status = 403
+    title = "The key may not do this"
+
+    def __init__(self, right: str, detail: str) -> None:
+        super().__init__(detail)
+        self.right = right
+
+
+class InvalidTag(NotAllowed):
+    """A tag that cannot be read. It gives no right; an operator has to mend it."""
+
+    title = "A tag cannot be read"
+
+
+class GrantNotFound(Refusal):
+    """No grant of that id, or not one the caller may see: the two are not told apart."""
+
+    status = 404
+    title = "No such grant"
+
+
+class PoolExhausted(Refusal):
+    """No security group of a target has room for another rule."""
+
+    status = 409
+    title = "No room left in the security groups of a target"
+
+
+class GrantEnded(Refusal):
+    """The grant is over, or was never to begin: nothing may be opened for it."""
+
+    title = "The grant has ended"
+
+
+class InvalidGrant(Refusal):
+    """An execution's input that is not a grant, or not the one the trail recorded under its id."""
+
+    title = "The execution's input is not a recorded grant"
+
+
+class IngressRefused(Refusal):
+    """EC2 refuses for good: a missing permission, a group that cannot be changed."""
+
+    status = 503
+    title = "EC2 refuses to change a security group"
+
+
+class Unavailable(KnockError):
+    """Something Knock needs did not answer. The same call may succeed in a moment."""
+
+    status = 503
+    title = "Try again in a moment"
+
+
+class TrailUnavailable(Unavailable):
+    """SimpleDB did not answer, or refused for now."""
+
+
+class IngressUnavailable(Unavailable):
+    """EC2 did not answer; whether it acted is not known."""
+
+
+class IngressThrottled(Unavailable):
+    """EC2's request limit for the account and region is reached; it did not act."""
+
+
+class EngineUnavailable(Unavailable):
+    """Step Functions or Lambda did not answer."""
+
+
+class RightsUnavailable(Unavailable):
+    """What a key may do could not be read."""
+
+
+class RuleUnsettled(Unavailable):
+    """An authorization was under way when its grant ended, and what became of it cannot be known yet."""

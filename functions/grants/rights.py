@@ -1,0 +1,97 @@
+"""What keys may do and which targets there are: tags, read through AWS and kept for a minute.
+
+Targets are found by the tagging API, not by EC2: the function that faces the network then needs no
+permission on EC2 at all.
+https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetResources.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from .errors import NotAllowed, RightsUnavailable
+from .policy import TAG_STACK, TAG_TARGETS, Rights, read_rights, read_targets
+from .values import Principal, Target
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+KEPT = timedelta(seconds=60)
+
+T = TypeVar("T")
+
+
+class _Kept:
+    """Answers kept for KEPT. Failures are not kept."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._answers: dict[str, tuple[datetime, Any]] = {}
+
+    def get(self, key: str, ask: Callable[[], T]) -> T:
+        now = self._clock()
+        kept = self._answers.get(key)
+        if kept and now - kept[0] < KEPT:
+            answer: T = kept[1]
+            return answer
+        answer = ask()
+        self._answers = {k: v for k, v in self._answers.items() if now - v[0] < KEPT} | {key: (now, answer)}
+        return answer
+
+
+class RightsReader:
+    """The API keys' tags and the stack's targets, each answer up to a minute old."""
+
+    def __init__(
+        self, apigateway: BaseClient, tagging: BaseClient, stack: str, clock: Callable[[], datetime]
+    ) -> None:
+        self._apigateway: Any = apigateway
+        self._tagging: Any = tagging
+        self._stack = stack
+        self._kept = _Kept(clock)
+
+    def of_key(self, key_id: str) -> Rights:
+        """Read what a key may do. Raises NotAllowed for a key that is gone or disabled, RightsUnavailable."""
+        return self._kept.get(f"key {key_id}", lambda: self._read_key(key_id))
+
+    def targets(self) -> tuple[dict[str, Target], list[str]]:
+        """List the stack's targets by name, and what is wrong with their tags. Raises RightsUnavailable."""
+        return self._kept.get("targets", self._read_targets)
+
+    def _read_key(self, key_id: str) -> Rights:
+        try:
+            key = self._apigateway.get_api_key(apiKey=key_id, includeValue=False)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "NotFoundException":
+                raise NotAllowed(TAG_TARGETS, "the key does not exist any more") from error
+            raise RightsUnavailable(
+                f"API Gateway answered {error.response['Error']['Code']} when asked for the key's tags"
+            ) from error
+        except BotoCoreError as error:
+            raise RightsUnavailable(f"API Gateway did not answer: {type(error).__name__}") from error
+        if not key.get("enabled", True):
+            raise NotAllowed(TAG_TARGETS, "the key is disabled")
+        return read_rights(Principal(key["id"], key.get("name") or key["id"]), key.get("tags", {}))
+
+    def _read_targets(self) -> tuple[dict[str, Target], list[str]]:
+        groups: dict[str, dict[str, str]] = {}
+        try:
+            pages = self._tagging.get_paginator("get_resources").paginate(
+                TagFilters=[{"Key": TAG_STACK, "Values": [self._stack]}],
+                ResourceTypeFilters=["ec2:security-group"],
+            )
+            for page in pages:
+                for resource in page["ResourceTagMappingList"]:
+                    group = resource["ResourceARN"].rpartition("/")[2]
+                    groups[group] = {tag["Key"]: tag["Value"] for tag in resource["Tags"]}
+        except ClientError as error:
+            raise RightsUnavailable(
+                f"the tagging API answered {error.response['Error']['Code']} when asked for the targets"
+            ) from error
+        except BotoCoreError as error:
+            raise RightsUnavailable(f"the tagging API did not answer: {type(error).__name__}") from error
+        return read_targets(groups)

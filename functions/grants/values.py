@@ -1,0 +1,361 @@
+"""The values Knock thinks in: parsed once, frozen, and the same everywhere.
+
+Times are aware datetimes in UTC; text is parsed here and nowhere else. Nothing here reads a clock,
+the environment or AWS.
+
+A rule key, not a rule id, is what grants share: EC2 keeps one rule for each (group, protocol, ports,
+CIDR), whatever its description says
+(https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+from .errors import InvalidGrant
+
+State = Literal["live", "expired", "revoked", "superseded", "failed"]
+ENDS: tuple[State, ...] = ("expired", "revoked", "superseded", "failed")
+
+# Step Functions waits for a year at most, and so does an execution.
+# https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
+LONGEST = timedelta(days=365)
+
+
+# ---------------------------------------------------------------------------- times and durations
+
+
+def show_time(at: datetime) -> str:
+    """Write a time with milliseconds and a Z. Texts of this shape sort as the times do."""
+    return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def show_second(at: datetime) -> str:
+    """Write a whole second with a Z: the shape of `expires_at`, which a Wait state reads."""
+    return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+
+
+def parse_time(text: object) -> datetime:
+    """Read a time in the shapes this module writes. Raises ValueError on anything else."""
+    if not isinstance(text, str) or not _TIME.fullmatch(text) or not text.isascii():
+        raise ValueError(f"a time like 2026-11-23T21:17:19Z was expected, not {text!r}"[:200])
+    whole, _, fraction = text[:-1].partition(".")
+    at = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
+
+
+def round_up(at: datetime) -> datetime:
+    """Round up to the whole second: a Wait state cuts fractions off, and a grant must not end early."""
+    return at if at.microsecond == 0 else at.replace(microsecond=0) + timedelta(seconds=1)
+
+
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_SHORT = re.compile(
+    r"(?:(\d{1,9}) ?d)? ?(?:(\d{1,9}) ?h)? ?(?:(\d{1,9}) ?m)? ?(?:(\d{1,9}) ?s)?", re.ASCII | re.IGNORECASE
+)
+_ISO = re.compile(r"P(?:(\d{1,9})D)?(?:T(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9})S)?)?", re.ASCII)
+_SECONDS = re.compile(r"\d{1,9}", re.ASCII)
+DURATION_SHAPES = "a duration is like 90m, 8h, 1h30m, 1d, PT8H or a number of seconds"
+
+
+def parse_duration(asked: object) -> timedelta:
+    """Read a duration: `90m`, `1h30m`, `1 s`, `PT8H`, `86400` or the number 86400, which is seconds.
+
+    Raises ValueError, in words for the person who asked, on anything else, on zero and on what no
+    clock could hold. What a key may have is for `policy` to say.
+    """
+    if isinstance(asked, bool) or not isinstance(asked, (int, float, str)):
+        raise ValueError(DURATION_SHAPES)
+    if isinstance(asked, float):
+        if not math.isfinite(asked) or asked != int(asked):
+            raise ValueError(f"{DURATION_SHAPES}; {asked!r} is not a whole number of seconds")
+        asked = int(asked)
+    if isinstance(asked, int):
+        seconds = asked
+    else:
+        text = asked.strip()
+        if _SECONDS.fullmatch(text):
+            seconds = int(text)
+        else:
+            match = _ISO.fullmatch(text.upper()) or _SHORT.fullmatch(text)
+            if len(text) > 40 or not match or not any(match.groups()) or text[-1] in "Tt":
+                raise ValueError(f"{DURATION_SHAPES}; {text[:40]!r} is none of them")
+            seconds = sum(int(n) * unit for n, unit in zip(match.groups(), _UNITS.values(), strict=True) if n)
+    if seconds <= 0:
+        raise ValueError("a duration must be longer than zero")
+    if seconds > LONGEST.total_seconds():
+        raise ValueError("no grant can last longer than a year")
+    return timedelta(seconds=seconds)
+
+
+def show_duration(duration: timedelta) -> str:
+    """Write a duration as a person would type it: `8h`, `1h30m`, `1d`."""
+    left, parts = int(duration.total_seconds()), []
+    for unit, size in _UNITS.items():
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+# ---------------------------------------------------------------------------- ports, rules, targets
+
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?/(tcp|udp)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ports:
+    """A range of ports of one protocol, as an operator writes it: `22/tcp`, `8000-8010/udp`."""
+
+    first: int
+    last: int
+    protocol: str
+
+    @classmethod
+    def parse(cls, text: str) -> Ports:
+        """Read `22/tcp`. Raises ValueError with the shape that was expected."""
+        match = _PORTS.fullmatch(text)
+        if not match:
+            raise ValueError(f"ports are written like 22/tcp or 8000-8010/udp, not {text[:40]!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= 65_535:
+            raise ValueError(f"ports go from 1 to 65535, the lower first, not {text[:40]!r}")
+        return cls(first, last, match[3])
+
+    def __str__(self) -> str:
+        range_ = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{range_}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RuleKey:
+    """What makes an EC2 ingress rule the same rule: its group, its ports and its CIDR."""
+
+    group: str
+    ports: Ports
+    cidr: str
+
+    @classmethod
+    def parse(cls, text: str) -> RuleKey:
+        """Read what `str` wrote. Raises ValueError."""
+        group, protocol, first, last, cidr = text.split("/", 4)
+        return cls(group, Ports(int(first), int(last), protocol), cidr)
+
+    def __str__(self) -> str:
+        ports = self.ports
+        return f"{self.group}/{ports.protocol}/{ports.first}/{ports.last}/{self.cidr}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An ingress rule as EC2 shows it, with the tags by which Knock knows its own."""
+
+    id: str
+    key: RuleKey
+    stack: str | None = None
+    grant_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an operator configured under a name: ports, and a pool of groups, filled in order of group id.
+
+    `groups` is empty where only the name and the ports matter (the trail, the API's answers).
+    """
+
+    name: str
+    ports: tuple[Ports, ...]
+    groups: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the name and the ports, as the trail and the API's answers hold them."""
+        return {"name": self.name, "ports": [str(ports) for ports in self.ports]}
+
+
+TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who knocked: an API key's id and name. Never its value, never an address."""
+
+    id: str
+    name: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"id": self.id, "name": self.name}
+
+
+def source_of(address: str) -> str:
+    """Turn one address into its CIDR: /32, or /128. Raises ValueError.
+
+    An IPv4-mapped IPv6 address is the IPv4 address: EC2 matches the packet, which is IPv4.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ipaddress.IPv6Address(int(ip))  # without a scope id
+    return f"{ip}/{ip.max_prefixlen}"
+
+
+# ---------------------------------------------------------------------------- grants
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to a grant. `by` says who, `detail` what a reader needs beside."""
+
+    at: datetime
+    event: str
+    by: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"at": show_time(self.at), "event": self.event, "by": self.by, **self.detail}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Event:
+        detail = {key: item for key, item in value.items() if key not in ("at", "event", "by")}
+        return cls(parse_time(value["at"]), value["event"], value["by"], detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The decision to let one source reach named targets until `expires_at`, and what became of it.
+
+    The first fields are the decision, fixed when it is made. The others are what the trail adds.
+    """
+
+    id: str
+    principal: Principal
+    source: str
+    targets: tuple[Target, ...]
+    requested_at: datetime
+    expires_at: datetime
+    reason: str = ""
+
+    state: State = "live"
+    authorized_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended_by: str = ""
+    end_reason: str = ""
+    closed_at: datetime | None = None
+    claims: frozenset[RuleKey] = frozenset()
+    rules: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
+    foreign: frozenset[RuleKey] = frozenset()
+    events: tuple[Event, ...] = ()
+
+    def live_at(self, now: datetime) -> bool:
+        """Say whether its claims count: not ended, and its end ahead."""
+        return self.state == "live" and now < self.expires_at
+
+    def status_at(self, now: datetime) -> str:
+        """Give the status people see: pending, active, or how it ended."""
+        if self.state != "live":
+            return self.state
+        if now >= self.expires_at:
+            return "expired"
+        return "active" if self.authorized_at else "pending"
+
+    @property
+    def order(self) -> str:
+        """A text that sorts as grants were asked for, and is unique."""
+        return f"{show_time(self.requested_at)} {self.id}"
+
+    def slots(self) -> list[tuple[Target, Ports]]:
+        """List what has to be opened: each target's each range of ports, once."""
+        return [(target, ports) for target in self.targets for ports in target.ports]
+
+    def as_input(self) -> dict[str, Any]:
+        """Write the input of this grant's execution (docs/architecture.md: version 1)."""
+        return {
+            "version": 1,
+            "grant_id": self.id,
+            "principal": self.principal.as_json(),
+            "source": self.source,
+            "targets": [target.as_json() | {"groups": list(target.groups)} for target in self.targets],
+            "requested_at": show_time(self.requested_at),
+            "expires_at": show_second(self.expires_at),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_input(cls, value: object) -> Grant:
+        """Read an execution's input, of this version or an earlier one, or its later state.
+
+        What a task added (`rules`, `error`, …) is passed over. Raises InvalidGrant naming what is wrong:
+        a bad `expires_at` must stop here, since a Wait state would die of it after the door was opened.
+        """
+        try:
+            if not isinstance(value, Mapping):
+                raise ValueError("an object was expected")
+            if value.get("version", 1) != 1:
+                raise ValueError(f"version {value['version']!r} is newer than this code")
+            expires_at = parse_time(value["expires_at"])
+            if expires_at.microsecond:
+                raise ValueError("expires_at must be a whole second")
+            network = ipaddress.ip_network(value["source"])
+            return cls(
+                id=_text(value["grant_id"]),
+                principal=Principal(_text(value["principal"]["id"]), _text(value["principal"]["name"])),
+                source=str(network),
+                targets=tuple(
+                    Target(
+                        _text(target["name"]),
+                        tuple(Ports.parse(ports) for ports in target["ports"]),
+                        tuple(_text(group) for group in target["groups"]),
+                    )
+                    for target in value["targets"]
+                ),
+                requested_at=parse_time(value["requested_at"]),
+                expires_at=expires_at,
+                reason=str(value.get("reason", "")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise InvalidGrant(f"the execution's input is not a grant: {what}"[:500]) from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"a text was expected, not {value!r}"[:100])
+    return value
+
+
+# An execution's name: https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html
+GRANT_ID = re.compile(r"[0-9A-Za-z_-]{1,80}", re.ASCII)
+
+
+def name_grant(principal: Principal, source: str, at: datetime, random: str) -> str:
+    """Name a grant so that the list of running executions reads at a glance: who, from where, when.
+
+    Example: `alice_203-0-113-7_20261123T211719Z_x7k2p9`. 80 characters of [0-9A-Za-z_-] at most.
+    """
+    network = ipaddress.ip_network(source)
+    where = str(network.network_address) if network.num_addresses == 1 else str(network)
+    stamp = at.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    tail = f"_{_plain(where)}_{stamp}_{random}"
+    return (_plain(principal.name).strip("-") or "key")[: 80 - len(tail)] + tail
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z-]", "-", text)
+
+
+def compact_json(value: object) -> str:
+    """Write JSON without spaces, keys in order: equal values are equal texts, as a SimpleDB set needs."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def keys_of(grants: Iterable[Grant]) -> dict[RuleKey, Grant]:
+    """Map each claimed rule key to one grant that claims it."""
+    return {key: grant for grant in grants for key in grant.claims}

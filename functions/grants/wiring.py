@@ -1,0 +1,75 @@
+"""The only place that makes clients, and puts the pieces together for the entry points.
+
+Clients are made when first used, once a process: what a function does not call it does not load.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.logging.utils import copy_config_to_registered_loggers
+from aws_lambda_powertools.metrics import MetricUnit
+from botocore.config import Config
+
+from .executions import Executions
+from .ingress import Ingress
+from .operations import Operations
+from .settings import Settings
+from .trail import Trail
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+logger = Logger()
+metrics = Metrics()
+
+# One more try after a lost answer, then the state machine's Retry decides, where everybody can see it.
+# EC2 gets none: its throttling is to be backed off from for seconds, not in a paid-for sleep.
+TWICE = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
+ONCE = Config(connect_timeout=2, read_timeout=8, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+def now() -> datetime:
+    """Read the clock: the only place that does."""
+    return datetime.now(timezone.utc)
+
+
+def count(metric: str, value: float = 1, unit: MetricUnit = MetricUnit.Count) -> None:
+    """Add to a metric of the stack's."""
+    metrics.add_metric(name=metric, unit=unit, value=value)
+
+
+class Wiring:
+    """One function's clients and what is built on them. Raises BadSetting on a bad environment."""
+
+    def __init__(self) -> None:
+        copy_config_to_registered_loggers(logger, include={"knock"})
+        self.settings = Settings.read(os.environ)
+
+    def client(self, service: Any, config: Config = TWICE, region: str | None = None) -> BaseClient:
+        client: BaseClient = boto3.client(service, config=config, region_name=region)
+        return client
+
+    @cached_property
+    def trail(self) -> Trail:
+        return Trail(
+            self.client("sdb", region=self.settings.trail_region),
+            self.settings.trail_domain,
+        )
+
+    @cached_property
+    def executions(self) -> Executions:
+        return Executions(self.client("stepfunctions"), self.settings.machine_arn)
+
+    @cached_property
+    def ingress(self) -> Ingress:
+        return Ingress(self.client("ec2", ONCE), self.settings.stack)
+
+    @cached_property
+    def operations(self) -> Operations:
+        return Operations(self.trail, self.ingress, self.executions, now, count)
