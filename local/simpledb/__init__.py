@@ -1,0 +1,32 @@
+"""A true SimpleDB inside moto: every operation, set semantics, conditions, limits and the whole of Select.
+
+moto's own is a stub: it ignores `Expected`, keeps only one of several replaced values, wipes a domain that
+is created again, has no Select, no deletes and no batches, and does not answer for us-east-1. `install()`
+puts this one in its place, for the in-process mock and for the server alike.
+"""
+
+from __future__ import annotations
+
+import re
+
+import moto.backend_index
+import moto.sdb.urls
+
+from local.simpledb.responses import Responses
+
+__all__ = ["install"]
+
+# moto's server makes up a region from the end of the User-Agent, which may be anything and may be nothing.
+_HOST = r"https?://sdb(?:\.[^/]*)?\.amazonaws\.com"
+
+
+def install() -> None:
+    """Put this SimpleDB in the place of moto's, in this process.
+
+    Call it before a mock or a server starts. Calling it again changes nothing; nothing takes it back.
+    """
+    moto.sdb.urls.url_bases[:] = [_HOST]
+    moto.sdb.urls.url_paths["{0}/$"] = Responses.dispatch
+    patterns = moto.backend_index.backend_url_patterns
+    at = next(at for at, (service, _) in enumerate(patterns) if service == "sdb")
+    patterns[at] = ("sdb", re.compile(_HOST))
