@@ -1,0 +1,176 @@
+"""The way to AWS: one session, its clients, and a ledger of the calls that change something.
+
+Every call of every command passes the hooks below, so `--dry-run` is written once: a call that is not known
+to only read is listed with its parameters and answered here, with placeholders, and never sent. The same
+ledger says, when a command fails half-way, what had been done before.
+
+A call counts as reading when its operation's name starts with a reading verb. All others are held back, so an
+operation this module has never heard of is held back too. EC2's own `DryRun` parameter was no alternative:
+few services have it, and it checks permissions instead of listing calls.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from botocore.config import Config
+
+from knock import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from botocore.model import OperationModel, Shape
+
+READING = ("Describe", "Get", "List", "Select", "DomainMetadata")
+
+# IAM's prefix where it is not the endpoint's.
+IAM_SERVICE = {"monitoring": "cloudwatch"}
+
+# A synchronous Invoke of the revoke or guard function may take as long as the function may run.
+CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=120,
+    retries={"mode": "standard", "total_max_attempts": 5},
+    user_agent_extra=f"knock-admin/{__version__}",
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an AWS operation."""
+
+    name: str
+    """`ec2:CreateSecurityGroup`"""
+    permission: str
+    """What IAM calls the right to make it."""
+    parameters: dict[str, Any]
+    reads: bool
+
+
+@dataclass
+class Ledger:
+    """The calls of one run that change something: planned (`--dry-run`) or done."""
+
+    dry_run: bool = False
+    planned: list[Call] = field(default_factory=list)
+    done: list[Call] = field(default_factory=list)
+    last: Call | None = None
+    """The call that was tried last, whatever became of it."""
+
+
+class Aws:
+    """An operator's session and the clients made from it."""
+
+    def __init__(
+        self,
+        *,
+        profile: str | None = None,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self.ledger = Ledger(dry_run)
+        self._endpoint_url = endpoint_url
+        self._session = boto3.Session(profile_name=profile, region_name=region)
+        self._clients: dict[tuple[str, str | None], Any] = {}
+        events = self._session.events
+        events.register_last("before-parameter-build", self._note)
+        # The stubs say that a hook gives nothing back; before-call's answer is what the call gives back.
+        events.register_last("before-call", self._hold_back)  # type: ignore[arg-type]
+        events.register_last("after-call", self._remember)
+
+    @property
+    def region(self) -> str | None:
+        """Give the session's region."""
+        return self._session.region_name
+
+    @property
+    def partition(self) -> str:
+        """Give the partition of the session's region, for ARNs."""
+        return self._session.get_partition_for_region(str(self.region))
+
+    @property
+    def trail_regions(self) -> list[str]:
+        """List the regions that have SimpleDB; botocore makes up an endpoint for every other."""
+        return self._session.get_available_regions("sdb")
+
+    def client(
+        self, service: str, region: str | None = None
+    ) -> Any:  # Any: a boto3 client has no static type
+        """Give the client of a service, made once."""
+        key = (service, region)
+        if key not in self._clients:
+            self._clients[key] = self._session.client(
+                service,  # type: ignore[call-overload]  # the overloads want a literal
+                region_name=region,
+                endpoint_url=self._endpoint_url,
+                config=CONFIG,
+            )
+        return self._clients[key]
+
+    def pages(self, service: str, operation: str, items: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the entries of all pages of a listing operation; `items` is the list's name in the answer."""
+        for page in self.client(service).get_paginator(operation).paginate(**parameters):
+            yield from page.get(items, [])
+
+    def _note(
+        self, params: dict[str, Any], model: OperationModel, context: dict[str, Any], **_: object
+    ) -> None:
+        service = model.service_model
+        prefix = IAM_SERVICE.get(service.endpoint_prefix, service.endpoint_prefix)
+        call = Call(
+            name=f"{prefix}:{model.name}",
+            permission=_permission(prefix, model),
+            parameters=dict(params),
+            reads=model.name.startswith(READING),
+        )
+        context["knock_call"] = call
+        self.ledger.last = call
+
+    def _hold_back(
+        self, model: OperationModel, context: dict[str, Any], **_: object
+    ) -> tuple[AWSResponse, dict[str, Any]] | None:
+        call: Call = context["knock_call"]
+        if not self.ledger.dry_run or call.reads:
+            return None
+        self.ledger.planned.append(call)
+        answer = _placeholders(model.output_shape, len(self.ledger.planned))
+        return AWSResponse("", 200, HTTPHeaders(), io.BytesIO()), {
+            **answer,
+            "ResponseMetadata": {"HTTPStatusCode": 200},
+        }
+
+    def _remember(self, http_response: AWSResponse, context: dict[str, Any], **_: object) -> None:
+        call: Call = context["knock_call"]
+        if call.reads or self.ledger.dry_run or http_response.status_code >= 300:
+            return
+        self.ledger.done.append(call)
+        if sys.stderr.isatty():
+            print(f"done: {call.name}", file=sys.stderr)
+
+
+def _permission(prefix: str, model: OperationModel) -> str:
+    """Name the IAM action of an operation."""
+    if prefix == "apigateway":
+        path = model.http["requestUri"].split("?")[0]
+        return f"{prefix}:{model.http['method']} on {path}"
+    if model.name == "Invoke":
+        return "lambda:InvokeFunction"
+    return f"{prefix}:{model.name}"
+
+
+def _placeholders(shape: Shape | None, number: int) -> dict[str, Any]:
+    """Answer in place of a call that is not sent: texts say which planned call would have made them."""
+    members = getattr(shape, "members", {})
+    return {
+        name: f"<{name} of call {number}>"
+        for name, member in members.items()
+        if member.type_name == "string" and name != "NextToken"
+    }

@@ -1,0 +1,102 @@
+"""What can go wrong, and what to say about it.
+
+    AdminError           exit 1   refused or failed; the message says what to do
+    ├── UsageError       exit 2   the command line does not make sense
+    └── Unreachable      exit 3   AWS did not answer, or there are no credentials to ask it with
+
+`translated` turns an error of botocore into one of these. It names the permission that is missing, because
+the operation's name is not always the permission's (`lambda:Invoke` needs `lambda:InvokeFunction`, API
+Gateway's permissions are HTTP methods on paths).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from botocore import exceptions as boto
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from knock_admin.aws import Call
+
+DENIED = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "AuthorizationError",
+    "AuthFailure",
+    "UnauthorizedOperation",
+    "UnauthorizedException",
+}
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+UNKNOWN_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+
+
+class AdminError(Exception):
+    """The command was refused or failed; the text says why and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(AdminError):
+    """The command line does not make sense."""
+
+    exit_code = 2
+
+
+class Unreachable(AdminError):
+    """AWS did not answer, or could not be asked."""
+
+    exit_code = 3
+
+
+def code_of(error: boto.ClientError) -> str:
+    """Give AWS's code of an error. Some codes are in no client's `exceptions`: compare text."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def already_done(code: str) -> Iterator[None]:
+    """Take the error with this code for an answer: what was to be done is done."""
+    try:
+        yield
+    except boto.ClientError as error:
+        if code_of(error) != code:
+            raise
+
+
+def translated(error: boto.BotoCoreError | boto.ClientError, call: Call | None) -> AdminError:
+    """Say what an error of botocore means; `call` is the call that met it, when there was one."""
+    where = f"{call.name}: " if call else ""
+    if isinstance(error, boto.ClientError):
+        code = code_of(error)
+        said = error.response.get("Error", {}).get("Message", "") or code
+        if code in DENIED:
+            needed = call.permission if call else "the permission for this call"
+            return AdminError(
+                f"AWS refused {call.name if call else 'a call'}: {said}\nYour credentials need {needed}."
+            )
+        if code in EXPIRED:
+            return AdminError(
+                f"{where}your credentials have expired. Sign in again, then repeat the command."
+            )
+        if code in UNKNOWN_CREDENTIALS:
+            return AdminError(f"{where}AWS does not know these credentials: {said}")
+        return AdminError(f"{where}{said} ({code})")
+    if isinstance(error, boto.ProfileNotFound):
+        return UsageError(f"{error}. See `aws configure list-profiles`.")
+    if isinstance(error, boto.NoRegionError):
+        return UsageError("No region: give --region, or set AWS_REGION.")
+    if isinstance(
+        error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
+    ):
+        return Unreachable(f"No usable AWS credentials: {error}. Sign in, or name a profile with --profile.")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+        return Unreachable(f"{where}cannot reach AWS: {error}")
+    return AdminError(f"{where}{error}")

@@ -1,0 +1,90 @@
+"""What a command prints: tables for people, JSON for programs; data on standard output, the rest on standard
+error.
+
+Much of it was written by others: the name of a key, the reason of a grant. Such text is data. Control and
+format characters are shown as escapes, so that no reason can move the cursor, colour a line or turn its
+direction, and a CSV cell that a spreadsheet would take for a formula is quoted
+(https://owasp.org/www-community/attacks/CSV_Injection).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import unicodedata
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+# The wide forms of = + - @ count too: spreadsheets for East Asian scripts take them for the same.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+# Rows that are looked at to choose a table's widths; those after them stream.
+_SAMPLE = 100
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a command: for programs (`--json`), and for people."""
+
+    data: Any
+    lines: Iterable[str]
+    exit_code: int = 0
+    notes: Sequence[str] = ()
+    """What people should know beside it; on standard error, before the lines."""
+
+
+def visible(value: object) -> str:
+    """Write a value so that a terminal only shows it: what steers a terminal, as escapes."""
+    return "".join(
+        char
+        if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in str(value)
+    )
+
+
+def cell(value: object) -> str:
+    """Write a value for a CSV file that a spreadsheet may open."""
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Iterator[str]:
+    """Lay out rows in columns, in constant memory: the first hundred rows decide on the widths."""
+    shown = ([visible(value) for value in row] for row in rows)
+    first = [[*header], *islice(shown, _SAMPLE)]
+    widths = [max(len(row[i]) for row in first) for i in range(len(header))]
+    for row in chain(first, shown):
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def csv_lines(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Iterator[str]:
+    """Write rows as CSV (RFC 4180), one line at a time."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="")
+    for row in chain([header], rows):
+        writer.writerow([cell(value) for value in row])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def json_lines(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Write each item as one line of JSON, in ASCII: nothing in it can steer a terminal."""
+    return (json.dumps(item) for item in items)
+
+
+def warn(text: str) -> None:
+    """Say something that does not stop the command."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def progress(text: str) -> None:
+    """Say how far long work has come, when somebody is watching."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)

@@ -1,0 +1,109 @@
+"""Finds what a deployment is made of, by asking the deployment.
+
+The functions of a stack carry `KNOCK_STACK` and the places they work with in their environment, so one
+listing of the region's functions gives the stack's name, its trail, its state machine and the functions to
+invoke. That works the same on AWS, on the local stack and for somebody who has no right to read
+CloudFormation stacks, and needs no configuration on the operator's side. CloudFormation's outputs alone would
+not do: the local stack has none.
+
+What the functions do not know is the usage plan and the API's address: they come from an option, from the
+stack's outputs, or (the usage plan) from its tag or name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from knock_admin import tags
+from knock_admin.errors import DENIED, AdminError, UsageError, code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from knock_admin.aws import Aws
+
+MODULES = ("api", "authorize", "revoke", "stopped", "guard")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One deployment of Knock."""
+
+    aws: Aws
+    name: str
+    functions: Mapping[str, Mapping[str, Any]]
+    """By module (`api`, `authorize`, …): the function's configuration as Lambda gives it."""
+    usage_plan: str | None = None
+    api_url: str | None = None
+
+    def setting(self, variable: str) -> str:
+        """Give a variable of the functions' environment."""
+        for function in self.functions.values():
+            if value := function["Environment"]["Variables"].get(variable):
+                return str(value)
+        raise AdminError(f"No function of the stack {self.name} has {variable} in its environment.")
+
+    def function(self, module: str) -> str:
+        """Give the name of the function that runs a module of Knock's."""
+        if module not in self.functions:
+            raise AdminError(
+                f"The stack {self.name} has no function for {module}; `knock-admin doctor` says more."
+            )
+        return str(self.functions[module]["FunctionName"])
+
+    @cached_property
+    def outputs(self) -> dict[str, str]:
+        """Give the outputs of the CloudFormation stack; none without such a stack or a right to see it."""
+        try:
+            answer = self.aws.client("cloudformation").describe_stacks(StackName=self.name)
+        except ClientError as error:
+            if code_of(error) in DENIED or code_of(error) == "ValidationError":
+                return {}
+            raise
+        return {
+            output["OutputKey"]: output["OutputValue"] for output in answer["Stacks"][0].get("Outputs", [])
+        }
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Find the usage plan that the stack's keys belong to. Raises AdminError when it is not clear."""
+        wanted = self.usage_plan or self.outputs.get("UsagePlanId")
+        plans = list(self.aws.pages("apigateway", "get_usage_plans", "items"))
+        if wanted:
+            found = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
+        else:
+            found = [
+                plan
+                for plan in plans
+                if self.name in (plan.get("tags", {}).get(tags.STACK), plan["name"])
+                or plan["name"].startswith(f"{self.name}-")
+            ]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(sorted(f"{plan['name']} ({plan['id']})" for plan in found or plans)) or "none"
+        raise AdminError(
+            f"Which usage plan do the keys of the stack {self.name} belong to? {known} could be meant: "
+            "name one with --usage-plan or KNOCK_USAGE_PLAN."
+        )
+
+
+def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: str | None = None) -> Stack:
+    """Find the stack called `name`, or the only one of the region. Raises UsageError when there is none."""
+    stacks: dict[str, dict[str, Any]] = {}
+    for function in aws.pages("lambda", "list_functions", "Functions"):
+        stack = function.get("Environment", {}).get("Variables", {}).get("KNOCK_STACK")
+        if stack:
+            stacks.setdefault(stack, {})[function["Handler"].split(".")[0].split("/")[-1]] = function
+    known = ", ".join(sorted(stacks)) or "none"
+    if name is None and len(stacks) != 1:
+        raise UsageError(
+            f"Which stack? Name it with --stack or KNOCK_STACK. In {aws.region} there are: {known}."
+        )
+    chosen = name or next(iter(stacks))
+    if chosen not in stacks:
+        raise UsageError(f"There is no stack {chosen} of Knock in {aws.region}; there are: {known}.")
+    return Stack(aws, chosen, stacks[chosen], usage_plan, api_url)
