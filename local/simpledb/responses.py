@@ -59,7 +59,7 @@ def store_of(backend: SimpleDBBackend) -> Store:
 class Responses(SimpleDBResponse):
     """Answers one request."""
 
-    def ___init_(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.automated_parameter_parsing = False
 
