@@ -291,6 +291,24 @@ class Operations:
             raise failures[0]
         return revoked
 
+    def revoke_unclaimed(self, rule: Rule) -> bool:
+        """Revoke a rule of ours that no live grant claims. False says that one does, and it stands."""
+        made = {rule.key: rule.id}
+        kept: bool | None = None
+        for _ in range(LOOKS):
+            now = self.clock()
+            live = keys_of(g for g in self.trail.unclosed(rule.key.cidr) if g.live_at(now))
+            if kept is None and rule.key in live:
+                return False
+            if kept == (rule.key in live):
+                return not kept
+            kept = rule.key in live
+            if kept:
+                made |= self._keep(rule.key, live[rule.key])
+            else:
+                self.ingress.revoke(rule.key.group, made[rule.key])
+        raise RuleUnsettled("other grants for this source come and go too fast to follow")
+
     def _known(self, grant_id: str) -> Grant:
         grant = self.trail.get(grant_id)
         if grant is None:
