@@ -1,0 +1,530 @@
+"""Step Functions on moto's interpreter, mended where it lies.
+
+moto 5.2.5 executes the States Language for real, but it waits in naive local time, keeps two threads
+for every execution, forgets what StopExecution was told, tells nobody when a status changes, and
+accepts definitions and names that AWS refuses. This module mends that in the running process and
+leaves the interpreter itself alone. Each mend's docstring says what moto does, what AWS does and
+where that is written; `tests/local/test_engine.py` proves each one, and fails when a new moto makes
+it needless or breaks it.
+
+**How executions run.** All of them run on one thread, each as a greenlet that is parked while its
+execution waits: in a Wait state, before a retry, and while a function answers. So an execution that
+waits costs a few kilobytes, and a thousand that end in one second do not fight for the interpreter's
+lock. What blocks (calling a function; Parallel, Map and service integrations, which stay on moto's
+own threads) is done elsewhere. Everything that changes an execution happens on the one thread, in
+order; that is why StopExecution can answer when the execution has really ended.
+Decided against: moto's threads with a longer switch interval (two threads an execution, and a lag of
+seconds when a thousand end together), and an interpreter of our own (the point is to test the
+definition with a reading of the language that is not ours).
+
+    engine = install(invoke)             # invoke(function_arn, payload) -> InvocationResult
+    engine.clock.advance(timedelta(hours=8))
+    engine.shutdown()
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+from greenlet import GreenletExit, getcurrent, greenlet
+from moto.stepfunctions.parser.api import ExecutionStatus, HistoryEventType
+from moto.stepfunctions.parser.asl.component.common.error_name.custom_error_name import CustomErrorName
+from moto.stepfunctions.parser.asl.component.common.error_name.failure_event import (
+    FailureEvent,
+    FailureEventException,
+)
+from moto.stepfunctions.parser.asl.component.common.path import result_path
+from moto.stepfunctions.parser.asl.component.common.retry.max_attempts_decl import MaxAttemptsOutcome
+from moto.stepfunctions.parser.asl.component.common.retry.retrier_decl import RetrierDecl
+from moto.stepfunctions.parser.asl.component.common.retry.retrier_outcome import RetrierOutcome
+from moto.stepfunctions.parser.asl.component.common.string import string_expression
+from moto.stepfunctions.parser.asl.component.common.timeouts.timeout import EvalTimeoutError
+from moto.stepfunctions.parser.asl.component.program.program import Program
+from moto.stepfunctions.parser.asl.component.state.exec.execute_state import ExecutionState
+from moto.stepfunctions.parser.asl.component.state.exec.state_task import lambda_eval_utils
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.state_task_lambda import StateTaskLambda
+from moto.stepfunctions.parser.asl.component.state.wait.wait_function.timestamp import Timestamp
+from moto.stepfunctions.parser.asl.component.state.wait.wait_function.wait_function import WaitFunction
+from moto.stepfunctions.parser.asl.eval import states
+from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
+from moto.stepfunctions.parser.asl.eval.event.event_manager import EventManager
+from moto.stepfunctions.parser.asl.eval.program_state import (
+    ProgramEnded,
+    ProgramError,
+    ProgramStopped,
+    ProgramTimedOut,
+)
+from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
+from moto.stepfunctions.parser.asl.utils import json_path
+from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
+from moto.stepfunctions.parser.backend.execution import BaseExecutionWorkerCommunication, Execution
+from moto.stepfunctions.parser.backend.execution_worker import ExecutionWorker
+
+from local import engine_api
+from local.clock import Clock
+from local.invocation import InvocationError, InvocationResult, Invoke, Workers
+
+__all__ = ["Clock", "Engine", "InvocationError", "InvocationResult", "install"]
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[str, str, dict[str, Any]], None]
+"""Puts an event on the default bus: the account, the region, the event as EventBridge delivers it."""
+
+
+class _Interrupted(BaseException):
+    """Thrown into an execution that was stopped or ran out of time; passes moto's `except Exception`."""
+
+
+class _Run(greenlet):
+    """One execution under way; touched on the engine's thread only, and parked there between steps."""
+
+    def __init__(self, engine: Engine, execution: Any) -> None:
+        super().__init__(execution.exec_worker._execution_logic)
+        self.engine = engine
+        self.execution = execution
+        self.task_seconds = 0
+        self._turn = 0
+
+    @property
+    def env(self) -> Any:
+        return self.execution.exec_worker.env
+
+    def follow(self, program: Any) -> None:
+        """Evaluate the definition to its end, interruption or timeout, and record how it ended."""
+        if program.timeout_seconds:
+            self.engine.clock.at(
+                self.execution.start_date + timedelta(seconds=program.timeout_seconds.timeout_seconds),
+                lambda: self.engine.post(self.time_out),
+            )
+        try:
+            program._eval_body(self.env)
+        except _Interrupted:
+            program._eval_body(self.env)  # no longer running, so this only records how it ended
+
+    def sleep_until(self, when: datetime) -> None:
+        """Park until a time on the engine's clock."""
+        turn = self._turn
+        self.engine.clock.at(when, lambda: self.engine.post(lambda: self._resume(turn, None)))
+        self._park()
+
+    def call(self, work: Callable[[], Any], seconds: float) -> Any:
+        """Park while a worker does the work; raise what it raises, or `EvalTimeoutError` in due time."""
+        turn = self._turn
+        timer = self.engine.clock.after(
+            seconds, lambda: self.engine.post(lambda: self._resume(turn, EvalTimeoutError()))
+        )
+        self.engine.workers.submit(lambda: self._report(turn, work))
+        return self._answer(timer.cancel)
+
+    def call_at_length(self, work: Callable[[], Any]) -> Any:
+        """Park while a thread of its own does work that may take as long as a grant."""
+        turn = self._turn
+        threading.Thread(target=lambda: self._report(turn, work), name="state", daemon=True).start()
+        return self._answer(lambda: None)
+
+    def interrupt(self, error: BaseException) -> None:
+        if not self.dead:
+            self.throw(error)
+
+    def time_out(self) -> None:
+        if not self.dead:
+            self.env.set_timed_out()
+            self.interrupt(_Interrupted())
+
+    def stop(self, error: str | None, cause: str | None) -> None:
+        self.env.set_stop(stop_date=self.engine.clock.now(), error=error, cause=cause)
+        self.interrupt(_Interrupted())
+
+    def _report(self, turn: int, work: Callable[[], Any]) -> None:
+        try:
+            answer = work()
+        except Exception as error:  # noqa: BLE001 - carried to the execution, which decides
+            answer = error
+        self.engine.post(lambda: self._resume(turn, answer))
+
+    def _resume(self, turn: int, answer: Any) -> None:
+        # What comes for a turn that is over (an answer after the timeout or the stop) wakes nobody.
+        if self._turn == turn and not self.dead:
+            self.switch(answer)
+
+    def _park(self) -> Any:
+        try:
+            return self.engine.hub.switch()
+        finally:
+            self._turn += 1
+
+    def _answer(self, done: Callable[[], None]) -> Any:
+        try:
+            answer = self._park()
+        finally:
+            done()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Engine:
+    """Runs the executions of this process. Made by `install`."""
+
+    def __init__(self, invoke: Invoke, clock: Clock, publish: Publish, workers: int) -> None:
+        self.invoke = invoke
+        self.clock = clock
+        self.publish = publish
+        self.workers = Workers("task", workers)
+        self.hub: greenlet
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._runs: dict[Any, _Run] = {}
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def shutdown(self) -> None:
+        """Drop every execution, running or waiting, without a record; a second call does nothing."""
+        self._wait_for(lambda: self._drop(lambda _: True))
+        self._jobs.put(None)
+        self._thread.join()
+        self.workers.close()
+
+    def forget(self, account: str, region: str) -> None:
+        """Drop the executions of one backend, which is being reset."""
+        self._wait_for(lambda: self._drop(lambda e: (e.account_id, e.region_name) == (account, region)))
+
+    def begin(self, execution: Any) -> None:
+        """Let an execution run."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine was shut down; call local.engine.install again")
+        self.announce(execution)
+        self.post(lambda: self._begin(execution))
+
+    def stop(self, execution: Any, error: str | None, cause: str | None) -> None:
+        """End an execution as ABORTED; return when it has ended. One that has ended stays as it is."""
+
+        def stop() -> None:
+            if run := self._runs.get(execution):
+                run.stop(error, cause)
+
+        self._wait_for(stop)
+
+    def ended(self, execution: Any) -> None:
+        """Announce the status an execution ended with."""
+        self._runs.pop(execution, None)
+        self.announce(execution)
+
+    def announce(self, execution: Any) -> None:
+        self.publish(execution.account_id, execution.region_name, _status_change(execution))
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Have a job done on the engine's thread, in order."""
+        self._jobs.put(job)
+
+    def _wait_for(self, job: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def finish() -> None:
+            try:
+                job()
+            finally:
+                done.set()
+
+        self.post(finish)
+        while self._thread.is_alive() and not done.wait(0.1):
+            pass
+
+    def _begin(self, execution: Any) -> None:
+        run = self._runs[execution] = _Run(self, execution)
+        run.switch()
+
+    def _drop(self, chosen: Callable[[Any], bool]) -> None:
+        for execution in [execution for execution in self._runs if chosen(execution)]:
+            self._runs.pop(execution).interrupt(GreenletExit())
+
+    def _work(self) -> None:
+        self.hub = getcurrent()
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                log.exception("a step of an execution failed in the engine itself")
+
+
+_engine: Engine
+
+
+def install(
+    invoke: Invoke, *, clock: Clock | None = None, publish: Publish | None = None, workers: int = 64
+) -> Engine:
+    """Mend moto's Step Functions in this process and start an engine that runs its executions.
+
+    `invoke` is called for every Lambda task, at most `workers` times at once. Called again, it replaces the
+    engine; the one before is shut down. Works for `mock_aws` and for a moto server in this process.
+    """
+    global _engine
+    if "_engine" in globals():
+        _engine.shutdown()
+    _engine = Engine(invoke, clock or Clock(), publish or (lambda *_: None), workers)
+    _mend()
+    return _engine
+
+
+def _mend() -> None:
+    engine_api.mend(_engine)
+    for owner, name, mended in (
+        (ExecutionWorker, "_get_evaluation_entrypoint", _entrypoint),
+        (Execution, "start", _start),
+        (Execution, "stop", _stop),
+        (BaseExecutionWorkerCommunication, "terminated", _terminated),
+        (Program, "eval", _eval_program),
+        (ExecutionState, "_evaluate_with_timeout", _evaluate_with_timeout),
+        (lambda_eval_utils, "execute_lambda_function_integration", _call_function),
+        (StateTaskLambda, "_from_error", _task_error),
+        (WaitFunction, "_eval_body", _wait_seconds),
+        (Timestamp, "_eval_body", _wait_timestamp),
+        (Timestamp, "_from_timestamp_string", staticmethod(_parse_timestamp)),
+        (RetrierDecl, "_eval_body", _retry),
+        (EventManager, "_get_current_timestamp", staticmethod(lambda: _engine.clock.now())),
+        *(
+            (module, "copy", SimpleNamespace(deepcopy=_copied))
+            for module in (states, string_expression, result_path)
+        ),
+        *((module, "parse", _parsed_path[module]) for module in (json_path, result_path)),
+    ):
+        setattr(owner, name, mended)
+
+
+# moto's own, kept for what is not mended in them
+_plain_eval_program = Program.eval
+_plain_evaluate_with_timeout = ExecutionState._evaluate_with_timeout
+_plain_task_error = StateTaskLambda._from_error
+_parsed_path = {module: functools.cache(module.parse) for module in (json_path, result_path)}
+
+
+def _current_run() -> _Run | None:
+    """Return the execution whose greenlet this is; None on a thread of moto's own (Parallel, Map)."""
+    current = getcurrent()
+    return current if isinstance(current, _Run) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _program(definition: str) -> Any:
+    """Parse a definition once. A program holds nothing of an execution, so executions can share it."""
+    return AmazonStateLanguageParser.parse(definition)[0]
+
+
+def _entrypoint(self: Any) -> Any:
+    return _program(self._evaluation_details.state_machine_details.definition)
+
+
+def _copied(value: Any) -> Any:
+    """Copy a JSON value as `copy.deepcopy` does, at a tenth of its cost."""
+    if isinstance(value, dict):
+        return {key: _copied(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_copied(member) for member in value]
+    return value
+
+
+def _start(self: Any) -> None:
+    self.exec_worker = self._get_start_execution_worker()
+    self.exec_status = ExecutionStatus.RUNNING
+    _engine.begin(self)
+
+
+def _stop(self: Any, stop_date: object, error: str | None, cause: str | None) -> None:  # noqa: ARG001 - moto's
+    _engine.stop(self, error, cause)
+
+
+def _eval_program(self: Any, env: Any) -> None:
+    run = _current_run()
+    if run is None:
+        _plain_eval_program(self, env)
+        return
+    env.next_state_name = self.start_at.start_at_name
+    run.follow(self)
+
+
+def _terminated(self: Any) -> None:
+    execution = self.execution
+    env = execution.exec_worker.env
+    state = env.program_state()
+    execution.stop_date = _engine.clock.now()
+    match state:
+        case ProgramEnded():
+            execution.output = env.states.get_input()
+            status = ExecutionStatus.SUCCEEDED
+        case ProgramStopped():
+            execution.error, execution.cause, execution.stop_date = state.error, state.cause, state.stop_date
+            status = ExecutionStatus.ABORTED
+        case ProgramError():
+            failure = state.error or {}
+            execution.error, execution.cause = failure.get("error"), failure.get("cause")
+            status = ExecutionStatus.FAILED
+        case ProgramTimedOut():
+            status = ExecutionStatus.TIMED_OUT
+    # Threads of an interrupted Parallel may still report; what comes after the end is no history.
+    env.event_manager.add_event = lambda *_, **__: 0
+    execution.exec_status = status  # last: who sees it sees the rest
+    _engine.ended(execution)
+
+
+def _sleep_until(env: Any, when: datetime) -> None:
+    if run := _current_run():
+        run.sleep_until(when)
+        return
+    while env.is_running() and (left := (when - _engine.clock.now()).total_seconds()) > 0:
+        # A branch of Parallel or Map, on a thread of moto's: the interruption is a pulse that can be missed,
+        # and the clock may be moved, so it looks again twice a second.
+        env.program_state_event.wait(min(left, 0.5))
+
+
+def _wait_seconds(self: Any, env: Any) -> None:
+    _sleep_until(env, _engine.clock.now() + timedelta(seconds=self._get_wait_seconds(env=env)))
+
+
+def _wait_timestamp(self: Any, env: Any) -> None:
+    self.string.eval(env=env)
+    text = env.stack.pop()
+    when = _parse_timestamp(text)
+    if when is None:
+        raise FailureEventException(self._create_failure_event(env, text))
+    _sleep_until(env, when)
+
+
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+def _parse_timestamp(text: object) -> datetime | None:
+    if not isinstance(text, str) or not (parts := _TIMESTAMP.fullmatch(text)):
+        return None
+    try:
+        return datetime.fromisoformat(parts[1] + parts[2])
+    except ValueError:
+        return None
+
+
+def _retry(self: Any, env: Any) -> None:
+    self.error_equals.eval(env)
+    if not env.stack.pop():
+        env.stack.append(RetrierOutcome.Skipped)
+        return
+    self.max_attempts.eval(env=env)
+    if env.stack.pop() == MaxAttemptsOutcome.EXHAUSTED:
+        env.stack.append(RetrierOutcome.Failed)
+        return
+    for part in (self.interval_seconds, self.backoff_rate, self.max_delay_seconds, self.jitter_strategy):
+        part.eval(env=env)
+    _sleep_until(env, _engine.clock.now() + timedelta(seconds=env.stack.pop()))
+    env.stack.append(RetrierOutcome.Executed)
+
+
+def _evaluate_with_timeout(self: Any, env: Any) -> None:
+    run = _current_run()
+    if run is None:
+        _plain_evaluate_with_timeout(self, env)
+        return
+    if not isinstance(self, StateTaskLambda):
+        run.call_at_length(lambda: _plain_evaluate_with_timeout(self, env))
+        return
+    self.timeout.eval(env=env)
+    run.task_seconds = env.stack.pop()
+    frame = env.open_frame()
+    frame.states.reset(input_value=env.states.get_input())
+    frame.stack = _copied(env.stack)
+    try:
+        self._eval_execution(frame)
+    finally:
+        frame.set_ended()
+        env.close_frame(frame)
+    output = frame.stack.pop()
+    env.stack.append(output)
+    if not self._is_language_query_jsonpath():
+        env.states.set_result(output)
+    for part in (self.assign_decl, self.result_selector, self.result_path):
+        if part:
+            part.eval(env=env)
+    if not self.result_path:
+        env.states.reset(input_value=env.stack.pop())
+
+
+def _call_function(
+    env: Any,
+    parameters: dict[str, Any],
+    region: str,  # noqa: ARG001 - moto's signature
+    state_credentials: object,  # noqa: ARG001 - moto's signature
+) -> None:
+    arn, payload = parameters["FunctionName"], parameters["Payload"]
+    run = _current_run()
+    invoke = functools.partial(_engine.invoke, arn, payload)
+    result = run.call(invoke, run.task_seconds) if run else invoke()
+    text = result.payload.decode()
+    if result.function_error:
+        raise lambda_eval_utils.LambdaFunctionErrorException(result.function_error, text)
+    env.stack.append({"Payload": json.loads(text) if text else None, "StatusCode": 200})
+
+
+def _task_error(self: Any, env: Any, ex: Exception) -> Any:
+    match ex:
+        case lambda_eval_utils.LambdaFunctionErrorException():
+            error, cause = _function_error(ex.payload)
+        case InvocationError():
+            error, cause = f"Lambda.{ex.code}", ex.message
+        case _:
+            return _plain_task_error(self, env, ex)
+    return FailureEvent(
+        env=env,
+        error_name=CustomErrorName(error),
+        event_type=HistoryEventType.LambdaFunctionFailed,
+        event_details=cast(
+            "EventDetails", {"lambdaFunctionFailedEventDetails": {"error": error, "cause": cause}}
+        ),
+    )
+
+
+def _function_error(payload: str) -> tuple[str, str]:
+    try:
+        return json.loads(payload)["errorType"], payload
+    except (ValueError, KeyError, TypeError):
+        return "Lambda.Unknown", (
+            "The cause could not be determined because Lambda did not return an error type. "
+            f"Returned payload: {payload}"
+        )
+
+
+def _status_change(execution: Any) -> dict[str, Any]:
+    status = execution.exec_status.value
+    succeeded = status == "SUCCEEDED"
+    return {
+        "detail-type": "Step Functions Execution Status Change",
+        "source": "aws.states",
+        "resources": [execution.exec_arn],
+        "detail": {
+            "executionArn": execution.exec_arn,
+            "stateMachineArn": execution.state_machine_arn,
+            "name": execution.name,
+            "status": status,
+            "startDate": _milliseconds(execution.start_date),
+            "stopDate": _milliseconds(execution.stop_date) if execution.stop_date else None,
+            "input": execution.execution_input,
+            "output": _json(execution.output) if succeeded else None,
+            "inputDetails": {"included": True},
+            "outputDetails": {"included": True} if succeeded else None,
+            "error": execution.error,
+            "cause": execution.cause,
+        },
+    }
+
+
+def _milliseconds(when: datetime) -> int:
+    return int(when.timestamp() * 1000)
+
+
+def _json(value: Any) -> str:
+    return to_json_str(value, separators=(",", ":"))
