@@ -1,0 +1,55 @@
+# Each target does all its own set-up from a clone with python3, node and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help local test check types lint format bench mutants soak requirements clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(VENV)/.run: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
+	touch $@
+
+.venv-sam/.done: requirements-sam.txt
+	$(PYTHON) -m venv .venv-sam
+	.venv-sam/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sam.txt
+	touch $@
+
+node_modules/.done: package.json package-lock.json
+	npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+local: $(VENV)/.run ## run Knock on this machine
+	$(BIN)/python -m local up $(ARGS)
+
+test: $(VENV)/.dev .venv-sam/.done node_modules/.done ## run every check and test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy functions clients local
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+check: $(VENV)/.dev ## the quick half of `test`: linters and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy functions clients local
+
+format: $(VENV)/.dev ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
+	for name in requirements requirements-dev requirements-sam; do \
+	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	    --upgrade -o $$name.txt $$name.in || exit 1; done
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .venv-sam node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""What every kind of test shares.
+
+A test may skip where a part is missing on a person's machine, saying which; with CI=true it fails
+instead, since a test that is skipped is not passed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def need(present: object, what: str) -> None:
+    """Skip, or with CI=true fail, unless `present`; `what` says what is missing and how to get it."""
+    if present:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} (with CI=true nothing is skipped)")
+    pytest.skip(what)
+
+
+def program(name: str, how: str, *places: str) -> str:
+    """Find a program on the PATH or in `places`, or `need` it."""
+    found = shutil.which(name) or next((place for place in places if Path(place).exists()), None)
+    need(found, f"{name} is not installed: {how}")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_aws_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep a person's own AWS account out of every test."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "KNOCK_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests and proofs run with sockets off: what they test is pure."""
+    for item in items:
+        folder = Path(str(item.fspath)).relative_to(ROOT / "tests").parts[0]
+        if folder in ("unit", "properties", "interleavings"):
+            item.add_marker(pytest.mark.disable_socket)
