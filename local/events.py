@@ -1,20 +1,18 @@
-"""EventBridge that delivers: rules call Lambda targets, failures are retried, the lost go to their queue.
+"""EventBridge that delivers: rules reach Lambda targets, refusals are retried, the lost go to their queue.
 
-moto 5.2.5 matches events to rules and then raises for a Lambda target. Here what matches is delivered,
-on threads of its own and on the engine's clock, in the two stages AWS has:
+moto 5.2.5 matches events to rules and then raises for a Lambda target. Here what matches is handed to
+Lambda's queue, as EventBridge does: on threads of its own, after PutEvents has answered. When Lambda refuses
+(`InvocationError`: no such function, no permission, a fault of the service), the target's RetryPolicy and
+then its DeadLetterConfig apply
+(https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-event-delivery.html); pauses are on the
+engine's clock. What the function makes of the event is Lambda's business and its queue's
+(`local.lambdas.Runtime.invoke_later`), of which EventBridge never hears.
 
-1. **EventBridge** hands the event to Lambda's queue. Lambda refusing (no such function, no permission,
-   a fault of the service) is EventBridge's to handle: the target's RetryPolicy, then its DeadLetterConfig
-   (https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-event-delivery.html).
-2. **Lambda** takes events off its queue. A function that fails is run two more times, one and two minutes
-   later; throttling is retried for 6 hours. What still fails is discarded, and EventBridge never hears of it
-   (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html).
+    deliveries = install(runtime.invoke_later, clock=clock)
+    deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")   # an event that gets lost
 
-Because `invoke` answers both at once, the stages are told apart by what it answers: an `InvocationError`
-is the first stage's, throttling excepted; a function error is the second's.
-
-    deliveries = install(invoke, clock=clock)
-    deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")   # an event that is lost
+It also mends what moto matches wrongly, each in its own function below, against
+https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-create-pattern-operators.html.
 """
 
 from __future__ import annotations
@@ -26,30 +24,30 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from jsonpath_ng.ext import parser as jsonpath
-from moto.events.models import EventPattern, Rule, events_backends
+from moto.events.models import UNDEFINED, EventPattern, Rule, events_backends
 from moto.events.utils import EventTemplateParser
 from moto.sqs.models import sqs_backends
 from moto.utilities.arns import parse_arn
 
 from local.clock import Clock
-from local.invocation import InvocationError, InvocationResult, Invoke, Workers
+from local.invocation import InvocationError, Workers
 
-__all__ = ["Deliveries", "install", "publish"]
+__all__ = ["Deliveries", "install"]
 
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
-_FUNCTION_RETRIES = (timedelta(minutes=1), timedelta(minutes=2))
-_LONGEST_IN_LAMBDA = timedelta(hours=6)
-_LONGEST_THROTTLE_PAUSE = timedelta(minutes=5)
+InvokeLater = Callable[[str, bytes], object]
+"""Puts a payload (JSON) on a function's queue, by ARN; raises InvocationError when Lambda refuses."""
+
 _LONGEST_PAUSE = timedelta(minutes=10)  # AWS says "exponential back off and jitter" and gives no figures
 
-# Errors EventBridge does not retry, by Lambda's error code, and what it calls them.
+# What EventBridge does not retry: Lambda's error code, and what EventBridge calls it.
 _FINAL = {
     "ResourceNotFoundException": "NO_RESOURCE",
     "AccessDeniedException": "NO_PERMISSIONS",
@@ -61,145 +59,106 @@ _FINAL = {
 class _Delivery:
     """One event on its way to one Lambda target."""
 
-    rule: Rule
+    rule_arn: str
     target: dict[str, Any]
     event: Event
     payload: bytes
     since: datetime
-    attempts: int = 0
-
-    @property
-    def policy(self) -> tuple[int, timedelta]:
-        policy = self.target.get("RetryPolicy", {})
-        return (
-            policy.get("MaximumRetryAttempts", 185),
-            timedelta(seconds=policy.get("MaximumEventAgeInSeconds", 86400)),
-        )
+    retries: int = 0
 
 
 class Deliveries:
-    """Carries events from rules to Lambda functions. Made by `install`."""
+    """Carries events from rules to Lambda's queue. Made by `install`."""
 
-    def __init__(self, invoke: Invoke, clock: Clock, workers: int) -> None:
-        self._invoke = invoke
+    def __init__(self, invoke_later: InvokeLater, clock: Clock, workers: int) -> None:
+        self._invoke_later = invoke_later
         self._clock = clock
         self._workers = Workers("delivery", workers)
-        self._dropped: Callable[[Event], bool] = lambda _: False
+        self._lost: Callable[[Event], bool] = lambda _: False
 
     def drop(self, predicate: Callable[[Event], bool]) -> None:
         """Lose the events this is true for, from now on; `lambda event: False` loses none again."""
-        self._dropped = predicate
+        self._lost = predicate
 
     def publish(self, account: str, region: str, event: Event) -> None:
-        """Put a service's own event on the default bus; returns before anyone has it."""
+        """Put a service's own event on the default bus; returns before anyone has it.
+
+        The event has its source, detail-type, resources and detail; the rest is filled in.
+        """
         self._workers.submit(lambda: self._route(account, region, event))
 
-    def deliver(self, rule: Rule, target: dict[str, Any], event: Event) -> None:
-        """Send an event to a rule's Lambda target; returns before the function has it."""
-        payload = json.dumps(_target_input(target, event)).encode()
-        delivery = _Delivery(rule, target, event, payload, self._clock.now())
-        self._workers.submit(lambda: self._attempt(delivery))
-
-    def invoke_async(self, function_arn: str, payload: bytes) -> None:
-        """Put a payload on Lambda's queue, as Invoke with `InvocationType` Event does."""
-        since = self._clock.now()
-        self._workers.submit(lambda: self._run(function_arn, payload, since))
+    def send(self, rule: Rule, event: Event, transform_input: bool = True) -> None:
+        """Send an event to a rule's targets, if it matches; returns before a Lambda target has it."""
+        if self._lost(event) or not _applies(rule, event):
+            return
+        others = []
+        for target in rule.targets:
+            if parse_arn(target["Arn"]).service == "lambda":
+                payload = json.dumps(_target_input(target, event)).encode()
+                delivery = _Delivery(rule.arn, target, event, payload, self._clock.now())
+                self._workers.submit(lambda delivery=delivery: self._attempt(delivery))  # type: ignore[misc]
+            else:
+                others.append(target)
+        if others:
+            rest = copy.copy(rule)
+            rest.targets = others
+            _plain_send_to_targets(rest, event, transform_input)
 
     def shutdown(self) -> None:
-        """Drop what is not delivered yet; a second call does nothing."""
-        self._dropped = lambda _: True
+        """Drop what is not delivered yet, and what comes; a second call does nothing."""
+        self._lost = lambda _: True
         self._workers.close()
-
-    def lost(self, event: Event) -> bool:
-        return self._dropped(event)
 
     def _route(self, account: str, region: str, event: Event) -> None:
         now = self._clock.now()
-        complete: Any = {
+        complete = {
             "version": "0",
             "id": str(uuid4()),
             "account": account,
-            "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "time": now.timestamp(),
             "region": region,
             "ingestion-time": now.timestamp(),
             **event,
         }
         for rule in list(events_backends[account][region].event_buses["default"].rules.values()):
             try:
-                rule.send_to_targets(copy.deepcopy(complete))
+                self.send(rule, copy.deepcopy(complete))
             except Exception:
                 log.exception("rule %s could not send an event to its targets", rule.name)
 
     def _attempt(self, delivery: _Delivery) -> None:
-        arn = delivery.target["Arn"]
         try:
-            result = self._invoke(arn, delivery.payload)
+            self._invoke_later(delivery.target["Arn"], delivery.payload)
         except InvocationError as error:
-            if error.code == "TooManyRequestsException":
-                self._throttled(arn, delivery.payload, self._clock.now(), 1)
-            else:
-                self._refused(delivery, error)
-        else:
-            self._check(arn, delivery.payload, self._clock.now(), 1, result)
+            self._refused(delivery, error)
 
     def _refused(self, delivery: _Delivery, error: InvocationError) -> None:
-        most, oldest = delivery.policy
+        policy = delivery.target.get("RetryPolicy", {})
+        oldest = timedelta(seconds=policy.get("MaximumEventAgeInSeconds", 86400))
+        now = self._clock.now()
+        pause = min(timedelta(seconds=2.0**delivery.retries), _LONGEST_PAUSE)
+        pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
         if code := _FINAL.get(error.code):
             self._bury(delivery, code, error.message, None)
-            return
-        pause = _pause(delivery.attempts, _LONGEST_PAUSE)
-        now = self._clock.now()
-        if delivery.attempts >= most:
+        elif delivery.retries >= policy.get("MaximumRetryAttempts", 185):
             self._bury(delivery, "ERROR_FROM_TARGET", error.message, "MaximumRetryAttempts")
         elif now + pause - delivery.since > oldest:
             self._bury(delivery, "ERROR_FROM_TARGET", error.message, "MaximumEventAgeInSeconds")
         else:
-            again = dataclasses.replace(delivery, attempts=delivery.attempts + 1)
-            self._later(pause, lambda: self._attempt(again))
-
-    def _run(self, arn: str, payload: bytes, since: datetime, attempt: int = 1, throttled: int = 0) -> None:
-        try:
-            result = self._invoke(arn, payload)
-        except InvocationError as error:
-            if error.code in _FINAL:
-                log.error("Lambda discards an event for %s: %s", arn, error.message)
-            else:
-                self._throttled(arn, payload, since, attempt, throttled)
-        else:
-            self._check(arn, payload, since, attempt, result)
-
-    def _check(
-        self, arn: str, payload: bytes, since: datetime, attempt: int, result: InvocationResult
-    ) -> None:
-        if result.function_error is None:
-            return
-        if attempt > len(_FUNCTION_RETRIES):
-            log.error("Lambda discards an event for %s: the function failed %d times", arn, attempt)
-            return
-        self._later(_FUNCTION_RETRIES[attempt - 1], lambda: self._run(arn, payload, since, attempt + 1))
-
-    def _throttled(self, arn: str, payload: bytes, since: datetime, attempt: int, throttled: int = 0) -> None:
-        pause = min(timedelta(seconds=2**throttled), _LONGEST_THROTTLE_PAUSE)
-        if self._clock.now() + pause - since > _LONGEST_IN_LAMBDA:
-            log.error("Lambda discards an event for %s: throttled for 6 hours", arn)
-            return
-        self._later(pause, lambda: self._run(arn, payload, since, attempt, throttled + 1))
-
-    def _later(self, pause: timedelta, work: Callable[[], None]) -> None:
-        self._clock.at(self._clock.now() + pause, lambda: self._workers.submit(work))
+            again = dataclasses.replace(delivery, retries=delivery.retries + 1)
+            self._clock.at(now + pause, lambda: self._workers.submit(lambda: self._attempt(again)))
 
     def _bury(self, delivery: _Delivery, code: str, message: str, exhausted: str | None) -> None:
-        rule, target = delivery.rule, delivery.target
-        queue = target.get("DeadLetterConfig", {}).get("Arn")
-        if not queue:
-            log.error("EventBridge drops an event for %s: %s", target["Arn"], message)
+        queue = delivery.target.get("DeadLetterConfig", {}).get("Arn")
+        if queue is None:
+            log.error("EventBridge drops an event for %s: %s: %s", delivery.target["Arn"], code, message)
             return
         attributes = {
-            "RULE_ARN": rule.arn,
-            "TARGET_ARN": target["Arn"],
+            "RULE_ARN": delivery.rule_arn,
+            "TARGET_ARN": delivery.target["Arn"],
             "ERROR_CODE": code,
             "ERROR_MESSAGE": message,
-            "RETRY_ATTEMPTS": str(delivery.attempts),
+            "RETRY_ATTEMPTS": str(delivery.retries),
         }
         if exhausted:
             attributes["EXHAUSTED_RETRY_CONDITION"] = exhausted
@@ -208,54 +167,79 @@ class Deliveries:
             arn.resource_id,
             json.dumps(_visible(delivery.event)),
             message_attributes={
-                name: {"data_type": "String", "string_value": value} for name, value in attributes.items()
+                name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
             },
         )
 
 
 _deliveries: Deliveries
-_plain_send_to_targets = Rule.send_to_targets
-_plain_matches_filters = EventPattern._does_item_match_filters
+_plain_send_to_targets: Callable[..., None] = Rule.send_to_targets
 
 
-def install(invoke: Invoke, *, clock: Clock | None = None, workers: int = 16) -> Deliveries:
+def install(invoke_later: InvokeLater, *, clock: Clock | None = None, workers: int = 16) -> Deliveries:
     """Make moto's EventBridge in this process deliver to Lambda targets.
 
-    `invoke` is called at most `workers` times at once. Called again, it replaces the deliveries; the ones
-    before are shut down.
+    Called again, it replaces the deliveries; the ones before are shut down. Works for `mock_aws` and for a
+    moto server in this process.
     """
     global _deliveries
     if "_deliveries" in globals():
         _deliveries.shutdown()
-    _deliveries = Deliveries(invoke, clock or Clock(), workers)
-    setattr(Rule, "send_to_targets", _send_to_targets)  # noqa: B010 - mypy forbids assigning to a method
+    _deliveries = Deliveries(invoke_later, clock or Clock(), workers)
+    for owner, name, mended in (
+        (Rule, "send_to_targets", _send_to_targets),
+        (EventPattern, "matches_event", _matches_event),
+    ):
+        setattr(owner, name, mended)
     return _deliveries
 
 
-def publish(account: str, region: str, event: Event) -> None:
-    """Put a service's own event on the default bus, when `install` was called; else nobody listens."""
-    if "_deliveries" in globals():
-        _deliveries.publish(account, region, event)
+def _send_to_targets(self: Rule, original_event: Event, transform_input: bool = True) -> None:
+    """Deliver to Lambda targets; moto raises NotImplementedError for them, out of PutEvents."""
+    _deliveries.send(self, original_event, transform_input)
 
 
-def _send_to_targets(self: Any, original_event: Any, transform_input: bool = True) -> None:
-    if self.state != "ENABLED" or self.event_pattern.dump() is None or _deliveries.lost(original_event):
-        return
-    if not self.event_pattern.matches_event(original_event):
-        return
-    others = []
-    for target in self.targets:
-        if parse_arn(target["Arn"]).service == "lambda":
-            _deliveries.deliver(self, target, original_event)
+def _applies(rule: Rule, event: Event) -> bool:
+    """Whether an event is for a rule. moto forgets that rules can be disabled, and sends every event to a
+    rule that has a schedule and no pattern.
+    """
+    has_pattern = rule.event_pattern.dump() is not None
+    return rule.state == "ENABLED" and has_pattern and rule.event_pattern.matches_event(cast("Any", event))
+
+
+def _matches_event(self: EventPattern, event: Event) -> bool:
+    """Match a pattern against arrays of objects too, and tell true from 1; moto does neither.
+
+    In an array, one element has to match by itself. Named filters (prefix, numeric, ...) stay moto's.
+    """
+    return _matches(json.loads(json.dumps(event)), self.get_pattern())
+
+
+def _matches(node: Any, pattern: dict[str, Any]) -> bool:
+    if isinstance(node, list):
+        return any(_matches(element, pattern) for element in node)
+    fields = node if isinstance(node, dict) else {}
+    for key, expected in pattern.items():
+        if key == "$or":
+            matched = any(_matches(node, alternative) for alternative in expected)
+        elif isinstance(expected, dict):
+            matched = _matches(fields.get(key), expected)
         else:
-            others.append(target)
-    if others:
-        rest = copy.copy(self)
-        rest.targets = others
-        _plain_send_to_targets(rest, original_event, transform_input)
+            matched = any(_matches_one(fields.get(key, UNDEFINED), filter_) for filter_ in expected)
+        if not matched:
+            return False
+    return True
+
+
+def _matches_one(value: Any, filter_: Any) -> bool:
+    if isinstance(filter_, dict):
+        return EventPattern._does_item_match_named_filter(value, filter_)
+    values = value if isinstance(value, list) else [value]
+    return any(one == filter_ and isinstance(one, bool) == isinstance(filter_, bool) for one in values)
 
 
 def _visible(event: Event) -> Event:
+    """Return the event as a target sees it."""
     shown = {key: value for key, value in event.items() if key != "ingestion-time"}
     if not isinstance(shown["time"], str):
         shown["time"] = datetime.fromtimestamp(shown["time"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -263,6 +247,10 @@ def _visible(event: Event) -> Event:
 
 
 def _target_input(target: dict[str, Any], event: Event) -> Any:
+    """Return what a target is called with: its own Input, a part of the event, or all of it.
+
+    https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_Target.html
+    """
     if "Input" in target:
         return json.loads(target["Input"])
     shown = _visible(event)
@@ -275,7 +263,3 @@ def _target_input(target: dict[str, Any], event: Event) -> Any:
             transformer["InputTemplate"], transformer.get("InputPathsMap", {}), source
         )
     return shown
-
-
-def _pause(attempts: int, longest: timedelta) -> timedelta:
-    return min(timedelta(seconds=2.0**attempts), longest) * random.uniform(0.5, 1)  # noqa: S311 - jitter

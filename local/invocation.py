@@ -1,7 +1,6 @@
 """How the embedded AWS calls a Lambda function, whoever runs it.
 
-Step Functions' tasks and EventBridge's targets call the same thing: a function's ARN and a payload in,
-an `InvocationResult` out. The two ways to fail are Lambda's own
+A function's ARN and a payload in, an `InvocationResult` out. The two ways to fail are Lambda's own
 (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html): the function ran and failed
 (`function_error`, with the error in the payload), or it was not run at all (`InvocationError`).
 """
@@ -9,10 +8,13 @@ an `InvocationResult` out. The two ways to fail are Lambda's own
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Workers:
         self._idle = 0
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do the work, in order of submission; it must not raise."""
+        """Have a thread do the work, in order of submission; what it raises is logged."""
         with self._lock:
             if self._idle > 0:
                 self._idle -= 1  # spoken for
@@ -74,6 +76,9 @@ class Workers:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            try:
+                work()
+            except Exception:
+                log.exception("work on a %s thread failed", self._name)
             with self._lock:
                 self._idle += 1
