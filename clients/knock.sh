@@ -1,0 +1,303 @@
+#!/bin/sh
+# knock.sh: knock for access with a POSIX shell and curl alone.
+#
+# The key comes from KNOCK_API_KEY or a file that only its owner can read, and goes to curl on standard
+# input: it is in no argument, so no process list shows it. ~/.curlrc is not read, since a "verbose" there
+# would print the key; proxies and certificates come from the environment (https_proxy, CURL_CA_BUNDLE).
+# Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API.
+set -eu
+LC_ALL=C
+export LC_ALL
+
+usage() {
+    cat <<'END'
+usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR]
+       knock.sh ls [--all]
+       knock.sh show ID
+       knock.sh revoke ID... [--reason TEXT]
+       knock.sh whoami
+
+open and revoke print a line a grant; the others print the API's JSON as it is. "open" may be left out, unless
+a target is named like a command.
+
+  KNOCK_URL        the API's URL, https://HOST/STAGE     (or the file ~/.config/knock/url)
+  KNOCK_API_KEY    the key       (or KNOCK_KEY_FILE, or the file ~/.config/knock/key, mode 0600)
+
+examples:
+  knock.sh bastion --for 8h --reason 'on call'
+  knock.sh revoke alice_203-0-113-7_20261123T211719Z_x7k2p9
+END
+}
+
+say() { printf 'knock.sh: %s\n' "$*" >&2; }
+misused() {
+    say "$*"
+    say "see: knock.sh --help"
+    exit 2
+}
+
+# --- what to call, and with what key
+
+find_access() {
+    folder=${XDG_CONFIG_HOME:-${HOME:-}/.config}/knock
+    url=${KNOCK_URL:-}
+    if [ -z "$url" ] && [ -f "$folder/url" ]; then
+        IFS= read -r url <"$folder/url" || :
+    fi
+    [ -n "$url" ] || misused "set KNOCK_URL to the API's URL, or write it to $folder/url"
+    url=${url%/}
+    url=${url%/knock}
+    case $url in
+    *[!!-~]* | *\"* | *\\* | *\?* | *'#'* | *@*) misused "KNOCK_URL is only https://HOST/STAGE" ;;
+    https://?* | http://127.0.0.1[:/]* | http://localhost[:/]* | 'http://[::1]'[:/]*) ;;
+    *) misused "KNOCK_URL must start with https://: anything else would show the key to the network" ;;
+    esac
+
+    key=${KNOCK_API_KEY:-}
+    unset KNOCK_API_KEY # curl needs no copy of it in its environment
+    if [ -z "$key" ]; then
+        file=${KNOCK_KEY_FILE:-$folder/key}
+        [ -f "$file" ] || misused "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
+        # shellcheck disable=SC2012 # a mode has no portable reader but ls; the name is not parsed
+        case $(ls -ldL -- "$file" | cut -c 5-10) in
+        ------) ;;
+        *) misused "$file can be read or changed by others; close it with: chmod 600 $file" ;;
+        esac
+        IFS= read -r key <"$file" || :
+    fi
+    case $key in
+    '') misused "the API key is empty" ;;
+    *[!!-~]* | *\"* | *\\*) misused "the API key holds a character that no key has" ;;
+    esac
+}
+
+# call METHOD PATH [BODY]: sets $status and $answer. Redirects are not followed: the key is for one host.
+call() {
+    method=$1 path=$2
+    shift 2
+    [ $# = 0 ] || set -- --header 'content-type: application/json' --data-raw "$1"
+    # -q must come first: it keeps ~/.curlrc out.
+    if ! answer=$(
+        printf 'header = "x-api-key: %s"\n' "$key" |
+            curl -q --config - --silent --show-error --proto '=https,http' --connect-timeout 10 \
+                --max-time 35 --header 'accept: application/json' --write-out '\n%{http_code}' \
+                --request "$method" "$@" --url "$url$path"
+    ); then
+        say "cannot reach the API at $url"
+        [ "$method" = GET ] || say "whether it was done is not known: look with knock.sh ls, or do it again"
+        exit 3
+    fi
+    status=${answer##*"
+"}
+    answer=${answer%"
+"*}
+    case $status in
+    2??) ;;
+    *) refused ;;
+    esac
+}
+
+refused() {
+    case $answer in
+    *'"detail"'* | *'"title"'*)
+        say "$(field title): $(field detail)"
+        ;;
+    *'"Forbidden"'*) say "the key is not accepted: it is wrong, disabled or another API's" ;;
+    *'"Missing Authentication Token"'*)
+        say "$url is not the Knock API: no such route there. Is the stage (like /prod) missing?"
+        exit 3
+        ;;
+    *'"message"'*) say "the gateway says: $(field message) ($status)" ;;
+    *)
+        say "$url answered $status with something that is not from the Knock API"
+        exit 3
+        ;;
+    esac
+    exit 1
+}
+
+# --- JSON, as much as is needed
+
+# Print every scalar of the JSON in $answer as "path value", one a line: targets.0.name bastion.
+# Strings stay escaped, except for \" \\ and \/, so no control character comes out.
+scalars() {
+    printf '%s\n' "$answer" | awk '
+    { text = text $0 " " }
+    END {
+        depth = 0; n = length(text)
+        for (i = 1; i <= n; i++) {
+            c = substr(text, i, 1)
+            if (c == "\"") {
+                value = ""
+                for (i++; i <= n; i++) {
+                    c = substr(text, i, 1)
+                    if (c == "\"") break
+                    if (c == "\\") {
+                        i++; c = substr(text, i, 1)
+                        if (c != "\"" && c != "\\" && c != "/") c = "\\" c
+                    }
+                    value = value c
+                }
+                if (list[depth] || wanted[depth]) { show(value); wanted[depth] = 0 }
+                else key[depth] = value
+            }
+            else if (c == "{" || c == "[") { depth++; list[depth] = (c == "["); key[depth] = 0; wanted[depth] = 0 }
+            else if (c == "}" || c == "]") { depth--; wanted[depth] = 0 }
+            else if (c == ":") wanted[depth] = 1
+            else if (c == ",") { if (list[depth]) key[depth]++; else wanted[depth] = 0 }
+            else if (c ~ /[-0-9a-z]/) {
+                value = ""
+                while (c ~ /[-+.0-9A-Za-z]/) { value = value c; i++; c = substr(text, i, 1) }
+                i--; show(value)
+            }
+        }
+    }
+    function show(value,   path, d) {
+        path = key[1]
+        for (d = 2; d <= depth; d++) path = path "." key[d]
+        print path " " value
+    }'
+}
+
+# field PATH: its value in $answer, or nothing.
+field() { scalars | sed -n "s/^$1 //p" | sed 1q; }
+
+# Print a text as a JSON string. Control characters are refused before this.
+quoted() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; 1s/^/"/; $s/$/"/'; }
+
+# Print a text as a part of a URL. Everything but letters, digits and - . _ ~ is escaped, byte by byte.
+escaped() {
+    rest=$1
+    while [ -n "$rest" ]; do
+        first=${rest%"${rest#?}"}
+        rest=${rest#?}
+        case $first in
+        [A-Za-z0-9._~-]) printf '%s' "$first" ;;
+        *) printf '%s' "$first" | od -An -tx1 | tr -d ' \n' | sed 's/../%&/g' ;;
+        esac
+    done
+}
+
+# --- the commands
+
+open_targets() {
+    body=
+    if [ -n "$targets" ]; then body="\"targets\":[$targets]"; fi
+    if [ -n "$duration" ]; then body="$body${body:+,}\"duration\":$(quoted "$duration")"; fi
+    if [ -n "$source" ]; then body="$body${body:+,}\"source\":$(quoted "$source")"; fi
+    if [ -n "$reason" ]; then body="$body${body:+,}\"reason\":$(quoted "$reason")"; fi
+    call POST /knock "{$body}"
+    grant=$(field id)
+    tries=0
+    while [ "$(field status)" = pending ]; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 60 ]; then
+            say "grant $grant is still pending after a minute"
+            exit 1
+        fi
+        sleep 1
+        call GET "/grants/$(escaped "$grant")"
+    done
+    if [ "$(field status)" != active ]; then
+        say "grant $grant is $(field status)"
+        exit 1
+    fi
+    names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ')
+    printf 'open: %s from %s until %s (%s s left), grant %s\n' \
+        "${names% }" "$(field source)" "$(field expires_at)" "$(field seconds_left)" "$grant"
+}
+
+# A refusal of one does not keep the others open; without an answer there is no point in going on.
+revoke_ids() {
+    worst=0
+    for id in "$@"; do
+        path="/grants/$(escaped "$id")"
+        [ -z "$reason" ] || path="$path?reason=$(escaped "$reason")"
+        code=0
+        (
+            call DELETE "$path"
+            printf '%s: %s\n' "$(field status)" "$id"
+        ) || code=$?
+        [ "$code" -lt 3 ] || exit "$code"
+        [ "$code" = 0 ] || worst=$code
+    done
+    exit "$worst"
+}
+
+main() {
+    command=open
+    case ${1:-} in
+    open | ls | show | revoke | whoami)
+        command=$1
+        shift
+        ;;
+    esac
+    targets='' duration='' reason='' source='' all='' words=0
+    # Words that are no options are put back behind the others: after the loop they are all that is left.
+    count=$#
+    while [ "$count" -gt 0 ]; do
+        word=$1
+        shift
+        count=$((count - 1))
+        case $word in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --for | --reason | --source)
+            [ "$count" -gt 0 ] || misused "$word wants a value"
+            check_text "$1"
+            case $command$word in
+            open--for) duration=$1 ;;
+            open--source) source=$1 ;;
+            open--reason | revoke--reason) reason=$1 ;;
+            *) misused "$command takes no $word" ;;
+            esac
+            shift
+            count=$((count - 1))
+            ;;
+        --all)
+            [ "$command" = ls ] || misused "$command takes no $word"
+            all=yes
+            ;;
+        -*) misused "there is no option $word" ;;
+        *)
+            check_text "$word"
+            targets="$targets${targets:+,}$(quoted "$word")"
+            words=$((words + 1))
+            set -- "$@" "$word"
+            ;;
+        esac
+    done
+    case $command$words in
+    open* | ls0 | whoami0 | show1 | revoke[1-9]*) ;;
+    show* | revoke*) misused "$command wants the id of a grant; knock.sh ls shows them" ;;
+    *) misused "$command takes no $1" ;;
+    esac
+    find_access
+    case $command in
+    open) open_targets ;;
+    ls)
+        call GET "/grants${all:+?status=all}"
+        printf '%s\n' "$answer"
+        ;;
+    show)
+        call GET "/grants/$(escaped "$1")"
+        printf '%s\n' "$answer"
+        ;;
+    revoke) revoke_ids "$@" ;;
+    whoami)
+        call GET /whoami
+        printf '%s\n' "$answer"
+        ;;
+    esac
+}
+
+check_text() {
+    case $1 in
+    '') misused "an empty word was given" ;;
+    *[[:cntrl:]]*) misused "a control character was given" ;;
+    esac
+}
+
+main "$@"

@@ -1,0 +1,74 @@
+"""Knock for access: a client for people and for Python programs.
+
+    from knock import Client
+
+    with Client("https://abc.execute-api.eu-central-1.amazonaws.com/prod", key) as client:
+        grant = client.knock("bastion", duration="8h", reason="on call")
+        print(grant.source, grant.expires_at)
+        client.revoke(grant.id)
+
+`Client.from_profile()` uses what `knock login` stored, or KNOCK_URL and KNOCK_API_KEY. The errors and
+their tree are in `knock.errors`. The command line program uses nothing else.
+
+Names are imported when they are first used: `knock --version` and the ssh hook must start in no time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Client, Grant, Principal, Target, Whoami
+    from .errors import (
+        AnswerLost,
+        CannotReach,
+        ConfigurationError,
+        GrantNotFound,
+        GrantNotOpened,
+        InvalidKnock,
+        KeyRejected,
+        KnockError,
+        NotAllowed,
+        PoolExhausted,
+        Problem,
+        Refusal,
+        Throttled,
+        Unavailable,
+        UnexpectedAnswer,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnswerLost",
+    "CannotReach",
+    "Client",
+    "ConfigurationError",
+    "Grant",
+    "GrantNotFound",
+    "GrantNotOpened",
+    "InvalidKnock",
+    "KeyRejected",
+    "KnockError",
+    "NotAllowed",
+    "PoolExhausted",
+    "Principal",
+    "Problem",
+    "Refusal",
+    "Target",
+    "Throttled",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "Whoami",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = ".client" if name in ("Client", "Grant", "Principal", "Target", "Whoami") else ".errors"
+    value = getattr(import_module(home, __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,354 @@
+"""The commands that ask the API something and print the answer, and those that keep profiles.
+
+Each takes its words, prints its data and gives its exit code; errors of `knock.errors` go through to
+`knock.cli`, which prints them. With --json a command prints the API's own objects: one grant for open and
+show, {"grants": […]} for ls, revoke and renew, the answer of GET /whoami for whoami.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from . import config, state
+from .cli import parser
+from .client import Client, Grant
+from .errors import ConfigurationError
+from .screen import Screen, say_open, show_event, show_left, show_targets, show_time
+from .session import Session
+
+
+def run_open(words: list[str]) -> int:
+    """`knock [open] [TARGET…]`"""
+    made = parser(
+        "open",
+        "Open targets to your address, and say what is open, from where, until when. Knocking again renews.",
+        "knock bastion --for 8h --reason 'on call'",
+        "knock open ls                        a target named like a command",
+        "knock --source 203.0.113.7/32        for another address, if your key may",
+        usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--json | -q]",
+    )
+    made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
+    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
+    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    made.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
+    made.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a pending grant (60)")
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    with Session(args.profile, screen) as api:
+        with screen.progress("knocking"):
+            grant = api.open(args.targets, args.duration, args.reason, args.source, args.wait)
+        if args.json:
+            screen.json(grant.json)
+        else:
+            screen.data(grant.id if args.quiet else say_open(grant))
+        api.notes(grant, named_source=args.source is not None)
+    return 0
+
+
+def run_ls(words: list[str]) -> int:
+    """`knock ls`"""
+    made = parser(
+        "ls",
+        "List live grants: your own, everyone's for an operator.",
+        "knock ls",
+        "knock ls --all --limit 20",
+        "knock ls --principal alice           for an operator",
+        "knock ls --json | jq -r '.grants[].id'",
+    )
+    made.add_argument("--all", action="store_true", help="the ended ones too")
+    made.add_argument("--status", metavar="STATUS", help="only these: expired, revoked, superseded, failed")
+    made.add_argument("--principal", metavar="NAME", help="only this principal's")
+    made.add_argument("--source", metavar="CIDR", help="only from this source")
+    made.add_argument("--target", metavar="NAME", help="only for this target")
+    made.add_argument("--limit", type=_positive, metavar="N", help="at most so many")
+    args = made.parse_args(words)
+    if args.all and args.status:
+        made.error("--all and --status are two ways to say which: use one")
+    screen = Screen(args.json, args.quiet)
+    narrowed = {"status": args.status, "principal": args.principal, "source": args.source}
+    narrowed |= {"target": args.target} | ({"status": "all"} if args.all else {})
+    with Session(args.profile, screen) as api:
+        with screen.progress("asking"):
+            grants = list(api.client.grants(limit=args.limit, **narrowed))
+        if not any(narrowed.values()) and args.limit is None:
+            api.keep_grants(grants)
+        if args.json:
+            screen.json({"grants": [grant.json for grant in grants]})
+        elif args.quiet:
+            for grant in grants:
+                screen.data(grant.id)
+        elif grants:
+            screen.table([_HEADINGS, *map(_row, grants)])
+        else:
+            screen.note("no such grants" if any(narrowed.values()) else "no live grants")
+        api.note_clock()
+    return 0
+
+
+_HEADINGS = ("GRANT", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "UNTIL", "LEFT")
+
+
+def _row(grant: Grant) -> tuple[str, ...]:
+    return (
+        grant.id,
+        grant.status,
+        grant.principal.name,
+        grant.source,
+        " ".join(target.name for target in grant.targets),
+        show_time(grant.expires_at),
+        show_left(grant.seconds_left) if grant.live else "-",
+    )
+
+
+def run_show(words: list[str]) -> int:
+    """`knock show ID`"""
+    made = parser(
+        "show",
+        "Show one grant and what happened to it.",
+        "knock show alice_203-0-113-7_20261123T211719Z_x7k2p9",
+    )
+    made.add_argument("id", metavar="ID", help="as knock ls shows it")
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    with Session(args.profile, screen) as api, screen.progress("asking"):
+        grant = api.client.grant(args.id)
+    if args.json:
+        screen.json(grant.json)
+        return 0
+    if args.quiet:
+        screen.data(grant.id)
+        return 0
+    ended = f"{show_time(grant.ended_at)} by {grant.ended_by or 'nobody named'}" if grant.ended_at else ""
+    lines = {
+        "grant": grant.id,
+        "status": grant.status + (f", {show_left(grant.seconds_left)} left" if grant.live else ""),
+        "principal": f"{grant.principal.name} ({grant.principal.id})",
+        "source": grant.source,
+        "targets": show_targets(grant.targets),
+        "requested": show_time(grant.requested_at),
+        "until": show_time(grant.expires_at),
+        "ended": ended,
+        "reason": grant.reason,
+        "execution": grant.execution_arn,
+    }
+    for name, value in lines.items():
+        if value:
+            screen.data(f"{name + ':':<11}{value}")
+    for event in grant.events:
+        screen.data(show_event(event))
+    return 0
+
+
+def run_revoke(words: list[str]) -> int:
+    """`knock revoke [ID… | --all]`"""
+    made = parser(
+        "revoke",
+        "End grants now. The rules are gone when this returns. Connections that are open stay open.",
+        "knock revoke                         the one grant you have",
+        "knock revoke ID --reason 'laptop lost'",
+        "knock revoke --all                   all of yours",
+        usage="knock revoke [ID… | --all] [--reason TEXT] [--json | -q]",
+    )
+    made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    made.add_argument("--all", action="store_true", help="all your own live grants")
+    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    args = made.parse_args(words)
+    if args.all and args.ids:
+        made.error("name grants or say --all, not both")
+    screen = Screen(args.json, args.quiet)
+    with Session(args.profile, screen) as api:
+        ids = args.ids
+        if not ids:
+            with screen.progress("asking"):
+                ids = api.own_ids(everything=args.all)
+        ended = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
+    if args.json:
+        screen.json({"grants": [grant.json for grant in ended]})
+    else:
+        for grant in ended:
+            line = f"{grant.status}: {show_targets(grant.targets)} from {grant.source}, grant {grant.id}"
+            screen.data(grant.id if args.quiet else line)
+    if not ids:
+        screen.note("nothing to revoke: you have no live grant")
+    return 0 if len(ended) == len(ids) else 1
+
+
+def run_renew(words: list[str]) -> int:
+    """`knock renew [ID… | --all]`"""
+    made = parser(
+        "renew",
+        "Knock again for what is open, for as long as it was asked for. Access is not interrupted.",
+        "knock renew                          what is open from the address you are at",
+        "knock renew ID --for 4h",
+        "knock renew --all",
+        usage="knock renew [ID… | --all] [--for TIME] [--json | -q]",
+    )
+    made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    made.add_argument("--all", action="store_true", help="all your own live grants, from any source")
+    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
+    args = made.parse_args(words)
+    if args.all and args.ids:
+        made.error("name grants or say --all, not both")
+    screen = Screen(args.json, args.quiet)
+    with Session(args.profile, screen) as api:
+        with screen.progress("asking"):
+            if args.ids:
+                grants = [api.client.grant(grant_id) for grant_id in args.ids]
+            else:
+                grants = api.renewable(everything=args.all)
+        renewed = api.each(grants, lambda grant: api.renew(grant, args.duration), "renewing")
+        if args.json:
+            screen.json({"grants": [grant.json for grant in renewed]})
+        else:
+            for grant in renewed:
+                screen.data(grant.id if args.quiet else say_open(grant))
+        api.note_clock()
+    return 0 if len(renewed) == len(grants) else 1
+
+
+def run_whoami(words: list[str]) -> int:
+    """`knock whoami`"""
+    made = parser(
+        "whoami",
+        "Ask who the key is, which address the API sees, and what you may open.",
+        "knock whoami",
+        "knock whoami --json | jq -r .source",
+    )
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    with Session(args.profile, screen) as api:
+        with screen.progress("asking"):
+            me = api.client.whoami()
+        api.keep_targets(me.targets)
+        if args.json:
+            screen.json(me.json)
+        elif args.quiet:
+            screen.data(me.principal.name)
+        else:
+            screen.data(f"{me.principal.name} ({me.principal.id}), seen from {me.source} by {api.client.url}")
+            screen.data(f"may open {show_targets(me.targets) or 'nothing'}")
+            if me.max_duration:
+                screen.data(f"for {me.max_duration} at most, {me.default_duration} if nothing is said")
+            if widths := me.json.get("any_source"):
+                screen.data(
+                    f"from another source too, up to /{widths['ipv4']} (IPv4), /{widths['ipv6']} (IPv6)"
+                )
+            if me.operator:
+                screen.data("and see and end everyone's grants, as an operator")
+        for fault in me.json.get("faults") or ():
+            screen.note(str(fault))
+        api.note_clock()
+    return 0
+
+
+# ---------------------------------------------------------------------- profiles
+
+
+def run_login(words: list[str]) -> int:
+    """`knock login`"""
+    made = parser(
+        "login",
+        "Store the API's URL and your key: in the system's keyring when there is one, else in a file that\n"
+        "only you can read. The key is asked for, or read from standard input; it is never an argument.",
+        "knock login",
+        "pass show knock | knock login --url https://abc.execute-api.eu-central-1.amazonaws.com/prod",
+        "knock login --profile work",
+    )
+    made.add_argument("--url", metavar="URL", help="the API's URL (default: KNOCK_URL, else it is asked for)")
+    made.add_argument("--no-keyring", action="store_true", help="keep the key in the file")
+    made.add_argument("--no-check", action="store_true", help="store it without trying it")
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    url, key = _ask(args.url or os.environ.get("KNOCK_URL"), made)
+    name = config.profile_name(args.profile)
+    who = None
+    with Client(url, key) as client:
+        if not args.no_check:
+            with screen.progress("trying the key"):
+                who = client.whoami()
+    where = config.store(name, client.url, key.strip(), use_keyring=not args.no_keyring)
+    state.forget(url=client.url)
+    for variable in ("KNOCK_URL", "KNOCK_API_KEY"):
+        if os.environ.get(variable):
+            screen.note(f"{variable} is set, and wins over what is stored now")
+    if args.json:
+        principal = who.json["principal"] if who else None
+        screen.json({"profile": name, "url": client.url, "principal": principal, "key_in": where})
+    elif not args.quiet:
+        screen.data(
+            f"profile {name}: {f'{who.principal.name} at ' if who else ''}{client.url}, key in {where}"
+        )
+    return 0
+
+
+def _ask(url: str | None, made: argparse.ArgumentParser) -> tuple[str, str]:
+    """Get URL and key from a person, or the key from a pipe."""
+    if not sys.stdin.isatty():
+        if not url:
+            made.error("standard input is read for the key, so the URL must be named: --url URL")
+        return url, sys.stdin.readline()
+    import getpass
+
+    if not url:
+        print("URL of the API: ", end="", file=sys.stderr, flush=True)
+        url = sys.stdin.readline()
+    return url, getpass.getpass("API key (it is not shown): ", sys.stderr)
+
+
+def run_logout(words: list[str]) -> int:
+    """`knock logout`"""
+    made = parser(
+        "logout",
+        "Delete a profile and its key from this machine. Grants stay until their end.",
+        "knock logout",
+        "knock logout --profile work",
+    )
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    name = config.profile_name(args.profile)
+    if not config.forget(name):
+        raise ConfigurationError(f"there is no profile {name!r}")
+    if args.json:
+        screen.json({"profile": name})
+    elif not args.quiet:
+        screen.data(f"profile {name} is deleted")
+    return 0
+
+
+def run_profiles(words: list[str]) -> int:
+    """`knock profiles`"""
+    made = parser(
+        "profiles", "List what is stored. No key is shown.", "knock profiles", "KNOCK_PROFILE=work knock"
+    )
+    args = made.parse_args(words)
+    screen = Screen(args.json, args.quiet)
+    current = config.profile_name(args.profile)
+    found = sorted(config.profiles().items())
+    if args.json:
+        shown = [
+            {"name": name, "url": kept["url"], "key_in": _key_in(kept), "current": name == current}
+            for name, kept in found
+        ]
+        screen.json({"profiles": shown})
+    elif args.quiet:
+        for name, _ in found:
+            screen.data(name)
+    elif found:
+        rows = [("*" if name == current else "", name, kept["url"], _key_in(kept)) for name, kept in found]
+        screen.table([("", "PROFILE", "URL", "KEY IN"), *rows])
+    else:
+        screen.note("no profile is stored: run `knock login`")
+    return 0
+
+
+def _key_in(kept: dict[str, str]) -> str:
+    return "file" if "key" in kept else "keyring"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

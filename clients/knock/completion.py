@@ -1,0 +1,153 @@
+"""Shell completion: the scripts, and the words they ask for.
+
+The scripts call `knock __complete WORD…` with the words typed so far, and get one candidate a line, with
+a tab and what it is. Names of targets and ids of live grants are kept for a short while in the state
+folder (no key among them), and every command that learns them anyway keeps them; a key press that finds
+them too old asks the API once, and gives up after two seconds without a word.
+"""
+
+from __future__ import annotations
+
+from . import config, state
+from .cli import VALUED, find_command, parser
+from .errors import ConfigurationError, KnockError
+from .screen import Screen, plain
+
+FRESH = {"targets": 600.0, "grants": 30.0}  # seconds; targets are an operator's to change, grants come and go
+
+_OPTIONS = {
+    "open": ["--for", "--reason", "--source", "--wait"],
+    "ls": ["--all", "--status", "--principal", "--source", "--target", "--limit"],
+    "show": [],
+    "renew": ["--all", "--for"],
+    "revoke": ["--all", "--reason"],
+    "whoami": [],
+    "watch": ["--for", "--reason", "--every", "--revoke"],
+    "ssh-config": ["--target", "--for", "--reason", "--proxy-command"],
+    "login": ["--url", "--no-keyring", "--no-check"],
+    "logout": [],
+    "profiles": [],
+    "completion": [],
+}
+
+_BASH = """\
+# knock completion for bash. Add to ~/.bashrc:  eval "$(knock completion bash)"
+_knock() {
+    local word
+    COMPREPLY=()
+    while IFS= read -r word; do
+        COMPREPLY+=("${word%%$'\\t'*}")
+    done < <(knock __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+}
+complete -o default -F _knock knock
+"""
+
+_ZSH = """\
+#compdef knock
+# knock completion for zsh. Add to ~/.zshrc, after compinit:  eval "$(knock completion zsh)"
+_knock() {
+    local line
+    local -a candidates
+    while IFS= read -r line; do
+        candidates+=("${${line%%$'\\t'*}//:/\\\\:}:${line#*$'\\t'}")
+    done < <(knock __complete "${(@)words[2,CURRENT]}" 2>/dev/null)
+    _describe knock candidates
+}
+compdef _knock knock
+"""
+
+_FISH = """\
+# knock completion for fish:  knock completion fish > ~/.config/fish/completions/knock.fish
+function __knock_complete
+    set -l words (commandline -opc)
+    knock __complete $words[2..-1] (commandline -ct) 2>/dev/null
+end
+complete -c knock -f -a '(__knock_complete)'
+"""
+
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+
+def run_completion(words: list[str]) -> int:
+    """`knock completion SHELL`"""
+    made = parser(
+        "completion",
+        "Print the completion script of a shell.",
+        'eval "$(knock completion bash)"          in ~/.bashrc',
+        'eval "$(knock completion zsh)"           in ~/.zshrc, after compinit',
+        "knock completion fish > ~/.config/fish/completions/knock.fish",
+        output=False,
+    )
+    made.add_argument("shell", choices=sorted(SCRIPTS))
+    print(SCRIPTS[made.parse_args(words).shell], end="")
+    return 0
+
+
+def run_complete(words: list[str]) -> int:
+    """`knock __complete WORD…`: print what the last word can become. Never an error: a prompt waits."""
+    last = words[-1] if words else ""
+    for word, what in candidates(words[:-1], last):
+        if word.startswith(last):
+            print(f"{plain(word)}\t{plain(what)}")
+    return 0
+
+
+def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
+    """Give the words that can follow, each with what it is."""
+    command, rest = find_command(before)
+    profile = before[before.index("--profile") + 1] if "--profile" in before[:-1] else None
+    previous = before[-1] if before else ""
+    if previous in VALUED:
+        return _values(previous, profile)
+    if last.startswith("-"):
+        options = [*_OPTIONS.get(command, []), "--profile", "--json", "--quiet", "--help"]
+        return [(option, "option") for option in options]
+    if command in ("show", "revoke", "renew"):
+        return [(word, what) for word, what in _known(profile, "grants") if word not in rest]
+    if command == "completion":
+        return [(shell, "shell") for shell in sorted(SCRIPTS)]
+    if command not in ("open", "watch"):
+        return []
+    found = [(word, what) for word, what in _known(profile, "targets") if word not in before]
+    if all(word.startswith("-") for word in before):
+        found += [(name, "command") for name in _OPTIONS]
+    return found
+
+
+def _values(option: str, profile: str | None) -> list[tuple[str, str]]:
+    """Give what an option can be followed by, where that is known."""
+    if option == "--profile":
+        return [(name, "profile") for name in _profiles()]
+    if option == "--for":
+        return [(duration, "duration") for duration in ("30m", "1h", "4h", "8h", "24h")]
+    if option == "--target":
+        return _known(profile, "targets")
+    if option == "--status":
+        return [(status, "status") for status in ("expired", "failed", "revoked", "superseded")]
+    return []
+
+
+def _profiles() -> list[str]:
+    try:
+        return sorted(config.profiles())
+    except ConfigurationError:
+        return []
+
+
+def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
+    try:
+        url = config.address(profile)
+        words = state.kept_words(url, kind, FRESH[kind])
+        if words is None:
+            from .session import Session
+
+            # Short limits: a person has pressed a key and waits.
+            with Session(profile, Screen(as_json=False, quiet=True), impatient=True) as api:
+                if kind == "targets":
+                    api.keep_targets(api.client.whoami().targets)
+                else:
+                    api.keep_grants(list(api.client.grants(limit=100)))
+            words = state.kept_words(url, kind, FRESH[kind])
+    except KnockError:
+        return []
+    return sorted((words or {}).items())

@@ -1,0 +1,125 @@
+"""Every error of the client. None of the standard library's leaves it.
+
+    KnockError
+    ├── ConfigurationError      no URL or key, an unknown profile, a file that others can read
+    ├── CannotReach             no answer: DNS, proxy, TLS, a connection refused or timed out
+    │   └── AnswerLost          the request was sent and may have been done; its answer was lost
+    ├── UnexpectedAnswer        something answered that is not the Knock API
+    ├── Problem                 the API's own answer (RFC 9457): status, title, detail, field, right
+    │   ├── Refusal             no, and no again for the same request
+    │   │   ├── InvalidKnock    400: `field` is malformed
+    │   │   ├── KeyRejected     403 of the gateway: the key is wrong, disabled, or another API's
+    │   │   ├── NotAllowed      403: the key lacks `right`
+    │   │   ├── GrantNotFound   404
+    │   │   └── PoolExhausted   409: no room left in the security groups of a target
+    │   └── Unavailable         503 and its like: try again, after `retry_after` seconds if given
+    │       └── Throttled       429: too many requests
+    └── GrantNotOpened          the knock was accepted, and `grant` did not become active
+
+Each class carries the exit code of the command line program: 1 refused or failed, 2 usage, 3 cannot
+reach the API. Messages are written for the reader and never hold a key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .client import Grant
+
+
+class KnockError(Exception):
+    """The root. Catch it to catch everything this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigurationError(KnockError):
+    """What the client was told to use cannot be used; nothing was sent."""
+
+    exit_code = 2
+
+
+class CannotReach(KnockError):
+    """The API could not be reached; nothing was done.
+
+    `passing` says whether the same call may succeed in a moment (a timeout), or something has to be
+    mended first (a wrong name, a certificate).
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class AnswerLost(CannotReach):
+    """The request was sent and no answer came: it may have been done, or not."""
+
+
+class UnexpectedAnswer(KnockError):
+    """Something answered, and it was not the Knock API: a wrong URL, a proxy, a hotspot's login page."""
+
+    exit_code = 3
+
+
+class Problem(KnockError):
+    """The API answered with a problem. The attributes are its members, as RFC 9457 names them."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = status
+        self.type = str(problem.get("type", "about:blank"))
+        self.title = str(problem.get("title", ""))
+        self.detail = str(problem.get("detail", ""))
+        self.field: str | None = problem.get("field")
+        self.right: str | None = problem.get("right")
+        self.retry_after = retry_after
+        self.json = dict(problem)
+        text = ": ".join(part for part in (self.title, self.detail) if part) or f"HTTP status {status}"
+        for name, value in (("field", self.field), ("right", self.right)):
+            if value and str(value) not in text:
+                text += f" ({name}: {value})"
+        super().__init__(text)
+
+
+class Refusal(Problem):
+    """The answer is no, with its reason."""
+
+
+class InvalidKnock(Refusal):
+    """The request does not say what it should; `field` names the part that is wrong."""
+
+
+class KeyRejected(Refusal):
+    """The gateway does not know the key: it is wrong, disabled, or meant for another API."""
+
+
+class NotAllowed(Refusal):
+    """The key lacks a right; `right` names it."""
+
+
+class GrantNotFound(Refusal):
+    """No grant of that id, or not one this key may see."""
+
+
+class PoolExhausted(Refusal):
+    """No security group of a target has room for another rule."""
+
+
+class Unavailable(Problem):
+    """The API cannot do it now. The same call may succeed later."""
+
+
+class Throttled(Unavailable):
+    """Too many requests for this key's usage plan."""
+
+
+class GrantNotOpened(KnockError):
+    """The knock was accepted, but did not open access in time, or at all. `grant` is as last seen."""
+
+    def __init__(self, message: str, grant: Grant) -> None:
+        super().__init__(message)
+        self.grant = grant

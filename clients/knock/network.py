@@ -1,0 +1,161 @@
+"""Which network this machine is on, told without sending a byte, and what that means for the next connection.
+
+A grant lets in one address, as the API saw it. Two questions follow. Is this still the network a known
+grant was made from? And will the next connection come from the address that was let in? Both are
+answered from the routing table: a UDP socket that is "connected" and never written to has the local
+address that the system would use, and nothing is sent.
+
+The local address alone does not name a network: 192.168.1.23 is at home and in the café. So the
+fingerprint also holds the default gateway and its hardware address, from the system's own tables.
+What it cannot see is a new public address behind the same router; `knock watch` asks the API for that.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client import Client, Grant
+
+# Documentation addresses (RFC 5737, RFC 3849): routed by the default route, and nobody's.
+_SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+
+
+def local_address(family: int, to: str | None = None) -> str | None:
+    """Give the address this machine would use to reach `to`, or the world; None where there is no route."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((to or _SOMEWHERE[socket.AddressFamily(family)], 9))
+            address: str = probe.getsockname()[0]
+    except OSError:
+        return None
+    return address.partition("%")[0]
+
+
+def fingerprint() -> str:
+    """Name the network this machine is on now. Equal names mean the same local addresses and gateway."""
+    mine = [local_address(family) or "-" for family in (socket.AF_INET, socket.AF_INET6)]
+    return " ".join([*mine, *_gateways()])
+
+
+def _gateways() -> list[str]:
+    if sys.platform.startswith("linux"):
+        return _gateways_linux(_read("/proc/net/route"), _read("/proc/net/arp"))
+    if sys.platform == "darwin":
+        gateway, interface = _gateway_mac(_run("/sbin/route", "-n", "get", "default"))
+        return [gateway, interface, _hardware_mac(_run("/usr/sbin/arp", "-n", gateway))] if gateway else []
+    return []
+
+
+def _gateways_linux(routes: str, neighbours: str) -> list[str]:
+    """Give each default route's interface, gateway and the gateway's hardware address.
+
+    The tables' shapes: https://www.kernel.org/doc/Documentation/networking/proc_net_tcp.txt and proc(5).
+    """
+    hardware = {}
+    for line in neighbours.splitlines()[1:]:
+        words = line.split()
+        if len(words) >= 6 and words[3] != "00:00:00:00:00:00":
+            hardware[words[0], words[5]] = words[3]
+    found = []
+    for line in routes.splitlines()[1:]:
+        words = line.split()
+        if len(words) >= 8 and words[1] == words[7] == "00000000":
+            gateway = socket.inet_ntoa(struct.pack("=L", int(words[2], 16)))
+            found += [words[0], gateway, hardware.get((gateway, words[0]), "")]
+    return found
+
+
+def _gateway_mac(answer: str) -> tuple[str, str]:
+    fields = dict(line.strip().partition(": ")[::2] for line in answer.splitlines() if ": " in line)
+    return fields.get("gateway", ""), fields.get("interface", "")
+
+
+def _hardware_mac(answer: str) -> str:
+    words = answer.split()
+    return words[words.index("at") + 1] if "at" in words[:-1] else ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:  # noqa: PTH123 — pathlib is not worth its import here
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _run(*command: str) -> str:
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1, check=False)  # noqa: S603 — fixed words
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def differences(grant: Grant, client: Client, host: str | None = None) -> list[str]:
+    """Say, one sentence each, why the next connection may come from another address than `grant.source`.
+
+    `host` is where that connection goes, when it is known. An API on this machine tells nothing about
+    routes, so then there is nothing to say.
+    """
+    import ipaddress
+
+    path = client.path
+    if path is None or (ipaddress.ip_address(path.peer.partition("%")[0]).is_loopback and not path.proxy):
+        return []
+    source = ipaddress.ip_network(grant.source, strict=False)
+    if path.proxy:
+        said = (
+            f"the API was reached through the proxy {path.proxy}, so {grant.source} is the proxy's address: "
+            "connections that go around it are not let in. Name the API's host in NO_PROXY, and knock again"
+        )
+        return [said]
+    family = socket.AF_INET if source.version == 4 else socket.AF_INET6
+    if host is not None:
+        return _towards(host, grant.source, source.version, family, path.local)
+    sentences = []
+    direct = local_address(family)
+    if direct and direct != path.local and ipaddress.ip_address(path.local).version == source.version:
+        sentences.append(
+            f"the API was reached from {path.local}, and the default route leaves from {direct}: a VPN may "
+            f"carry one and not the other, and only {grant.source} is let in"
+        )
+    if source.version == 4:
+        other = local_address(socket.AF_INET6)
+        if other and ipaddress.ip_address(other).is_global:
+            sentences.append(
+                f"only the IPv4 address {grant.source} is let in, and this machine also has IPv6 ({other}): "
+                "to a host that has IPv6 too, connect with IPv4 (ssh -4, curl -4)"
+            )
+    return sentences
+
+
+def _towards(host: str, cidr: str, version: int, family: int, api_local: str) -> list[str]:
+    try:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []  # the connection itself will say that the name is not known
+    usable = [info for info in infos if local_address(info[0], str(info[4][0]))]
+    if not usable:
+        return []
+    first, address = usable[0][0], str(usable[0][4][0])
+    if first != family:
+        mine, way = local_address(first, address), "-4" if version == 4 else "-6"
+        said = (
+            f"{host} will be reached from {mine}, and {cidr} is what was let in: connect with ssh {way}, "
+            "or reach the API over the same kind of address"
+        )
+        return [said]
+    mine = local_address(first, address)
+    if mine == api_local:
+        return []
+    said = (
+        f"{host} will be reached from {mine}, and the API was from {api_local}: a VPN may carry one and "
+        f"not the other, and only {cidr} is let in"
+    )
+    return [said]

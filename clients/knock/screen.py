@@ -1,0 +1,149 @@
+"""What a person reads: standard output for data, standard error for everything else.
+
+Text that came from the API is shown without its control characters: a reason that somebody else wrote
+must not move a terminal's cursor. Colour and the turning sign are for a terminal only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .errors import GrantNotOpened, KnockError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+    from .client import Grant, Target
+
+
+class Screen:
+    """Standard output for data, standard error for the rest."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+
+    def data(self, text: str) -> None:
+        print(plain(text))
+
+    def json(self, value: Any) -> None:
+        import json
+
+        print(json.dumps(value, indent=2))
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        shown = [[plain(cell) for cell in row] for row in rows]
+        widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
+        for row in shown:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())  # noqa: B905 — equal lengths
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            print(paint(f"knock: {plain(text)}", "2", sys.stderr), file=sys.stderr)
+
+    def error(self, error: KnockError) -> None:
+        if self._as_json:
+            import json
+
+            told: dict[str, Any] = {"error": type(error).__name__, "exit_code": error.exit_code}
+            told["detail"] = str(error)
+            if isinstance(error, Problem):
+                told = {"status": error.status, **told, **error.json}
+            if isinstance(error, GrantNotOpened):
+                told["grant"] = error.grant.json
+            print(json.dumps(told), file=sys.stderr)
+        else:
+            lines = [plain(line) for line in str(error).split("\n")]
+            print(paint("knock: ", "31", sys.stderr) + "\n".join(lines), file=sys.stderr)
+
+    def progress(self, what: str) -> Spinner:
+        return Spinner(what if sys.stderr.isatty() and not self._quiet else None)
+
+
+class Spinner:
+    """A turning sign on standard error while something takes its time; nothing without a terminal."""
+
+    def __init__(self, what: str | None) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        if self._what is None:
+            return
+        import threading
+
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._turn, daemon=True)
+        self._thread.start()
+
+    def _turn(self) -> None:
+        from itertools import cycle
+
+        if self._done.wait(0.2):
+            return  # quick answers need no show
+        for sign in cycle("|/-\\"):
+            print(f"\r{sign} {self._what} ", end="", file=sys.stderr, flush=True)
+            if self._done.wait(0.1):
+                break
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._what is not None:
+            self._done.set()
+            self._thread.join()
+
+
+def paint(text: str, code: str, stream: Any) -> str:
+    """Colour a text for a terminal that wants it. https://no-color.org"""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def plain(text: str) -> str:
+    """Write a text without control characters: it may come from somebody else."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def say_open(grant: Grant) -> str:
+    """Say in one line what is open, from where, until when."""
+    return (
+        f"{'open' if grant.status == 'active' else grant.status}: {show_targets(grant.targets)} "
+        f"from {grant.source} until {show_time(grant.expires_at)} ({show_left(grant.seconds_left)})"
+    )
+
+
+def show_targets(targets: Iterable[Target]) -> str:
+    return ", ".join(str(target) for target in targets)
+
+
+def show_time(at: datetime) -> str:
+    """Write a time in the local zone: without its day when that is today."""
+    local = at.astimezone()
+    today = local.now(local.tzinfo).date()
+    return local.strftime("%H:%M:%S %Z" if local.date() == today else "%a %d %b %H:%M:%S %Z")
+
+
+def show_left(seconds: float) -> str:
+    """Write a length of time in its two largest units."""
+    left, parts = max(0, int(seconds)), []
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def show_event(event: Any) -> str:
+    """Write one event of the trail as a line: when, what, by whom, and what else it says."""
+    from .client import parse_time
+
+    rest = ", ".join(f"{name}: {value}" for name, value in event.items() if name not in ("at", "event", "by"))
+    by = f" by {event['by']}" if event.get("by") else ""
+    at = show_time(parse_time(str(event["at"])))
+    return f"  {at}  {event['event']}{by}{f' ({rest})' if rest else ''}"

@@ -1,0 +1,227 @@
+"""SSH that knocks by itself: the configuration to print, and what it runs.
+
+    Match host bastion exec "knock ssh-hook …"      ssh runs the hook before it connects. When the hook
+                                                    fails, ssh tries all the same: a static rule may let it in
+    ProxyCommand knock ssh-proxy … %h %p            the program knocks, connects, and hands ssh the open
+                                                    connection (ProxyUseFdpass): no byte passes through it
+
+The hook answers from `knock.state` when a live grant for this network is known: no name is resolved and
+nothing is sent. The second form tries the addresses of the kind that was let in first, and so cannot
+run into an open IPv4 and a closed IPv6; it needs a system where a process can hand over a connection
+(Linux, macOS, the BSDs).
+
+Only names without shell characters are put into the configuration: ssh gives the line to a shell.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import config, network, state
+from .errors import ConfigurationError, KnockError
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+    from collections.abc import Sequence
+
+WAIT = 30.0  # seconds for a pending grant: ssh's user is watching
+
+
+def run_ssh_config(words: list[str]) -> int:
+    """`knock ssh-config HOST…`"""
+    from .cli import parser
+
+    made = parser(
+        "ssh-config",
+        "Print an ssh configuration that knocks by itself. Nothing is changed: put it into a file of its\n"
+        "own, and include that in the first line of ~/.ssh/config.",
+        "knock ssh-config bastion > ~/.ssh/knock.conf    and at the top of ~/.ssh/config: Include knock.conf",
+        "knock ssh-config bastion db --target bastion --for 8h",
+        "knock ssh-config --proxy-command bastion",
+        output=False,
+    )
+    made.add_argument("hosts", nargs="+", metavar="HOST", help="as it is typed after ssh")
+    made.add_argument("--target", action="append", metavar="NAME", help="what to open (default: all you may)")
+    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d")
+    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    made.add_argument("--proxy-command", action="store_true", help="print the ProxyCommand variant")
+    args = made.parse_args(words)
+    for host in args.hosts:
+        if not re.fullmatch(r"[A-Za-z0-9_*?.:-]+", host) or host.startswith("-"):
+            raise ConfigurationError(f"{host!r} is not a host name or pattern")
+    print(block(args), end="")
+    return 0
+
+
+def block(args: argparse.Namespace) -> str:
+    """Write the configuration for some hosts."""
+    options: list[str] = []
+    for name, value in (("--profile", args.profile), ("--for", args.duration), ("--reason", args.reason)):
+        options += [name, value] if value else []
+    for target in args.target or ():
+        options += ["--target", target]
+    hosts = " ".join(args.hosts)
+    if args.proxy_command:
+        return (
+            "# knock: opens before ssh connects, and connects itself\n"
+            f"Host {hosts}\n"
+            f"    ProxyCommand {_command('ssh-proxy', options)} -- %h %p\n"
+            "    ProxyUseFdpass yes\n"
+        )
+    # One host is named to the hook, so that it can tell which address ssh will use. ssh's own %h could be
+    # anything that a pattern lets through, and a shell reads it.
+    if len(args.hosts) == 1 and not set("*?") & set(args.hosts[0]):
+        options += ["--host", args.hosts[0]]
+    return (
+        "# knock: opens before ssh connects. Keep this above the Host blocks of the same hosts:\n"
+        '# "Match host" compares with HostName, once that is set.\n'
+        f'Match host {hosts.replace(" ", ",")} exec "{_command("ssh-hook", options)}"\n'
+    )
+
+
+def _command(name: str, options: Sequence[str]) -> str:
+    """Write a command for ssh's configuration: for a shell, % doubled, no double quote in it."""
+    from shlex import join
+
+    if any('"' in word or "\n" in word for word in options):
+        raise ConfigurationError('ssh has no way to write a double quote here: leave out "')
+    return join([*_program(), name, *options]).replace("%", "%%")
+
+
+def _program() -> list[str]:
+    """Give the words that start this program. Absolute: programs started from a desktop have another PATH."""
+    from pathlib import Path
+    from shutil import which
+
+    found = which("knock")
+    if Path(sys.argv[0]).name == "knock" or (found and "__main__" not in sys.argv[0]):
+        found = which(sys.argv[0]) or found
+    if found:
+        return [str(Path(found).absolute())]
+    return [sys.executable, "-m", "knock"]
+
+
+# ---------------------------------------------------------------------- what ssh runs
+
+
+def _hook_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--target", action="append", default=[], metavar="NAME", help="what to open")
+    made.add_argument("--for", dest="duration", metavar="TIME", help="how long")
+    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+
+
+def run_ssh_hook(words: list[str]) -> int:
+    """`knock ssh-hook`: make sure of a grant for this network. Exit code 0 when there is one."""
+    from .cli import parser
+
+    made = parser(
+        "ssh-hook",
+        "What `knock ssh-config` lets ssh run.",
+        "knock ssh-hook --target bastion",
+        output=False,
+    )
+    _hook_options(made)
+    made.add_argument(
+        "--host", metavar="HOST", help="where ssh goes, to warn when that is by another address"
+    )
+    args = made.parse_args(words)
+    ensure_open(args, args.host)
+    return 0
+
+
+def ensure_open(args: argparse.Namespace, host: str | None) -> str:
+    """Knock unless a live grant for this network is known. Gives the source that is let in."""
+    url = config.address(args.profile)
+    where = network.fingerprint()
+    entry = state.known(url, args.target, where)
+    if entry is None:
+        with state.opening():
+            entry = state.known(url, args.target, where)  # another ssh may have knocked meanwhile
+            if entry is None:
+                return _open(args, host)
+    source: str = entry["source"]
+    return source
+
+
+def _open(args: argparse.Namespace, host: str | None) -> str:
+    from .screen import Screen, say_open
+    from .session import Session
+
+    screen = Screen(as_json=False, quiet=False)
+    with Session(args.profile, screen) as api, screen.progress("knocking"):
+        grant = api.open(args.target, args.duration, args.reason, wait=WAIT)
+    screen.note(say_open(grant))
+    api.notes(grant, named_source=False, host=host)
+    return grant.source
+
+
+def run_ssh_proxy(words: list[str]) -> int:
+    """`knock ssh-proxy HOST PORT`: knock, connect, and hand the connection to ssh on standard output."""
+    from .cli import parser
+    from .screen import Screen
+
+    made = parser(
+        "ssh-proxy",
+        "What the ProxyCommand of `knock ssh-config --proxy-command` runs, with ProxyUseFdpass yes.",
+        "knock ssh-proxy --target bastion -- bastion.example.com 22",
+        output=False,
+    )
+    _hook_options(made)
+    made.add_argument("host", metavar="HOST")
+    made.add_argument("port", type=int, metavar="PORT")
+    args = made.parse_args(words)
+    source = None
+    try:
+        source = ensure_open(args, args.host)
+    except ConfigurationError:
+        raise
+    except KnockError as error:
+        # As with the hook: what is open already, ssh may still use.
+        Screen(as_json=False, quiet=False).error(error)
+    hand_over(connect(args.host, args.port, source))
+    return 0
+
+
+def connect(host: str, port: int, source: str | None) -> socket.socket:
+    """Connect to a host, by addresses of the source's kind first. Raises KnockError."""
+    import socket
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise KnockError(f"the name {host} is not known: {error.strerror}") from error
+    if source:
+        family = socket.AF_INET6 if ":" in source else socket.AF_INET
+        found.sort(key=lambda info: info[0] != family)  # stable: the system's order within a kind
+    trouble = "no address"
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.settimeout(10)
+        try:
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            trouble = f"{address[0]}: {error.strerror or 'no answer'}"
+            continue
+        sock.settimeout(None)
+        return sock
+    raise KnockError(f"{host} port {port} does not take the connection ({trouble})")
+
+
+def hand_over(connection: Any) -> None:
+    """Pass an open connection to the ssh that started us, which waits for it on standard output."""
+    import os
+    import socket
+
+    if not hasattr(socket, "send_fds"):
+        raise ConfigurationError("this system cannot hand over a connection: use the Match variant")
+    try:
+        with socket.socket(fileno=os.dup(1)) as ssh:
+            socket.send_fds(ssh, [b"\0"], [connection.fileno()])
+    except OSError as error:
+        raise ConfigurationError("ssh does not wait for a connection: set ProxyUseFdpass yes") from error
+    finally:
+        connection.close()

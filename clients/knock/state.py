@@ -1,0 +1,140 @@
+"""What this machine knows for a while: its live grants, so that the ssh hook need not ask the API, and
+the words that completion offers.
+
+The files are in the platform's state folder, readable by their owner only; no key is in them. An entry in
+`grants.json` says: from this network (`knock.network.fingerprint`), through this API, these targets are
+open until then. The time is by this machine's own clock (seconds left when the API answered), so a wrong
+clock does no harm; it counts until a margin before the end, so that no connection starts on the last second.
+
+The files are caches: lost or broken, they cost a call. `opening()` is the lock that makes fifty ssh
+processes that start at once knock once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import config
+from .errors import ConfigurationError, KnockError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .client import Grant
+
+MARGIN = 60.0  # seconds before the end at which a grant no longer counts, or a tenth of a short one
+
+
+def _read(name: str) -> Any:
+    try:
+        return config.read_private(config.state_folder() / name)
+    except ConfigurationError:
+        return None  # broken, or others could have written it: then nothing is known
+
+
+def _write(name: str, value: Any) -> None:
+    # A cache that cannot be written costs calls, not access; the command itself succeeded.
+    with contextlib.suppress(ConfigurationError):
+        config.write_private(config.state_folder() / name, value)
+
+
+def _entries() -> list[dict[str, Any]]:
+    stored = _read("grants.json")
+    if not isinstance(stored, list):
+        return []
+    now = time.time()
+    return [entry for entry in stored if isinstance(entry, dict) and entry.get("until", 0) > now]
+
+
+def known(url: str, targets: Sequence[str], network: str) -> dict[str, Any] | None:
+    """Give the entry of a grant that opens these targets (all the key may open, when none) from here."""
+    for entry in _entries():
+        if entry.get("url") != url or entry.get("network") != network:
+            continue
+        margin = min(MARGIN, entry.get("duration", 0) / 10)
+        if entry["until"] - margin <= time.time():
+            continue
+        if set(targets) <= set(entry.get("targets", ())) if targets else entry.get("all"):
+            return entry
+    return None
+
+
+def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at: float) -> None:
+    """Note an active grant. `everything`: no targets were named; `asked_at`: this clock before the call."""
+    entries = [entry for entry in _entries() if entry.get("id") != grant.id]
+    entries.append(
+        {
+            "id": grant.id,
+            "url": url,
+            "network": network,
+            "targets": [target.name for target in grant.targets],
+            "all": everything,
+            "source": grant.source,
+            "until": asked_at + grant.seconds_left,
+            "duration": grant.seconds_left,
+        }
+    )
+    _write("grants.json", entries)
+
+
+def forget(*grant_ids: str, url: str | None = None) -> None:
+    """Drop grants by id, or all of one API."""
+    entries = _entries()
+    kept = [e for e in entries if e.get("id") not in grant_ids and (url is None or e.get("url") != url)]
+    if len(kept) != len(entries):
+        _write("grants.json", kept)
+
+
+def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
+    """Keep words for completion, each with what it is: the names of targets, the ids of live grants."""
+    stored = _read("completion.json")
+    if not isinstance(stored, dict):
+        stored = {}
+    stored.setdefault(url, {})[kind] = {"at": time.time(), "words": words}
+    _write("completion.json", stored)
+
+
+def kept_words(url: str, kind: str, fresh: float) -> dict[str, str] | None:
+    """Give the kept words of a kind, or None when there are none, or they are older than `fresh` seconds."""
+    stored = _read("completion.json")
+    kept = stored.get(url, {}).get(kind) if isinstance(stored, dict) else None
+    if not kept or not 0 <= time.time() - kept["at"] <= fresh:
+        return None
+    words: dict[str, str] = kept["words"]
+    return words
+
+
+@contextlib.contextmanager
+def opening(wait: float = 90.0) -> Iterator[None]:
+    """Hold the one lock under which the hooks of this user knock. Raises KnockError after `wait` seconds."""
+    try:
+        import fcntl
+    except ImportError:
+        yield  # Windows: two hooks at once may knock twice, and the second renews
+        return
+    folder = config.state_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        yield  # no place for a lock: as above
+        return
+    try:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise KnockError(
+                        "another knock on this machine has been under way for too long"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
