@@ -64,6 +64,10 @@ class Ledger:
     last: Call | None = None
     """The call that was tried last, whatever became of it."""
 
+    def plan(self, call: str, parameters: dict[str, Any]) -> None:
+        """List a call that is no operation of AWS's."""
+        self.planned.append(Call(call, call, parameters, reads=False))
+
 
 class Aws:
     """An operator's session and the clients made from it."""
@@ -95,6 +99,11 @@ class Aws:
     def partition(self) -> str:
         """Give the partition of the session's region, for ARNs."""
         return self._session.get_partition_for_region(str(self.region))
+
+    @property
+    def domain(self) -> str:
+        """Give the domain that the region's services answer under; mostly `amazonaws.com`."""
+        return ".".join(self.client("apigateway").meta.endpoint_url.split("//")[1].split(".")[2:])
 
     @property
     def trail_regions(self) -> list[str]:

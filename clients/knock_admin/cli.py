@@ -243,6 +243,85 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap", type=_DURATION, default="1d", metavar="DURATION", help="how long (default: 24h)"
     )
     rotate.add_argument("--finish", action="store_true", help="delete the old key, when its time has come")
+
+    def filters(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--principal", metavar="NAME", help="of one key, by name or id")
+        to.add_argument("--source", metavar="CIDR", help="for one source: an address or a CIDR")
+        to.add_argument("--target", metavar="NAME", help="for one target")
+
+    show = command(
+        commands,
+        "grants",
+        "grants:show",
+        "list grants: who is in, from where, for how long",
+        "knock-admin grants",
+        "knock-admin grants --principal alice --status all",
+        changing=False,
+    )
+    filters(show)
+    show.add_argument(
+        "--status",
+        choices=["live", "all", "expired", "revoked", "superseded", "failed"],
+        default="live",
+        help="live (default), all, or how they ended",
+    )
+    revoke = command(
+        commands,
+        "revoke",
+        "grants:revoke",
+        "end grants early; answers after their rules are gone",
+        "knock-admin revoke alice_203-0-113-7_20261123T211719Z_x7k2p9 --reason 'left the team'",
+        "knock-admin revoke --principal alice --reason 'laptop stolen' --yes",
+    )
+    revoke.add_argument("id", nargs="*", help="grants, by id")
+    filters(revoke)
+    revoke.add_argument("--all", action="store_true", help="every live grant of the stack")
+    revoke.add_argument("--reason", default="", help="why, for the trail")
+    revoke.add_argument("--yes", action="store_true", help="do not ask before ending what the filters choose")
+    trail = command(
+        commands,
+        "trail",
+        "trail:show",
+        "print what happened, oldest first: grants and refusals",
+        "knock-admin trail --principal alice --since 7d",
+        "knock-admin trail --since 2026-11-01 --until 2026-12-01 --events --format csv > november.csv",
+        changing=False,
+    )
+    trail.add_argument("id", nargs="?", help="one grant or refusal, by id")
+    filters(trail)
+    trail.add_argument("--kind", choices=["grant", "refusal"], help="only these")
+    trail.add_argument(
+        "--since", metavar="TIME", help="asked for at or after: 2026-11-23, 2026-11-23T21:17:19Z, 7d (ago)"
+    )
+    trail.add_argument("--until", metavar="TIME", help="asked for before")
+    trail.add_argument("--events", action="store_true", help="a line an event, not a line a grant")
+    trail.add_argument(
+        "--format", choices=["table", "jsonl", "csv"], default="table", help="(default: table)"
+    )
+    command(
+        commands,
+        "guard",
+        "grants:guard",
+        "run the drift guard now; exit code 1 when it finds something",
+        "knock-admin guard",
+    )
+    doctor = command(
+        commands,
+        "doctor",
+        "doctor:doctor",
+        "check the deployment; exit code 1 when a check fails",
+        "knock-admin doctor",
+        "knock-admin doctor --test-grant",
+    )
+    doctor.add_argument(
+        "--test-grant",
+        action="store_true",
+        help="make a grant on a scratch group and watch it open and close",
+    )
+    doctor.add_argument("--vpc", metavar="ID", help="where to make the scratch group")
+    doctor.add_argument(
+        "--api-url", metavar="URL", default=argparse.SUPPRESS, help="the knock API (KNOCK_URL; else found)"
+    )
     return parser
 
 
@@ -333,7 +412,7 @@ def _finish(result: Result, ledger: Ledger, args: argparse.Namespace) -> int:
         for number, call in enumerate(calls, 1):
             print(f"{number:3}. {call['call']} {json.dumps(call['parameters'], default=str)}")
         return 0
-    if args.json:
+    if args.json and result.data is not None:
         print(json.dumps(result.data, indent=2, default=str))
         return result.exit_code
     for note in result.notes:

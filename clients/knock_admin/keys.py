@@ -26,12 +26,12 @@ from knock_admin.targets import all_groups
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from knock_admin.stack import Stack
 
 # The functions keep rights for about a minute.
-SOON = "Within about a minute."
+SOON = "The API knows of it within about a minute."
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,16 @@ def keys_of(stack: Stack) -> list[Key]:
     )
 
 
-def _find(stack: Stack, named: str) -> Key:
-    """Find one key by its id or name; of a name that is being rotated, the new one. Raises AdminError."""
+def _named(stack: Stack, named: str) -> list[Key]:
+    """Find the key with this id, or every key with this name: two, while one is rotated.
+
+    Raises AdminError when there is none.
+    """
     keys = keys_of(stack)
     found = [key for key in keys if key.id == named] or [key for key in keys if key.name == named]
-    if len(found) > 1:
-        found = [key for key in found if key.retires_at is None] or found
     if not found:
         raise AdminError(f"The stack {stack.name} has no key {named}; see `knock-admin key ls`.")
-    if len(found) > 1:
-        raise AdminError(
-            f"Several keys are called {named}: say which by id, {', '.join(key.id for key in found)}."
-        )
-    return found[0]
+    return found
 
 
 def _arn(stack: Stack, key_id: str) -> str:
@@ -137,10 +134,12 @@ def _check_targets(stack: Stack, value: str) -> None:
             warn(f"there is no target {name} yet; make it with `knock-admin target add {name}`")
 
 
-def _make(stack: Stack, name: str, wanted: Mapping[str, str]) -> tuple[str, str]:
+def make(
+    stack: Stack, name: str, wanted: Mapping[str, str], made: Callable[[str], object] = lambda _id: None
+) -> tuple[str, str]:
     """Make a key with these tags and put it into the usage plan, or complete one that is not in it.
 
-    Gives its id and its value.
+    Gives its id and its value; `made` is told the id as soon as there is one.
     """
     gateway, plan = stack.aws.client("apigateway"), stack.plan["id"]
     members = {key.id for key in keys_of(stack)}
@@ -154,8 +153,9 @@ def _make(stack: Stack, name: str, wanted: Mapping[str, str]) -> tuple[str, str]
         value = gateway.get_api_key(apiKey=key_id, includeValue=True)["value"]
         gateway.tag_resource(resourceArn=_arn(stack, key_id), tags=dict(wanted))
     else:
-        made = gateway.create_api_key(name=name, enabled=True, generateDistinctId=True, tags=dict(wanted))
-        key_id, value = made["id"], made["value"]
+        key = gateway.create_api_key(name=name, enabled=True, generateDistinctId=True, tags=dict(wanted))
+        key_id, value = key["id"], key["value"]
+    made(str(key_id))
     gateway.create_usage_plan_key(usagePlanId=plan, keyId=key_id, keyType="API_KEY")
     return str(key_id), str(value)
 
@@ -176,12 +176,8 @@ def add(stack: Stack, args: Namespace) -> Result:
             "with `key rotate`."
         )
     _check_targets(stack, args.targets)
-    wanted = {tags.STACK: stack.name, tags.TARGETS: args.targets, tags.MAX_DURATION: args.max}
-    if args.operator:
-        wanted[tags.OPERATOR] = "true"
-    if args.any_source:
-        wanted[tags.ANY_SOURCE] = args.any_source
-    return _told(args.name, *_make(stack, args.name, wanted))
+    wanted = {tags.STACK: stack.name, **_rights(args)}
+    return _told(args.name, *make(stack, args.name, wanted))
 
 
 def show(stack: Stack, args: Namespace) -> Result:
@@ -209,76 +205,73 @@ def show(stack: Stack, args: Namespace) -> Result:
     return Result({"keys": [key.as_json() for key in keys]}, table(rows, header))
 
 
+def _rights(args: Namespace) -> dict[str, str]:
+    """Write the rights that a command line names as tags."""
+    rights = {tags.TARGETS: args.targets, tags.MAX_DURATION: args.max, tags.ANY_SOURCE: args.any_source}
+    rights[tags.OPERATOR] = "true" if args.operator else None
+    return {tag: value for tag, value in rights.items() if value}
+
+
 def change(stack: Stack, args: Namespace) -> Result:
-    """Change a key's rights; what is not named stays."""
-    key = _find(stack, args.name)
-    wanted: dict[str, str] = {}
-    unwanted: list[str] = []
-    if args.targets:
-        _check_targets(stack, args.targets)
-        wanted[tags.TARGETS] = args.targets
-    if args.max:
-        wanted[tags.MAX_DURATION] = args.max
-    if args.any_source:
-        wanted[tags.ANY_SOURCE] = args.any_source
-    if args.operator:
-        wanted[tags.OPERATOR] = "true"
-    if args.no_any_source:
-        unwanted.append(tags.ANY_SOURCE)
-    if args.no_operator:
-        unwanted.append(tags.OPERATOR)
+    """Change a principal's rights, on every key of that name; what is not named stays."""
+    wanted = _rights(args)
+    unwanted = [tags.ANY_SOURCE] * args.no_any_source + [tags.OPERATOR] * args.no_operator
     if not wanted and not unwanted:
         raise UsageError("Change what? Name at least one right; see `knock-admin key set --help`.")
-    wanted = {tag: value for tag, value in wanted.items() if key.tags.get(tag) != value}
-    unwanted = [tag for tag in unwanted if tag in key.tags]
+    if both := wanted.keys() & set(unwanted):
+        raise UsageError(f"{', '.join(sorted(both))}: given and taken in one command.")
+    if args.targets:
+        _check_targets(stack, args.targets)
+    lines, changed = [], []
     gateway = stack.aws.client("apigateway")
-    if wanted:
-        gateway.tag_resource(resourceArn=_arn(stack, key.id), tags=wanted)
-    if unwanted:
-        gateway.untag_resource(resourceArn=_arn(stack, key.id), tagKeys=unwanted)
-    lines = [f"{tag} is {value!r}" for tag, value in wanted.items()] + [f"{tag} is gone" for tag in unwanted]
-    return Result(
-        {"id": key.id, "name": key.name, "set": wanted, "removed": unwanted},
-        [*lines, f"The key {key.name} ({key.id}) has these rights. {SOON}"]
-        if lines
-        else ["Nothing to change."],
-    )
+    for key in _named(stack, args.name):
+        new = {tag: value for tag, value in wanted.items() if key.tags.get(tag) != value}
+        gone = [tag for tag in unwanted if tag in key.tags]
+        if new:
+            gateway.tag_resource(resourceArn=_arn(stack, key.id), tags=new)
+        if gone:
+            gateway.untag_resource(resourceArn=_arn(stack, key.id), tagKeys=gone)
+        changed.append({"id": key.id, "name": key.name, "set": new, "removed": gone})
+        what = [f"{tag} is {value}" for tag, value in new.items()] + [f"{tag} is gone" for tag in gone]
+        lines.append(f"{key.name} ({key.id}): {', '.join(what) or 'nothing to change'}")
+    return Result({"keys": changed}, lines, notes=[SOON])
 
 
 def enable(stack: Stack, args: Namespace) -> Result:
-    """Let a disabled key knock again."""
+    """Let a disabled key, or every key of that name, knock again."""
     return _switch(stack, args.name, enabled=True)
 
 
 def disable(stack: Stack, args: Namespace) -> Result:
-    """Stop a key from knocking; its running grants keep their end."""
+    """Stop a key, or every key of that name, from knocking; running grants keep their end."""
     return _switch(stack, args.name, enabled=False)
 
 
 def _switch(stack: Stack, name: str, *, enabled: bool) -> Result:
-    key = _find(stack, name)
-    word = "enabled" if enabled else "disabled"
-    data = {"id": key.id, "name": key.name, "enabled": enabled}
-    if key.enabled == enabled:
-        return Result(data, [f"The key {key.name} ({key.id}) is {word} already."])
-    stack.aws.client("apigateway").update_api_key(
-        apiKey=key.id, patchOperations=[{"op": "replace", "path": "/enabled", "value": str(enabled).lower()}]
+    word, found, lines = "enabled" if enabled else "disabled", _named(stack, name), []
+    for key in found:
+        if key.enabled != enabled:
+            stack.aws.client("apigateway").update_api_key(
+                apiKey=key.id,
+                patchOperations=[{"op": "replace", "path": "/enabled", "value": str(enabled).lower()}],
+            )
+        lines.append(f"{key.name} ({key.id}) is {word}{' already' if key.enabled == enabled else ''}")
+    return Result(
+        {"keys": [{"id": key.id, "name": key.name, "enabled": enabled} for key in found]},
+        lines,
+        notes=[SOON] if enabled else [SOON, _grants_run_on(name)],
     )
-    notes = [] if enabled else [_grants_run_on(key)]
-    return Result(data, [f"The key {key.name} ({key.id}) is {word}. {SOON}"], notes=notes)
 
 
-def _grants_run_on(key: Key) -> str:
-    return f"Its running grants keep their end; `knock-admin revoke --principal {key.id}` ends them now."
+def _grants_run_on(name: str) -> str:
+    return f"Running grants keep their end; `knock-admin revoke --principal {name}` ends them now."
 
 
 def rotate(stack: Stack, args: Namespace) -> Result:
     """Make a new key with an old one's name and rights; the old one stays valid until `--finish`."""
     if args.finish:
         return _finish(stack, args)
-    named = [key for key in keys_of(stack) if args.name in (key.name, key.id)]
-    if not named:
-        raise AdminError(f"The stack {stack.name} has no key {args.name}; see `knock-admin key ls`.")
+    named = _named(stack, args.name)
     current = [key for key in named if key.retires_at is None]
     retiring = [key for key in named if key.retires_at is not None]
     if len(current) > 1:
@@ -299,7 +292,7 @@ def rotate(stack: Stack, args: Namespace) -> Result:
     rights = {
         tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
     }
-    key_id, value = _make(stack, old.name, {**rights, tags.STACK: stack.name})
+    key_id, value = make(stack, old.name, {**rights, tags.STACK: stack.name})
     return _told(
         old.name,
         key_id,
@@ -341,11 +334,12 @@ def _finish(stack: Stack, args: Namespace) -> Result:
 
 
 def remove(stack: Stack, args: Namespace) -> Result:
-    """Delete a key for good; its running grants keep their end."""
-    key = _find(stack, args.name)
-    stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
+    """Delete a key, or every key of that name, for good; running grants keep their end."""
+    found = _named(stack, args.name)
+    for key in found:
+        stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
     return Result(
-        {"id": key.id, "name": key.name, "deleted": True},
-        [f"deleted the key {key.name} ({key.id})"],
-        notes=[_grants_run_on(key)],
+        {"deleted": [{"id": key.id, "name": key.name} for key in found]},
+        [f"deleted the key {key.name} ({key.id})" for key in found],
+        notes=[_grants_run_on(args.name)],
     )

@@ -29,7 +29,10 @@ _SAMPLE = 100
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a command: for programs (`--json`), and for people."""
+    """What came of a command: for programs (`--json`), and for people.
+
+    Without `data` the lines are for both: they are JSON lines already.
+    """
 
     data: Any
     lines: Iterable[str]

@@ -6,8 +6,8 @@ invoke. That works the same on AWS, on the local stack and for somebody who has 
 CloudFormation stacks, and needs no configuration on the operator's side. CloudFormation's outputs alone would
 not do: the local stack has none.
 
-What the functions do not know is the usage plan and the API's address: they come from an option, from the
-stack's outputs, or (the usage plan) from its tag or name.
+What the functions do not know is the usage plan and the API's address. The plan has the stack's name, and
+is for one stage, which has an address; options name others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
-
-from knock_admin import tags
-from knock_admin.errors import DENIED, AdminError, UsageError, code_of
+from knock_admin.errors import AdminError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,39 +53,28 @@ class Stack:
         return str(self.functions[module]["FunctionName"])
 
     @cached_property
-    def outputs(self) -> dict[str, str]:
-        """Give the outputs of the CloudFormation stack; none without such a stack or a right to see it."""
-        try:
-            answer = self.aws.client("cloudformation").describe_stacks(StackName=self.name)
-        except ClientError as error:
-            if code_of(error) in DENIED or code_of(error) == "ValidationError":
-                return {}
-            raise
-        return {
-            output["OutputKey"]: output["OutputValue"] for output in answer["Stacks"][0].get("Outputs", [])
-        }
-
-    @cached_property
     def plan(self) -> dict[str, Any]:
         """Find the usage plan that the stack's keys belong to. Raises AdminError when it is not clear."""
-        wanted = self.usage_plan or self.outputs.get("UsagePlanId")
+        wanted = self.usage_plan or self.name
         plans = list(self.aws.pages("apigateway", "get_usage_plans", "items"))
-        if wanted:
-            found = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
-        else:
-            found = [
-                plan
-                for plan in plans
-                if self.name in (plan.get("tags", {}).get(tags.STACK), plan["name"])
-                or plan["name"].startswith(f"{self.name}-")
-            ]
+        found = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
         if len(found) == 1:
             return found[0]
         known = ", ".join(sorted(f"{plan['name']} ({plan['id']})" for plan in found or plans)) or "none"
         raise AdminError(
-            f"Which usage plan do the keys of the stack {self.name} belong to? {known} could be meant: "
-            "name one with --usage-plan or KNOCK_USAGE_PLAN."
+            f"Which usage plan do the keys of the stack {self.name} belong to? There are: {known}. "
+            "Name one with --usage-plan or KNOCK_USAGE_PLAN."
         )
+
+    @property
+    def address(self) -> str:
+        """Give the knock API's URL: as named, or that of the stage the usage plan is for."""
+        if self.api_url:
+            return self.api_url
+        stages = self.plan.get("apiStages") or []
+        if len(stages) != 1:
+            raise AdminError("Where is the knock API? Name it with --api-url or KNOCK_URL.")
+        return f"https://{stages[0]['apiId']}.execute-api.{self.aws.region}.{self.aws.domain}/{stages[0]['stage']}"
 
 
 def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: str | None = None) -> Stack:

@@ -313,7 +313,7 @@ def _complete(
     aws, name = stack.aws, args.name
     have = {group.id: group for group in [*pool, *unfinished]}
     holders = {holder.id: holder for holder in [*_asked_holders(aws, args), *holders_of(aws, have)]}
-    vpc = _vpc(aws, asked_vpc, have.values(), holders.values())
+    vpc = vpc_of(aws, asked_vpc, have.values(), holders.values())
     missing = max(0, count - len(have))
     limit = quota(aws, GROUPS_PER_INTERFACE)
     too_many = [
@@ -377,7 +377,7 @@ def _complete(
     )
 
 
-def _vpc(aws: Aws, asked: str | None, groups: Iterable[Group], holders: Iterable[Holder]) -> dict[str, Any]:
+def vpc_of(aws: Aws, asked: str | None, groups: Iterable[Group], holders: Iterable[Holder]) -> dict[str, Any]:
     """Find the one VPC that everything lies in; the default VPC when nothing says. Raises AdminError."""
     reasons: dict[str, str] = {}
     for holder in holders:

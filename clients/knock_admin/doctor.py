@@ -1,0 +1,454 @@
+"""`knock-admin doctor`: is this deployment well, and does it do its job?
+
+Each check looks at one thing and answers with findings: `ok`, `warn` (works, but look at it) or `fail`
+(somebody is locked out, or a door might stay open). A check that may not look, for want of a permission, says
+so as a `warn` and lets the others go on. With `--test-grant` a real grant is made on a scratch group with a
+temporary key, through the knock API as people use it, and watched until it has closed by itself; what was
+made for it is removed whatever happens.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from knock_admin import grants, keys, tags, targets
+from knock_admin.errors import AdminError, Unreachable, code_of, translated
+from knock_admin.output import Result, progress, table, warn
+from knock_admin.stack import MODULES
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from knock import Client
+    from knock_admin.stack import Stack
+
+TEST_DURATION = 10
+"""Seconds the test grant lasts."""
+TEST_PATIENCE = 120.0
+"""Seconds to wait for the temporary key and target: the functions keep rights for about a minute."""
+CLOSING_PATIENCE = 30.0
+"""Seconds to wait for the rule to go after the grant's end."""
+PAUSE = 1.0
+"""Seconds between two looks."""
+TRAIL_LIMIT = 10 * 1024**3
+RULES_PER_INTERFACE = 1000
+
+
+Later = Callable[[str, Callable[[], object]], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check saw."""
+
+    level: str
+    what: str
+    detail: str
+
+
+def doctor(stack: Stack, args: Namespace) -> Result:
+    """Check a deployment. Exit code 1 when a check fails; warnings are only told."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("functions", lambda: _functions(stack)),
+        ("state machine", lambda: _state_machine(stack)),
+        ("trail", lambda: _trail(stack)),
+        ("targets", lambda: _targets(stack)),
+        ("keys", lambda: _keys(stack, args)),
+        ("usage plan", lambda: _usage_plan(stack)),
+        ("quotas", lambda: _quotas(stack)),
+        ("events", lambda: _events(stack)),
+        ("alarms", lambda: _alarms(stack)),
+    ]
+    if args.test_grant:
+        checks.append(("test grant", lambda: _test_grant(stack, args)))
+    findings = [Finding("ok", "stack", f"{stack.name} in {stack.aws.region}")]
+    for what, check in checks:
+        progress(f"checking {what}")
+        findings += _tried(stack, what, check)
+    rows = [(finding.level, finding.what, finding.detail) for finding in findings]
+    return Result(
+        {"findings": [{"level": level, "what": what, "detail": detail} for level, what, detail in rows]},
+        table(rows, ("LEVEL", "CHECK", "WHAT IT SAW")),
+        exit_code=1 if any(finding.level == "fail" for finding in findings) else 0,
+    )
+
+
+def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Run one check; what stops it is a finding of its own. Raises Unreachable: nothing can be checked."""
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except AdminError as error:
+        found.append(Finding("fail", what, str(error)))
+    except (ClientError, BotoCoreError) as error:
+        failure = translated(error, stack.aws.ledger.last)
+        if isinstance(failure, Unreachable):
+            raise
+        denied = "Your credentials need" in str(failure)
+        found.append(Finding("warn" if denied else "fail", what, str(failure).replace("\n", " ")))
+    return found
+
+
+def _functions(stack: Stack) -> Iterator[Finding]:
+    missing = [module for module in MODULES if module not in stack.functions]
+    if missing:
+        yield Finding("fail", "functions", f"there is none for {', '.join(missing)}; deploy the stack again")
+    for function in stack.functions.values():
+        name, state = function["FunctionName"], function.get("State", "Active")
+        update = function.get("LastUpdateStatus", "Successful")
+        # Inactive is a function that was idle for long; the next invocation wakes it.
+        if state not in ("Active", "Inactive") or update not in ("Successful", "InProgress"):
+            why = function.get("LastUpdateStatusReason") or function.get("StateReason") or "no reason given"
+            yield Finding("fail", "functions", f"{name} is {state}, its last update {update}: {why}")
+    for variable in ("TRAIL_DOMAIN", "TRAIL_REGION", "STATE_MACHINE_ARN"):
+        seen = {
+            value
+            for function in stack.functions.values()
+            if (value := function["Environment"]["Variables"].get(variable))
+        }
+        if len(seen) != 1:
+            yield Finding(
+                "fail", "functions", f"they do not agree on {variable}: {', '.join(sorted(seen)) or 'none'}"
+            )
+    yield Finding("ok", "functions", ", ".join(sorted(stack.functions)))
+
+
+def _state_machine(stack: Stack) -> Iterator[Finding]:
+    arn = stack.setting("STATE_MACHINE_ARN")
+    machine = stack.aws.client("stepfunctions").describe_state_machine(stateMachineArn=arn)
+    if machine["status"] != "ACTIVE":
+        yield Finding(
+            "fail", "state machine", f"{machine['name']} is {machine['status']}: no grant can start"
+        )
+    called = _resources(json.loads(machine["definition"]))
+    # A function is known by its ARN; a version or an alias may follow that.
+    ours = {function["FunctionArn"].split(":")[6] for function in stack.functions.values()}
+    for strange in sorted(name for name in called if name.split(":")[6] not in ours):
+        yield Finding("fail", "state machine", f"it calls {strange}, which is no function of this stack")
+    yield Finding("ok", "state machine", f"{machine['name']} calls {len(called)} functions of this stack")
+
+
+def _resources(definition: dict[str, Any]) -> set[str]:
+    return {
+        state["Resource"]
+        for state in definition["States"].values()
+        if ":lambda:" in state.get("Resource", "")
+    }
+
+
+def _trail(stack: Stack) -> Iterator[Finding]:
+    region, domain = stack.setting("TRAIL_REGION"), stack.setting("TRAIL_DOMAIN")
+    if region not in stack.aws.trail_regions:
+        yield Finding(
+            "fail", "trail", f"{region} has no SimpleDB; it is in {', '.join(stack.aws.trail_regions)}"
+        )
+        return
+    seen = stack.aws.client("sdb", region).domain_metadata(DomainName=domain)
+    size = sum(
+        seen[name] for name in ("ItemNamesSizeBytes", "AttributeNamesSizeBytes", "AttributeValuesSizeBytes")
+    )
+    level = "warn" if size > TRAIL_LIMIT * 8 // 10 else "ok"
+    yield Finding(
+        level,
+        "trail",
+        f"{domain} in {region}: {seen['ItemCount']} entries, {size * 100 // TRAIL_LIMIT} % of 10 GB",
+    )
+
+
+def _targets(stack: Stack) -> Iterator[Finding]:
+    groups = targets.all_groups(stack)
+    pools: dict[str, list[targets.Group]] = {}
+    for group in groups:
+        faults = targets.faults_of(group)
+        yield from (Finding("fail", "targets", fault) for fault in faults)
+        if not faults:
+            pools.setdefault(group.tags[tags.TARGET], []).append(group)
+    if not groups:
+        yield Finding(
+            "warn", "targets", "there are none, so nobody can open anything; see `knock-admin target add`"
+        )
+    holders = targets.holders_of(stack.aws, (group.id for group in groups))
+    for name, pool in sorted(pools.items()):
+        yield from _target(stack, name, pool, holders)
+
+
+def _target(
+    stack: Stack, name: str, pool: list[targets.Group], holders: list[targets.Holder]
+) -> Iterator[Finding]:
+    ids = {group.id for group in pool}
+    if len({group.ports for group in pool}) > 1:
+        yield Finding(
+            "fail", "targets", f"the groups of {name} differ in {tags.PORTS}; they are opened for nobody"
+        )
+    if len({group.vpc for group in pool}) > 1:
+        yield Finding("warn", "targets", f"the groups of {name} are in several VPCs; make one target a VPC")
+    held = [holder for holder in holders if ids & set(holder.groups)]
+    if not held:
+        yield Finding("warn", "targets", f"{name} is attached to nothing, so a knock lets nobody in")
+    for holder in held:
+        missing = ids - set(holder.groups)
+        if missing:
+            yield Finding(
+                "fail",
+                "targets",
+                f"{holder} lacks {', '.join(sorted(missing))} of {name}: rules there open nothing; "
+                f"`knock-admin target add {name}` attaches what is missing",
+            )
+    others = {group for holder in held for group in holder.groups} - ids
+    for line in targets.world_open(stack.aws, pool[0].ports, others) if others else ():
+        yield Finding("warn", "targets", f"{name} guards nothing there: {line}, and is attached beside it")
+    yield Finding("ok", "targets", f"{name}: {len(pool)} groups, on {len(held)} interfaces or load balancers")
+
+
+def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
+    known = {group.tags.get(tags.TARGET) for group in targets.all_groups(stack)}
+    found = keys.keys_of(stack)
+    if not found:
+        yield Finding("warn", "keys", "there are none, so nobody can knock; see `knock-admin key add`")
+    for key in found:
+        who = f"{key.name} ({key.id})"
+        faults = keys.faults_of(key)
+        yield from (Finding("fail", "keys", f"{who}: {fault}; it gives no right") for fault in faults)
+        if faults:
+            continue
+        named = set(key.tags.get(tags.TARGETS, "").split()) - {"*", tags.EVERY_TARGET}
+        if named - known:
+            yield Finding(
+                "warn", "keys", f"{who} may open {', '.join(sorted(named - known))}, which do not exist"
+            )
+        if key.retires_at and key.retires_at <= args.now:
+            yield Finding(
+                "warn", "keys", f"{who} was to retire at {key.tags[tags.RETIRES_AT]} and still works"
+            )
+    yield Finding("ok", "keys", f"{len(found)} keys, {sum(key.enabled for key in found)} enabled")
+
+
+def _usage_plan(stack: Stack) -> Iterator[Finding]:
+    plan = stack.plan
+    if not plan.get("apiStages"):
+        yield Finding("fail", "usage plan", f"{plan['name']} is connected to no API, so no key works")
+    for what in ("throttle", "quota"):
+        if not plan.get(what):
+            yield Finding(
+                "warn", "usage plan", f"{plan['name']} has no {what}: one key can use up everything"
+            )
+    yield Finding("ok", "usage plan", plan["name"])
+
+
+def _quotas(stack: Stack) -> Iterator[Finding]:
+    rules, groups = (
+        targets.quota(stack.aws, which) for which in (targets.RULES_PER_GROUP, targets.GROUPS_PER_INTERFACE)
+    )
+    if rules * groups > RULES_PER_INTERFACE:
+        yield Finding(
+            "warn",
+            "quotas",
+            f"{rules} rules a group × {groups} groups an interface pass the limit of {RULES_PER_INTERFACE}",
+        )
+    pools: dict[str, list[str]] = {}
+    for group in targets.all_groups(stack):
+        pools.setdefault(group.tags.get(tags.TARGET, ""), []).append(group.id)
+    for name, pool in sorted(pools.items()):
+        for family, count in zip(
+            ("IPv4", "IPv6"), targets.used(targets.rules_of(stack.aws, pool)), strict=True
+        ):
+            room = rules * len(pool)
+            if count * 5 >= room * 4:
+                yield Finding(
+                    "warn",
+                    "quotas",
+                    f"{name} uses {count} of {room} {family} rules; `target grow {name}` makes room",
+                )
+    yield Finding("ok", "quotas", f"{rules} rules a group, {groups} groups an interface")
+
+
+def _events(stack: Stack) -> Iterator[Finding]:
+    events, name = stack.aws.client("events"), f"{stack.name}-stopped"
+    try:
+        rule = events.describe_rule(Name=name)
+    except ClientError as error:
+        if code_of(error) != "ResourceNotFoundException":
+            raise
+        yield Finding(
+            "fail", "events", f"there is no rule {name}: stopping an execution by hand leaves its rules open"
+        )
+        return
+    if rule["State"] != "ENABLED":
+        yield Finding(
+            "fail", "events", f"the rule {name} is off: stopping an execution by hand leaves its rules open"
+        )
+    yield Finding("ok", "events", f"{name} is {rule['State'].lower()}")
+
+
+def _alarms(stack: Stack) -> Iterator[Finding]:
+    alarms = list(
+        stack.aws.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{stack.name}-")
+    )
+    firing = [alarm for alarm in alarms if alarm["StateValue"] == "ALARM"]
+    for alarm in firing:
+        yield Finding(
+            "fail", "alarms", f"{alarm['AlarmName']} is firing: {alarm.get('AlarmDescription', '')}"
+        )
+    if not alarms:
+        yield Finding("warn", "alarms", "there are none: nobody will hear of a revocation that fails")
+    else:
+        yield Finding("ok", "alarms", f"{len(alarms)} alarms, {len(firing)} firing")
+
+
+# ---------------------------------------------------------------------------- the test grant
+
+
+def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
+    """Make a grant, watch it open and close, and remove what was made for it."""
+    name = f"doctor-{secrets.token_hex(4)}"
+    left_behind: list[str] = []
+    with _terminable(), ExitStack() as cleanup:
+
+        def later(what: str, remove: Callable[[], object]) -> None:
+            cleanup.callback(_clean, stack, what, remove, left_behind)
+
+        group = _scratch_group(stack, name, args.vpc)
+        later(f"the group {group}", lambda: stack.aws.client("ec2").delete_security_group(GroupId=group))
+        gateway = stack.aws.client("apigateway")
+        _, value = keys.make(
+            stack,
+            name,
+            {tags.STACK: stack.name, tags.TARGETS: name, tags.MAX_DURATION: f"{TEST_DURATION}s"},
+            made=lambda key: later(f"the key {key}", lambda: gateway.delete_api_key(apiKey=key)),
+        )
+        if stack.aws.ledger.dry_run:
+            stack.aws.ledger.plan("knock:POST /knock", {"targets": [name], "duration": TEST_DURATION})
+        else:
+            yield from _watch(stack, _client(stack, value), name, group, later)
+    yield from (Finding("fail", "test grant", text) for text in left_behind)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Clean up on SIGTERM too, as on Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _client(stack: Stack, value: str) -> Client:
+    from knock import Client
+
+    return Client(stack.address, value)
+
+
+def _watch(stack: Stack, client: Client, name: str, group: str, later: Later) -> Iterator[Finding]:
+    """Knock, and look at the scratch group's rules until they have come and gone."""
+    from knock import KnockError
+
+    try:
+        _await_rights(client, name)
+        grant = client.knock(name, duration=TEST_DURATION, reason="knock-admin doctor")
+    except KnockError as error:
+        raise AdminError(f"the knock failed: {error}") from error
+    later(f"the grant {grant.id}", lambda: _end(stack, grant.id, group))
+    opened = [rule for rule in targets.rules_of(stack.aws, [group]) if grant.source in _cidrs(rule)]
+    if not opened:
+        yield Finding(
+            "fail", "test grant", f"the API says that {grant.id} is open, and {group} has no rule for it"
+        )
+        return
+    yield Finding(
+        "ok", "test grant", f"{grant.id} opened {opened[0]['SecurityGroupRuleId']} for {grant.source}"
+    )
+    progress(f"waiting for {grant.id} to expire")
+    deadline = time.monotonic() + TEST_DURATION + CLOSING_PATIENCE
+    while targets.rules_of(stack.aws, [group]):
+        if time.monotonic() > deadline:
+            yield Finding("fail", "test grant", f"the rule of {grant.id} is still there after its end")
+            return
+        time.sleep(PAUSE)
+    # The trail says that it is closed a moment after the rule is gone.
+    while not (closed := _events_of(client, grant.id).get("closed")) and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+    status = client.grant(grant.id).status
+    level = "ok" if closed and status == "expired" else "fail"
+    yield Finding(
+        level, "test grant", f"{grant.id} is {status}, its rule gone; closed at {closed or 'no time yet'}"
+    )
+
+
+def _await_rights(client: Client, name: str) -> None:
+    """Wait until the API knows the temporary key and target.
+
+    By asking who the key is, not by knocking: a knock that is refused is in the trail and counts for an
+    alarm.
+    """
+    from knock import KeyRejected
+
+    progress("waiting for the API to know the temporary key and target; up to two minutes")
+    deadline = time.monotonic() + TEST_PATIENCE
+    while True:
+        try:
+            if any(target.name == name for target in client.whoami().targets):
+                return
+            missing = "does not know the scratch target"
+        except KeyRejected as error:
+            missing = f"does not accept the temporary key ({error})"
+        if time.monotonic() > deadline:
+            raise AdminError(f"the API still {missing}")
+        time.sleep(PAUSE)
+
+
+def _events_of(client: Client, grant_id: str) -> dict[str, str]:
+    return {event["event"]: event["at"] for event in client.grant(grant_id).events}
+
+
+def _end(stack: Stack, grant_id: str, group: str) -> None:
+    """End the test grant, should its rule still be there."""
+    if targets.rules_of(stack.aws, [group]):
+        grants.end(stack, grant_id, _BY, "cleaning up")
+
+
+_BY = {"id": "knock-admin", "name": "knock-admin doctor"}
+
+
+def _cidrs(rule: dict[str, Any]) -> tuple[str | None, str | None]:
+    return rule.get("CidrIpv4"), rule.get("CidrIpv6")
+
+
+def _scratch_group(stack: Stack, name: str, vpc: str | None) -> str:
+    """Make a group that is attached to nothing, tagged as a target of its own."""
+    where = targets.vpc_of(stack.aws, vpc, [] if vpc else targets.all_groups(stack)[:1], [])
+    made = stack.aws.client("ec2").create_security_group(
+        GroupName=f"{stack.name}-{name}",
+        Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
+        VpcId=where["VpcId"],
+        TagSpecifications=[
+            {
+                "ResourceType": "security-group",
+                "Tags": [
+                    {"Key": tags.STACK, "Value": stack.name},
+                    {"Key": tags.TARGET, "Value": name},
+                    {"Key": tags.PORTS, "Value": "9/tcp"},
+                ],
+            }
+        ],
+    )
+    return str(made["GroupId"])
+
+
+def _clean(stack: Stack, what: str, remove: Callable[[], object], left_behind: list[str]) -> None:
+    """Remove one thing that the test made. A failure is told at once, and stops no other removal."""
+    try:
+        remove()
+    except (ClientError, BotoCoreError, AdminError) as error:
+        failure = error if isinstance(error, AdminError) else translated(error, stack.aws.ledger.last)
+        left_behind.append(f"{what} was left behind, remove it by hand: {failure}")
+        warn(left_behind[-1])

@@ -1,0 +1,168 @@
+"""`knock-admin grants`, `revoke` and `guard`: who is in, ending it, and the smoke detector.
+
+A grant is ended by the same calls, in the same order, as `DELETE /grants/{id}` makes: the revoke function
+first, so that its rules are gone, then StopExecution with an error and a cause that say who and why. What the
+revoke function does, and in which order, is nowhere repeated here. A single grant is ended without reading
+the trail, so that it can be done while the trail cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from knock_admin import trail
+from knock_admin.errors import AdminError, UsageError, already_done, translated
+from knock_admin.output import Result, progress, table, visible
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from knock_admin.stack import Stack
+
+
+def show(stack: Stack, args: Namespace) -> Result:
+    """List grants, newest first: the live ones, or those that ended in a certain way."""
+    where = trail.conditions(args)
+    if args.status == "live":
+        where += trail.live(args.now)
+    else:
+        where.append("`kind` = 'grant'")
+        if args.status != "all":
+            where.append(f"`state` = {trail.quote(args.status)}")
+    # Refusals have no `order`, and what a Select sorts by must be in a condition.
+    entries = trail.select(stack, [*where, "`order` is not null"], "`order` desc")
+    if args.json:
+        return Result({"grants": [entry.as_json(args.now) for entry in entries]}, [])
+    header = ("ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "LEFT", "EXPIRES AT", "REASON")
+    rows = (
+        (
+            entry.id,
+            status := entry.status(args.now),
+            entry.one("principal_name"),
+            entry.one("source"),
+            " ".join(str(target.get("name", target)) for target in entry.targets),
+            trail.left(entry, args.now) if status in ("active", "pending") else "-",
+            entry.one("expires_at"),
+            entry.one("reason") or "-",
+        )
+        for entry in entries
+    )
+    return Result(None, table(rows, header))
+
+
+def _operator(stack: Stack) -> dict[str, str]:
+    """Say who revokes, as AWS knows them: the identity's id, and its ARN's last part for a name."""
+    identity = stack.aws.client("sts").get_caller_identity()
+    return {"id": identity["UserId"], "name": identity["Arn"].split(":", 5)[5]}
+
+
+def invoke(stack: Stack, module: str, payload: dict[str, Any]) -> Any:
+    """Run one of the stack's functions and give its answer. Raises AdminError with its own error."""
+    answer = stack.aws.client("lambda").invoke(
+        FunctionName=stack.function(module), Payload=json.dumps(payload).encode()
+    )
+    if stack.aws.ledger.dry_run:
+        return {}
+    said = json.loads(answer["Payload"].read() or "null")
+    if answer.get("FunctionError"):
+        detail = said.get("errorMessage", "") if isinstance(said, dict) else said
+        kind = said.get("errorType", "an error") if isinstance(said, dict) else "an error"
+        raise AdminError(f"{stack.function(module)} failed with {kind}: {visible(detail)}")
+    return said
+
+
+def end(stack: Stack, grant_id: str, by: dict[str, str], reason: str) -> dict[str, Any]:
+    """End one grant: close what it opened, then stop its execution. Twice is fine."""
+    revocation: dict[str, Any] = invoke(
+        stack, "revoke", {"how": "revoked", "grant": {"grant_id": grant_id}, "by": by, "reason": reason}
+    )
+    arn = stack.setting("STATE_MACHINE_ARN").replace(":stateMachine:", ":execution:") + f":{grant_id}"
+    cause = f"revoked by {by['name']}" + (f": {reason}" if reason else "")
+    with already_done("ExecutionDoesNotExist"):
+        stack.aws.client("stepfunctions").stop_execution(executionArn=arn, error="Revoked", cause=cause)
+    return revocation
+
+
+def revoke(stack: Stack, args: Namespace) -> Result:
+    """End grants early. Goes on to the next when one fails, and says which are left."""
+    chosen = [args.principal, args.source, args.target, args.all]
+    if bool(args.id) == any(chosen):
+        raise UsageError(
+            "Which grants? Name their ids, or choose by --principal, --source, --target or --all."
+        )
+    ids: list[str] = list(args.id)
+    if not ids:
+        found = trail.select(stack, [*trail.conditions(args), *trail.live(args.now)], "`expires_at` asc")
+        entries = list(found)
+        ids = [entry.id for entry in entries]
+        if ids and not (args.yes or stack.aws.ledger.dry_run):
+            for line in table(
+                ((entry.id, entry.one("principal_name"), entry.one("source")) for entry in entries),
+                ("ID", "PRINCIPAL", "SOURCE"),
+            ):
+                print(line, file=sys.stderr)
+            _confirm(f"End {'this grant' if len(ids) == 1 else f'these {len(ids)} grants'}?")
+    by = _operator(stack)
+    ended: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    lines: list[str] = []
+    for number, grant_id in enumerate(ids, 1):
+        progress(f"ending {number} of {len(ids)}: {grant_id}")
+        error = _try_end(stack, grant_id, by, args.reason, ended)
+        if error:
+            failed[grant_id] = error
+            lines.append(f"{grant_id}: NOT ended: {error}")
+        else:
+            lines.append(f"{grant_id}: {_summary(ended[-1])}")
+    if failed:
+        lines.append(
+            f"{len(failed)} of {len(ids)} are not ended. Run the same command again: ending twice is fine."
+        )
+    return Result(
+        {"ended": ended, "failed": failed}, lines or ["No live grant matches."], exit_code=1 if failed else 0
+    )
+
+
+def _try_end(
+    stack: Stack, grant_id: str, by: dict[str, str], reason: str, ended: list[dict[str, Any]]
+) -> str | None:
+    """End one grant; give what went wrong, so that the others get their turn."""
+    from botocore.exceptions import ClientError
+
+    try:
+        ended.append({"grant_id": grant_id, **end(stack, grant_id, by, reason)})
+    except AdminError as error:
+        return str(error)
+    except ClientError as error:
+        return str(translated(error, stack.aws.ledger.last))
+    return None
+
+
+def _summary(revocation: dict[str, Any]) -> str:
+    gone, kept = revocation.get("revoked", []), revocation.get("kept", [])
+    text = f"{revocation.get('status', 'ended')}; rules gone: {', '.join(gone) or 'none left to close'}"
+    return text + (f"; kept for other live grants: {', '.join(kept)}" if kept else "")
+
+
+def _confirm(question: str) -> None:
+    """Ask once. Raises UsageError where nobody can answer, AdminError when the answer is no."""
+    if not sys.stdin.isatty():
+        raise UsageError("Nobody is here to confirm that: say --yes.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise AdminError("Nothing was changed.")
+
+
+def guard(stack: Stack, _args: Namespace) -> Result:
+    """Run the drift guard now: it mends what it can and tells what it found; exit code 1 then."""
+    findings: list[dict[str, str]] = invoke(stack, "guard", {}).get("findings", [])
+    if not findings:
+        return Result({"findings": []}, ["The drift guard found nothing."])
+    rows = [
+        [finding.get(name, "") or "-" for name in ("kind", "grant_id", "rule", "did")] for finding in findings
+    ]
+    return Result(
+        {"findings": findings}, table(rows, ("FOUND", "GRANT", "RULE", "DONE ABOUT IT")), exit_code=1
+    )
