@@ -413,8 +413,6 @@ class _Parser:
 
     def is_next(self, *words: str) -> bool:
         for offset, word in enumerate(words):
-            if self.next + offset >= len(self.tokens):
-                return False
             token = self.tokens[self.next + offset]
             if token.kind not in ("word", "sign") or token.text.lower() != word:
                 return False
@@ -598,14 +596,14 @@ class _Parser:
 
     def count(self, attribute: str | None, comparisons: int) -> None:
         """Keep the limits "comparisons" and "unique attributes per Select expression"."""
+        self.compared.add(attribute)
+        if len(self.compared) > MOST_ATTRIBUTES:
+            raise SimpleDBError("InvalidNumberPredicates", "Too many predicates in the query expression.")
         self.comparisons += comparisons
         if self.comparisons > MOST_COMPARISONS:
             raise SimpleDBError(
                 "InvalidNumberValueTests", "Too many value tests per predicate in the query expression."
             )
-        self.compared.add(attribute)
-        if len(self.compared) > MOST_ATTRIBUTES:
-            raise SimpleDBError("InvalidNumberPredicates", "Too many predicates in the query expression.")
 
 
 @lru_cache(maxsize=2048)
