@@ -1,0 +1,170 @@
+"""`python -m local up`: run Knock on this machine until Ctrl-C or SIGTERM.
+
+With `--json` the first line on standard output is one JSON object, printed once everything answers; without it,
+a page for a person. Standard output carries nothing else; what functions print goes to a log file, or with
+`--verbose` to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from local.lambdas import FunctionNotLoaded
+from local.serving import PortInUse
+from local.stack import Options, Stack, StackError, Summary
+from local.stepfunctions_local import EngineNotFound
+from local.template import TemplateError
+
+STOPS_WITHIN = 4.5  # seconds; after that the process ends without waiting for anybody
+
+PAGE = """\
+Knock runs on this machine. Ctrl-C stops it, and nothing is kept.
+
+  knock API   {api_url}
+  console     {console_url}
+  AWS         {aws_endpoint_url}   (any AWS client; region {region})
+  log         {log}
+
+Targets
+{targets}
+
+Keys
+{keys}
+
+Open the door for ten seconds:
+
+  curl -X POST -H "x-api-key: {alice}" {api_url}/knock -d '{{"duration": "10s"}}'
+
+See the grant run, as the Step Functions console would show it:
+
+  AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local AWS_DEFAULT_REGION={region} \\
+    aws --endpoint-url {aws_endpoint_url} stepfunctions list-executions \\
+    --state-machine-arn {state_machine_arn}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m local", description="Run Knock on this machine.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    up = commands.add_parser(
+        "up",
+        help="run the stack until Ctrl-C",
+        epilog="Example: python -m local up --port 8080 --duration 8h",
+    )
+    up.add_argument("--port", type=_port, default=8080, help="of the knock API (8080); 0 picks a free one")
+    up.add_argument("--aws-port", type=_port, default=0, help="of the AWS endpoint; a free one by default")
+    up.add_argument("--duration", default="24h", help="of a grant when a knock names none (24h)")
+    up.add_argument(
+        "--engine",
+        default="moto",
+        help="what runs the state machine: moto (embedded), stepfunctions-local (npm), or the http:// address"
+        " of a Step Functions endpoint",
+    )
+    up.add_argument("--json", action="store_true", help="print one line of JSON instead of a page")
+    up.add_argument(
+        "--verbose", action="store_true", help="print requests and what functions print to standard error"
+    )
+    asked = parser.parse_args(arguments)
+    return _up(asked)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 to 65535")
+    return int(text)
+
+
+def _up(asked: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.INFO if asked.verbose else logging.WARNING, format="%(name)s: %(message)s"
+    )
+    for library in ("moto", "botocore", "urllib3"):
+        logging.getLogger(library).setLevel(
+            logging.CRITICAL
+        )  # moto prints a state's syntax tree when it fails
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(130)  # asked twice
+        stopping.set()
+        if not ready:
+            raise KeyboardInterrupt
+
+    ready = False
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    with tempfile.NamedTemporaryFile(prefix="knock-local-", suffix=".log") as log:
+        options = Options(
+            port=asked.port,
+            aws_port=asked.aws_port,
+            duration=asked.duration,
+            engine=asked.engine,
+            output=2 if asked.verbose else log.fileno(),
+        )
+        try:
+            stack = Stack(options)
+            ready = True
+        except (StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded) as error:
+            sys.stdout.flush()
+            print(f"The local stack cannot start: {error}", file=sys.stderr)
+            if isinstance(error, FunctionNotLoaded) and not asked.verbose:
+                sys.stderr.write(Path(log.name).read_text(errors="replace"))
+            return 1
+        except KeyboardInterrupt:
+            return 0
+        try:
+            print(
+                json.dumps(stack.summary.as_json())
+                if asked.json
+                else _page(stack.summary, "standard error" if asked.verbose else log.name),
+                flush=True,
+            )
+            stopping.wait()
+        finally:
+            _give_up_in(STOPS_WITHIN)
+            stack.stop()
+    return 0
+
+
+def _give_up_in(seconds: float) -> None:
+    """End the process, whatever it does then; its functions' processes end with it."""
+
+    def give_up() -> None:
+        print(f"The local stack did not stop within {seconds} s, and was ended.", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+
+
+def _page(summary: Summary, log: str) -> str:
+    width = max(map(len, summary.keys))
+    return PAGE.format(
+        **summary.as_json()
+        | {
+            "log": log,
+            "targets": "\n".join(
+                f"  {name:<{width}}  {' '.join(target['ports'])} on {', '.join(target['groups'])}"
+                for name, target in summary.targets.items()
+            ),
+            "keys": "\n".join(f"  {name:<{width}}  {value}" for name, value in summary.keys.items()),
+            "alice": summary.keys["alice"],
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The embedded AWS: moto, mended, holding what the template says.
+
+`Embedded` puts the mends in place and wires the parts that moto leaves apart: Step Functions' tasks and
+EventBridge's targets run the stack's functions, and so does Lambda's own API. `deploy` then makes, through the
+AWS API like anybody else, everything of the template that a client could look at. moto's state is one for the
+whole process, so there can be one `Embedded` at a time; making one begins with an empty AWS.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from moto.apigateway.models import apigateway_backends
+from moto.apigateway.utils import ApigwRestApiIdentifier, ApigwUsagePlanIdentifier
+from moto.awslambda.exceptions import LambdaClientError, UnknownFunctionException
+from moto.awslambda_simple.models import LambdaSimpleBackend, lambda_simple_backends
+from moto.core.base_backend import BackendDict
+from moto.core.config import default_user_config
+from moto.moto_server import werkzeug_app
+from moto.sqs.models import sqs_backends
+from moto.utilities.id_generator import moto_id_manager
+
+from local import ec2, engine, events, operators, simpledb
+from local.clock import Clock
+from local.gateway import Caller, UsageLimits
+from local.invocation import InvocationError
+from local.lambdas import Runtime
+from local.serving import WsgiApp
+from local.template import EventRule, Function, Place, RestApi, Template, TemplateError
+
+__all__ = ["Client", "Embedded", "deploy"]
+
+Client = Callable[..., Any]
+"""Makes a boto3 client of a service: `client("ec2")`, `client("sdb", region="us-east-1")`."""
+
+
+class Embedded:
+    """moto as one AWS, running the functions of `runtime` on `clock`."""
+
+    def __init__(self, runtime: Runtime, clock: Clock, place: Place, *, own_engine: bool) -> None:
+        """Mend moto in this process and empty it; `own_engine` says whether executions run here."""
+        self._place = place
+        self._clock = clock
+        self._runtime = runtime
+        default_user_config["lambda"] = {"use_docker": False}
+        default_user_config["stepfunctions"] = {"execute_state_machine": True}
+        werkzeug_app.DISABLE_GLOBAL_CORS = True  # or any web page could talk to it from a browser
+        simpledb.install()
+        ec2.install()
+        operators.install()
+        BackendDict.reset()
+        self.deliveries = events.install(runtime.invoke_later, clock=clock)
+        self.engine: engine.Engine | None = None
+        if own_engine:
+            self.engine = engine.install(runtime.invoke, clock=clock, publish=self.deliveries.publish)
+        LambdaSimpleBackend.invoke = _lambda_api(runtime)  # type: ignore[method-assign]
+        runtime.reserved = self._reserved
+        runtime.on_failure = _send_to_queue
+        self.app: WsgiApp = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """Put a service's event on the default event bus."""
+        self.deliveries.publish(self._place.account, self._place.region, event)
+
+    def keys(self, api: RestApi) -> Iterable[Caller]:
+        """List the keys that open the API's stage now: enabled, and in a usage plan of the stage."""
+        backend = apigateway_backends[self._place.account][self._place.region]
+        stage = {"apiId": api.id, "stage": api.stage}
+        for plan in list(backend.usage_plans.values()):
+            if not any(stage.items() <= attached.items() for attached in plan.api_stages):
+                continue
+            limits = _limits(plan)
+            for key_id in list(backend.usage_plan_keys.get(plan.id, {})):
+                key = backend.keys.get(key_id)
+                if key is not None and key.enabled:
+                    yield Caller(key.id, key.value, limits)
+
+    def schedule(self, rule: EventRule) -> None:
+        """Run a scheduled rule's targets by the stack's clock."""
+        found = re.fullmatch(r"rate\((\d+) (minute|hour|day)s?\)", rule.schedule or "")
+        if found is None:
+            raise TemplateError(f"{rule.name} runs at {rule.schedule}; the local stack knows only rate(…).")
+        every = (
+            int(found[1])
+            * {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}[found[2]]
+        )
+
+        def run() -> None:
+            now = self._clock.now()
+            event = {
+                "version": "0",
+                "detail-type": "Scheduled Event",
+                "source": "aws.events",
+                "account": self._place.account,
+                "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "region": self._place.region,
+                "resources": [f"arn:aws:events:{self._place.region}:{self._place.account}:rule/{rule.name}"],
+                "detail": {},
+            }
+            for target in rule.targets:
+                self._runtime.invoke_later(target.arn, json.dumps(event).encode())
+            self._clock.at(now + every, run)
+
+        self._clock.at(self._clock.now() + every, run)
+
+    def stop(self) -> None:
+        """Drop executions and deliveries under way. The second time does nothing."""
+        self.deliveries.shutdown()
+        if self.engine:
+            self.engine.shutdown()
+
+    def _reserved(self, name: str) -> int | None:
+        found = lambda_simple_backends[self._place.account][self._place.region].get_function(name)
+        return None if found.reserved_concurrency is None else int(found.reserved_concurrency)
+
+
+def _lambda_api(runtime: Runtime) -> Callable[..., bytes]:
+    def invoke(
+        self: Any, function_name: str, qualifier: str | None, body: Any, headers: Any, answer: Any
+    ) -> bytes:
+        """Invoke, in its three kinds; moto 5.2.5 answers with the payload itself."""
+        name = self.get_function(function_name, qualifier).function_name
+        payload = body if isinstance(body, bytes) else (body or "{}").encode()
+        kind = headers.get("X-Amz-Invocation-Type", "RequestResponse")
+        try:
+            if kind == "DryRun":
+                return b""
+            if kind == "Event":
+                runtime.invoke_later(name, payload)
+                return b""
+            result = runtime.invoke(name, payload)
+        except InvocationError as error:
+            if error.code == "ResourceNotFoundException":
+                raise UnknownFunctionException(function_name) from error
+            raise _refusal(error) from error
+        answer["x-amz-executed-version"] = "$LATEST"
+        if result.function_error:
+            answer["x-amz-function-error"] = result.function_error
+        return result.payload
+
+    return invoke
+
+
+def _refusal(error: InvocationError) -> LambdaClientError:
+    refusal = LambdaClientError(error.code, error.message)
+    refusal.code = {"TooManyRequestsException": 429, "RequestTooLargeException": 413}.get(error.code, 500)
+    return refusal
+
+
+def _send_to_queue(destination: str, record: str) -> None:
+    _, _, _, region, account, queue = destination.split(":")
+    sqs_backends[account][region].send_message(queue, record)
+
+
+def _limits(plan: Any) -> UsageLimits:
+    rate, burst = plan.throttle.get("rateLimit"), plan.throttle.get("burstLimit")
+    quota = plan.quota.get("limit")
+    return UsageLimits(
+        plan.id,
+        None if rate is None else float(rate),
+        None if burst is None else int(burst),
+        None if quota is None else int(quota),
+        plan.quota.get("period"),
+    )
+
+
+def deploy(template: Template, client: Client, *, state_machine: bool) -> None:
+    """Make what the template says; `state_machine` says whether that too, or another engine has it."""
+    client("sdb", region=template.domain.region).create_domain(DomainName=template.domain.name)
+    for queue in template.queues:
+        client("sqs").create_queue(QueueName=queue.name, Attributes=dict(queue.attributes))
+    for role in template.all(
+        "AWS::IAM::Role"
+    ):  # without policies, which are not enforced; Lambda wants it there
+        trust = json.dumps(role.properties["AssumeRolePolicyDocument"])
+        client("iam").create_role(RoleName=role.name, AssumeRolePolicyDocument=trust)
+    _deploy_functions(template.functions, client("lambda"))
+    if state_machine:
+        machine = template.state_machine
+        client("stepfunctions").create_state_machine(
+            name=machine.name,
+            definition=machine.definition,
+            roleArn=machine.role,
+            type=machine.kind,
+            tags=[{"key": name, "value": value} for name, value in machine.tags.items()],
+        )
+    _deploy_rules(template.event_rules, client("events"))
+    _deploy_api(template, client("apigateway"))
+
+
+def _deploy_functions(functions: Iterable[Function], lambda_: Any) -> None:
+    packages: dict[Path, bytes] = {}
+    for function in functions:
+        if function.code not in packages:
+            packages[function.code] = _zip(function.code)
+        lambda_.create_function(
+            FunctionName=function.name,
+            Runtime=function.runtime,
+            Role=function.role,
+            Handler=function.handler,
+            Code={"ZipFile": packages[function.code]},
+            Timeout=int(function.timeout),
+            MemorySize=function.memory,
+            Environment={"Variables": dict(function.environment)},
+            Tags=dict(function.tags),
+            Architectures=["arm64"],
+        )
+        if function.reserved is not None:
+            lambda_.put_function_concurrency(
+                FunctionName=function.name, ReservedConcurrentExecutions=function.reserved
+            )
+
+
+def _zip(directory: Path) -> bytes:
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                archive.write(path, path.relative_to(directory))
+    return package.getvalue()
+
+
+def _deploy_rules(rules: Iterable[EventRule], events_: Any) -> None:
+    for rule in rules:
+        what = (
+            {"EventPattern": json.dumps(rule.pattern)}
+            if rule.pattern
+            else {"ScheduleExpression": rule.schedule}
+        )
+        state = "ENABLED" if rule.enabled else "DISABLED"
+        events_.put_rule(Name=rule.name, State=state, Description=rule.description, **what)
+        events_.put_targets(Rule=rule.name, Targets=[dict(target.raw) for target in rule.targets])
+
+
+def _deploy_api(template: Template, apigateway: Any) -> None:
+    api, plan, place = template.rest_api, template.usage_plan, template.place
+    # The template's outputs name these ids, so moto has to take them as they are.
+    moto_id_manager.set_custom_id(ApigwRestApiIdentifier(place.account, place.region, api.name), api.id)
+    moto_id_manager.set_custom_id(ApigwUsagePlanIdentifier(place.account, place.region, plan.name), plan.id)
+    apigateway.create_rest_api(name=api.name, endpointConfiguration={"types": ["REGIONAL"]})
+    resources = {"/": apigateway.get_resources(restApiId=api.id)["items"][0]["id"]}
+    for route in api.routes:
+        resource = _resource(apigateway, api.id, resources, route.path)
+        method = {"restApiId": api.id, "resourceId": resource, "httpMethod": route.method}
+        apigateway.put_method(**method, authorizationType="NONE", apiKeyRequired=route.key_required)
+        uri = f"arn:aws:apigateway:{place.region}:lambda:path/2015-03-31/functions/{route.function_arn}/invocations"
+        apigateway.put_integration(**method, type="AWS_PROXY", integrationHttpMethod="POST", uri=uri)
+    apigateway.create_deployment(restApiId=api.id, stageName=api.stage)
+    throttle = {"rateLimit": plan.rate, "burstLimit": plan.burst}
+    quota = {"limit": plan.quota, "period": plan.period}
+    apigateway.create_usage_plan(
+        name=plan.name,
+        apiStages=[{"apiId": api.id, "stage": api.stage}],
+        **({"throttle": throttle} if plan.rate is not None else {}),
+        **({"quota": quota} if plan.quota is not None else {}),
+    )
+    for key in template.keys:
+        made = apigateway.create_api_key(name=key.name, enabled=key.enabled, tags=dict(key.tags))
+        if key.in_plan:
+            apigateway.create_usage_plan_key(usagePlanId=plan.id, keyId=made["id"], keyType="API_KEY")
+
+
+def _resource(apigateway: Any, api: str, resources: dict[str, str], path: str) -> str:
+    """Return the id of an API's resource, made with those above it where they are missing."""
+    if path not in resources:
+        above, _, part = path.rpartition("/")
+        parent = _resource(apigateway, api, resources, above or "/")
+        resources[path] = apigateway.create_resource(restApiId=api, parentId=parent, pathPart=part)["id"]
+    return resources[path]

@@ -1,0 +1,170 @@
+"""The AWS endpoint of the local stack: moto's services behind one address, with a place to watch and to break.
+
+Everything any program asks of AWS here passes through `Endpoint`: the functions, the engine from outside, the
+AWS CLI. Tests and measurements see each call there, with the function that made it (its access key says so),
+and may delay it, answer in AWS's place, or lose the answer after AWS has acted:
+
+    def lose_answers(call: Call, forward: Forward) -> Answer:
+        answer = forward()
+        return failure(call, "InternalError") if call.operation == "PutAttributes" else answer
+
+    with endpoint.watched_by(lose_answers):
+        ...
+
+Without a watcher a call costs nothing more than moto's own time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+from botocore.loaders import Loader
+from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.test import run_wsgi_app
+
+from local.serving import WsgiApp
+
+__all__ = ["Answer", "Call", "Endpoint", "Forward", "Watcher", "failure"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an AWS operation."""
+
+    service: str  # as the request is signed: ec2, sdb, states, apigateway, lambda, tagging, …
+    operation: str  # as the API reference names it: AuthorizeSecurityGroupIngress
+    region: str
+    access_key: str  # of a function: local.lambdas.access_key(function)
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call is answered with."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+Forward = Callable[[], Answer]
+"""Lets the call through, to the next watcher or to AWS."""
+
+Watcher = Callable[[Call, Forward], Answer]
+"""Sees a call; answers with what `forward` answers, or otherwise. Called from many threads at once."""
+
+
+def failure(call: Call, code: str, message: str = "injected by a test", status: int = 500) -> Answer:
+    """Make the error answer that `call`'s service would give, in its own protocol."""
+    if call.service in _XML_ERRORS:
+        body = _XML_ERRORS[call.service].format(code=escape(code), message=escape(message))
+        return Answer(status, [("Content-Type", "text/xml")], body.encode())
+    headers = [("Content-Type", "application/x-amz-json-1.0"), ("x-amzn-ErrorType", code)]
+    return Answer(
+        status, headers, json.dumps({"__type": code, "message": message, "Message": message}).encode()
+    )
+
+
+_XML_ERRORS = {
+    "ec2": "<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
+    "<RequestID>local</RequestID></Response>",
+    "sdb": "<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message><BoxUsage>0</BoxUsage></Error>"
+    "</Errors><RequestID>local</RequestID></Response>",
+}
+
+
+class Endpoint:
+    """A WSGI application that hands each call to moto, past whoever watches."""
+
+    def __init__(self, aws: WsgiApp, step_functions: Watcher | None = None) -> None:
+        """Serve `aws`; `step_functions` takes the calls to Step Functions, where another engine runs them."""
+        self._aws = aws
+        self._step_functions = step_functions
+        self._watchers: tuple[Watcher, ...] = ()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher) -> Iterator[None]:
+        """Have every call pass `watcher`; the last one named sees it first."""
+        with self._lock:
+            self._watchers = (watcher, *self._watchers)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watchers = tuple(other for other in self._watchers if other is not watcher)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Answer one call."""
+        watchers = self._watchers
+        if self._step_functions and environ.get("HTTP_X_AMZ_TARGET", "").startswith("AWSStepFunctions."):
+            watchers += (self._step_functions,)
+        if not watchers:
+            return self._aws(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        call = _read(environ, body)
+
+        def forward() -> Answer:
+            environ["wsgi.input"] = BytesIO(body)
+            chunks, status, headers = run_wsgi_app(self._aws, environ, buffered=True)
+            return Answer(int(status.split()[0]), list(headers), b"".join(chunks))
+
+        for watcher in reversed(watchers):
+            forward = functools.partial(watcher, call, forward)
+        answer = forward()
+        headers = [(name, value) for name, value in answer.headers if name.lower() != "content-length"]
+        headers.append(("Content-Length", str(len(answer.body))))
+        start_response(f"{answer.status} {HTTP_STATUS_CODES.get(answer.status, 'Unknown')}", headers)
+        return [answer.body]
+
+
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/[^/]*/([^/]+)/([^/]+)/aws4_request")
+
+
+def _read(environ: dict[str, Any], body: bytes) -> Call:
+    """Read which operation a request calls: from its target, its Action, or its method and path."""
+    signed = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
+    access_key, region, service = signed.groups() if signed else ("", "", "")
+    form: dict[str, list[str]] = {}
+    if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+        form = parse_qs(body.decode(errors="replace"))
+    if target := environ.get("HTTP_X_AMZ_TARGET"):
+        operation = target.rpartition(".")[2]
+    elif "Action" in form:
+        operation = form["Action"][0]
+    else:
+        operation = _rest_operation(service, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+    if not signed and "AWSAccessKeyId" in form:  # SimpleDB: signature version 2
+        access_key, service = form["AWSAccessKeyId"][0], "sdb"
+    return Call(service, operation, region, access_key, body)
+
+
+def _rest_operation(service: str, method: str, path: str) -> str:
+    for known_method, pattern, name in _rest_operations(service):
+        if method == known_method and pattern.fullmatch(path):
+            return name
+    return f"{method} {path}"
+
+
+@functools.cache
+def _rest_operations(service: str) -> list[tuple[str, re.Pattern[str], str]]:
+    """List a service's REST operations by method and path, fixed paths before those with names in them."""
+    if service not in ("apigateway", "lambda"):
+        return []
+    model = Loader().load_service_model(service, "service-2")
+    operations = []
+    for name, operation in model["operations"].items():
+        path = operation["http"]["requestUri"].partition("?")[0].rstrip("/")
+        pattern = re.sub(r"\\{[^}]*\\\+\\}", ".+", re.sub(r"\\{[^}+]*\\}", "[^/]+", re.escape(path)))
+        operations.append((operation["http"]["method"], re.compile(pattern + "/?"), name))
+    return sorted(operations, key=lambda operation: len(operation[1].pattern), reverse=True)

@@ -1,0 +1,489 @@
+"""API Gateway on one machine: a WSGI application that is the stage of a REST API.
+
+It routes as a REST API does, checks API keys and their usage plan, builds the Lambda proxy event field by
+field (https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html) and
+turns the function's answer into HTTP, with the real gateway's answers where it answers by itself. Keys and
+usage plans are read at every request, so what the API Gateway API changes holds at once. Throttles count real
+time, because clients do.
+
+It also plays the internet's edge. On AWS the source of a request is the address of the TCP peer, and no header
+can change it. Behind a loopback peer that would be the same for everyone, so there, and only there, the last
+address in X-Forwarded-For is the source: the one that the nearest edge would have written.
+
+The API is served under its stage (`/v1/knock`), as on AWS, so clients and the console page meet locally what
+they will meet there. Three things differ from AWS and do not matter to Knock: names of headers arrive in
+title case, a header sent twice arrives as one value joined by a comma, and nothing is compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote
+
+from werkzeug.http import HTTP_STATUS_CODES
+
+from local.invocation import InvocationError, InvocationResult
+from local.lambdas import NotAnswered
+from local.template import Place, RestApi, Route
+
+__all__ = ["Caller", "Gateway", "UsageLimits"]
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 10 * 1024 * 1024  # bytes; https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
+PATIENCE = 29.0  # seconds the gateway waits for an integration, by the same page
+
+
+@dataclass(frozen=True)
+class UsageLimits:
+    """What a usage plan allows each of its keys; None is unlimited."""
+
+    plan_id: str
+    rate: float | None = None
+    burst: int | None = None
+    quota: int | None = None
+    period: str | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose API key a request carries."""
+
+    key_id: str
+    value: str
+    limits: UsageLimits
+
+
+Keys = Callable[[], Iterable[Caller]]
+"""Lists the keys that open this stage now: enabled, and attached to a usage plan of the stage."""
+
+Invoke = Callable[[str, bytes, float], InvocationResult]
+"""Runs a function (ARN, payload) with a patience in seconds; raises NotAnswered and InvocationError."""
+
+# What the gateway answers by itself: status, message, and the error type in its header.
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/supported-gateway-response-types.html
+_ANSWERS = {
+    "BAD_REQUEST_PARAMETERS": (400, "Bad Request", "BadRequestException"),
+    "INVALID_API_KEY": (403, "Forbidden", "ForbiddenException"),
+    "MISSING_AUTHENTICATION_TOKEN": (
+        403,
+        "Missing Authentication Token",
+        "MissingAuthenticationTokenException",
+    ),
+    "REQUEST_TOO_LARGE": (413, "Request Too Long", "RequestTooLargeException"),
+    "THROTTLED": (429, "Too Many Requests", "TooManyRequestsException"),
+    "QUOTA_EXCEEDED": (429, "Limit Exceeded", "LimitExceededException"),
+    "API_CONFIGURATION_ERROR": (500, "Internal server error", "InternalServerErrorException"),
+    "DEFAULT_5XX": (502, "Internal server error", "InternalServerErrorException"),
+    "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out", "InternalServerErrorException"),
+}
+
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-known-issues.html
+_REMAPPED = {"connection", "content-length", "date", "server", "transfer-encoding", "www-authenticate"}
+
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class _Refused(Exception):
+    """The gateway answers by itself; `kind` is the gateway response's type."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class _TokenBucket:
+    """A throttle: `burst` requests at once, refilled at `rate` a second."""
+
+    def __init__(self) -> None:
+        """Begin full; the size comes with each request, so that a changed usage plan holds at once."""
+        self._spent = 0.0
+        self._at = 0.0
+
+    def take(self, rate: float, burst: int, now: float) -> bool:
+        """Take one token at `now` (seconds of any steady clock); say whether there was one."""
+        self._spent = max(0.0, self._spent - (now - self._at) * rate)
+        self._at = now
+        if self._spent + 1 > burst:
+            return False
+        self._spent += 1
+        return True
+
+
+class _Usage:
+    """How much of its limits each key has used."""
+
+    def __init__(self, steady: Callable[[], float], utc: Callable[[], datetime]) -> None:
+        self._steady = steady
+        self._utc = utc
+        self._lock = threading.Lock()
+        self._buckets: dict[tuple[str, str], _TokenBucket] = {}
+        self._quotas: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def count(self, route: Route, api: RestApi, caller: Caller | None) -> None:
+        """Count one request to a method, and against its caller's key; raises _Refused when a limit is reached."""
+        with self._lock:
+            self._throttle((route.method, route.path), api.rate, api.burst)
+            if caller:
+                who = (caller.limits.plan_id, caller.key_id)
+                self._throttle(who, caller.limits.rate, caller.limits.burst)
+                self._spend(who, caller.limits.quota, caller.limits.period)
+
+    def _throttle(self, what: tuple[str, str], rate: float | None, burst: int | None) -> None:
+        if rate is None or burst is None:
+            return
+        if not self._buckets.setdefault(what, _TokenBucket()).take(rate, burst, self._steady()):
+            raise _Refused("THROTTLED")
+
+    def _spend(self, who: tuple[str, str], quota: int | None, named: str | None) -> None:
+        if quota is None:
+            return
+        period = self._period(named)
+        last, used = self._quotas.get(who, (period, 0))
+        used = used if last == period else 0
+        if used >= quota:
+            raise _Refused("QUOTA_EXCEEDED")
+        self._quotas[who] = (period, used + 1)
+
+    def _period(self, period: str | None) -> str:
+        now = self._utc()
+        formats = {"DAY": "%Y-%m-%d", "WEEK": "%G-%V", "MONTH": "%Y-%m"}
+        return now.strftime(formats[period or "DAY"])
+
+
+class Gateway:
+    """The stage of a REST API, as a WSGI application."""
+
+    def __init__(
+        self,
+        api: RestApi,
+        place: Place,
+        keys: Keys,
+        invoke: Invoke,
+        *,
+        steady: Callable[[], float] = time.monotonic,
+        utc: Callable[[], datetime] = lambda: datetime.now(UTC),
+        patience: float = PATIENCE,
+    ) -> None:
+        """Serve `api` under `/<stage>`; `steady` is what throttles count by, `utc` what quotas do."""
+        self._api = api
+        self._place = place
+        self._keys = keys
+        self._invoke = invoke
+        self._patience = patience
+        self._utc = utc
+        self._usage = _Usage(steady, utc)
+        self._resources = _resources(api.routes)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """Answer one request."""
+        request_id = str(uuid.uuid4())
+        extended_id = base64.b64encode(secrets.token_bytes(11)).decode()
+        began = time.monotonic()
+        try:
+            answer = self._answer(environ, request_id, extended_id)
+        except _Refused as refused:
+            answer = self._by_itself(refused.kind, request_id, extended_id)
+        headers = [("x-amzn-RequestId", request_id), ("x-amz-apigw-id", extended_id), *answer.headers]
+        headers.append(("Content-Length", str(len(answer.body))))
+        log.info(
+            "%s %s %d in %.0f ms, request %s",
+            environ["REQUEST_METHOD"],
+            quote(environ["PATH_INFO"]),
+            answer.status,
+            (time.monotonic() - began) * 1000,
+            request_id,
+        )
+        start_response(f"{answer.status} {HTTP_STATUS_CODES.get(answer.status, 'Unknown')}", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
+
+    def _answer(self, environ: dict[str, Any], request_id: str, extended_id: str) -> _Answer:
+        path = _raw_path(environ)
+        route, parameters = self._route(environ["REQUEST_METHOD"], path)
+        source = _source(environ)
+        caller = self._caller(environ) if route.key_required else None
+        self._usage.count(route, self._api, caller)
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length > MAX_BODY:
+            raise _Refused("REQUEST_TOO_LARGE")
+        body = environ["wsgi.input"].read(length)
+        event = self._event(environ, route, parameters, source, caller, body, request_id, extended_id)
+        try:
+            result = self._invoke(route.function_arn, json.dumps(event).encode(), self._patience)
+        except NotAnswered:
+            raise _Refused("INTEGRATION_TIMEOUT") from None
+        except InvocationError as error:
+            log.warning("request %s: Lambda refused: %s: %s", request_id, error.code, error.message)
+            raise _Refused("API_CONFIGURATION_ERROR") from None
+        if result.function_error:
+            raise _Refused("DEFAULT_5XX")
+        return self._from_function(result.payload, environ.get("HTTP_ACCEPT", ""), request_id)
+
+    # Who and where to
+
+    def _route(self, method: str, path: str) -> tuple[Route, dict[str, str] | None]:
+        segments = path.strip("/").split("/")
+        if segments[0] != self._api.stage:
+            raise _Refused("INVALID_API_KEY")  # no such stage: {"message":"Forbidden"}
+        segments = [unquote(segment) for segment in segments[1:]]
+        for resource, methods in self._resources:
+            parameters = _match(resource, segments)
+            if parameters is not None:
+                route = methods.get(method) or methods.get("X-AMAZON-APIGATEWAY-ANY-METHOD")
+                if route:
+                    return route, parameters or None
+                break
+        raise _Refused("MISSING_AUTHENTICATION_TOKEN")
+
+    def _caller(self, environ: Mapping[str, Any]) -> Caller:
+        given = environ.get("HTTP_X_API_KEY", "").encode("latin-1")
+        found = None
+        for caller in self._keys():  # all of them, always: the time taken tells nothing of where one matched
+            if hmac.compare_digest(caller.value.encode(), given):
+                found = caller
+        if found is None:
+            raise _Refused("INVALID_API_KEY")
+        return found
+
+    # The event
+
+    def _event(
+        self,
+        environ: Mapping[str, Any],
+        route: Route,
+        parameters: dict[str, str] | None,
+        source: str,
+        caller: Caller | None,
+        body: bytes,
+        request_id: str,
+        extended_id: str,
+    ) -> dict[str, Any]:
+        now = self._utc()
+        host = environ.get("HTTP_HOST", environ["SERVER_NAME"])
+        headers = _headers(environ)
+        headers["X-Forwarded-For"] = _forwarded_for(environ, source)
+        headers["X-Forwarded-Port"] = environ["SERVER_PORT"]
+        headers["X-Forwarded-Proto"] = environ["wsgi.url_scheme"]
+        headers["X-Amzn-Trace-Id"] = f"Root=1-{int(now.timestamp()):08x}-{secrets.token_hex(12)}"
+        path = unquote(_raw_path(environ))
+        query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        several: dict[str, list[str]] = {}
+        for name, value in query:
+            several.setdefault(name, []).append(value)
+        binary = _is_one_of(environ.get("CONTENT_TYPE", ""), self._api.binary_types)
+        identity: dict[str, Any] = dict.fromkeys(
+            (
+                "cognitoIdentityPoolId", "accountId", "cognitoIdentityId", "caller", "principalOrgId", "accessKey",
+                "cognitoAuthenticationType", "cognitoAuthenticationProvider", "userArn", "user",
+            )
+        )  # fmt: skip
+        identity["sourceIp"] = source
+        identity["userAgent"] = environ.get("HTTP_USER_AGENT")
+        if caller:
+            identity |= {"apiKey": caller.value, "apiKeyId": caller.key_id}
+        return {
+            "resource": route.path,
+            "path": path.removeprefix(f"/{self._api.stage}") or "/",
+            "httpMethod": environ["REQUEST_METHOD"],
+            "headers": headers,
+            "multiValueHeaders": {name: [value] for name, value in headers.items()},
+            "queryStringParameters": dict(query) or None,
+            "multiValueQueryStringParameters": several or None,
+            "pathParameters": parameters,
+            "stageVariables": dict(self._api.stage_variables) or None,
+            "requestContext": {
+                "resourceId": _resource_id(route.path),
+                "resourcePath": route.path,
+                "operationName": None,
+                "httpMethod": environ["REQUEST_METHOD"],
+                "extendedRequestId": extended_id,
+                "requestTime": now.strftime("%d/%b/%Y:%H:%M:%S +0000"),
+                "path": path,
+                "accountId": self._place.account,
+                "protocol": environ["SERVER_PROTOCOL"],
+                "stage": self._api.stage,
+                "domainPrefix": host.split(".")[0],
+                "requestTimeEpoch": int(now.timestamp() * 1000),
+                "requestId": request_id,
+                "identity": identity,
+                "domainName": host,
+                "deploymentId": "local",
+                "apiId": self._api.id,
+            },
+            "body": (base64.b64encode(body).decode() if binary else body.decode(errors="replace")) or None,
+            "isBase64Encoded": binary,
+        }
+
+    # The answer
+
+    def _from_function(self, payload: bytes, accept: str, request_id: str) -> _Answer:
+        try:
+            return self._proxied(json.loads(payload), accept)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("request %s: malformed Lambda proxy response: %s", request_id, error)
+            raise _Refused("DEFAULT_5XX") from None
+
+    def _proxied(self, answer: Any, accept: str) -> _Answer:
+        unknown = set(answer) - {"statusCode", "headers", "multiValueHeaders", "body", "isBase64Encoded"}
+        if unknown:
+            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+        status = int(answer["statusCode"])
+        if not 100 <= status <= 599:
+            raise ValueError(f"status {status}")
+        body = answer.get("body")
+        if not isinstance(body, str | None):
+            raise TypeError("the body is not a string")
+        content = (body or "").encode()
+        if answer.get("isBase64Encoded") and _is_one_of(accept or "*/*", self._api.binary_types):
+            content = base64.b64decode(content, validate=True)
+        several = {name: values for name, values in (answer.get("multiValueHeaders") or {}).items()}
+        for name, value in (answer.get("headers") or {}).items():
+            several.setdefault(name, [value])
+        headers = [_header(name, value) for name, values in several.items() for value in values]
+        if not any(name.lower() == "content-type" for name, _ in headers):
+            headers.append(("Content-Type", "application/json"))
+        return _Answer(status, headers, content)
+
+    def _by_itself(self, kind: str, request_id: str, extended_id: str) -> _Answer:
+        status, message, error_type = _ANSWERS[kind]
+        family = f"DEFAULT_{status // 100}XX"
+        custom = self._api.responses.get(kind, self._api.responses.get(family, {}))
+        context = {
+            "$context.error.messageString": json.dumps(message),
+            "$context.error.message": message,
+            "$context.error.responseType": kind,
+            "$context.extendedRequestId": extended_id,
+            "$context.requestId": request_id,
+        }
+        templates = custom.get("responseTemplates") or {
+            "application/json": '{"message":$context.error.messageString}'
+        }
+        content_type, text = next(iter(templates.items()))
+        for name, value in context.items():  # messageString before its prefix, message
+            text = text.replace(name, value)
+        headers = [("Content-Type", content_type), ("x-amzn-ErrorType", error_type)]
+        for name, value in (custom.get("responseParameters") or {}).items():
+            header = name.removeprefix("gatewayresponse.header.")
+            headers = [(n, v) for n, v in headers if n.lower() != header.lower()]
+            headers.append((header, context.get(value, value.strip("'"))))
+        return _Answer(int(custom.get("statusCode") or status), headers, text.encode())
+
+
+def _resources(routes: Iterable[Route]) -> list[tuple[list[str], dict[str, Route]]]:
+    """Group routes by resource, the most specific first: fixed segments before `{name}` before `{name+}`."""
+    by_path: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, {})[route.method] = route
+    resources = [
+        (path.strip("/").split("/") if path != "/" else [], methods) for path, methods in by_path.items()
+    ]
+    rank = {False: 0, True: 1}
+    return sorted(
+        resources,
+        key=lambda item: [
+            (rank[segment.startswith("{")], segment.endswith("+}"), segment) for segment in item[0]
+        ],
+    )
+
+
+def _match(resource: list[str], segments: list[str]) -> dict[str, str] | None:
+    """Return the path parameters when `segments` are a path of the resource, else None."""
+    parameters: dict[str, str] = {}
+    for index, part in enumerate(resource):
+        if part.endswith("+}"):
+            rest = "/".join(segments[index:])
+            return parameters | {part[1:-2]: rest} if rest else None
+        if index >= len(segments) or not segments[index]:
+            return None
+        if part.startswith("{"):
+            parameters[part[1:-1]] = segments[index]
+        elif part != segments[index]:
+            return None
+    return parameters if len(segments) == len(resource) else None
+
+
+def _source(environ: Mapping[str, Any]) -> str:
+    """Return the address the request came from: the peer, or behind a loopback peer what the edge before it says.
+
+    Raises _Refused when that is no address: an edge does not write such a thing, and to take another would be
+    to guess who may enter.
+    """
+    peer = _address(environ["REMOTE_ADDR"])
+    forwarded = environ.get("HTTP_X_FORWARDED_FOR")
+    if not forwarded or not peer.is_loopback:
+        return str(peer)
+    try:
+        return str(_address(forwarded.rsplit(",", 1)[-1].strip()))
+    except ValueError:
+        raise _Refused("BAD_REQUEST_PARAMETERS") from None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id:
+            raise ValueError(f"{text} has a zone, which means nothing to anyone else")
+        return address.ipv4_mapped or address
+    return address
+
+
+def _forwarded_for(environ: Mapping[str, Any], source: str) -> str:
+    """Write X-Forwarded-For as the edge does: what the client sent, then the source."""
+    sent = environ.get("HTTP_X_FORWARDED_FOR", "")
+    if sent and _address(environ["REMOTE_ADDR"]).is_loopback:
+        sent = sent.rpartition(",")[0].strip()  # the last one was the edge's own word
+    return f"{sent}, {source}" if sent else source
+
+
+def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    named = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
+    named |= {name: environ[name] for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(name)}
+    return {name.replace("_", "-").title(): value for name, value in named.items()}
+
+
+def _header(name: str, value: Any) -> tuple[str, str]:
+    """Return a header as HTTP can carry it; raises ValueError or TypeError when it cannot."""
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"header {name} is not a string")
+    text = ("true" if value else "false") if isinstance(value, bool) else str(value)
+    if not _HTTP_TOKEN.fullmatch(name) or re.search(r"[\r\n\0]", text):
+        raise ValueError(f"header {name!r} cannot be sent")
+    text.encode("latin-1")
+    return (f"x-amzn-Remapped-{name}" if name.lower() in _REMAPPED else name), text
+
+
+def _raw_path(environ: Mapping[str, Any]) -> str:
+    """Return the path as it was sent, so that an encoded slash in a segment stays one."""
+    raw: str = environ.get("REQUEST_URI") or quote(environ["PATH_INFO"].encode("latin-1"))
+    return raw.partition("?")[0]
+
+
+def _is_one_of(media_type: str, kinds: Iterable[str]) -> bool:
+    plain = media_type.partition(",")[0].partition(";")[0].strip().lower()
+    return any(kind in ("*/*", plain) for kind in kinds)
+
+
+def _resource_id(path: str) -> str:
+    """Make up a resource's id: six letters and digits, as API Gateway's, the same for the same path."""
+    number = uuid.uuid5(uuid.NAMESPACE_URL, path).int
+    return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[number // 36**place % 36] for place in range(6))

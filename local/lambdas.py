@@ -1,0 +1,564 @@
+"""Lambda on one machine: each function in processes of its own, one invocation at a time in each.
+
+Whatever invokes a function goes through here: the front, the engine's tasks, EventBridge and Lambda's API. A
+function's processes have its own environment and nothing else; what a function writes goes to the stack's log.
+Failures have Lambda's shapes: the handler's error, `Sandbox.Timedout` when the worker had to be killed at the
+function's timeout, `Runtime.ExitError` when it died
+(https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html).
+
+Each function has one process that loads the handler and forks workers (see `local.worker`), and here a pool:
+idle workers are used last in, first out; a worker is made when none is idle, up to a limit; beyond it
+invocations wait in the order they came. A caller's own thread talks to the worker, so an empty handler's round
+trip is a write and a read on a socket.
+
+Decided against threads in this process (functions would share an environment, an interpreter lock and a
+crash), and against a container for each function (Docker is not on every machine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+
+from local import worker
+from local.clock import Clock
+from local.invocation import InvocationError, InvocationResult, Workers
+from local.template import Function
+
+__all__ = ["FunctionNotLoaded", "NotAnswered", "Runtime", "access_key", "environment"]
+
+log = logging.getLogger(__name__)
+
+MAX_PAYLOAD = 6 * 1024 * 1024  # bytes, a synchronous invocation's
+MAX_QUEUED = 1024 * 1024  # bytes, an Event invocation's
+MAX_ANSWER = 6291556  # bytes; https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+RETRY_PAUSES = (timedelta(minutes=1), timedelta(minutes=2))
+LONGEST_REFUSAL_PAUSE = timedelta(minutes=5)
+
+_EXIT_GRACE = 1.0  # seconds a worker whose socket closed may take to leave its exit status
+
+
+class FunctionNotLoaded(Exception):
+    """A function whose module cannot be loaded."""
+
+    def __init__(self, function: Function, failure: Mapping[str, Any]) -> None:
+        super().__init__(
+            f"Function {function.logical_id} ({function.handler} in {function.code}) could not be loaded:"
+            f" {failure['errorType']}: {failure['errorMessage']}"
+        )
+        self.failure = failure
+
+
+class NotAnswered(Exception):
+    """A function did not answer within the patience of whoever invoked it."""
+
+
+class _WorkerGone(Exception):
+    """The worker closed its socket instead of answering."""
+
+
+def environment(function: Function, *, region: str, endpoint_url: str) -> dict[str, str]:
+    """Return the variables a function's process starts with: its own, and those that Lambda sets.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html#configuration-envvars-runtime. The
+    access key names the function, so that whoever receives its AWS calls knows the caller.
+    """
+    return {
+        **function.environment,
+        "AWS_ACCESS_KEY_ID": access_key(function),
+        "AWS_CONFIG_FILE": os.devnull,  # or botocore reads the developer's own
+        "AWS_DEFAULT_REGION": region,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": endpoint_url,
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.runtime}",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": f"{datetime.now(UTC):%Y/%m/%d}/[$LATEST]{uuid.uuid4().hex}",
+        "AWS_REGION": region,
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_SESSION_TOKEN": "local",
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "LAMBDA_RUNTIME_DIR": str(Path(worker.__file__).parent),
+        "LAMBDA_TASK_ROOT": str(function.code.resolve()),
+        "LANG": "en_US.UTF-8",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "TZ": ":UTC",
+        "_HANDLER": function.handler,
+    } | _mac_environment()
+
+
+def _mac_environment() -> dict[str, str]:
+    """Return what keeps macOS's own libraries from aborting in a forked process."""
+    if sys.platform != "darwin":
+        return {}
+    return {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES", "no_proxy": "*"}
+
+
+def access_key(function: Function) -> str:
+    """Return the access key id that a function's AWS calls are signed with."""
+    return "ASIA" + re.sub(r"[^A-Z0-9]", "", function.logical_id.upper())
+
+
+class _Worker:
+    """The stack's end of one worker."""
+
+    def __init__(self, number: int, connection: socket.socket) -> None:
+        self.number = number
+        self._connection = connection
+        self._reader = connection.makefile("rb")
+
+    def send(self, head: bytes, payload: bytes, timeout: float) -> None:
+        """Send one invocation; raises TimeoutError and _WorkerGone."""
+        try:
+            self._connection.settimeout(timeout)
+            self._connection.sendall(worker.INVOCATION.pack(len(head), len(payload)) + head + payload)
+        except ConnectionError as error:
+            raise _WorkerGone from error
+
+    def answers_by(self, when: float) -> bool:
+        """Wait until the worker answers or is gone, or the monotonic clock says `when`; say whether it was the former."""
+        poll = select.poll()  # not select.select, which knows no file descriptor over 1023
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(max(0.0, when - time.monotonic()) * 1000))
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """Read an answer that is there; raises _WorkerGone when the worker left instead."""
+        try:
+            lengths = self._reader.read(worker.ANSWER.size)
+            if len(lengths) == worker.ANSWER.size:
+                kind, length = worker.ANSWER.unpack(lengths)
+                if len(answer := self._reader.read(length)) == length:
+                    return kind, answer
+        except OSError as error:
+            raise _WorkerGone from error
+        raise _WorkerGone
+
+    def close(self) -> None:
+        self._reader.close()
+        self._connection.close()
+
+
+class _Host:
+    """The process that has loaded a function's handler, and forks its workers."""
+
+    def __init__(self, function: Function, variables: Mapping[str, str], output: IO[bytes] | int) -> None:
+        """Start it; `wait` says when the handler is loaded."""
+        self._function = function
+        self._numbers = itertools.count()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
+                [sys.executable, "-P", "-u", worker.__file__, str(theirs.fileno())],
+                env=dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the stack; and one group can be killed at once
+            )
+
+    def wait(self) -> None:
+        """Wait for the handler to be loaded; raises FunctionNotLoaded."""
+        reply = self._read(worker.LOADED.size)
+        loaded, length = worker.LOADED.unpack(reply) if reply else (False, 0)
+        if loaded:
+            return
+        message = f"its process ended, or took longer than {worker.LOAD_SECONDS} s"
+        failure = {
+            "errorMessage": message,
+            "errorType": "Runtime.ExitError",
+            "requestId": "",
+            "stackTrace": [],
+        }
+        if length:
+            failure = json.loads(self._read(length))
+        self.kill()
+        raise FunctionNotLoaded(self._function, failure)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        number = next(self._numbers)
+        with theirs:
+            command = worker.COMMAND.pack(worker.FORK, number, 0)
+            socket.send_fds(self._control, [command], [theirs.fileno()])
+        return _Worker(number, ours)
+
+    def end(self, gone: _Worker, grace: float) -> int:
+        """Have a worker killed unless it ends within `grace` seconds; return its exit code, or minus the signal."""
+        try:
+            self._control.sendall(worker.COMMAND.pack(worker.END, gone.number, grace))
+            reply = self._read(worker.STATUS.size)
+        except OSError:
+            reply = b""
+        # No reply: the whole function's process is gone, and took its workers with it.
+        return int(worker.STATUS.unpack(reply)[0]) if reply else -signal.SIGKILL
+
+    def kill(self) -> None:
+        """Kill the process and its workers; the second time does nothing."""
+        if (
+            self._process.returncode is None
+        ):  # not yet waited for, so its id, and the group's, are still its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._control.close()
+
+    def _read(self, length: int) -> bytes:
+        """Read exactly `length` bytes, or nothing when the process is gone."""
+        received = b""
+        while len(received) < length:
+            if not (part := self._control.recv(length - len(received))):
+                return b""
+            received += part
+        return received
+
+
+class _Pool:
+    """One function's workers. Everything here is done under the pool's lock, but for the invocations themselves."""
+
+    def __init__(
+        self, function: Function, variables: Mapping[str, str], output: IO[bytes] | int, limit: int
+    ) -> None:
+        self.function = function
+        self._launch = functools.partial(_Host, function, variables, output)
+        self._limit = limit
+        self._lock = threading.RLock()
+        self._host = self._launch()
+        self._loaded = False
+        self._idle: list[_Worker] = []
+        self._count = 0
+        self._waiting: deque[Future[_Worker]] = deque()
+        self._stopped = False
+
+    @property
+    def busy(self) -> int:
+        return self._count - len(self._idle)
+
+    def warm(self) -> None:
+        """Wait until the function is loaded and have one worker ready; raises FunctionNotLoaded."""
+        self.give_back(self.take(math.inf))
+
+    def take(self, patience: float) -> _Worker:
+        """Return a worker that is the caller's until given back; wait in line while all are busy.
+
+        Raises FunctionNotLoaded, NotAnswered, and InvocationError when the stack stops meanwhile.
+        """
+        with self._lock:
+            if self._stopped:
+                raise _stopping()
+            while self._idle:
+                idle = self._idle.pop()
+                if not idle.answers_by(0):  # one that died while it waited has closed its end
+                    return idle
+                self._drop(idle, _EXIT_GRACE)
+            if self._count < self._limit:
+                return self._make()
+            turn: Future[_Worker] = Future()
+            self._waiting.append(turn)
+        try:
+            return turn.result(min(patience, threading.TIMEOUT_MAX))
+        except TimeoutError:
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                    raise NotAnswered(
+                        f"no worker of {self.function.name} was free for {patience:g} s"
+                    ) from None
+            return turn.result()  # its turn came at the last moment
+
+    def give_back(self, used: _Worker) -> None:
+        """Hand a worker to whoever has waited longest, or keep it."""
+        with self._lock:
+            if self._stopped:
+                used.close()
+            elif self._waiting:
+                self._waiting.popleft().set_result(used)
+            else:
+                self._idle.append(used)
+
+    def end(self, gone: _Worker, grace: float) -> int:
+        """Do away with a worker; return its exit code, or minus the signal that killed it."""
+        with self._lock:
+            status = self._drop(gone, grace)
+            if self._waiting and not self._stopped:
+                turn = self._waiting.popleft()
+                try:
+                    turn.set_result(self._make())
+                except FunctionNotLoaded as error:
+                    turn.set_exception(error)
+        return status
+
+    def stop(self) -> None:
+        """Kill every process; whoever waits gets an InvocationError. The second time does nothing."""
+        self._stopped = True  # before the lock: whoever holds it may be waiting for a process
+        self._host.kill()
+        with self._lock:
+            self._host.kill()  # again: another may have been started just before the lock was ours
+            for idle in self._idle:
+                idle.close()
+            while self._waiting:
+                self._waiting.popleft().set_exception(_stopping())
+
+    def _make(self) -> _Worker:
+        if (
+            not self._host.is_running()
+        ):  # it crashed, or never loaded: Lambda, too, starts anew at the next invocation
+            self._host.kill()
+            self._host = self._launch()
+            self._loaded = False
+        if not self._loaded:
+            self._host.wait()
+            self._loaded = True
+        made = self._host.fork()
+        self._count += 1
+        return made
+
+    def _drop(self, gone: _Worker, grace: float) -> int:
+        self._count -= 1
+        gone.close()
+        return self._host.end(gone, grace)
+
+
+@dataclass
+class _Queued:
+    """A payload on a function's queue."""
+
+    pool: _Pool
+    payload: bytes
+    request_id: str
+    since: datetime
+    failures: int = 0
+    refusals: int = 0
+
+
+class Runtime:
+    """The functions of one stack, ready to be invoked."""
+
+    def __init__(
+        self,
+        functions: Iterable[Function],
+        variables: Callable[[Function], Mapping[str, str]],
+        clock: Clock,
+        *,
+        output: IO[bytes] | int = 2,
+        limit: int = 16,
+    ) -> None:
+        """Start a process for each function, all at once; `warm` waits for them.
+
+        `variables` makes a function's whole environment; functions print to `output`; a function has at most
+        `limit` workers; `clock` is what events on Lambda's queue wait by.
+        """
+        self._clock = clock
+        self._later = Workers("lambda-queue", 64)
+        self._pools: dict[str, _Pool] = {}
+        self.counts: Counter[str] = Counter()
+        self.reserved: Callable[[str], int | None] = lambda _name: None
+        """A function's reserved concurrency; None is no limit but the number of workers."""
+        self.on_failure: Callable[[str, str], None] = lambda _destination, _record: None
+        """Sends the record of an event that failed for good to a destination's ARN."""
+        try:
+            for function in functions:
+                self._pools[function.name] = _Pool(function, variables(function), output, limit)
+        except BaseException:
+            self.stop()
+            raise
+
+    def warm(self) -> None:
+        """Wait until every function is loaded; raises FunctionNotLoaded for the first that cannot be."""
+        for pool in self._pools.values():
+            pool.warm()
+
+    def stop(self) -> None:
+        """Kill every process at once, whatever it does, and drop the queue. The second time does nothing."""
+        self._later.close()
+        for pool in self._pools.values():
+            pool.stop()
+
+    def function(self, name: str) -> Function:
+        """Find a function by its name or ARN, with or without `$LATEST`; raises InvocationError."""
+        return self._pool(name).function
+
+    def invoke(self, name: str, payload: bytes, patience: float = math.inf) -> InvocationResult:
+        """Run a function, named as `function` takes it, and wait for its answer (RequestResponse).
+
+        Raises InvocationError when Lambda would refuse: no such function, no concurrency left, a payload over
+        6 MB. Raises NotAnswered after `patience` seconds, the time in line included; the function goes on.
+        """
+        pool = self._pool(name)
+        if len(payload) > MAX_PAYLOAD:
+            message = f"the payload has {len(payload)} bytes; RequestResponse takes {MAX_PAYLOAD}"
+            raise InvocationError("RequestTooLargeException", message)
+        return self._run(pool, payload, str(uuid.uuid4()), patience)
+
+    def invoke_later(self, name: str, payload: bytes) -> None:
+        """Put a payload on a function's queue and return (Event): retried as Lambda does, by the stack's clock.
+
+        A function that fails is run again after one minute and after two more; one that is throttled, after
+        pauses that grow to five minutes, for up to six hours. What fails for good goes to `on_failure`, if the
+        function has a destination for it
+        (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html).
+        Raises InvocationError for a function that is not there and for a payload over 1 MB.
+        """
+        pool = self._pool(name)
+        if len(payload) > MAX_QUEUED:
+            message = f"the payload has {len(payload)} bytes; Event takes {MAX_QUEUED}"
+            raise InvocationError("RequestTooLargeException", message)
+        queued = _Queued(pool, payload, str(uuid.uuid4()), self._clock.now())
+        self._later.submit(lambda: self._attempt(queued))
+
+    def _attempt(self, queued: _Queued) -> None:
+        function, now = queued.pool.function, self._clock.now()
+        try:
+            result = self._run(queued.pool, queued.payload, queued.request_id, math.inf)
+        except InvocationError as error:
+            if error.code != "TooManyRequestsException":  # the stack stops
+                return
+            result = _failure({"errorType": error.code, "errorMessage": error.message})
+            pause = min(timedelta(seconds=2**queued.refusals), LONGEST_REFUSAL_PAUSE)
+            queued.refusals += 1
+        else:
+            if result.function_error is None:
+                return
+            queued.failures += 1
+            if queued.failures > function.retries:
+                self._discard(queued, result, "RetriesExhausted")
+                return
+            pause = RETRY_PAUSES[queued.failures - 1]
+        if now + pause - queued.since > timedelta(seconds=function.max_event_age):
+            self._discard(queued, result, "EventAgeExceeded")
+        else:
+            self._clock.at(now + pause, lambda: self._later.submit(lambda: self._attempt(queued)))
+
+    def _discard(self, queued: _Queued, result: InvocationResult, condition: str) -> None:
+        function = queued.pool.function
+        if function.on_failure is None:
+            log.error("Lambda discards an event for %s: %s", function.name, condition)
+            return
+        record = {  # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
+            "version": "1.0",
+            "timestamp": self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+            "requestContext": {
+                "requestId": queued.request_id,
+                "functionArn": f"{function.arn}:$LATEST",
+                "condition": condition,
+                "approximateInvokeCount": queued.failures + queued.refusals,
+            },
+            "requestPayload": json.loads(queued.payload),
+            "responseContext": {
+                "statusCode": 200,
+                "executedVersion": "$LATEST",
+                "functionError": result.function_error,
+            },
+            "responsePayload": json.loads(result.payload),
+        }
+        self.on_failure(function.on_failure, json.dumps(record))
+
+    def _run(self, pool: _Pool, payload: bytes, request_id: str, patience: float) -> InvocationResult:
+        function = pool.function
+        reserved = self.reserved(function.name)
+        if reserved is not None and pool.busy >= reserved:
+            raise InvocationError("TooManyRequestsException", "Rate Exceeded.")
+        give_up = time.monotonic() + patience
+        try:
+            taken = pool.take(patience)
+        except FunctionNotLoaded as error:
+            return _failure(error.failure)
+        self.counts[function.name] += 1
+        started = time.monotonic()
+        head = {
+            "id": request_id,
+            "arn": function.arn,
+            "deadline_ms": int((time.time() + function.timeout) * 1000),
+        }
+        # A worker that does not take its invocation shows in what it answers: nothing.
+        with contextlib.suppress(_WorkerGone, TimeoutError):
+            taken.send(json.dumps(head).encode(), payload or b"{}", function.timeout)
+        if not taken.answers_by(min(give_up, started + function.timeout)) and time.monotonic() >= give_up:
+            threading.Thread(
+                target=self._finish, args=(pool, taken, request_id, started), daemon=True
+            ).start()
+            raise NotAnswered(f"{function.name} did not answer within {patience:g} s")
+        return self._finish(pool, taken, request_id, started)
+
+    def _finish(self, pool: _Pool, taken: _Worker, request_id: str, started: float) -> InvocationResult:
+        """Wait for an invocation's end, whatever it is, and for what becomes of its worker."""
+        function = pool.function
+        try:
+            if not taken.answers_by(started + function.timeout):
+                pool.end(taken, 0)
+                message = (
+                    f"RequestId: {request_id} Error: Task timed out after {function.timeout:.2f} seconds"
+                )
+                return _failure({"errorType": "Sandbox.Timedout", "errorMessage": message})
+            kind, answer = taken.receive()
+        except _WorkerGone:
+            status = pool.end(taken, _EXIT_GRACE)
+            message = f"RequestId: {request_id} Error: {_exit_message(status)}"
+            return _failure({"errorType": "Runtime.ExitError", "errorMessage": message})
+        pool.give_back(taken)
+        if len(answer) > MAX_ANSWER:
+            message = f"Response payload size exceeded maximum allowed payload size ({MAX_ANSWER} bytes)."
+            return _failure({"errorType": "Function.ResponseSizeTooLarge", "errorMessage": message})
+        return InvocationResult(answer, None if kind == worker.RESULT else "Unhandled")
+
+    def _pool(self, name: str) -> _Pool:
+        found = re.fullmatch(
+            r"(?:arn:[\w-]+:lambda:[\w-]+:\d{12}:function:|\d{12}:function:)?([\w-]+)(?::\$LATEST)?", name
+        )
+        if found is None or found[1] not in self._pools:
+            raise InvocationError("ResourceNotFoundException", f"Function not found: {name}")
+        return self._pools[found[1]]
+
+
+def _stopping() -> InvocationError:
+    return InvocationError("ServiceException", "The local stack is stopping.")
+
+
+def _failure(description: Mapping[str, Any]) -> InvocationResult:
+    return InvocationResult(json.dumps(description).encode(), "Unhandled")
+
+
+def _exit_message(status: int) -> str:
+    """Word how a process ended as Lambda does."""
+    if status < 0:
+        return f"Runtime exited with error: signal: {_SIGNALS.get(-status, f'signal {-status}')}"
+    return (
+        f"Runtime exited with error: exit status {status}"
+        if status
+        else "Runtime exited without providing a reason"
+    )
+
+
+_SIGNALS = {
+    signal.SIGKILL: "killed",
+    signal.SIGSEGV: "segmentation fault",
+    signal.SIGABRT: "aborted",
+    signal.SIGTERM: "terminated",
+}

@@ -1,0 +1,269 @@
+"""The local stack, put together: template, functions, embedded AWS, front, and something to knock on.
+
+    with running() as stack:
+        requests.post(f"{stack.api_url}/knock", headers={"x-api-key": stack.keys["alice"]})
+
+Everything that deploys comes from `template.yaml`. What an operator would add by hand, targets and keys, is
+made here, with new key values at every start. Nothing is kept when the stack stops, and no process is left,
+however it stops.
+
+The order of starting is for time: the functions' processes load while this one imports moto and fills it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import string
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+from local.clock import Clock
+from local.endpoint import Endpoint
+from local.gateway import Gateway
+from local.lambdas import Runtime, environment
+from local.serving import Server, bind
+from local.stepfunctions_local import Engine as OtherEngine
+from local.stepfunctions_local import Npm
+from local.template import Place, Template, TemplateError, load
+
+if TYPE_CHECKING:
+    from local.aws import Embedded
+
+__all__ = ["Options", "Stack", "StackError", "Summary", "running"]
+
+ROOT = Path(__file__).resolve().parent.parent
+REGION = "eu-west-1"
+
+# The limits that a deployment has by default are for people; a local stack is there to be tried and measured.
+# They are raised as a deployment would raise them, by parameters.
+LOCAL_PARAMETERS = {
+    "ThrottleRate": "10000",
+    "ThrottleBurst": "5000",
+    "QuotaPerDay": "100000000",
+    "StageThrottleRate": "10000",
+    "StageThrottleBurst": "5000",
+}
+
+# target name -> its ports, and how many security groups are its pool
+TARGETS = {"bastion": (["22/tcp"], 2), "web": (["80/tcp", "443/tcp"], 1)}
+
+KEYS = {
+    "alice": {"knock:targets": "bastion web", "knock:max-duration": "24h"},
+    "bob": {"knock:targets": "bastion web", "knock:max-duration": "24h"},
+    "operator": {"knock:targets": "*", "knock:max-duration": "24h", "knock:operator": "true"},
+    "ci": {"knock:targets": "*", "knock:max-duration": "24h", "knock:any-source": "/28 /60"},
+}
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class StackError(Exception):
+    """The stack cannot start as it was asked to. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a stack."""
+
+    port: int = 0  # of the front; 0 picks a free one
+    aws_port: int = 0
+    duration: str | None = None  # DefaultDuration; None leaves the template's
+    engine: str = "moto"  # or stepfunctions-local, or the address of a Step Functions endpoint
+    stack_name: str = "knock"
+    region: str = REGION
+    parameters: Mapping[str, str] = field(default_factory=dict)  # the template's, over LOCAL_PARAMETERS
+    template: Path = ROOT / "template.yaml"
+    workers: int = 16  # of each function, at most
+    output: IO[bytes] | int = 2  # where functions print to
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a client needs to know of a running stack; the line that `--json` prints."""
+
+    api_url: str
+    console_url: str
+    aws_endpoint_url: str
+    region: str
+    state_machine_arn: str
+    trail_domain: str
+    keys: Mapping[str, str]
+    targets: Mapping[str, Mapping[str, list[str]]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Stack:
+    """A running stack. One at a time in a process, since moto's state is the process's."""
+
+    summary: Summary
+
+    def __init__(self, options: Options) -> None:
+        """Start everything and answer only once it all does.
+
+        Raises StackError, TemplateError, PortInUse, EngineNotFound and FunctionNotLoaded, with nothing left running.
+        """
+        self.options = options
+        self.place = Place(options.stack_name, options.region)
+        self.template = load(options.template, self.place, _parameters(options))
+        self.clock = Clock()
+        self._stops: list[Any] = [self.clock.close]
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        options = self.options
+        front, aws = self._bind(options.port), self._bind(options.aws_port)
+        aws_url = f"http://127.0.0.1:{aws[0].getsockname()[1]}"
+        other = self._other_engine(aws_url)
+        self.runtime = Runtime(
+            self.template.functions,
+            lambda function: environment(function, region=self.place.region, endpoint_url=aws_url),
+            self.clock,
+            output=options.output,
+            limit=options.workers,
+        )
+        self._stops.append(self.runtime.stop)
+
+        from local.aws import Embedded, deploy  # moto takes its time; the functions load meanwhile
+
+        self.aws: Embedded = Embedded(self.runtime, self.clock, self.place, own_engine=other is None)
+        self._stops.append(self.aws.stop)
+        if other:
+            other.publish = self.aws.publish
+        self.endpoint = Endpoint(self.aws.app, other)
+        self._serve(self.endpoint, aws, "aws")
+        self._session = boto3.Session("local", "local", region_name=self.place.region)
+        self.aws_endpoint_url = aws_url
+        deploy(self.template, self.client, state_machine=other is None)
+        for rule in self.template.event_rules:
+            if rule.schedule and rule.enabled:
+                self.aws.schedule(rule)
+        targets, keys = self._make_targets(), self._make_keys()
+        api = self.template.rest_api
+        self.gateway = Gateway(api, self.place, lambda: self.aws.keys(api), self.runtime.invoke)
+        self.runtime.warm()
+        self._serve(self.gateway, front, "front")
+        api_url = f"http://127.0.0.1:{front[0].getsockname()[1]}/{api.stage}"
+        self.summary = Summary(
+            api_url=api_url,
+            console_url=f"{api_url}/console",
+            aws_endpoint_url=aws_url,
+            region=self.place.region,
+            state_machine_arn=self.template.state_machine.arn,
+            trail_domain=self.template.domain.name,
+            keys=keys,
+            targets=targets,
+        )
+
+    def client(self, service: str, region: str | None = None) -> Any:
+        """Make a boto3 client of this stack's AWS."""
+        config = Config(retries={"total_max_attempts": 1}, read_timeout=120)
+        return self._session.client(service, region, endpoint_url=self.aws_endpoint_url, config=config)
+
+    def stop(self) -> None:
+        """Stop everything, last started first; at once, whatever is under way. The second time does nothing."""
+        while self._stops:
+            self._stops.pop()()
+
+    def _bind(self, port: int) -> list[socket.socket]:
+        sockets = bind(port)
+        self._stops += [listening.close for listening in sockets]
+        return sockets
+
+    def _serve(self, app: Any, sockets: list[socket.socket], name: str) -> None:
+        server = Server(app, sockets, threads=256, name=name)
+        # Before the runtime and the engine, since requests that wait for them hold the server's threads.
+        self._stops.insert(0, server.stop)
+
+    def _other_engine(self, aws_url: str) -> OtherEngine | None:
+        """Start or find the engine that was asked for, with the state machine on it; None is the embedded one."""
+        asked = self.options.engine
+        if asked == "moto":
+            return None
+        if asked == "stepfunctions-local":
+            npm = Npm(ROOT, region=self.place.region, lambda_endpoint=aws_url, log=self.options.output)
+            self._stops.append(npm.stop)
+            other = OtherEngine(npm.url, execution_region="local")
+        elif asked.startswith("http://"):
+            other = OtherEngine(asked)
+        else:
+            raise StackError(
+                f"There is no engine {asked!r}: it is moto, stepfunctions-local, or an address that begins http://."
+            )
+        machine = self.template.state_machine
+        arn = other.create(
+            name=machine.name, definition=machine.definition, role=machine.role, region=self.place.region
+        )
+        if arn != machine.arn:
+            raise StackError(
+                f"The engine at {other.url} calls the state machine {arn}, and the template {machine.arn}."
+                " Run the engine for the same region and account."
+            )
+        return other
+
+    def _make_targets(self) -> dict[str, dict[str, list[str]]]:
+        ec2 = self.client("ec2")
+        targets = {}
+        for name, (ports, size) in TARGETS.items():
+            tags = {
+                "knock:stack": self.place.stack_name,
+                "knock:target": name,
+                "knock:ports": " ".join(ports),
+            }
+            specification = {
+                "ResourceType": "security-group",
+                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+            }
+            groups = [
+                ec2.create_security_group(
+                    GroupName=f"{self.place.stack_name}-{name}-{number}",
+                    Description=f"Group {number} of the target {name}",
+                    TagSpecifications=[specification],
+                )["GroupId"]
+                for number in range(1, size + 1)
+            ]
+            targets[name] = {"ports": ports, "groups": groups}
+        return targets
+
+    def _make_keys(self) -> dict[str, str]:
+        apigateway = self.client("apigateway")
+        keys = {}
+        for name, tags in KEYS.items():
+            value = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
+            made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
+            apigateway.create_usage_plan_key(
+                usagePlanId=self.template.usage_plan.id, keyId=made["id"], keyType="API_KEY"
+            )
+            keys[name] = value
+        return keys
+
+
+def _parameters(options: Options) -> dict[str, str]:
+    parameters = {**LOCAL_PARAMETERS, **options.parameters}
+    if options.duration is not None:
+        parameters["DefaultDuration"] = options.duration
+    return parameters
+
+
+@contextmanager
+def running(**options: Any) -> Iterator[Stack]:
+    """Run a stack for as long as the block runs; takes the fields of `Options`."""
+    stack = Stack(Options(**options))
+    try:
+        yield stack
+    finally:
+        stack.stop()

@@ -1,0 +1,200 @@
+"""A second engine: Step Functions from outside this process, behind the stack's own AWS endpoint.
+
+`--engine stepfunctions-local` runs the npm package of that name, pinned in package.json, as a child;
+`--engine http://…` takes any other endpoint that has the API. Either way clients and functions talk to the
+stack's AWS endpoint, and `Engine` passes their Step Functions calls on, so that one address serves all of AWS
+and a stopped execution is announced as AWS would: these engines have no EventBridge to tell.
+
+The npm engine listens on every interface and outlives its parent; it is started through a few lines of
+JavaScript that make it listen on loopback alone and end when the stack's end of its standard input closes,
+which happens however the stack ends.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from local.endpoint import Answer, Call, Forward, failure
+
+__all__ = ["Engine", "EngineNotFound", "Npm"]
+
+Publish = Callable[[dict[str, Any]], None]
+"""Puts a service's event on the default event bus."""
+
+_START = """
+const net = require('net');
+const listen = net.Server.prototype.listen;
+net.Server.prototype.listen = function (port, ready) {
+  return listen.call(this, port, '127.0.0.1', () => { console.log(this.address().port); ready(); });
+};
+process.stdin.resume().on('end', () => process.exit());
+require('stepfunctions-local').start(JSON.parse(process.argv[1]));
+"""
+
+
+class EngineNotFound(Exception):
+    """The engine cannot be started or does not answer. The message says what to do."""
+
+
+class Npm:
+    """The npm package stepfunctions-local, running as a child of this process."""
+
+    def __init__(self, directory: Path, *, region: str, lambda_endpoint: str, log: IO[bytes] | int) -> None:
+        """Start it from `directory`/node_modules and wait until it listens; raises EngineNotFound."""
+        package = directory / "node_modules" / "stepfunctions-local"
+        if not package.is_dir():
+            raise EngineNotFound(f"There is no {package}. Run `npm ci` in {directory}.")
+        config = {"port": 0, "region": region, "lambdaEndpoint": lambda_endpoint, "lambdaRegion": region}
+        try:
+            self._process = subprocess.Popen(
+                ["node", "-e", _START, json.dumps(config)],  # noqa: S607 - whichever node the person uses
+                cwd=directory,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the stack
+            )
+        except FileNotFoundError:
+            raise EngineNotFound("There is no node on the PATH. Install Node.js 18 or newer.") from None
+        assert self._process.stdout
+        lines = iter(self._process.stdout)
+        port = next((line for line in lines if line.strip().isdigit()), None)
+        if port is None:
+            raise EngineNotFound(
+                f"stepfunctions-local ended with code {self._process.wait()} before it listened."
+            )
+        self.url = f"http://127.0.0.1:{int(port)}"
+
+    def stop(self) -> None:
+        """End it. The second time does nothing."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
+
+
+def _environment() -> Mapping[str, str]:
+    """Return what node needs, and what aws-sdk 2 inside it wants to be quiet."""
+    import os
+
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "AWS_ACCESS_KEY_ID": "stepfunctionslocal",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_SDK_JS_SUPPRESS_MAINTENANCE_MODE_MESSAGE": "1",
+    }
+
+
+class Engine:
+    """Step Functions at `url`. An `endpoint.Watcher`: it takes the calls to Step Functions and never forwards."""
+
+    def __init__(self, url: str, *, execution_region: str | None = None) -> None:
+        """Talk to the engine at `url`; `execution_region` is what its executions' ARNs say where it should say its own.
+
+        (stepfunctions-local names every execution's region `local`, whatever it was started with.)
+        """
+        self.url = url
+        self.publish: Publish = lambda _event: None
+        self._address = urlsplit(url).netloc
+        self._region = execution_region
+
+    def __call__(self, call: Call, _forward: Forward) -> Answer:
+        """Pass a call on; announce an execution that this call stopped."""
+        if call.operation != "StopExecution":
+            return self._ask(call.operation, call.body, call.region)
+        execution = json.loads(call.body).get("executionArn")
+        before = self._describe(execution, call.region)
+        answer = self._ask(call.operation, call.body, call.region)
+        if answer.status == 200 and before.get("status") == "RUNNING":
+            self.publish(_aborted(before, json.loads(call.body), json.loads(answer.body)))
+        return answer
+
+    def create(self, *, name: str, definition: str, role: str, region: str) -> str:
+        """Create the state machine, or update the one that is there; return its ARN. Raises EngineNotFound."""
+        wanted = {"name": name, "definition": definition, "roleArn": role}
+        answer = self._ask("CreateStateMachine", json.dumps(wanted).encode(), region)
+        said = json.loads(answer.body)
+        if answer.status == 200:
+            return str(said["stateMachineArn"])
+        if "AlreadyExists" in str(said.get("__type")):
+            machines = json.loads(self._ask("ListStateMachines", b"{}", region).body)["stateMachines"]
+            arn = next(str(machine["stateMachineArn"]) for machine in machines if machine["name"] == name)
+            update = {"stateMachineArn": arn, "definition": definition, "roleArn": role}
+            answer = self._ask("UpdateStateMachine", json.dumps(update).encode(), region)
+            if answer.status == 200:
+                return arn
+        raise EngineNotFound(
+            f"The engine at {self.url} refuses the state machine: {answer.body.decode(errors='replace')}"
+        )
+
+    def _describe(self, execution: Any, region: str) -> dict[str, Any]:
+        answer = self._ask("DescribeExecution", json.dumps({"executionArn": execution}).encode(), region)
+        return json.loads(answer.body) if answer.status == 200 else {}
+
+    def _ask(self, operation: str, body: bytes, region: str) -> Answer:
+        headers = {
+            "Content-Type": "application/x-amz-json-1.0",
+            "X-Amz-Target": f"AWSStepFunctions.{operation}",
+            # Signed by nobody; some engines read the region from here.
+            "Authorization": f"AWS4-HMAC-SHA256 Credential=local/20200101/{region}/states/aws4_request, "
+            "SignedHeaders=host, Signature=local",
+        }
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        try:
+            connection.request("POST", "/", self._theirs(body, region), headers)
+            answer = connection.getresponse()
+            said = self._ours(answer.read(), region)
+        except OSError as error:
+            call = Call("states", operation, region, "", body)
+            return failure(
+                call, "ServiceUnavailable", f"the engine at {self.url} does not answer: {error}", 503
+            )
+        finally:
+            connection.close()
+        content_type = answer.getheader("Content-Type") or "application/x-amz-json-1.0"
+        return Answer(answer.status, [("Content-Type", content_type)], said)
+
+    def _theirs(self, body: bytes, region: str) -> bytes:
+        return self._swap(body, region, self._region)
+
+    def _ours(self, body: bytes, region: str) -> bytes:
+        return self._swap(body, self._region, region)
+
+    def _swap(self, body: bytes, old: str | None, new: str | None) -> bytes:
+        if not (self._region and old and new):
+            return body
+        text = body.decode()
+        parts = text.split(f"arn:aws:states:{old}:")
+        rest = [f"arn:aws:states:{new if ':execution:' in part[:23] else old}:{part}" for part in parts[1:]]
+        return "".join([parts[0], *rest]).encode()
+
+
+def _aborted(execution: dict[str, Any], asked: dict[str, Any], stopped: dict[str, Any]) -> dict[str, Any]:
+    """Make the event of https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html."""
+    return {
+        "detail-type": "Step Functions Execution Status Change",
+        "source": "aws.states",
+        "resources": [execution["executionArn"]],
+        "detail": {
+            "executionArn": execution["executionArn"],
+            "stateMachineArn": execution["stateMachineArn"],
+            "name": execution["name"],
+            "status": "ABORTED",
+            "startDate": int(execution["startDate"] * 1000),
+            "stopDate": int(stopped["stopDate"] * 1000),
+            "input": execution.get("input"),
+            "output": None,
+            "inputDetails": {"included": True},
+            "outputDetails": None,
+            "error": asked.get("error"),
+            "cause": asked.get("cause"),
+        },
+    }
