@@ -1,8 +1,8 @@
 """Transform `template.yaml` as CloudFormation would, offline, for the tests of what gets deployed.
 
-`sam validate` does the same with the same library but keeps the result to itself. `local.template` goes further:
-it resolves the intrinsic functions for one place and one set of parameters. Here they stay, since what is tested
-is the template as it is for every place.
+`sam validate` does the same with the same library but keeps the result to itself. `local.template` goes
+further: it resolves the intrinsic functions for one place and one set of parameters. Here they stay, since
+what is tested is the template as it is for every place.
 """
 
 from __future__ import annotations
