@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import boto3
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
@@ -35,6 +36,8 @@ def transformed() -> dict[str, Any]:
             if isinstance(path := section.get("Properties", {}).get(name), str):
                 section["Properties"][name] = {"Bucket": "uploads", "Key": path}
     defaults = {name: declared["Default"] for name, declared in source["Parameters"].items()}
-    # The map of managed policies serves roles that SAM makes; every role here is written out.
-    result: dict[str, Any] = Translator({}, Parser()).translate(source, defaults)
+    # The map of managed policies serves roles that SAM makes; every role here is written out. The region
+    # decides which partition SAM puts into the ARNs it writes itself.
+    session = boto3.session.Session(region_name="eu-west-1")
+    result: dict[str, Any] = Translator({}, Parser(), boto_session=session).translate(source, defaults)
     return result
