@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import os
 import re
@@ -319,11 +320,13 @@ def _await_ingress(asked: Grant) -> dict[str, Any]:
             # Renewed already, by a knock a moment later: that one's ingress is the caller's too.
             if grant.state == "superseded":
                 grant = wiring().trail.get(grant.ended_by) or grant
+        late = time.monotonic() > deadline
         if grant.state in ("failed", "revoked"):
-            raise _failure(grant)
-        if grant.authorized_at:
+            if grant.closed_at or late:  # whoever is told "no" finds nothing left behind
+                raise _failure(grant)
+        elif grant.authorized_at:
             return answer(201, show(grant))
-        if time.monotonic() > deadline:
+        if late:
             return answer(202, show(grant))
         pause = min(pause * 1.3, 0.4)
 
@@ -466,8 +469,43 @@ def whoami(request: Request) -> dict[str, Any]:
 
 def console(_request: Request) -> dict[str, Any]:
     """Serve the console page: one file, no data in it."""
+    page, content_policy = _console()
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": content_policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Frame-Options": "DENY",
+    }
+    return answer(200, None, **headers) | {"body": page}
+
+
+@cache
+def _console() -> tuple[str, str]:
+    """Read the page, and write the policy under which its own script and style run, and nothing else.
+
+    By hashes and not by nonces: the file is then served byte for byte, and a stolen nonce cannot exist.
+    Trusted types make the browser refuse every string that would become markup.
+    """
     page = Path(__file__).with_name("console.html").read_text(encoding="utf-8")
-    return answer(200, None, **{"Content-Type": "text/html; charset=utf-8"}) | {"body": page}
+
+    def hashes(tag: str) -> str:
+        texts = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    directives = (
+        "default-src 'none'",
+        f"script-src {hashes('script')}",
+        f"style-src {hashes('style')}",
+        "img-src data:",  # the icon
+        "connect-src 'self'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+    return page, "; ".join(directives)
 
 
 ROUTES: dict[tuple[str, str], Callable[[Request], dict[str, Any]]] = {

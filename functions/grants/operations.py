@@ -63,6 +63,7 @@ class Trail(Protocol):
         rule_id: str,
         *,
         foreign: bool = False,
+        next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None: ...
     def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool: ...
@@ -157,14 +158,12 @@ class Operations:
             raise InvalidGrant(f"the trail holds no such grant as {asked.id}: nothing is opened for it")
         self._refuse_ended(grant)
         slots = [self._slot(grant, target, ports) for target, ports in asked.slots()]
-        unclaimed = {keys[0] for _, keys in slots} - grant.claims
-        if unclaimed:
-            self.trail.add_claims(grant.id, unclaimed)
+        self._claim(grant, slots[0][1][0])
         opened: list[Opened] = []
         try:
-            for target, keys in slots:
+            for number, (target, keys) in enumerate(slots, 1):
                 opened.append(self._open(grant, target, keys))
-                self._record(grant, opened[-1], last=len(opened) == len(slots))
+                self._record(grant, opened[-1], slots[number][1][0] if number < len(slots) else None)
             self._refuse_ended(grant)
         except GrantEnded:
             # It ended while this ran. Nobody may come after this to close what was opened just now.
@@ -180,19 +179,21 @@ class Operations:
     def _slot(self, grant: Grant, target: Target, ports: Ports) -> tuple[Target, list[RuleKey]]:
         """Order a target's groups: those an earlier run of this task claimed first, then by id."""
         keys = [RuleKey(group, ports, grant.source) for group in sorted(target.groups)]
-        if not keys:
-            raise InvalidGrant(f"the target {target.name} has no security groups")
         return target, sorted(keys, key=lambda key: key not in grant.claims)
 
     def _open(self, grant: Grant, target: Target, keys: list[RuleKey]) -> Opened:
         """Authorize one rule in the first group of the pool that has room."""
         for number, key in enumerate(keys):
             if number:
-                self.trail.add_claims(grant.id, {key})
+                self._claim(grant, key)
             try:
                 rule_id, foreign = self._authorize_rule(key, grant.id)
-            except (GroupFull, GroupGone):
-                self.trail.drop_claim(grant.id, key)
+            except (GroupFull, GroupGone, IngressRefused, IngressThrottled) as error:
+                # EC2 did not act. Unless an earlier run of this task left the claim: that one may have.
+                if key not in grant.claims:
+                    self.trail.drop_claim(grant.id, key)
+                if isinstance(error, (IngressRefused, IngressThrottled)):
+                    raise
                 continue
             return Opened(key, rule_id, target.name, foreign)
         raise PoolExhausted(
@@ -200,10 +201,23 @@ class Operations:
             "end a grant, or ask an operator to add a group"
         )
 
-    def _record(self, grant: Grant, opened: Opened, *, last: bool) -> None:
-        """Record one rule, and with the last that all is open. Raises GrantEnded."""
-        at = self.clock() if last and not grant.authorized_at else None
-        self.trail.record_rule(grant.id, opened.key, opened.rule_id, foreign=opened.foreign, authorized_at=at)
+    def _claim(self, grant: Grant, key: RuleKey) -> None:
+        if key not in grant.claims:
+            self.trail.add_claims(grant.id, {key})
+
+    def _record(self, grant: Grant, opened: Opened, following: RuleKey | None) -> None:
+        """Record one rule and claim the following one; with the last, record that all is open.
+
+        One write for both, so that only one claim at a time has an open outcome. Raises GrantEnded.
+        """
+        self.trail.record_rule(
+            grant.id,
+            opened.key,
+            opened.rule_id,
+            foreign=opened.foreign,
+            next_claim=following,
+            authorized_at=self.clock() if following is None and not grant.authorized_at else None,
+        )
 
     def _authorize_rule(self, key: RuleKey, grant_id: str) -> tuple[str, bool]:
         """Authorize one rule, or find the one that is there: (its id, whether it is foreign)."""

@@ -121,13 +121,17 @@ class Trail:
         rule_id: str,
         *,
         foreign: bool = False,
+        next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None:
         """Record what became of a claim, while the grant is live. Raises GrantEnded. Twice is once.
 
-        `authorized_at` is given with the last rule of a grant: one write then says that all is open.
+        `next_claim` is staked in the same write. `authorized_at` is given with the last rule of a grant:
+        one write then says that all is open.
         """
         pairs = [("rule", compact_json({"key": str(key), "foreign" if foreign else "rule": rule_id}))]
+        if next_claim:
+            pairs.append(("claim", str(next_claim)))
         if authorized_at:
             event = Event(authorized_at, "authorized", "knock")
             pairs += [("authorized_at", show_time(authorized_at)), ("event", compact_json(event.as_json()))]

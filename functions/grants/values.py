@@ -308,14 +308,7 @@ class Grant:
                 id=_text(value["grant_id"]),
                 principal=Principal(_text(value["principal"]["id"]), _text(value["principal"]["name"])),
                 source=str(network),
-                targets=tuple(
-                    Target(
-                        _text(target["name"]),
-                        tuple(Ports.parse(ports) for ports in target["ports"]),
-                        tuple(_text(group) for group in target["groups"]),
-                    )
-                    for target in value["targets"]
-                ),
+                targets=_targets(value["targets"]),
                 requested_at=parse_time(value["requested_at"]),
                 expires_at=expires_at,
                 reason=str(value.get("reason", "")),
@@ -323,6 +316,20 @@ class Grant:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidGrant(f"the execution's input is not a grant: {what}"[:500]) from error
+
+
+def _targets(values: Any) -> tuple[Target, ...]:
+    targets = tuple(
+        Target(
+            _text(value["name"]),
+            tuple(Ports.parse(ports) for ports in value["ports"]),
+            tuple(_text(group) for group in value["groups"]),
+        )
+        for value in values
+    )
+    if not targets or not all(target.ports and target.groups for target in targets):
+        raise ValueError("a grant has targets, and each has ports and groups")
+    return targets
 
 
 def _text(value: object) -> str:

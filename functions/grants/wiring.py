@@ -6,6 +6,7 @@ Clients are made when first used, once a process: what a function does not call 
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ from .trail import Trail
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+# Most invocations have nothing to count, and Powertools would say so in the log of each.
+warnings.filterwarnings("ignore", message="No application metrics to publish")
+
 logger = Logger()
-metrics = Metrics()
+metrics = Metrics(namespace="Knock")
 
 # One more try after a lost answer, then the state machine's Retry decides, where everybody can see it.
 # EC2 gets none: its throttling is to be backed off from for seconds, not in a paid-for sleep.
