@@ -252,7 +252,7 @@ def _quotas(stack: Stack) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "quotas",
-            f"{rules} rules a group × {groups} groups an interface pass the limit of {RULES_PER_INTERFACE}",
+            f"{rules} rules a group in {groups} groups an interface pass {RULES_PER_INTERFACE} in all",
         )
     pools: dict[str, list[str]] = {}
     for group in targets.all_groups(stack):

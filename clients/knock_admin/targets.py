@@ -163,7 +163,7 @@ def _asked_holders(aws: Aws, args: Namespace) -> list[Holder]:
     for eip in args.eip:
         key = "AllocationIds" if eip.startswith("eipalloc-") else "PublicIps"
         address = ec2.describe_addresses(**{key: [eip]})["Addresses"][0]
-        if "NetworkInterfaceId" not in address:
+        if not address.get("NetworkInterfaceId"):
             raise AdminError(
                 f"The Elastic IP {eip} is associated with nothing, so there is nothing to attach to."
             )
