@@ -193,7 +193,7 @@ class TestList:
 
     def test_an_operator_sees_everyones_and_filters(self, knock: Knock) -> None:
         alice = knock.open("alice", targets=["web"])
-        bob = knock.open("bob", source="203.0.113.9", targets=["bastion"])
+        bob = knock.open("bob", caller="203.0.113.9", targets=["bastion"])
         knock.request("DELETE", f"/grants/{bob['id']}", key="bob")
 
         def ids(**query: str) -> list[str]:
