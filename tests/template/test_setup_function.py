@@ -1,4 +1,4 @@
-"""The setup function, whose code stands in `template.yaml`: what it does for CloudFormation and answers it."""
+"""The setup function, whose code stands in `template.yaml`: what it does for CloudFormation, and answers."""
 
 from __future__ import annotations
 
