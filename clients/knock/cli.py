@@ -62,6 +62,7 @@ COMMANDS = {
     "renew": "commands",
     "revoke": "commands",
     "whoami": "commands",
+    "watch": "watch",
     "ssh-config": "sshconfig",
     "ssh-hook": "sshconfig",
     "ssh-proxy": "sshconfig",

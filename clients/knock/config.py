@@ -126,18 +126,14 @@ def address(profile: str | None = None) -> str:
 
 def access(profile: str | None = None) -> tuple[str, str]:
     """Give the API's URL and key. Raises ConfigurationError that says what is missing, and the way to it."""
-    url, key = os.environ.get("KNOCK_URL"), os.environ.get("KNOCK_API_KEY")
-    if url and key:
+    url = address(profile)
+    if key := os.environ.get("KNOCK_API_KEY"):
         return url, key
     name = profile_name(profile)
     stored = profiles().get(name)
     if stored is None:
-        if key:
-            raise ConfigurationError("KNOCK_API_KEY is set, and KNOCK_URL is not: set it to the API's URL")
         raise _nothing_stored(profile)
-    if key:
-        return stored["url"], key
-    if url and url.rstrip("/") != stored["url"]:
+    if url.rstrip("/") != stored["url"]:
         raise ConfigurationError(
             f"KNOCK_URL is {url}, and the key of profile {name!r} is for {stored['url']}: it is not sent "
             "elsewhere. Set KNOCK_API_KEY too, or unset KNOCK_URL"
@@ -145,7 +141,7 @@ def access(profile: str | None = None) -> tuple[str, str]:
     key = stored.get("key") or _from_keyring(name)
     if not key:
         raise ConfigurationError(f"the keyring has no key for profile {name!r}: run `knock login`")
-    return stored["url"], key
+    return url, key
 
 
 def _nothing_stored(profile: str | None) -> ConfigurationError:

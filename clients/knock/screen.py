@@ -35,6 +35,15 @@ class Screen:
 
         print(json.dumps(value, indent=2))
 
+    def json_line(self, value: Any) -> None:
+        import json
+
+        print(json.dumps(value))
+
+    def flush(self) -> None:
+        """Let a reader of a pipe see what has been printed so far."""
+        sys.stdout.flush()
+
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         shown = [[plain(cell) for cell in row] for row in rows]
         widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]

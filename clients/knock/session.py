@@ -27,9 +27,9 @@ class Session:
 
     def __init__(self, profile: str | None, screen: Screen, *, impatient: bool = False) -> None:
         self.screen = screen
-        self.url = config.address(profile)
-        url, key = config.access(profile)
-        self.client = Client(url, key, timeout=2.0, connect_timeout=1.0) if impatient else Client(url, key)
+        self.url, key = config.access(profile)
+        limits = {"timeout": 2.0, "connect_timeout": 1.0} if impatient else {}
+        self.client = Client(self.url, key, **limits)
 
     def __enter__(self) -> Session:
         return self

@@ -89,6 +89,20 @@ def forget(*grant_ids: str, url: str | None = None) -> None:
         _write("grants.json", kept)
 
 
+def keep_watch(name: str, grant_ids: Sequence[str]) -> None:
+    """Keep the ids of the grants that a watch has open, for the next one should it be killed."""
+    stored = _read("watch.json")
+    kept = {other: ids for other, ids in stored.items() if other != name} if isinstance(stored, dict) else {}
+    _write("watch.json", kept | ({name: list(grant_ids)} if grant_ids else {}))
+
+
+def kept_watch(name: str) -> list[str]:
+    """Give the ids that a watch of this name left, oldest first."""
+    stored = _read("watch.json")
+    ids: list[str] = stored.get(name, []) if isinstance(stored, dict) else []
+    return ids
+
+
 def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
     """Keep words for completion, each with what it is: the names of targets, the ids of live grants."""
     stored = _read("completion.json")

@@ -395,9 +395,10 @@ def _why_not_connected(error: Exception, host: str, port: int, proxy: _Proxy | N
     if isinstance(error, ssl.SSLCertVerificationError):
         return CannotReach(_about_certificate(error, host))
     if isinstance(error, ssl.SSLError):
-        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        reason = getattr(error, "reason", None)  # not there on every error of the module
+        if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             return CannotReach(f"{host}:{port} does not speak TLS: is the URL right, with its port?")
-        return CannotReach(f"TLS with {host} failed ({error.reason or _words(error)})", passing=False)
+        return CannotReach(f"TLS with {host} failed ({reason or _words(error)})", passing=True)
     if isinstance(error, (socket.gaierror, UnicodeError)):
         name = proxy.host if proxy else host
         if getattr(error, "errno", None) == socket.EAI_AGAIN:

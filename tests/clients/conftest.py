@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from knock import Client
 from tests.clients.double import Double
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,3 +92,42 @@ def spawn(home: Path) -> Callable[..., Done]:
         return Done(done.returncode, done.stdout, done.stderr)
 
     return command
+
+
+# ---------------------------------------------------------------------- one API, two of them
+
+
+class Api:
+    """The knock API as a client's test sees it: the double, or the local stack behind its edge."""
+
+    def __init__(
+        self, url: str, keys: dict[str, str], come_from: Callable[[str], None], double: Double | None
+    ) -> None:
+        self.url = url
+        self.keys = keys
+        self.come_from = come_from
+        self.double = double
+
+    def client(self, who: str) -> Client:
+        return Client(self.url, self.keys[who])
+
+    def pages_of(self, size: int) -> None:
+        """Make pages small where that can be told; the stack's are as large as they are."""
+        if self.double:
+            self.double.page = size
+
+
+@pytest.fixture(params=["double"])
+def api(request: pytest.FixtureRequest, double: Double) -> Api:
+    def come_from(address: str) -> None:
+        double.source = address
+
+    return Api(double.url, double.keys, come_from, double)
+
+
+def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until something is true, and fail when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.02)

@@ -1,0 +1,274 @@
+"""`knock.sh`, in every shell it promises to run in. The same tests run against the local stack."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import CLIENTS, Api, Done, wait_until
+from tests.clients.double import Double
+from tests.conftest import need, program
+
+SCRIPT = CLIENTS / "knock.sh"
+SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
+Run = Callable[..., Done]
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    program("curl", "apt install curl")
+    program(SHELLS[request.param][0], f"apt install {request.param}")
+    return SHELLS[request.param]
+
+
+@pytest.fixture
+def sh(shell: list[str], home: Path, spawn: Run) -> Run:
+    def run(*words: str, **more: str) -> Done:
+        return spawn(*shell, str(SCRIPT), *words, **more)
+
+    return run
+
+
+@pytest.fixture
+def as_alice(api: Api, monkeypatch: pytest.MonkeyPatch, home: Path) -> Api:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    return api
+
+
+def test_open_ls_show_and_revoke_are_one_round(sh: Run, as_alice: Api) -> None:
+    opened = sh("bastion", "web", "--for", "90m", "--reason", 'say "hi" \\ $(id) ü %41')
+    match = re.fullmatch(
+        r"open: bastion web from 203\.0\.113\.7/32 until 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ "
+        r"\((5400|539\d) s left\), grant (\S+)\n",
+        opened.out,
+    )
+    assert match, opened
+    assert (opened.code, opened.err) == (0, "")
+    (listed,) = json.loads(sh("ls").out)["grants"]
+    assert listed["id"] == match[2]
+    assert listed["reason"] == 'say "hi" \\ $(id) ü %41'
+    revoked = sh("revoke", match[2], "--reason", "a&b=c %2f ü")
+    assert (revoked.code, revoked.out) == (0, f"revoked: {match[2]}\n")
+    shown = json.loads(sh("show", match[2]).out)
+    assert shown["status"] == "revoked"
+    assert "a&b=c %2f ü" in json.dumps(shown["events"], ensure_ascii=False)
+    assert json.loads(sh("ls").out)["grants"] == []
+    assert json.loads(sh("ls", "--all").out)["grants"][0]["id"] == match[2]
+    assert json.loads(sh("whoami").out)["principal"]["name"] == "alice"
+
+
+def test_without_targets_everything_is_opened_from_any_place_of_the_options(sh: Run, as_alice: Api) -> None:
+    assert sh().out.startswith("open: bastion web from")
+    assert sh("--for", "1h", "open", "bastion").code == 1, "only the first word can be a command"
+    assert sh("open", "--for", "1h", "bastion").out.startswith("open: bastion from")
+
+
+def test_the_source_is_named_by_a_key_that_may(
+    sh: Run, as_alice: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = sh("bastion", "--source", "198.51.100.7/32")
+    assert refused.code == 1
+    assert "knock.sh: The key may not do this: the key may only open" in refused.err
+    monkeypatch.setenv("KNOCK_API_KEY", as_alice.keys["ci"])
+    assert "from 198.51.100.7/32 until" in sh("bastion", "--source", "198.51.100.7/32").out
+
+
+def test_refusals_exit_with_1_and_say_why(sh: Run, as_alice: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = sh("nosuch")
+    assert (done.code, done.out) == (1, "")
+    assert "may not open nosuch" in done.err
+    assert sh("show", "nobodys").code == 1
+    grant = sh("bastion").out.split()[-1]
+    done = sh("revoke", "nobodys", "a/b?c", grant)
+    assert (done.code, done.out) == (1, f"revoked: {grant}\n"), "the others go on"
+    monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
+    done = sh("ls")
+    assert (done.code, done.err) == (
+        1,
+        "knock.sh: the key is not accepted: it is wrong, disabled or another API's\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show"], ["show", "a", "b"], ["revoke"], ["ls", "x"], ["whoami", "x"], ["--nonsense"], ["--for"],
+        ["ls", "--for", "1h"], ["revoke", "x", "--source", "y"], ["bastion", "--all"], [""], ["a\nb"],
+        ["--for", "a\tb"],
+    ],
+)  # fmt: skip
+def test_misuse_exits_with_2_and_sends_nothing(sh: Run, as_alice: Api, words: list[str]) -> None:
+    done = sh(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "knock.sh --help" in done.err
+    assert as_alice.double is None or as_alice.double.seen == []
+
+
+def test_help_has_examples_and_needs_no_access(sh: Run) -> None:
+    done = sh("ls", "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "examples:\n  knock.sh bastion" in done.out
+
+
+# ---------------------------------------------------------------------- where it cannot go
+
+
+def test_no_answer_exits_with_3(sh: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    double.faults = ["drop"]
+    done = sh("bastion")
+    assert done.code == 3
+    assert "look with knock.sh ls" in done.err
+    double.faults = [(200, {}, b"<html>please log in</html>")]
+    assert sh("bastion").code == 3
+    double.faults = [(302, {"Location": f"{double.url}/whoami"}, b"")]
+    assert sh("whoami").code == 3
+    double.faults = [(404, {}, b"<html>nothing here</html>")]
+    assert sh("whoami").code == 3
+    double.faults = [(429, {}, {"message": "Too Many Requests"})]
+    done = sh("whoami")
+    assert (done.code, done.err) == (1, "knock.sh: the gateway says: Too Many Requests (429)\n")
+    monkeypatch.setenv("KNOCK_URL", f"{double.url}/elsewhere")
+    done = sh("ls")
+    assert done.code == 3
+    assert "Is the stage (like /prod) missing?" in done.err
+    double.stop()
+    assert sh("ls").code == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "api.example.com", "http://api.example.com", "http://127.0.0.1.example.com/",
+        "ftp://api.example.com", "https://user@api.example.com", "https://api.example.com/?x", "https://api.example.com/#x", "https:// x",
+        'https://api.example.com/"',
+    ],
+)  # fmt: skip
+def test_a_url_that_would_show_the_key_or_is_none_is_refused(
+    sh: Run, home: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", url)
+    monkeypatch.setenv("KNOCK_API_KEY", "k" * 30)
+    done = sh("ls")
+    assert done.code == 2
+    assert "KNOCK_URL" in done.err
+
+
+# ---------------------------------------------------------------------- the key
+
+
+def test_key_and_url_come_from_files_that_only_their_owner_can_read(
+    sh: Run, double: Double, home: Path
+) -> None:
+    folder = home / ".config" / "knock"
+    folder.mkdir(parents=True)
+    (folder / "url").write_text(double.url + "/knock\n")
+    (folder / "key").write_text(double.keys["alice"] + "\n")
+    for mode in (0o644, 0o640, 0o604, 0o620):
+        (folder / "key").chmod(mode)
+        done = sh("ls")
+        assert done.code == 2
+        assert f"chmod 600 {folder / 'key'}" in done.err
+    assert double.seen == []
+    (folder / "key").chmod(0o600)
+    assert sh("ls").code == 0
+
+
+def test_a_key_file_can_be_named(
+    sh: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home / "a key"
+    file.write_text(double.keys["bob"])  # without a line's end
+    file.chmod(0o600)
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_KEY_FILE", str(file))
+    assert json.loads(sh("whoami").out)["principal"]["name"] == "bob"
+    file.unlink()
+    assert "chmod 600 it" in sh("whoami").err
+
+
+@pytest.mark.parametrize("key", ['a"b', "a\\b", "a b", "a\nheader: x"])
+def test_a_key_that_is_none_is_refused_and_not_repeated(
+    sh: Run, double: Double, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", key)
+    done = sh("ls")
+    assert done.code == 2
+    assert key not in done.err
+    assert double.seen == []
+
+
+def test_the_key_is_in_no_process_list_and_in_no_environment_of_curl(
+    shell: list[str], double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    double.faults = [10]
+    with subprocess.Popen([*shell, str(SCRIPT), "bastion"], stdout=subprocess.PIPE) as running:
+        wait_until(lambda: double.calls("POST") == 1)
+        listed = subprocess.run(
+            ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
+        ).stdout
+        curls = [line.split()[0] for line in listed.splitlines() if "curl" in line and double.url in line]
+        environments = [
+            Path(f"/proc/{pid}/environ").read_bytes() for pid in curls if Path(f"/proc/{pid}").exists()
+        ]
+        subprocess.run(["kill", *curls], check=True)
+        running.wait(timeout=5)
+    assert len(curls) == 1
+    assert double.keys["alice"] not in listed
+    for environment in environments:
+        assert double.keys["alice"].encode() not in environment
+
+
+def test_a_verbose_curlrc_does_not_print_the_key(sh: Run, as_alice: Api, home: Path) -> None:
+    (home / ".curlrc").write_text("verbose\n")
+    done = sh("whoami")
+    assert (done.code, done.err) == (0, "")
+
+
+# ---------------------------------------------------------------------- pending grants
+
+
+def test_a_pending_grant_is_waited_for(sh: Run, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    double.opens_after = 0.5
+    began = time.monotonic()
+    assert sh("bastion").out.startswith("open: bastion from")
+    assert time.monotonic() - began < 3
+    double.fails = "PoolExhausted: full"
+    done = sh("bastion")
+    assert (done.code, done.out) == (1, "")
+    assert re.search(r"knock\.sh: grant \S+ is failed\n", done.err)
+
+
+# ---------------------------------------------------------------------- the script itself
+
+
+def test_shellcheck_finds_nothing() -> None:
+    found = shutil.which("shellcheck")
+    need(found, "shellcheck is not installed: apt install shellcheck")
+    done = subprocess.run(
+        ["shellcheck", SCRIPT],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_header_alone_is_enough_for_existing_users(api: Api, home: Path, spawn: Run) -> None:
+    done = spawn("curl", "-s", "-H", f"x-api-key: {api.keys['alice']}", f"{api.url}/knock")
+    grant = json.loads(done.out)
+    assert (grant["status"], grant["source"]) == ("active", "203.0.113.7/32")
+    assert [target["name"] for target in grant["targets"]] == ["bastion", "web"]
