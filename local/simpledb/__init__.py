@@ -3,6 +3,9 @@
 moto's own is a stub: it ignores `Expected`, keeps only one of several replaced values, wipes a domain that
 is created again, has no Select, no deletes and no batches, and does not answer for us-east-1. `install()`
 puts this one in its place, for the in-process mock and for the server alike.
+
+What is not played: reads that lag behind writes, throttling (503), Select's five seconds, the size limits of
+a domain (10 GB) and of a request (1 MB), export to S3, and signatures, which moto does not check.
 """
 
 from __future__ import annotations

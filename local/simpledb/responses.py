@@ -90,8 +90,10 @@ class Responses(SimpleDBResponse):
             )
         except SimpleDBError as refusal:
             status = refusal.status
+            # A message repeats what was sent, which XML may not be able to hold.
+            message = _text(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", refusal.message))
             body = (
-                f"<Response><Errors><Error><Code>{refusal.code}</Code><Message>{_text(refusal.message)}</Message>"
+                f"<Response><Errors><Error><Code>{refusal.code}</Code><Message>{message}</Message>"
                 f"<BoxUsage>{_BOX_USAGE}</BoxUsage></Error></Errors><RequestID>{request_id}</RequestID></Response>"
             )
         headers = {**self.response_headers, "content-type": "text/xml", "x-amzn-requestid": request_id}

@@ -355,6 +355,9 @@ _COMPARISONS: dict[str, Callable[[str], Test]] = {
 }
 
 
+_QUOTES = "'\"`"
+
+
 @dataclass(frozen=True)
 class _Token:
     kind: str
@@ -374,7 +377,9 @@ def _tokens(statement: str) -> Iterator[_Token]:
         match = _TOKEN.match(statement, at)
         if match is None:
             rest = statement[at:].lstrip()
-            hint = " (a quote that is not closed?)" if rest[0] in "'\"`" else ""
+            hint = " (a quote that is not closed?)" if rest[0] in _QUOTES else ""
+            if rest[0] in "-.":
+                hint = " (a name with such a character stands in backticks)"
             _refuse(f"Cannot read {rest[:20]!r} at character {len(statement) - len(rest) + 1}{hint}.")
         kind = match.lastgroup or ""
         text = match[kind]

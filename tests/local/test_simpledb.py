@@ -619,6 +619,12 @@ def test_a_form_with_something_missing_or_wrong_says_what(
     assert words in body
 
 
+def test_an_error_that_repeats_what_xml_cannot_hold_is_still_xml(sdb: Any) -> None:
+    code, status, message = refused(sdb.create_domain, DomainName="a\x00b")
+    assert (code, status) == ("InvalidParameterValue", 400)
+    assert message == "Value (a\N{REPLACEMENT CHARACTER}b) for parameter DomainName is invalid."
+
+
 def test_text_that_xml_cannot_hold_comes_back_as_base64_and_says_so(sdb: Any) -> None:
     form = {"Attribute.1.Name": "a\x01", "Attribute.1.Value": "\x00\ufffe"}
     assert ask("PutAttributes", DomainName=DOMAIN, ItemName="I\x02", **form)[0] == 200

@@ -218,7 +218,7 @@ print(json.dumps({
     "one url path, dispatched by SimpleDBResponse":
         moto.sdb.urls.url_paths == {"{0}/$": Response.dispatch} and len(moto.sdb.urls.url_bases) == 1,
     "one pattern in the index": [s for s, _ in moto.backend_index.backend_url_patterns].count("sdb") == 1,
-    "the stub reads parameters automatically, which the mend turns off": Response().automated_parameter_parsing,
+    "the stub has its form read, which the mend turns off": Response().automated_parameter_parsing,
     "dispatch ends in call_action": "self.call_action()" in inspect.getsource(BaseResponse._dispatch),
     "call_action is the base's": Response.call_action is BaseResponse.call_action,
     "reset empties a backend's __dict__": "self.__dict__ = {}" in inspect.getsource(BaseBackend.reset),
