@@ -1,8 +1,8 @@
 """`python -m local up`: run Knock on this machine until Ctrl-C or SIGTERM.
 
-With `--json` the first line on standard output is one JSON object, printed once everything answers; without it,
-a page for a person. Standard output carries nothing else; what functions print goes to a log file, or with
-`--verbose` to standard error.
+With `--json` the first line on standard output is one JSON object, printed once everything answers; without
+it, a page for a person. Standard output carries nothing else; what functions print goes to a log file, or
+with `--verbose` to standard error.
 """
 
 from __future__ import annotations

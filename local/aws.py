@@ -1,9 +1,9 @@
 """The embedded AWS: moto, mended, holding what the template says.
 
 `Embedded` puts the mends in place and wires the parts that moto leaves apart: Step Functions' tasks and
-EventBridge's targets run the stack's functions, and so does Lambda's own API. `deploy` then makes, through the
-AWS API like anybody else, everything of the template that a client could look at. moto's state is one for the
-whole process, so there can be one `Embedded` at a time; making one begins with an empty AWS.
+EventBridge's targets run the stack's functions, and so does Lambda's own API. `deploy` then makes, through
+the AWS API like anybody else, everything of the template that a client could look at. moto's state is one for
+the whole process, so there can be one `Embedded` at a time; making one begins with an empty AWS.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from moto.awslambda.exceptions import LambdaClientError, UnknownFunctionExceptio
 from moto.awslambda_simple.models import LambdaSimpleBackend, lambda_simple_backends
 from moto.core.base_backend import BackendDict
 from moto.core.config import default_user_config
+from moto.iam.models import iam_backends
 from moto.moto_server import werkzeug_app
 from moto.sqs.models import sqs_backends
 from moto.utilities.id_generator import moto_id_manager
 
 from local import ec2, engine, events, operators, simpledb
 from local.clock import Clock
+from local.deployment import Deployment, EventRule, Function, RestApi
 from local.gateway import Caller, UsageLimits
 from local.invocation import InvocationError
 from local.lambdas import Runtime
 from local.serving import WsgiApp
-from local.template import EventRule, Function, Place, RestApi, Template, TemplateError
+from local.template import Place, TemplateError
 
 __all__ = ["Client", "Embedded", "deploy"]
 
@@ -51,7 +53,7 @@ class Embedded:
         self._runtime = runtime
         default_user_config["lambda"] = {"use_docker": False}
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
-        werkzeug_app.DISABLE_GLOBAL_CORS = True  # or any web page could talk to it from a browser
+        setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could ask it
         simpledb.install()
         ec2.install()
         operators.install()
@@ -101,11 +103,11 @@ class Embedded:
                 "account": self._place.account,
                 "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "region": self._place.region,
-                "resources": [f"arn:aws:events:{self._place.region}:{self._place.account}:rule/{rule.name}"],
+                "resources": [rule.arn],
                 "detail": {},
             }
             for target in rule.targets:
-                self._runtime.invoke_later(target.arn, json.dumps(event).encode())
+                self._runtime.invoke_later(target["Arn"], json.dumps(event).encode())
             self._clock.at(now + every, run)
 
         self._clock.at(self._clock.now() + every, run)
@@ -171,19 +173,17 @@ def _limits(plan: Any) -> UsageLimits:
     )
 
 
-def deploy(template: Template, client: Client, *, state_machine: bool) -> None:
+def deploy(stack: Deployment, client: Client, *, state_machine: bool) -> None:
     """Make what the template says; `state_machine` says whether that too, or another engine has it."""
-    client("sdb", region=template.domain.region).create_domain(DomainName=template.domain.name)
-    for queue in template.queues:
+    client("sdb", region=stack.domain.region).create_domain(DomainName=stack.domain.name)
+    for queue in stack.queues:
         client("sqs").create_queue(QueueName=queue.name, Attributes=dict(queue.attributes))
-    for role in template.all(
-        "AWS::IAM::Role"
-    ):  # without policies, which are not enforced; Lambda wants it there
-        trust = json.dumps(role.properties["AssumeRolePolicyDocument"])
-        client("iam").create_role(RoleName=role.name, AssumeRolePolicyDocument=trust)
-    _deploy_functions(template.functions, client("lambda"))
+    roles = iam_backends[stack.place.account][stack.place.partition]  # a client of IAM is slow to make
+    for role in stack.roles:
+        roles.create_role(role.name, json.dumps(role.trust), "/", None, "", [], "3600")
+    _deploy_functions(stack.functions, client("lambda"))
     if state_machine:
-        machine = template.state_machine
+        machine = stack.state_machine
         client("stepfunctions").create_state_machine(
             name=machine.name,
             definition=machine.definition,
@@ -191,8 +191,8 @@ def deploy(template: Template, client: Client, *, state_machine: bool) -> None:
             type=machine.kind,
             tags=[{"key": name, "value": value} for name, value in machine.tags.items()],
         )
-    _deploy_rules(template.event_rules, client("events"))
-    _deploy_api(template, client("apigateway"))
+    _deploy_rules(stack.event_rules, client("events"))
+    _deploy_api(stack, client("apigateway"))
 
 
 def _deploy_functions(functions: Iterable[Function], lambda_: Any) -> None:
@@ -236,11 +236,11 @@ def _deploy_rules(rules: Iterable[EventRule], events_: Any) -> None:
         )
         state = "ENABLED" if rule.enabled else "DISABLED"
         events_.put_rule(Name=rule.name, State=state, Description=rule.description, **what)
-        events_.put_targets(Rule=rule.name, Targets=[dict(target.raw) for target in rule.targets])
+        events_.put_targets(Rule=rule.name, Targets=[dict(target) for target in rule.targets])
 
 
-def _deploy_api(template: Template, apigateway: Any) -> None:
-    api, plan, place = template.rest_api, template.usage_plan, template.place
+def _deploy_api(stack: Deployment, apigateway: Any) -> None:
+    api, plan, place = stack.rest_api, stack.usage_plan, stack.place
     # The template's outputs name these ids, so moto has to take them as they are.
     moto_id_manager.set_custom_id(ApigwRestApiIdentifier(place.account, place.region, api.name), api.id)
     moto_id_manager.set_custom_id(ApigwUsagePlanIdentifier(place.account, place.region, plan.name), plan.id)
@@ -250,7 +250,8 @@ def _deploy_api(template: Template, apigateway: Any) -> None:
         resource = _resource(apigateway, api.id, resources, route.path)
         method = {"restApiId": api.id, "resourceId": resource, "httpMethod": route.method}
         apigateway.put_method(**method, authorizationType="NONE", apiKeyRequired=route.key_required)
-        uri = f"arn:aws:apigateway:{place.region}:lambda:path/2015-03-31/functions/{route.function_arn}/invocations"
+        function = f"lambda:path/2015-03-31/functions/{route.function_arn}/invocations"
+        uri = f"arn:{place.partition}:apigateway:{place.region}:{function}"
         apigateway.put_integration(**method, type="AWS_PROXY", integrationHttpMethod="POST", uri=uri)
     apigateway.create_deployment(restApiId=api.id, stageName=api.stage)
     throttle = {"rateLimit": plan.rate, "burstLimit": plan.burst}
@@ -261,7 +262,7 @@ def _deploy_api(template: Template, apigateway: Any) -> None:
         **({"throttle": throttle} if plan.rate is not None else {}),
         **({"quota": quota} if plan.quota is not None else {}),
     )
-    for key in template.keys:
+    for key in stack.keys:
         made = apigateway.create_api_key(name=key.name, enabled=key.enabled, tags=dict(key.tags))
         if key.in_plan:
             apigateway.create_usage_plan_key(usagePlanId=plan.id, keyId=made["id"], keyType="API_KEY")

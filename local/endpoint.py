@@ -1,4 +1,4 @@
-"""The AWS endpoint of the local stack: moto's services behind one address, with a place to watch and to break.
+"""The AWS endpoint of the local stack: moto's services at one address, with a place to watch and to break.
 
 Everything any program asks of AWS here passes through `Endpoint`: the functions, the engine from outside, the
 AWS CLI. Tests and measurements see each call there, with the function that made it (its access key says so),
@@ -78,8 +78,8 @@ def failure(call: Call, code: str, message: str = "injected by a test", status: 
 _XML_ERRORS = {
     "ec2": "<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
     "<RequestID>local</RequestID></Response>",
-    "sdb": "<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message><BoxUsage>0</BoxUsage></Error>"
-    "</Errors><RequestID>local</RequestID></Response>",
+    "sdb": "<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message><BoxUsage>0</BoxUsage>"
+    "</Error></Errors><RequestID>local</RequestID></Response>",
 }
 
 

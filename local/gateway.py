@@ -6,9 +6,9 @@ turns the function's answer into HTTP, with the real gateway's answers where it 
 usage plans are read at every request, so what the API Gateway API changes holds at once. Throttles count real
 time, because clients do.
 
-It also plays the internet's edge. On AWS the source of a request is the address of the TCP peer, and no header
-can change it. Behind a loopback peer that would be the same for everyone, so there, and only there, the last
-address in X-Forwarded-For is the source: the one that the nearest edge would have written.
+It also plays the internet's edge. On AWS the source of a request is the address of the TCP peer, and no
+header can change it. Behind a loopback peer that would be the same for everyone, so there, and only there,
+the last address in X-Forwarded-For is the source: the one that the nearest edge would have written.
 
 The API is served under its stage (`/v1/knock`), as on AWS, so clients and the console page meet locally what
 they will meet there. Three things differ from AWS and do not matter to Knock: names of headers arrive in
@@ -35,9 +35,10 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from werkzeug.http import HTTP_STATUS_CODES
 
+from local.deployment import RestApi, Route
 from local.invocation import InvocationError, InvocationResult
 from local.lambdas import NotAnswered
-from local.template import Place, RestApi, Route
+from local.template import Place
 
 __all__ = ["Caller", "Gateway", "UsageLimits"]
 
@@ -141,7 +142,7 @@ class _Usage:
         self._quotas: dict[tuple[str, str], tuple[str, int]] = {}
 
     def count(self, route: Route, api: RestApi, caller: Caller | None) -> None:
-        """Count one request to a method, and against its caller's key; raises _Refused when a limit is reached."""
+        """Count one request to a method and of a key; raises _Refused when a limit is reached."""
         with self._lock:
             self._throttle((route.method, route.path), api.rate, api.burst)
             if caller:
@@ -233,7 +234,7 @@ class Gateway:
         except NotAnswered:
             raise _Refused("INTEGRATION_TIMEOUT") from None
         except InvocationError as error:
-            log.warning("request %s: Lambda refused: %s: %s", request_id, error.code, error.message)
+            log.info("request %s: Lambda refused: %s: %s", request_id, error.code, error.message)
             raise _Refused("API_CONFIGURATION_ERROR") from None
         if result.function_error:
             raise _Refused("DEFAULT_5XX")
@@ -293,8 +294,8 @@ class Gateway:
         binary = _is_one_of(environ.get("CONTENT_TYPE", ""), self._api.binary_types)
         identity: dict[str, Any] = dict.fromkeys(
             (
-                "cognitoIdentityPoolId", "accountId", "cognitoIdentityId", "caller", "principalOrgId", "accessKey",
-                "cognitoAuthenticationType", "cognitoAuthenticationProvider", "userArn", "user",
+                "cognitoIdentityPoolId", "accountId", "cognitoIdentityId", "caller", "principalOrgId",
+                "accessKey", "cognitoAuthenticationType", "cognitoAuthenticationProvider", "userArn", "user",
             )
         )  # fmt: skip
         identity["sourceIp"] = source
@@ -356,7 +357,7 @@ class Gateway:
         content = (body or "").encode()
         if answer.get("isBase64Encoded") and _is_one_of(accept or "*/*", self._api.binary_types):
             content = base64.b64decode(content, validate=True)
-        several = {name: values for name, values in (answer.get("multiValueHeaders") or {}).items()}
+        several = dict(answer.get("multiValueHeaders") or {})
         for name, value in (answer.get("headers") or {}).items():
             several.setdefault(name, [value])
         headers = [_header(name, value) for name, values in several.items() for value in values]
@@ -423,7 +424,7 @@ def _match(resource: list[str], segments: list[str]) -> dict[str, str] | None:
 
 
 def _source(environ: Mapping[str, Any]) -> str:
-    """Return the address the request came from: the peer, or behind a loopback peer what the edge before it says.
+    """Return the address a request came from: the peer's, or behind loopback what the edge before it says.
 
     Raises _Refused when that is no address: an edge does not write such a thing, and to take another would be
     to guess who may enter.

@@ -1,15 +1,15 @@
 """Lambda on one machine: each function in processes of its own, one invocation at a time in each.
 
-Whatever invokes a function goes through here: the front, the engine's tasks, EventBridge and Lambda's API. A
-function's processes have its own environment and nothing else; what a function writes goes to the stack's log.
-Failures have Lambda's shapes: the handler's error, `Sandbox.Timedout` when the worker had to be killed at the
-function's timeout, `Runtime.ExitError` when it died
+Whatever invokes a function goes through here: the front, the engine's tasks, EventBridge and Lambda's API.
+A function's processes have its own environment and nothing else; what a function prints goes to the stack's
+log. Failures have Lambda's shapes: the handler's error, `Sandbox.Timedout` when the worker had to be killed
+at the function's timeout, `Runtime.ExitError` when it died
 (https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html).
 
 Each function has one process that loads the handler and forks workers (see `local.worker`), and here a pool:
 idle workers are used last in, first out; a worker is made when none is idle, up to a limit; beyond it
-invocations wait in the order they came. A caller's own thread talks to the worker, so an empty handler's round
-trip is a write and a read on a socket.
+invocations wait in the order they came. A caller's own thread talks to the worker, so an empty handler's
+round trip is a write and a read on a socket.
 
 Decided against threads in this process (functions would share an environment, an interpreter lock and a
 crash), and against a container for each function (Docker is not on every machine).
@@ -43,8 +43,8 @@ from typing import IO, Any
 
 from local import worker
 from local.clock import Clock
+from local.deployment import Function
 from local.invocation import InvocationError, InvocationResult, Workers
-from local.template import Function
 
 __all__ = ["FunctionNotLoaded", "NotAnswered", "Runtime", "access_key", "environment"]
 
@@ -140,7 +140,7 @@ class _Worker:
             raise _WorkerGone from error
 
     def answers_by(self, when: float) -> bool:
-        """Wait until the worker answers or is gone, or the monotonic clock says `when`; say whether it was the former."""
+        """Wait until the worker answers or is gone, until `when` (monotonic) at most; say whether it did."""
         poll = select.poll()  # not select.select, which knows no file descriptor over 1023
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(max(0.0, when - time.monotonic()) * 1000))
@@ -211,7 +211,7 @@ class _Host:
         return _Worker(number, ours)
 
     def end(self, gone: _Worker, grace: float) -> int:
-        """Have a worker killed unless it ends within `grace` seconds; return its exit code, or minus the signal."""
+        """Kill a worker unless it ends within `grace` seconds; return its exit code, or minus the signal."""
         try:
             self._control.sendall(worker.COMMAND.pack(worker.END, gone.number, grace))
             reply = self._read(worker.STATUS.size)
@@ -241,7 +241,7 @@ class _Host:
 
 
 class _Pool:
-    """One function's workers. Everything here is done under the pool's lock, but for the invocations themselves."""
+    """One function's workers. All but the invocations themselves is done under the pool's lock."""
 
     def __init__(
         self, function: Function, variables: Mapping[str, str], output: IO[bytes] | int, limit: int
@@ -418,11 +418,11 @@ class Runtime:
         return self._run(pool, payload, str(uuid.uuid4()), patience)
 
     def invoke_later(self, name: str, payload: bytes) -> None:
-        """Put a payload on a function's queue and return (Event): retried as Lambda does, by the stack's clock.
+        """Put a payload on a function's queue and return (Event): retried as Lambda does, by the clock.
 
         A function that fails is run again after one minute and after two more; one that is throttled, after
-        pauses that grow to five minutes, for up to six hours. What fails for good goes to `on_failure`, if the
-        function has a destination for it
+        pauses that grow to five minutes, for up to six hours. What fails for good goes to `on_failure`, if
+        the function has a destination for it
         (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html).
         Raises InvocationError for a function that is not there and for a payload over 1 MB.
         """
@@ -548,7 +548,7 @@ def _failure(description: Mapping[str, Any]) -> InvocationResult:
 def _exit_message(status: int) -> str:
     """Word how a process ended as Lambda does."""
     if status < 0:
-        return f"Runtime exited with error: signal: {_SIGNALS.get(-status, f'signal {-status}')}"
+        return f"Runtime exited with error: signal: {_SIGNALS.get(status, str(-status))}"
     return (
         f"Runtime exited with error: exit status {status}"
         if status
@@ -556,9 +556,9 @@ def _exit_message(status: int) -> str:
     )
 
 
-_SIGNALS = {
-    signal.SIGKILL: "killed",
-    signal.SIGSEGV: "segmentation fault",
-    signal.SIGABRT: "aborted",
-    signal.SIGTERM: "terminated",
+_SIGNALS = {  # as Go, in which Lambda is written, words them
+    -signal.SIGKILL: "killed",
+    -signal.SIGSEGV: "segmentation fault",
+    -signal.SIGABRT: "aborted",
+    -signal.SIGTERM: "terminated",
 }

@@ -1,9 +1,9 @@
 """HTTP for the local stack: loopback sockets, and a WSGI server on threads.
 
 waitress serves, because it was measured: 8,000 requests a second to 50 clients, where werkzeug's development
-server did 2,000 and cheroot stalled for a second now and then. It has a fixed number of threads; there are many
-of them, since a request may wait for a function, which makes requests itself: too few, and a burst of the
-former would starve the latter for ever.
+server did 2,000 and cheroot stalled for a second now and then. It has a fixed number of threads; there are
+many of them, since a request may wait for a function, which makes requests itself: too few, and a burst of
+the former would starve the latter for ever.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import waitress
 from waitress import wasyncore
+from waitress.server import create_server
 from waitress.trigger import trigger
 
 __all__ = ["PortInUse", "Server", "bind"]
@@ -34,7 +34,7 @@ class PortInUse(Exception):
 
 
 def bind(port: int) -> list[socket.socket]:
-    """Listen on 127.0.0.1, and on ::1 where IPv6 is there, at one port; 0 picks a free one. Raises PortInUse."""
+    """Listen on 127.0.0.1, and on ::1 where there is IPv6, at one port; 0 picks one. Raises PortInUse."""
     for _ in range(_PORTS_TO_TRY):
         bound = [_listen(socket.AF_INET, "127.0.0.1", port)]
         try:
@@ -76,7 +76,7 @@ class Server:
             logging.ERROR
         )  # it warns of every request that waits for a thread
         self._channels: dict[int, Any] = {}
-        self._server = waitress.create_server(
+        self._server = create_server(
             app,
             map=self._channels,
             sockets=sockets,
@@ -92,14 +92,17 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let requests under way finish for a second, then close every connection. The second time does nothing."""
+        """Let requests under way finish for a second, then close every connection. Twice is once."""
         if not self._thread.is_alive():
             return
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
         waker = next(channel for channel in self._channels.values() if isinstance(channel, trigger))
         # On the server's own thread: another's would close what that one is about to poll.
-        waker.pull_trigger(lambda: wasyncore.close_all(self._channels, ignore_all=True))
+        waker.pull_trigger(self._close)  # type: ignore[arg-type]  # it is called with nothing
         self._thread.join()
+
+    def _close(self) -> None:
+        wasyncore.close_all(self._channels, ignore_all=True)
 
 
 def _allow_open_files() -> None:

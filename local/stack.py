@@ -1,7 +1,7 @@
 """The local stack, put together: template, functions, embedded AWS, front, and something to knock on.
 
     with running() as stack:
-        requests.post(f"{stack.api_url}/knock", headers={"x-api-key": stack.keys["alice"]})
+        requests.post(f"{stack.summary.api_url}/knock", headers={"x-api-key": stack.summary.keys["alice"]})
 
 Everything that deploys comes from `template.yaml`. What an operator would add by hand, targets and keys, is
 made here, with new key values at every start. Nothing is kept when the stack stops, and no process is left,
@@ -12,28 +12,29 @@ The order of starting is for time: the functions' processes load while this one 
 
 from __future__ import annotations
 
-import os
-import re
+import functools
 import secrets
 import socket
 import string
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
+from botocore.loaders import JSONFileLoader
 
 from local.clock import Clock
+from local.deployment import Deployment
 from local.endpoint import Endpoint
 from local.gateway import Gateway
 from local.lambdas import Runtime, environment
 from local.serving import Server, bind
 from local.stepfunctions_local import Engine as OtherEngine
 from local.stepfunctions_local import Npm
-from local.template import Place, Template, TemplateError, load
+from local.template import Place, load
 
 if TYPE_CHECKING:
     from local.aws import Embedded
@@ -63,11 +64,20 @@ KEYS = {
     "ci": {"knock:targets": "*", "knock:max-duration": "24h", "knock:any-source": "/28 /60"},
 }
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 class StackError(Exception):
     """The stack cannot start as it was asked to. The message says why and what to do."""
+
+
+@functools.cache
+def _parsed(path: str) -> Any:
+    return _plain_load_file(JSONFileLoader(), path)
+
+
+# botocore parses its models anew in every session, and moto makes sessions as it is imported: a third of a
+# second of JSON. Within a session botocore itself shares what it has parsed.
+_plain_load_file = JSONFileLoader.load_file
+JSONFileLoader.load_file = staticmethod(_parsed)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -111,13 +121,18 @@ class Stack:
     def __init__(self, options: Options) -> None:
         """Start everything and answer only once it all does.
 
-        Raises StackError, TemplateError, PortInUse, EngineNotFound and FunctionNotLoaded, with nothing left running.
+        Raises StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded; then nothing is left.
         """
         self.options = options
         self.place = Place(options.stack_name, options.region)
-        self.template = load(options.template, self.place, _parameters(options))
+        self.deployment = Deployment(load(options.template, self.place, _parameters(options)))
         self.clock = Clock()
-        self._stops: list[Any] = [self.clock.close]
+        self._servers: list[Server] = []
+        self._sockets: list[socket.socket] = []
+        self._stops = ExitStack()
+        self._stops.callback(self.clock.close)
+        # After all that follows: requests that wait for a function or an execution hold the servers' threads.
+        self._stops.callback(self._stop_serving)
         try:
             self._start()
         except BaseException:
@@ -130,30 +145,30 @@ class Stack:
         aws_url = f"http://127.0.0.1:{aws[0].getsockname()[1]}"
         other = self._other_engine(aws_url)
         self.runtime = Runtime(
-            self.template.functions,
+            self.deployment.functions,
             lambda function: environment(function, region=self.place.region, endpoint_url=aws_url),
             self.clock,
             output=options.output,
             limit=options.workers,
         )
-        self._stops.append(self.runtime.stop)
+        self._stops.callback(self.runtime.stop)
 
         from local.aws import Embedded, deploy  # moto takes its time; the functions load meanwhile
 
         self.aws: Embedded = Embedded(self.runtime, self.clock, self.place, own_engine=other is None)
-        self._stops.append(self.aws.stop)
+        self._stops.callback(self.aws.stop)
         if other:
             other.publish = self.aws.publish
         self.endpoint = Endpoint(self.aws.app, other)
         self._serve(self.endpoint, aws, "aws")
         self._session = boto3.Session("local", "local", region_name=self.place.region)
         self.aws_endpoint_url = aws_url
-        deploy(self.template, self.client, state_machine=other is None)
-        for rule in self.template.event_rules:
+        deploy(self.deployment, self.client, state_machine=other is None)
+        for rule in self.deployment.event_rules:
             if rule.schedule and rule.enabled:
                 self.aws.schedule(rule)
         targets, keys = self._make_targets(), self._make_keys()
-        api = self.template.rest_api
+        api = self.deployment.rest_api
         self.gateway = Gateway(api, self.place, lambda: self.aws.keys(api), self.runtime.invoke)
         self.runtime.warm()
         self._serve(self.gateway, front, "front")
@@ -163,8 +178,8 @@ class Stack:
             console_url=f"{api_url}/console",
             aws_endpoint_url=aws_url,
             region=self.place.region,
-            state_machine_arn=self.template.state_machine.arn,
-            trail_domain=self.template.domain.name,
+            state_machine_arn=self.deployment.state_machine.arn,
+            trail_domain=self.deployment.domain.name,
             keys=keys,
             targets=targets,
         )
@@ -172,31 +187,35 @@ class Stack:
     def client(self, service: str, region: str | None = None) -> Any:
         """Make a boto3 client of this stack's AWS."""
         config = Config(retries={"total_max_attempts": 1}, read_timeout=120)
-        return self._session.client(service, region, endpoint_url=self.aws_endpoint_url, config=config)
+        make: Any = self._session.client  # typed by service name, which here is any
+        return make(service, region, endpoint_url=self.aws_endpoint_url, config=config)
 
     def stop(self) -> None:
-        """Stop everything, last started first; at once, whatever is under way. The second time does nothing."""
-        while self._stops:
-            self._stops.pop()()
+        """Stop everything at once, last started first, whatever is under way. Twice is once."""
+        self._stops.close()
 
     def _bind(self, port: int) -> list[socket.socket]:
         sockets = bind(port)
-        self._stops += [listening.close for listening in sockets]
+        self._sockets += sockets
         return sockets
 
     def _serve(self, app: Any, sockets: list[socket.socket], name: str) -> None:
-        server = Server(app, sockets, threads=256, name=name)
-        # Before the runtime and the engine, since requests that wait for them hold the server's threads.
-        self._stops.insert(0, server.stop)
+        self._servers.append(Server(app, sockets, threads=256, name=name))
+
+    def _stop_serving(self) -> None:
+        for server in self._servers:
+            server.stop()
+        for listening in self._sockets:
+            listening.close()
 
     def _other_engine(self, aws_url: str) -> OtherEngine | None:
-        """Start or find the engine that was asked for, with the state machine on it; None is the embedded one."""
+        """Start or find the engine asked for, and give it the state machine; None is the embedded one."""
         asked = self.options.engine
         if asked == "moto":
             return None
         if asked == "stepfunctions-local":
             npm = Npm(ROOT, region=self.place.region, lambda_endpoint=aws_url, log=self.options.output)
-            self._stops.append(npm.stop)
+            self._stops.callback(npm.stop)
             other = OtherEngine(npm.url, execution_region="local")
         elif asked.startswith("http://"):
             other = OtherEngine(asked)
@@ -204,7 +223,7 @@ class Stack:
             raise StackError(
                 f"There is no engine {asked!r}: it is moto, stepfunctions-local, or an address that begins http://."
             )
-        machine = self.template.state_machine
+        machine = self.deployment.state_machine
         arn = other.create(
             name=machine.name, definition=machine.definition, role=machine.role, region=self.place.region
         )
@@ -246,7 +265,7 @@ class Stack:
             value = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
             made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
             apigateway.create_usage_plan_key(
-                usagePlanId=self.template.usage_plan.id, keyId=made["id"], keyType="API_KEY"
+                usagePlanId=self.deployment.usage_plan.id, keyId=made["id"], keyType="API_KEY"
             )
             keys[name] = value
         return keys

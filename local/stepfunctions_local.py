@@ -5,15 +5,17 @@
 stack's AWS endpoint, and `Engine` passes their Step Functions calls on, so that one address serves all of AWS
 and a stopped execution is announced as AWS would: these engines have no EventBridge to tell.
 
-The npm engine listens on every interface and outlives its parent; it is started through a few lines of
-JavaScript that make it listen on loopback alone and end when the stack's end of its standard input closes,
-which happens however the stack ends.
+The npm engine listens on every interface, outlives its parent and knows no Parameters. It is started through
+`stepfunctions_local.js`, which makes it listen on loopback alone, end when the stack's end of its standard
+input closes, however that comes about, and fill in a task's Parameters, so that the very definition that
+deploys runs on it too.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,15 +29,7 @@ __all__ = ["Engine", "EngineNotFound", "Npm"]
 Publish = Callable[[dict[str, Any]], None]
 """Puts a service's event on the default event bus."""
 
-_START = """
-const net = require('net');
-const listen = net.Server.prototype.listen;
-net.Server.prototype.listen = function (port, ready) {
-  return listen.call(this, port, '127.0.0.1', () => { console.log(this.address().port); ready(); });
-};
-process.stdin.resume().on('end', () => process.exit());
-require('stepfunctions-local').start(JSON.parse(process.argv[1]));
-"""
+_STARTER = Path(__file__).with_suffix(".js")
 
 
 class EngineNotFound(Exception):
@@ -52,8 +46,8 @@ class Npm:
             raise EngineNotFound(f"There is no {package}. Run `npm ci` in {directory}.")
         config = {"port": 0, "region": region, "lambdaEndpoint": lambda_endpoint, "lambdaRegion": region}
         try:
-            self._process = subprocess.Popen(
-                ["node", "-e", _START, json.dumps(config)],  # noqa: S607 - whichever node the person uses
+            self._process = subprocess.Popen(  # noqa: S603 - our own file
+                ["node", str(_STARTER), json.dumps(config)],  # noqa: S607 - whichever node the person has
                 cwd=directory,
                 env=_environment(),
                 stdin=subprocess.PIPE,
@@ -63,9 +57,7 @@ class Npm:
             )
         except FileNotFoundError:
             raise EngineNotFound("There is no node on the PATH. Install Node.js 18 or newer.") from None
-        assert self._process.stdout
-        lines = iter(self._process.stdout)
-        port = next((line for line in lines if line.strip().isdigit()), None)
+        port = next((line for line in self._process.stdout or [] if line.strip().isdigit()), None)
         if port is None:
             raise EngineNotFound(
                 f"stepfunctions-local ended with code {self._process.wait()} before it listened."
@@ -83,8 +75,6 @@ class Npm:
 
 def _environment() -> Mapping[str, str]:
     """Return what node needs, and what aws-sdk 2 inside it wants to be quiet."""
-    import os
-
     return {
         "PATH": os.environ.get("PATH", ""),
         "AWS_ACCESS_KEY_ID": "stepfunctionslocal",
@@ -94,12 +84,12 @@ def _environment() -> Mapping[str, str]:
 
 
 class Engine:
-    """Step Functions at `url`. An `endpoint.Watcher`: it takes the calls to Step Functions and never forwards."""
+    """Step Functions at `url`: an `endpoint.Watcher` that takes its calls and never forwards one."""
 
     def __init__(self, url: str, *, execution_region: str | None = None) -> None:
-        """Talk to the engine at `url`; `execution_region` is what its executions' ARNs say where it should say its own.
+        """Talk to the engine at `url`, whose executions' ARNs name `execution_region` and not its own.
 
-        (stepfunctions-local names every execution's region `local`, whatever it was started with.)
+        (stepfunctions-local calls every execution's region `local`, whatever it was started with.)
         """
         self.url = url
         self.publish: Publish = lambda _event: None
@@ -118,7 +108,7 @@ class Engine:
         return answer
 
     def create(self, *, name: str, definition: str, role: str, region: str) -> str:
-        """Create the state machine, or update the one that is there; return its ARN. Raises EngineNotFound."""
+        """Create the state machine, or update what is there; return its ARN. Raises EngineNotFound."""
         wanted = {"name": name, "definition": definition, "roleArn": role}
         answer = self._ask("CreateStateMachine", json.dumps(wanted).encode(), region)
         said = json.loads(answer.body)

@@ -7,8 +7,8 @@ instead of half a second of importing boto3, and workers share their memory. It 
 what a handler's module does on import happens before the fork.
 
 What a handler sees, and what its failures look like, follows `awslambdaric`, AWS's own runtime client; a test
-compares the two. That package is not what runs here because it has wheels for Linux only, and because
-its HTTP conversation costs several times what a handler that does nothing does.
+compares the two. That package is not what runs here because it has wheels for Linux only, and because its
+conversation over HTTP costs several times as much as a handler that does nothing.
 
 This file is run by path and imports the standard library only: what it imports, every function pays for.
 Nothing survives the stack: a process whose socket closes ends, and takes its workers with it.
@@ -188,7 +188,7 @@ def _serve_until_closed(connection: socket.socket, handler: Handler) -> NoReturn
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this worker with the process that forked it, where there is such a thing (Linux)."""
+    """Have the kernel kill this worker with the process that forked it, where it can (Linux)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -219,12 +219,11 @@ def describe(error: Exception, request_id: str) -> dict[str, Any]:
     """Describe a failure in Lambda's words, the runtime's own frames left out."""
     if isinstance(error, _Fault):
         return _description(str(error), error.error_type, request_id, error.trace)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)]
+    frames = traceback.extract_tb(error.__traceback__)
     while frames and frames[0].filename == __file__:
         del frames[0]
-    lines = traceback.format_list(
-        [(frame.filename, frame.lineno, frame.name, frame.line) for frame in frames]
-    )
+    # As tuples: Lambda's lines have no marks under them.
+    lines = traceback.format_list([(at.filename, at.lineno or 0, at.name, at.line) for at in frames])
     return _description(str(error), type(error).__name__, request_id, lines)
 
 
@@ -267,10 +266,8 @@ def _set_up_logging() -> None:
 
 
 def _log_error(failure: dict[str, Any]) -> None:
-    trace = "".join(failure["stackTrace"])
-    print(
-        f"[ERROR] {failure['errorType']}: {failure['errorMessage']}\nTraceback (most recent call last):\n{trace}"
-    )
+    print(f"[ERROR] {failure['errorType']}: {failure['errorMessage']}\nTraceback (most recent call last):")
+    print("".join(failure["stackTrace"]))
 
 
 if __name__ == "__main__":
