@@ -32,7 +32,7 @@ def documents(resources: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
     """Walk through every policy document in the template, trust and resource policies included."""
     for name, resource in resources.items():
         properties = resource.get("Properties", {})
-        for key in ("AssumeRolePolicyDocument", "PolicyDocument", "KeyPolicy"):
+        for key in ("AssumeRolePolicyDocument", "PolicyDocument"):
             if key in properties:
                 yield name, properties[key]
         for policy in properties.get("Policies", []):
