@@ -33,13 +33,15 @@ READING = ("Describe", "Get", "List", "Select", "DomainMetadata")
 # IAM's prefix where it is not the endpoint's.
 IAM_SERVICE = {"monitoring": "cloudwatch"}
 
-# A synchronous Invoke of the revoke or guard function may take as long as the function may run.
 CONFIG = Config(
     connect_timeout=5,
-    read_timeout=120,
+    read_timeout=60,
     retries={"mode": "standard", "total_max_attempts": 5},
     user_agent_extra=f"knock-admin/{__version__}",
 )
+
+# A synchronous Invoke is answered when the function has run, and the drift guard may run for 15 minutes.
+PATIENT = CONFIG.merge(Config(read_timeout=920, tcp_keepalive=True))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Aws:
                 service,  # type: ignore[call-overload]  # the overloads want a literal
                 region_name=region,
                 endpoint_url=self._endpoint_url,
-                config=CONFIG,
+                config=PATIENT if service == "lambda" else CONFIG,
             )
         return self._clients[key]
 
@@ -156,9 +158,12 @@ class Aws:
             "ResponseMetadata": {"HTTPStatusCode": 200},
         }
 
-    def _remember(self, http_response: AWSResponse, context: dict[str, Any], **_: object) -> None:
+    def _remember(
+        self, http_response: AWSResponse, parsed: dict[str, Any], context: dict[str, Any], **_: object
+    ) -> None:
         call: Call = context["knock_call"]
-        if call.reads or self.ledger.dry_run or http_response.status_code >= 300:
+        failed = http_response.status_code >= 300 or "FunctionError" in parsed
+        if call.reads or self.ledger.dry_run or failed:
             return
         self.ledger.done.append(call)
         if sys.stderr.isatty():

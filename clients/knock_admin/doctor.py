@@ -102,9 +102,11 @@ def _functions(stack: Stack) -> Iterator[Finding]:
     missing = [module for module in MODULES if module not in stack.functions]
     if missing:
         yield Finding("fail", "functions", f"there is none for {', '.join(missing)}; deploy the stack again")
-    for function in stack.functions.values():
-        name, state = function["FunctionName"], function.get("State", "Active")
-        update = function.get("LastUpdateStatus", "Successful")
+    for listed in stack.functions.values():
+        name = listed["FunctionName"]
+        # ListFunctions leaves the state out.
+        function = stack.aws.client("lambda").get_function_configuration(FunctionName=name)
+        state, update = function.get("State", "Active"), function.get("LastUpdateStatus", "Successful")
         # Inactive is a function that was idle for long; the next invocation wakes it.
         if state not in ("Active", "Inactive") or update not in ("Successful", "InProgress"):
             why = function.get("LastUpdateStatusReason") or function.get("StateReason") or "no reason given"

@@ -61,7 +61,7 @@ def _operator(stack: Stack) -> dict[str, str]:
 def invoke(stack: Stack, module: str, payload: dict[str, Any]) -> Any:
     """Run one of the stack's functions and give its answer. Raises AdminError with its own error."""
     answer = stack.aws.client("lambda").invoke(
-        FunctionName=stack.function(module), Payload=json.dumps(payload).encode()
+        FunctionName=stack.function(module), Payload=json.dumps(payload)
     )
     if stack.aws.ledger.dry_run:
         return {}
@@ -118,7 +118,7 @@ def revoke(stack: Stack, args: Namespace) -> Result:
             lines.append(f"{grant_id}: {_summary(ended[-1])}")
     if failed:
         lines.append(
-            f"{len(failed)} of {len(ids)} are not ended. Run the same command again: ending twice is fine."
+            f"{len(failed)} of {len(ids)} not ended. The same command may be run again: twice is fine."
         )
     return Result(
         {"ended": ended, "failed": failed}, lines or ["No live grant matches."], exit_code=1 if failed else 0

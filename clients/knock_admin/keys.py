@@ -170,11 +170,13 @@ def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
 
 def add(stack: Stack, args: Namespace) -> Result:
     """Make a key with its rights and put it into the stack's usage plan; its value is shown once."""
-    if any(key.name == args.name for key in keys_of(stack)):
-        raise AdminError(
-            f"The stack {stack.name} has a key {args.name} already: change it with `key set`, or replace it "
-            "with `key rotate`."
-        )
+    for key in keys_of(stack):
+        if key.name == args.name:
+            raise AdminError(
+                f"The stack {stack.name} has a key {key.name} already ({key.id}): change it with `key set` or "
+                f"replace it with `key rotate`. If nobody has seen its value, `knock-admin key rm {key.id}` "
+                "and add it again."
+            )
     _check_targets(stack, args.targets)
     wanted = {tags.STACK: stack.name, **_rights(args)}
     return _told(args.name, *make(stack, args.name, wanted))
@@ -281,7 +283,8 @@ def rotate(stack: Stack, args: Namespace) -> Result:
     if current and retiring:
         raise AdminError(
             f"The key {args.name} is being rotated: the old one ({retiring[0].id}) retires at "
-            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {args.name} --finish` ends that."
+            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {args.name} --finish` ends that. "
+            f"If nobody has seen the new one's value, `knock-admin key rm {current[0].id}` and rotate again."
         )
     old = (current or retiring)[0]
     retires_at = old.tags.get(tags.RETIRES_AT) or tags.show_time(args.now + tags.parse_duration(args.overlap))

@@ -223,7 +223,8 @@ def _milliseconds(at: datetime) -> str:
 
 def show(stack: Stack, args: Namespace) -> Result:
     """Print what happened, oldest first: grants and refusals, or their events one by one."""
-    where = conditions(args)
+    # What a Select sorts by must be in a condition.
+    where = ["`requested_at` is not null", *conditions(args)]
     where += [f"itemName() = {quote(args.id)}"] if args.id else []
     where += [f"`kind` = {quote(args.kind)}"] if args.kind else []
     try:
@@ -233,7 +234,7 @@ def show(stack: Stack, args: Namespace) -> Result:
             where.append(f"`requested_at` < {quote(_milliseconds(moment(args.until, args.now)))}")
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
-    entries = select(stack, where or ["`requested_at` is not null"], "`requested_at` asc")
+    entries = select(stack, where, "`requested_at` asc")
     shape = "jsonl" if args.json else args.format
     if shape == "jsonl":
         return Result(None, json_lines(entry.as_json(args.now) for entry in entries))

@@ -58,7 +58,7 @@ class Ran:
 
 @dataclass
 class World:
-    """An account with one stack of Knock, an instance's interface behind an Elastic IP, and load balancers."""
+    """An account with one stack of Knock, and an interface behind an Elastic IP."""
 
     capsys: pytest.CaptureFixture[str]
     functions: dict[str, Callable[[Any], Any]] = field(default_factory=dict)

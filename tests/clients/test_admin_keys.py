@@ -1,0 +1,313 @@
+"""`knock-admin key`: rights as tags, values shown once, rotation, and runs that stop half-way."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from knock_admin import cli
+from tests.clients.admin_support import World, failing_at, make_world
+
+world = pytest.fixture(make_world)
+
+
+@pytest.fixture
+def _target(world: World) -> None:
+    world.ok("target", "add", "bastion", "--ports", "22/tcp")
+
+
+def all_keys(world: World) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = world.gateway.get_api_keys(includeValues=True)["items"]
+    return found
+
+
+def in_plan(world: World) -> set[str]:
+    plan = next(plan["id"] for plan in world.gateway.get_usage_plans()["items"] if plan["name"] == "knock")
+    return {key["id"] for key in world.gateway.get_usage_plan_keys(usagePlanId=plan)["items"]}
+
+
+def add(world: World, name: str = "alice", *more: str) -> Any:
+    return world.ok("key", "add", name, "--targets", "bastion", "--max", "8h", *more)
+
+
+def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Let the program believe that it is another time."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return moment.astimezone(tz)
+
+    monkeypatch.setattr(cli, "datetime", Clock)
+
+
+@pytest.mark.usefixtures("_target")
+def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_alone(world: World) -> None:
+    ran = add(world, "alice", "--operator", "--any-source", "/28 /60")
+    (key,) = all_keys(world)
+    assert ran.out == key["value"] + "\n"
+    assert ran.err == f"The key alice ({key['id']}). This is its value; it is not shown again:\n"
+    assert key["tags"] == {
+        "knock:stack": "knock",
+        "knock:targets": "bastion",
+        "knock:max-duration": "8h",
+        "knock:any-source": "/28 /60",
+        "knock:operator": "true",
+    }
+    assert key["enabled"]
+    assert in_plan(world) == {key["id"]}
+
+
+def test_rights_that_were_not_given_leave_no_tag(world: World) -> None:
+    add(world)
+    assert set(all_keys(world)[0]["tags"]) == {"knock:stack", "knock:targets", "knock:max-duration"}
+
+
+def test_a_star_is_written_as_all(world: World) -> None:
+    world.ok("key", "add", "ops", "--targets", "*", "--max", "1d")
+    assert all_keys(world)[0]["tags"]["knock:targets"] == "@all"
+
+
+def test_a_target_that_does_not_exist_yet_is_warned_of(world: World) -> None:
+    assert "warning: there is no target bastion yet" in add(world).err
+
+
+def test_a_name_that_is_taken_is_refused(world: World) -> None:
+    add(world)
+    ran = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h")
+    assert (ran.code, "has a key alice already" in ran.err) == (1, True)
+    assert len(all_keys(world)) == 1
+
+
+def test_no_command_but_the_making_ever_shows_a_value(world: World) -> None:
+    add(world)
+    value = all_keys(world)[0]["value"]
+    for command in (
+        ["key", "ls"],
+        ["key", "ls", "--json"],
+        ["key", "set", "alice", "--max", "4h"],
+        ["key", "disable", "alice"],
+        ["key", "enable", "alice", "--json"],
+        ["key", "rotate", "alice", "--dry-run"],
+        ["key", "rm", "alice", "--dry-run", "--json"],
+        ["doctor"],
+    ):
+        ran = world.run(*command)
+        assert value not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before-it-is-done", "after-it-is-done"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_that_failed_is_completed_by_running_it_again_and_shows_the_value(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, after: bool
+) -> None:
+    command = ["key", "add", "alice", "--targets", "bastion", "--max", "8h"]
+    assert world.ok(*command, "--dry-run").out.count(". apigateway:") == 2
+    with failing_at(monkeypatch, number, after=after):
+        broken = world.run(*command)
+    assert broken.code == 1
+    values = {key["value"] for key in all_keys(world)}
+    assert not any(value in broken.out + broken.err for value in values)
+    if number == 2 and after:  # nothing was left to do but to say the value, which may have been said
+        ran = world.run(*command)
+        assert (ran.code, "If nobody has seen its value" in ran.err) == (1, True)
+        return
+    ran = world.ok(*command)
+    (key,) = all_keys(world)
+    assert (ran.out, in_plan(world)) == (key["value"] + "\n", {key["id"]})
+
+
+def test_ls_shows_rights_and_what_is_wrong_with_them(world: World) -> None:
+    add(world, "alice", "--any-source", "/28")
+    add(world, "bob", "--operator")
+    key = next(key["id"] for key in all_keys(world) if key["name"] == "bob")
+    world.gateway.tag_resource(
+        resourceArn=f"arn:aws:apigateway:eu-central-1::/apikeys/{key}",
+        tags={"knock:max-duration": "soon", "knock:operator": "yes"},
+    )
+    ran = world.ok("key", "ls")
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines[1][2:] == ["bastion", "8h", "/28", "no"]
+    assert lines[2][2:] == ["bastion", "soon", "own", "no"]
+    assert f"warning: bob ({key}): the tag knock:max-duration cannot be read" in ran.err
+    assert "the tag knock:operator is neither true nor false; it gives no right" in ran.err
+    faults = {each["name"]: each["faults"] for each in world.ok("key", "ls", "--json").json["keys"]}
+    assert (len(faults["alice"]), len(faults["bob"])) == (0, 2)
+
+
+def test_ls_shows_no_key_of_another_plan(world: World) -> None:
+    world.gateway.create_api_key(name="stranger", enabled=True)
+    add(world)
+    assert [key["name"] for key in world.ok("key", "ls", "--json").json["keys"]] == ["alice"]
+    assert world.ok("key", "ls", "bob", "--json").json == {"keys": []}
+
+
+def test_set_changes_what_is_named_and_leaves_the_rest(world: World) -> None:
+    add(world, "alice", "--operator", "--any-source", "/28")
+    ran = world.ok("key", "set", "alice", "--max", "4h", "--no-operator", "--targets", "bastion", "web")
+    assert all_keys(world)[0]["tags"] == {
+        "knock:stack": "knock",
+        "knock:targets": "bastion web",
+        "knock:max-duration": "4h",
+        "knock:any-source": "/28",
+    }
+    assert "knock:max-duration is 4h" in ran.out
+    assert "knock:operator is gone" in ran.out
+    again = world.ok("key", "set", "alice", "--max", "4h")
+    assert "nothing to change" in again.out
+    world.ok("key", "set", "alice", "--no-any-source")
+    assert "knock:any-source" not in all_keys(world)[0]["tags"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--operator", "--no-operator"], ["--max", "soon"], ["--targets", "* web"]]
+)
+def test_set_without_a_clear_change_is_a_usage_error(world: World, more: list[str]) -> None:
+    add(world)
+    assert world.run("key", "set", "alice", *more).code == 2
+
+
+def test_a_key_is_disabled_and_enabled(world: World) -> None:
+    add(world)
+    ran = world.ok("key", "disable", "alice")
+    assert not all_keys(world)[0]["enabled"]
+    assert "knock-admin revoke --principal alice" in ran.err
+    assert "disabled already" in world.ok("key", "disable", "alice").out
+    assert "disabled" in world.ok("key", "ls").out
+    world.ok("key", "enable", "alice")
+    assert all_keys(world)[0]["enabled"]
+
+
+def test_an_unknown_key_is_refused(world: World) -> None:
+    for command in ("disable", "rm", "rotate"):
+        ran = world.run("key", command, "nobody")
+        assert (ran.code, "has no key nobody" in ran.err) == (1, True)
+
+
+def test_a_rotation_keeps_the_old_key_valid_and_gives_the_new_one_its_rights(world: World) -> None:
+    add(world, "alice", "--any-source", "/28")
+    old = all_keys(world)[0]
+    ran = world.ok("key", "rotate", "alice", "--overlap", "2h")
+    new = next(key for key in all_keys(world) if key["id"] != old["id"])
+    assert ran.out == new["value"] + "\n"
+    assert (new["name"], new["tags"], new["enabled"]) == ("alice", old["tags"], True)
+    kept = next(key for key in all_keys(world) if key["id"] == old["id"])
+    assert kept["enabled"]
+    retires = datetime.strptime(kept["tags"]["knock:retires-at"], "%Y-%m-%dT%H:%M:%S%z")
+    assert abs(retires - datetime.now(timezone.utc) - timedelta(hours=2)) < timedelta(minutes=1)
+    assert in_plan(world) == {old["id"], new["id"]}
+    assert "retires" in world.ok("key", "ls").out
+
+
+def test_what_is_done_to_a_name_is_done_to_both_keys_of_a_rotation(world: World) -> None:
+    """Break it: act on the new key only, and a stolen old one works on."""
+    add(world)
+    world.ok("key", "rotate", "alice")
+    world.ok("key", "set", "alice", "--max", "1h")
+    world.ok("key", "disable", "alice")
+    assert [(key["enabled"], key["tags"]["knock:max-duration"]) for key in all_keys(world)] == [
+        (False, "1h")
+    ] * 2
+    one = all_keys(world)[0]["id"]
+    world.ok("key", "enable", one)
+    assert {key["id"] for key in all_keys(world) if key["enabled"]} == {one}
+    world.ok("key", "rm", "alice")
+    assert all_keys(world) == []
+
+
+def test_a_second_rotation_waits_for_the_end_of_the_first(world: World) -> None:
+    add(world)
+    world.ok("key", "rotate", "alice")
+    ran = world.run("key", "rotate", "alice")
+    assert (ran.code, "is being rotated" in ran.err) == (1, True)
+
+
+def test_the_old_key_goes_when_its_time_has_come_and_not_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(world)
+    old = all_keys(world)[0]["id"]
+    world.ok("key", "rotate", "alice", "--overlap", "2h")
+    early = world.run("key", "rotate", "alice", "--finish")
+    assert (early.code, "retires at" in early.out) == (1, True)
+    assert len(all_keys(world)) == 2
+    assert world.ok("key", "rotate", "--finish").out.startswith("The key alice")
+    at(monkeypatch, datetime.now(timezone.utc) + timedelta(hours=3))
+    world.ok("key", "rotate", "alice", "--finish")
+    assert [key["id"] == old for key in all_keys(world)] == [False]
+    assert in_plan(world) == {key["id"] for key in all_keys(world)}
+    assert world.ok("key", "rotate", "--finish").out == "No key is being rotated.\n"
+    nothing = world.run("key", "rotate", "alice", "--finish")
+    assert (nothing.code, "No key called alice is being rotated" in nothing.err) == (1, True)
+
+
+def test_an_old_key_without_a_successor_is_never_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(world)
+    with failing_at(monkeypatch, 2, after=False):
+        assert world.run("key", "rotate", "alice", "--overlap", "1h").code == 1
+    at(monkeypatch, datetime.now(timezone.utc) + timedelta(hours=3))
+    ran = world.run("key", "rotate", "alice", "--finish")
+    assert (ran.code, "has no successor" in ran.out) == (1, True)
+    assert len(all_keys(world)) == 1
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before-it-is-done", "after-it-is-done"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_rotation_that_failed_is_completed_by_running_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, after: bool
+) -> None:
+    add(world)
+    old = all_keys(world)[0]["id"]
+    assert world.ok("key", "rotate", "alice", "--dry-run").out.count(". apigateway:") == 3
+    with failing_at(monkeypatch, number, after=after):
+        assert world.run("key", "rotate", "alice").code == 1
+    assert old in in_plan(world)
+    if number == 3 and after:  # nothing was left to do but to say the value, which may have been said
+        ran = world.run("key", "rotate", "alice")
+        (new_id,) = in_plan(world) - {old}
+        assert (ran.code, f"`knock-admin key rm {new_id}` and rotate again" in ran.err) == (1, True)
+        world.ok("key", "rm", new_id)
+        world.ok("key", "rotate", "alice")
+        return
+    ran = world.ok("key", "rotate", "alice")
+    new = [key for key in all_keys(world) if key["id"] != old]
+    assert [ran.out] == [key["value"] + "\n" for key in new]
+    assert in_plan(world) == {old, new[0]["id"]}
+
+
+def test_two_keys_of_one_name_that_are_not_a_rotation_are_rotated_by_id(world: World) -> None:
+    add(world)
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    other = world.gateway.create_api_key(name="alice", enabled=True, tags={"knock:stack": "knock"})["id"]
+    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=other, keyType="API_KEY")
+    ran = world.run("key", "rotate", "alice")
+    assert (ran.code, "say which by id" in ran.err, other in ran.err) == (1, True, True)
+    world.ok("key", "rotate", other)
+
+
+def test_a_retirement_that_is_no_time_is_an_error_that_names_the_key(world: World) -> None:
+    add(world)
+    key = all_keys(world)[0]["id"]
+    world.gateway.tag_resource(
+        resourceArn=f"arn:aws:apigateway:eu-central-1::/apikeys/{key}", tags={"knock:retires-at": "soon"}
+    )
+    ran = world.run("key", "rotate", "alice")
+    assert (ran.code, f"The tag knock:retires-at of the key alice ({key})" in ran.err) == (1, True)
+
+
+def test_rotating_needs_a_key_to_rotate(world: World) -> None:
+    assert world.run("key", "rotate").code == 2
+
+
+def test_the_plan_of_the_stack_is_the_one_with_its_name_or_the_one_that_is_named(world: World) -> None:
+    other = world.gateway.create_usage_plan(name="knock-other")["id"]
+    world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--usage-plan", other)
+    assert in_plan(world) == set()
+    assert world.ok("key", "ls", "--usage-plan", "knock-other", "--json").json["keys"][0]["name"] == "alice"
+    ran = world.run("key", "ls", "--usage-plan", "none")
+    assert ran.code == 1
+    assert f"There are: knock ({world.gateway.get_usage_plans()['items'][0]['id']})" in ran.err
