@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
+from moto.core.exceptions import AWSError
 from moto.core.responses import ActionResult
 from moto.stepfunctions import responses
 from moto.stepfunctions.exceptions import (
@@ -28,6 +29,7 @@ from moto.stepfunctions.exceptions import (
     NameTooLongException,
     ValidationException,
 )
+from moto.stepfunctions.parser import api
 from moto.stepfunctions.parser.api import ExecutionStatus, InvalidDefinition, StateMachineAlreadyExists
 from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
 from moto.stepfunctions.parser.backend.execution import Execution
@@ -61,6 +63,10 @@ def mend(engine: Any) -> None:
         """Drop a backend's executions with it; moto leaves them running into the next test."""
         engine.forget(backend.account_id, backend.region_name)
         _plain_reset(backend)
+
+    for error in vars(api).values():
+        if isinstance(error, type) and issubclass(error, AWSError) and error is not AWSError:
+            error.TYPE = vars(error)["code"]  # moto's own reach the client without their code
 
     for owner, name, mended in (
         (responses, "get_backend", lambda account, region: stepfunctions_parser_backends[account][region]),
@@ -163,9 +169,11 @@ def _start_execution(
         json.loads(execution_input)
     except ValueError as error:
         raise InvalidExecutionInput(f"Invalid State Machine Execution Input: '{error}'") from error
-    arn = f"{machine.arn.replace(':stateMachine:', ':execution:', 1)}:{name}"
+    start = machine.arn.partition(":stateMachine:")[0]
+    arn = f"{start}:execution:{machine.name}:{name}"
+    owner = backend._get_state_machine_for_execution(arn)  # not the version that `machine` may be
     with _starting:
-        by_name = _by_name(machine)
+        by_name = _by_name(owner)
         if existing := by_name.get(name):
             if existing.status == "RUNNING" and existing.execution_input == execution_input:
                 return existing
@@ -184,7 +192,7 @@ def _start_execution(
             activity_store={},
         )
         execution.start()
-        machine.executions.append(execution)
+        owner.executions.append(execution)
         by_name[name] = execution
     return execution
 

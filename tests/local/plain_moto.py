@@ -1,0 +1,211 @@
+"""Asks moto as it is installed, with nothing mended, whether it still has the faults that `local/` mends.
+
+Run as a program in a process of its own, for one service; prints a JSON object of fault → still there. Our
+tests fail when one is not: then moto has mended it, and our mend is needless or in the way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+REGION, ACCOUNT = "eu-west-1", "123456789012"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/engine"
+
+Json = dict[str, Any]
+
+
+def faults(service: str) -> dict[str, bool]:
+    """Run this file for a service and return what it prints."""
+    asked = subprocess.run(
+        [sys.executable, __file__, service], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert asked.returncode == 0, asked.stderr[-2000:]
+    found: dict[str, bool] = json.loads(asked.stdout.splitlines()[-1])
+    return found
+
+
+def refusal(call: Callable[..., Any], **parameters: Any) -> str | None:
+    """Make a call and return the code of the error it ends in; None when it works."""
+    try:
+        call(**parameters)
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return None
+
+
+class StepFunctions:
+    """A little of everything the engine's mends are about."""
+
+    def __init__(self) -> None:
+        self.sfn = boto3.client("stepfunctions", region_name=REGION)
+        self.running, self.release = threading.Event(), threading.Event()
+        self.made = 0
+
+    def boto_client_for(self, **_: Any) -> StepFunctions:
+        """Stand in for the Lambda client that moto makes for each task."""
+        return self
+
+    def invoke(self, **parameters: Any) -> Json:
+        match parameters["FunctionName"].rpartition(":")[2]:
+            case "hang":
+                self.running.set()
+                self.release.wait(10)
+                return {"Payload": io.BytesIO(b"{}")}
+            case "error":
+                return {"Payload": io.BytesIO(b'{"errorMessage": "m"}'), "FunctionError": "Unhandled"}
+            case "big":
+                return {"Payload": io.BytesIO(json.dumps("x" * 300_000).encode())}
+            case _:
+                return {"Payload": io.BytesIO(b'"bare"')}
+
+    def create(self, states: Json, **more: Any) -> str:
+        self.made += 1
+        text = json.dumps({"StartAt": next(iter(states)), "States": states, **more})
+        made = self.sfn.create_state_machine(name=f"m{self.made}", definition=text, roleArn=ROLE)
+        return str(made["stateMachineArn"])
+
+    def start(self, machine: str, **payload: Any) -> str:
+        self.made += 1
+        started = self.sfn.start_execution(
+            stateMachineArn=machine, name=f"e{self.made}", input=json.dumps(payload)
+        )
+        return str(started["executionArn"])
+
+    def ended(self, execution: str) -> Json:
+        for _ in range(2000):
+            found: Json = self.sfn.describe_execution(executionArn=execution)
+            if found["status"] != "RUNNING":
+                return found
+            time.sleep(0.005)
+        raise TimeoutError(f"{execution} has not ended after 10 s")
+
+    def faults(self) -> dict[str, bool]:
+        return {**self.waits(), **self.tasks(), **self.calls(), **self.definitions(), **sources()}
+
+    def waits(self) -> dict[str, bool]:
+        hold = self.create({"W": {"Type": "Wait", "TimestampPath": "$.t", "End": True}})
+        soon = (datetime.now(UTC) + timedelta(seconds=1.5)).replace(microsecond=0)
+        time.sleep(max(0.0, (soon - datetime.now(UTC)).total_seconds() - 0.5))
+        found = self.ended(self.start(hold, t=soon.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        early = found["stopDate"] < soon
+        threads = threading.active_count()
+        waiting = [self.start(hold, t="2099-01-01T00:00:00Z") for _ in range(5)]
+        time.sleep(0.3)
+        two_each = threading.active_count() - threads == 10
+        self.sfn.stop_execution(executionArn=waiting[0], error="E", cause="C")
+        running = {"stateMachineArn": hold, "statusFilter": "RUNNING"}
+        time.sleep(0.1)
+        first = self.sfn.list_executions(**running, maxResults=2)
+        following = self.sfn.list_executions(**running)["executions"][2]["executionArn"]
+        self.sfn.stop_execution(executionArn=following)
+        self.ended(following)
+        more = refusal(self.sfn.list_executions, **running, maxResults=2, nextToken=first["nextToken"])
+        return {
+            "a wait is early": early,
+            "an offset is refused": self.ended(self.start(hold, t="2016-03-14T01:59:00+00:00"))["status"]
+            == "FAILED",
+            "a number for a timestamp is a TypeError": "TypeError"
+            in self.ended(self.start(hold, t=5))["cause"],
+            "two threads each": two_each,
+            "a stop's cause is dropped": self.ended(waiting[0]).get("cause") != "C",
+            "pages break": more is not None,
+        }
+
+    def tasks(self) -> dict[str, bool]:
+        def task(name: str, **more: Any) -> Json:
+            arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
+            return {"T": {"Type": "Task", "Resource": arn, "End": True, **more}}
+
+        bare = self.start(self.create(task("bare")))
+        error = self.ended(self.start(self.create(task("error"))))
+        catch = [{"ErrorEquals": ["States.ALL"], "Next": "S"}]
+        big = self.create({**task("big", Catch=catch), "S": {"Type": "Succeed"}})
+        hang = self.start(self.create(task("hang")))
+        assert self.running.wait(10)
+        self.sfn.stop_execution(executionArn=hang)
+        time.sleep(0.2)
+        status = self.sfn.describe_execution(executionArn=hang)["status"]
+        self.release.set()
+        output = self.ended(bare)["output"]
+        events = self.sfn.get_execution_history(executionArn=bare, maxResults=2)["events"]
+        return {
+            "a bare string is not quoted": output == "bare",
+            "a history is one page": len(events) > 2,
+            "no error type is Exception": error["error"] == "Exception",
+            "States.ALL takes everything": self.ended(self.start(big))["status"] == "SUCCEEDED",
+            "a stop waits for the function": status == "RUNNING",
+        }
+
+    def calls(self) -> dict[str, bool]:
+        done = self.create({"S": {"Type": "Succeed"}})
+        unnamed = self.sfn.start_execution(stateMachineArn=done)["executionArn"]
+        self.sfn.update_state_machine(
+            stateMachineArn=done,
+            definition='{"StartAt": "P", "States": {"P": {"Type": "Pass", "End": true}}}',
+        )
+        shown = self.sfn.describe_state_machine_for_execution(executionArn=unnamed)["definition"]
+        slow = self.create({"W": {"Type": "Wait", "Seconds": 60, "End": True}}, TimeoutSeconds=1)
+        return {
+            "the unnamed are called None": unnamed.endswith(":None"),
+            "any name is taken": refusal(self.sfn.start_execution, stateMachineArn=done, name="a b") is None,
+            "today's machine is described": "Pass" in shown,
+            "TIMED_OUT has no stopDate": "stopDate" not in self.ended(self.start(slow)),
+        }
+
+    def definitions(self) -> dict[str, bool]:
+        def create(start: str, name: str, state: Json) -> str | None:
+            text = json.dumps({"StartAt": start, "States": {start: state}})
+            return refusal(self.sfn.create_state_machine, name=name, definition=text, roleArn=ROLE)
+
+        create("A", "same", {"Type": "Succeed"})
+        return {
+            "a second machine of a name is taken": create("B", "same", {"Type": "Succeed"}) is None,
+            "a dangling Next is taken": create("A", "dangling", {"Type": "Pass", "Next": "Gone"}) is None,
+        }
+
+
+def sources() -> dict[str, bool]:
+    """Look for faults in moto's text that would take too long to see happen."""
+    from moto.stepfunctions.parser.asl.component import eval_component
+    from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
+    from moto.stepfunctions.parser.backend import execution, execution_worker
+
+    return {
+        "no events are emitted": "events_backends" not in inspect.getsource(execution),
+        "a definition is parsed each time": "AmazonStateLanguageParser.parse("
+        in inspect.getsource(execution_worker),
+        "a retry's pause cannot be interrupted": "time.sleep(" in inspect.getsource(retrier_decl),
+        "a syntax tree is logged": "LOG.error" in inspect.getsource(eval_component),
+    }
+
+
+def stepfunctions() -> dict[str, bool]:
+    from moto.stepfunctions.parser.asl.component.state.exec.state_task import lambda_eval_utils
+
+    asked = StepFunctions()
+    lambda_eval_utils.boto_client_for = asked.boto_client_for
+    return asked.faults()
+
+
+if __name__ == "__main__":
+    os.environ.update(TZ="UTC", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
+    time.tzset()
+    with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
+        answer = globals()[sys.argv[1]]()
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # moto leaves threads that wait for years
