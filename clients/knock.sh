@@ -92,7 +92,7 @@ call() {
     answer=${answer%"
 "*}
     case $status$answer in
-    2??{*}) ;; # JSON, as the API answers
+    2??'{'*'}') ;; # JSON, as the API answers
     2??*)
         say "$url answered with something that is not from the Knock API; does a hotspot want a login?"
         exit 3

@@ -22,6 +22,8 @@ from .transport import ANSWER_TIMEOUT, CONNECT_TIMEOUT, Path, Transport
 if TYPE_CHECKING:
     from types import TracebackType
 
+PAGE = 100  # grants an answer; the API gives no more at once
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -263,11 +265,8 @@ class Client:
         asked = {"status": status, "principal": principal, "source": source, "target": target}
         query = {name: value for name, value in asked.items() if value is not None}
         given = 0
-        while True:
-            if limit is not None:
-                if given >= limit:
-                    return
-                query["limit"] = str(min(limit - given, 100))
+        while limit is None or given < limit:
+            query["limit"] = str(PAGE if limit is None else min(limit - given, PAGE))
             page = self._transport.call("GET", "/grants", query=query)
             if not isinstance(page.get("grants"), list):
                 raise UnexpectedAnswer("the answer is not a list of grants")

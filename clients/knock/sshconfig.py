@@ -86,9 +86,10 @@ def _command(name: str, options: Sequence[str]) -> str:
     """Write a command for ssh's configuration: for a shell, % doubled, no double quote in it."""
     from shlex import join
 
-    if any('"' in word or "\n" in word for word in options):
-        raise ConfigurationError('ssh has no way to write a double quote here: leave out "')
-    return join([*_program(), name, *options]).replace("%", "%%")
+    command = join([*_program(), name, *options])
+    if not command.isprintable() or '"' in command:
+        raise ConfigurationError("ssh has no way to write quotes inside its quotes here: leave out ' and \"")
+    return command.replace("%", "%%")
 
 
 def _program() -> list[str]:
@@ -96,12 +97,9 @@ def _program() -> list[str]:
     from pathlib import Path
     from shutil import which
 
-    found = which("knock")
-    if Path(sys.argv[0]).name == "knock" or (found and "__main__" not in sys.argv[0]):
-        found = which(sys.argv[0]) or found
-    if found:
-        return [str(Path(found).absolute())]
-    return [sys.executable, "-m", "knock"]
+    found = which(sys.argv[0]) if Path(sys.argv[0]).stem == "knock" else None
+    # Not resolved: a link that pipx made outlives an upgrade, what it points to does not.
+    return [str(Path(found).absolute())] if found else [sys.executable, "-m", "knock"]
 
 
 # ---------------------------------------------------------------------- what ssh runs

@@ -280,7 +280,7 @@ class Transport:
             if status == 403:
                 answer = {
                     "title": "The key is not accepted",
-                    "detail": "it is wrong, disabled, or not this API's",
+                    "detail": "it is wrong, disabled or another API's",
                 }
                 return KeyRejected(status, answer)
             answer = {"title": "The gateway says", "detail": message}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import boto3
 import pytest
 
 from knock import Client
@@ -94,40 +102,178 @@ def spawn(home: Path) -> Callable[..., Done]:
     return command
 
 
-# ---------------------------------------------------------------------- one API, two of them
-
-
-class Api:
-    """The knock API as a client's test sees it: the double, or the local stack behind its edge."""
-
-    def __init__(
-        self, url: str, keys: dict[str, str], come_from: Callable[[str], None], double: Double | None
-    ) -> None:
-        self.url = url
-        self.keys = keys
-        self.come_from = come_from
-        self.double = double
-
-    def client(self, who: str) -> Client:
-        return Client(self.url, self.keys[who])
-
-    def pages_of(self, size: int) -> None:
-        """Make pages small where that can be told; the stack's are as large as they are."""
-        if self.double:
-            self.double.page = size
-
-
-@pytest.fixture(params=["double"])
-def api(request: pytest.FixtureRequest, double: Double) -> Api:
-    def come_from(address: str) -> None:
-        double.source = address
-
-    return Api(double.url, double.keys, come_from, double)
-
-
 def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
     """Wait until something is true, and fail when it is not in time."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.02)
+
+
+# ---------------------------------------------------------------------- one API, two of them
+
+
+class OnDouble:
+    """The knock API as the clients' tests see it, played by the double."""
+
+    def __init__(self, double: Double) -> None:
+        self.double: Double | None = double
+        self.url = double.url
+        self.keys: Mapping[str, str] = double.keys
+
+    def client(self, who: str) -> Client:
+        return Client(self.url, self.keys[who])
+
+    def come_from(self, address: str) -> None:
+        """Let callers have this address from now on."""
+        assert self.double
+        self.double.source = address
+
+    def lets_in(self, source: str, target: str) -> bool:
+        """Say whether a packet from a source passes the target's security groups."""
+        assert self.double
+        self.double.settle()
+        active = [grant for grant in self.double.grants.values() if grant["status"] == "active"]
+        open_to = [grant["targets"] for grant in active if grant["source"] == source]
+        return any(target == one["name"] for targets in open_to for one in targets)
+
+
+class Keys(Mapping[str, str]):
+    """API keys of one test's own, made when first asked for, with the rights of the stack's samples."""
+
+    def __init__(self, stack: dict[str, Any]) -> None:
+        self._stack = stack
+        self._gateway = boto3.client(
+            "apigateway", endpoint_url=stack["aws_endpoint_url"], region_name=stack["region"]
+        )
+        self._made: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._made:
+            keys = self._gateway.get_api_keys(includeValues=True)["items"]
+            sample = next(key for key in keys if key["value"] == self._stack["keys"][name])
+            made = self._gateway.create_api_key(name=name, enabled=True, tags=sample["tags"])
+            plan = self._gateway.get_usage_plans()["items"][0]
+            self._gateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
+            self._made[name] = made["value"]
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stack["keys"])
+
+    def __len__(self) -> int:
+        return len(self._stack["keys"])
+
+
+class OnStack:
+    """The knock API of the local stack, reached through an edge that says where callers come from."""
+
+    double = None
+
+    def __init__(self, stack: dict[str, Any], edge: Edge) -> None:
+        self.edge = edge
+        self.url = edge.url
+        self.keys: Mapping[str, str] = Keys(stack)
+        self._groups = {name: target["groups"] for name, target in stack["targets"].items()}
+        self._ec2 = boto3.client("ec2", endpoint_url=stack["aws_endpoint_url"], region_name=stack["region"])
+
+    def client(self, who: str) -> Client:
+        return Client(self.url, self.keys[who])
+
+    def come_from(self, address: str) -> None:
+        self.edge.source = address
+
+    def lets_in(self, source: str, target: str) -> bool:
+        groups = [{"Name": "group-id", "Values": self._groups[target]}]
+        rules = self._ec2.describe_security_group_rules(Filters=groups)["SecurityGroupRules"]
+        return any(
+            source in (rule.get("CidrIpv4"), rule.get("CidrIpv6")) for rule in rules if not rule["IsEgress"]
+        )
+
+    def end_all(self) -> None:
+        """End what a test left open: the next one comes from the same address."""
+        with self.client("operator") as operator:
+            for grant in list(operator.grants()):
+                operator.revoke(grant.id)
+
+
+Api = OnDouble | OnStack
+
+
+class Edge:
+    """Stands between a test and the local stack, as the internet's edge does, and names the source."""
+
+    def __init__(self, api_url: str) -> None:
+        self.source = "203.0.113.7"
+        parts = urlsplit(api_url)
+        edge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                far = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+                with closing(far):
+                    far.request(self.command, self.path, body, headers | {"X-Forwarded-For": edge.source})
+                    answer = far.getresponse()
+                    content = answer.read()
+                self.send_response_only(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_DELETE = do_GET  # noqa: N815 — the names are http.server's
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}{parts.path}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The local stack, started once; gives what it prints."""
+    log = tmp_path_factory.mktemp("stack") / "log"
+    with log.open("wb") as errors:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "local", "up", "--json", "--port", "0"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        assert line, f"the local stack did not start:\n{log.read_text()[-3000:]}"
+        yield json.loads(line)
+    finally:
+        running.terminate()
+        running.wait(timeout=15)
+
+
+@pytest.fixture(params=["double", "stack"])
+def api(request: pytest.FixtureRequest) -> Iterator[Api]:
+    """The API under test: what holds with the double must hold with the real thing."""
+    if request.param == "double":
+        yield OnDouble(request.getfixturevalue("double"))
+        return
+    stack = request.getfixturevalue("stack")
+    edge = Edge(stack["api_url"])
+    made = OnStack(stack, edge)
+    yield made
+    made.end_all()
+    edge.stop()

@@ -149,7 +149,8 @@ def test_no_answer_exits_with_3(sh: Run, double: Double, home: Path, monkeypatch
     "url",
     [
         "", "api.example.com", "http://api.example.com", "http://127.0.0.1.example.com/",
-        "ftp://api.example.com", "https://user@api.example.com", "https://api.example.com/?x", "https://api.example.com/#x", "https:// x",
+        "ftp://api.example.com", "https://user@api.example.com", "https://api.example.com/?x",
+        "https://api.example.com/#x", "https:// x",
         'https://api.example.com/"',
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import knock
+import knock.client
 from knock import (
     Client,
     ConfigurationError,
@@ -82,8 +83,10 @@ def test_live_grants_are_listed_and_others_on_request(api: Api) -> None:
         assert list(client.grants(source="198.51.100.1/32")) == []
 
 
-def test_grants_follow_from_page_to_page_and_stop_at_the_limit(api: Api) -> None:
-    api.pages_of(2)
+def test_grants_follow_from_page_to_page_and_stop_at_the_limit(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knock.client, "PAGE", 2)
     with api.client("alice") as client:
         ids = [client.knock("bastion", duration="1h").id for _ in range(5)]
         assert [grant.id for grant in client.grants(status="all")] == ids[::-1]

@@ -1,0 +1,314 @@
+"""Which network this is, told without traffic, and what is known of it for a while."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from knock import KnockError, config, network, state
+from knock.transport import Path as Way
+
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
+wlan0\t0001A8C0\t00000000\t0001\t0\t0\t600\t00FFFFFF\t0\t0\t0
+"""
+NEIGHBOURS = """\
+IP address       HW type     Flags       HW address            Mask     Device
+192.168.1.1      0x1         0x2         a4:91:b1:00:00:01     *        wlan0
+192.168.1.9      0x1         0x0         00:00:00:00:00:00     *        wlan0
+"""
+
+
+def test_a_local_address_is_found_without_a_byte_sent() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.setblocking(False)
+        assert network.local_address(socket.AF_INET, "127.0.0.1") == "127.0.0.1"
+        with pytest.raises(BlockingIOError):
+            listener.recv(1)
+
+
+def test_no_route_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any) -> Any:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", unreachable)
+    assert network.local_address(socket.AF_INET) is None
+    assert network.fingerprint().startswith("- -")
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the table holds words of the machine's byte order")
+def test_the_gateway_and_its_hardware_address_name_a_linux_machines_network() -> None:
+    assert network._gateways_linux(ROUTES, NEIGHBOURS) == ["wlan0", "192.168.1.1", "a4:91:b1:00:00:01"]
+    assert network._gateways_linux(ROUTES, "") == ["wlan0", "192.168.1.1", ""]
+    assert network._gateways_linux("", NEIGHBOURS) == []
+
+
+MAC_ROUTE = """\
+   route to: default
+destination: default
+       mask: default
+    gateway: 192.168.1.1
+  interface: en0
+      flags: <UP,GATEWAY,DONE,STATIC,PRCLONING,GLOBAL>
+"""
+
+
+def test_the_gateway_and_its_hardware_address_name_a_macs_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        ("/sbin/route", "-n", "get", "default"): MAC_ROUTE,
+        (
+            "/usr/sbin/arp",
+            "-n",
+            "192.168.1.1",
+        ): "? (192.168.1.1) at a4:91:b1:0:0:1 on en0 ifscope [ethernet]\n",
+    }
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(network, "_run", lambda *command: said.get(command, ""))
+    assert network._gateways() == ["192.168.1.1", "en0", "a4:91:b1:0:0:1"]
+    said.clear()
+    assert network._gateways() == []
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert network._gateways() == []
+
+
+def test_a_command_that_is_missing_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert network._run("echo", "x") == "x\n"
+    assert network._run("no-such-program-anywhere") == ""
+
+    def hang(*args: Any, **more: Any) -> Any:
+        raise subprocess.TimeoutExpired("x", 1)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert network._run("echo", "x") == ""
+    assert network._read("/no/such/file") == ""
+
+
+def test_the_same_address_behind_another_router_is_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateways = ["wlan0", "192.168.1.1", "a4:91:b1:00:00:01"]
+    monkeypatch.setattr(network, "local_address", lambda *_: "192.168.1.23")
+    monkeypatch.setattr(network, "_gateways", lambda: gateways)
+    home = network.fingerprint()
+    assert network.fingerprint() == home
+    gateways[2] = "00:11:22:33:44:55"
+    assert network.fingerprint() != home
+
+
+# ---------------------------------------------------------------------- the next connection's address
+
+
+class Machine:
+    """Addresses of a machine: by family for the world, and by destination."""
+
+    def __init__(self, v4: str | None = None, v6: str | None = None, **routes: str) -> None:
+        self.world = {socket.AF_INET: v4, socket.AF_INET6: v6}
+        self.routes = routes
+
+    def local_address(self, family: int, to: str | None = None) -> str | None:
+        return self.routes.get(to or "", self.world[socket.AddressFamily(family)])
+
+
+def said(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    source: str,
+    local: str,
+    peer: str = "192.0.2.80",
+    proxy: str | None = None,
+    host: str | None = None,
+) -> str:
+    monkeypatch.setattr(network, "local_address", machine.local_address)
+    grant: Any = SimpleNamespace(source=source)
+    client: Any = SimpleNamespace(path=Way(local, peer, proxy))
+    return "\n".join(network.differences(grant, client, host))
+
+
+def test_behind_one_router_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "192.168.1.23") == ""
+
+
+def test_an_api_on_this_machine_says_nothing_about_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "127.0.0.1", "127.0.0.1") == ""
+    client: Any = SimpleNamespace(path=None)
+    assert network.differences(SimpleNamespace(source="203.0.113.7/32"), client) == []  # type: ignore[arg-type]
+
+
+def test_a_proxys_address_is_said_to_be_the_proxys(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(
+        monkeypatch, Machine("10.0.0.5"), "203.0.113.7/32", "10.0.0.5", "10.0.0.1", "proxy.example.net:3128"
+    )
+    assert "203.0.113.7/32 is the proxy's address" in text
+
+
+def test_an_ipv6_beside_the_ipv4_that_was_let_in_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Machine("192.168.1.23", "2a00:1450:4001::23")
+    text = said(monkeypatch, both, "203.0.113.7/32", "192.168.1.23")
+    assert "only the IPv4 address 203.0.113.7/32 is let in" in text
+    assert "2a00:1450:4001::23" in text
+    private = Machine("192.168.1.23", "fd00::23")
+    assert said(monkeypatch, private, "203.0.113.7/32", "192.168.1.23") == ""
+
+
+def test_a_vpn_that_carries_the_api_only_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "10.8.0.2")
+    assert "the API was reached from 10.8.0.2, and the default route leaves from 192.168.1.23" in text
+
+
+def test_towards_a_known_host_only_its_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, str]] = []
+
+    def resolve(*args: Any, **more: Any) -> Any:
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(family, socket.SOCK_STREAM, 6, "", (address, 0)) for family, address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    both = Machine("192.168.1.23", "2a00:1450:4001::23")
+    way: dict[str, Any] = {"source": "203.0.113.7/32", "local": "192.168.1.23", "host": "bastion"}
+    assert said(monkeypatch, both, **way) == ""
+    found[:] = [(socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")]
+    assert said(monkeypatch, both, **way) == ""
+    found.reverse()
+    assert "bastion will be reached from 2a00:1450:4001::23" in said(monkeypatch, both, **way)
+    assert "ssh -4" in said(monkeypatch, both, **way)
+    assert said(monkeypatch, Machine("192.168.1.23"), **way) == "", "without a route IPv6 is not tried"
+    assert said(monkeypatch, Machine(), **way) == ""
+    found[:] = [(socket.AF_INET, "198.51.100.1")]
+    split = Machine("192.168.1.23", **{"198.51.100.1": "10.8.0.2"})
+    assert "reached from 10.8.0.2, and the API was from 192.168.1.23" in said(monkeypatch, split, **way)
+    six: dict[str, Any] = {"source": "2001:db8::7/128", "local": "2001:db8::7", "host": "bastion"}
+    assert "ssh -6" in said(monkeypatch, Machine("192.168.1.23", "2001:db8::7"), **six)
+
+
+# ---------------------------------------------------------------------- what is known for a while
+
+URL = "https://api.example.com/prod"
+
+
+def grant(name: str = "g", *targets: str, seconds: int = 3600) -> Any:
+    return SimpleNamespace(
+        id=name,
+        targets=[SimpleNamespace(name=target) for target in targets or ("bastion",)],
+        source="203.0.113.7/32",
+        seconds_left=seconds,
+    )
+
+
+def remember(made: Any, everything: bool = False, network: str = "here") -> None:
+    state.remember(URL, made, network, everything=everything, asked_at=time.time())
+
+
+def test_a_grant_is_known_for_its_api_its_network_and_its_targets(home: Path) -> None:
+    remember(grant("g", "bastion", "web"))
+    assert state.known(URL, ["bastion"], "here")
+    assert state.known(URL, ["web", "bastion"], "here")
+    assert not state.known(URL, ["bastion", "db"], "here")
+    assert not state.known(URL, ["bastion"], "elsewhere")
+    assert not state.known(URL + "2", ["bastion"], "here")
+    assert not state.known(URL, [], "here"), "two named targets need not be all"
+    remember(grant("h", "bastion", "web"), everything=True)
+    assert state.known(URL, [], "here")
+
+
+def test_a_grant_is_not_known_on_its_last_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    remember(grant("long", "bastion", seconds=3600))
+    remember(grant("short", "web", seconds=20))
+    for later, bastion, web in (
+        (0, True, True),
+        (17, True, True),
+        (19, True, False),
+        (3530, True, False),
+        (3545, False, False),
+    ):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        assert bool(state.known(URL, ["bastion"], "here")) == bastion
+        assert bool(state.known(URL, ["web"], "here")) == web
+
+
+def test_what_is_known_is_forgotten_by_id_by_api_and_by_time(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(grant("a", "bastion"))
+    remember(grant("b", "web"))
+    state.forget("a")
+    assert not state.known(URL, ["bastion"], "here")
+    assert state.known(URL, ["web"], "here")
+    state.forget(url=URL)
+    assert not state.known(URL, ["web"], "here")
+    remember(grant("c", "bastion"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 4000)
+    remember(grant("d", "web"))
+    kept = json.loads((config.state_folder() / "grants.json").read_text())
+    assert [entry["id"] for entry in kept] == ["d"], "the file does not grow for ever"
+
+
+def test_what_is_known_is_the_owners_alone_and_holds_no_key(home: Path) -> None:
+    os.umask(0)
+    remember(grant())
+    file = config.state_folder() / "grants.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o666)
+    assert not state.known(URL, ["bastion"], "here"), "others could have written it"
+
+
+@pytest.mark.parametrize("content", ["not json", "{}", "[1]", "null", '[{"until": 1}]'])
+def test_a_broken_file_is_as_none(home: Path, content: str) -> None:
+    for name in ("grants.json", "completion.json", "watch.json"):
+        config.write_private(config.state_folder() / name, [])
+        (config.state_folder() / name).write_text(content)
+    assert state.known(URL, ["bastion"], "here") is None
+    assert state.kept_words(URL, "targets", 60) is None
+    assert state.kept_watch("w") == []
+    remember(grant())
+    state.keep_words(URL, "targets", {"bastion": "22/tcp"})
+    state.keep_watch("w", ["g"])
+    assert state.known(URL, ["bastion"], "here")
+    assert state.kept_words(URL, "targets", 60) == {"bastion": "22/tcp"}
+    assert state.kept_watch("w") == ["g"]
+
+
+def test_a_file_that_cannot_be_written_is_no_error(home: Path) -> None:
+    (home / ".local").write_text("in the way")
+    remember(grant())
+    with state.opening():
+        assert state.known(URL, ["bastion"], "here") is None
+
+
+def test_only_one_opens_at_a_time_and_nobody_waits_for_ever(home: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def one() -> None:
+        with state.opening():
+            inside.append(1)
+            most.append(len(inside))
+            threading.Event().wait(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+    with state.opening(), pytest.raises(KnockError, match="under way for too long"), state.opening(wait=0.1):
+        pass
+
+
+def test_without_file_locks_nobody_is_kept_waiting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with state.opening(), state.opening(wait=0):
+        pass

@@ -1,0 +1,352 @@
+"""SSH that knocks by itself, with the real OpenSSH client and a real sshd behind a gate.
+
+The gate is what a security group is to a packet: it lets a connection through when a rule of the target
+allows the address it comes from, and asks the API's rules anew for each connection.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knock import sshconfig, state
+from knock.errors import ConfigurationError, KnockError
+from tests.clients.conftest import Api, Done, wait_until
+from tests.clients.double import Double
+from tests.conftest import program
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def as_alice(api: Api, home: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    return api
+
+
+@pytest.fixture
+def on_double(double: Double, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+
+
+# ---------------------------------------------------------------------- a server behind a gate
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A real sshd on a free port, for the user who runs the tests; gives the port and the user's key."""
+    how = "apt install openssh-server openssh-client"
+    server, keygen = program("sshd", how, "/usr/sbin/sshd"), program("ssh-keygen", how)
+    program("ssh", how)
+    folder = tmp_path_factory.mktemp("sshd")
+    for name in ("host", "user"):
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    shutil.copy(folder / "user.pub", folder / "authorized_keys")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = folder / "sshd_config"
+    settings.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+        "PasswordAuthentication no\nMaxStartups 100\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it when root starts it
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen([server, "-D", "-e", "-f", settings], stderr=log)
+    try:
+        wait_until(lambda: _answers(port) or running.poll() is not None)
+        assert running.poll() is None, (folder / "log").read_text()
+        yield port, folder / "user"
+    finally:
+        running.terminate()
+        running.wait(timeout=5)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Gate:
+    """Passes connections on to a port while `allows()` says so, and drops them otherwise."""
+
+    def __init__(self, to: int, allows: Callable[[], bool]) -> None:
+        self.to = to
+        self.allows = allows
+        self.passed = 0
+        self.dropped = 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.server.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, suppress(OSError):
+            if not self.allows():
+                self.dropped += 1
+                return
+            self.passed += 1
+            with socket.create_connection(("127.0.0.1", self.to)) as far:
+                threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
+                self._pump(near, far)
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def gate(sshd: tuple[int, Path], as_alice: Api) -> Iterator[Gate]:
+    made = Gate(sshd[0], lambda: as_alice.lets_in("203.0.113.7/32", "bastion"))
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def ssh(gate: Gate, sshd: tuple[int, Path], home: Path, spawn: Run) -> Run:
+    """Run `ssh bastion …` with what `knock ssh-config` printed above the host's own settings."""
+
+    def run(config: str, *words: str) -> Done:
+        knocking, settings = home / "knock.conf", home / "ssh_config"
+        knocking.write_text(config)
+        settings.write_text(
+            f"Include {knocking}\n"
+            f"Host bastion\n    HostName 127.0.0.1\n    Port {gate.port}\n    User {getpass.getuser()}\n"
+            f"    IdentityFile {sshd[1]}\n    IdentitiesOnly yes\n    IdentityAgent none\n    BatchMode yes\n"
+            "    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n"
+            "    ConnectTimeout 5\n"
+        )
+        return spawn("ssh", "-F", str(settings), "bastion", *words)
+
+    return run
+
+
+@pytest.mark.parametrize("variant", [[], ["--proxy-command"]])
+def test_ssh_knocks_by_itself_and_gets_through_the_gate(
+    ssh: Run, spawn: Run, gate: Gate, as_alice: Api, variant: list[str]
+) -> None:
+    assert ssh("", "echo inside").code == 255, "without a knock the gate is shut"
+    assert (gate.passed, gate.dropped) == (0, 1)
+
+    config = spawn("knock", "ssh-config", "bastion", "--target", "bastion", "--for", "1h", *variant).out
+    done = ssh(config, "echo inside")
+    assert (done.code, done.out) == (0, "inside\n")
+    assert done.err.startswith("knock: open: bastion (22/tcp) from 203.0.113.7/32 until ")
+
+    done = ssh(config, "cat; exit 7")
+    assert (done.code, done.out, done.err) == (7, "", ""), "the second time nothing is asked and nothing said"
+    with as_alice.client("alice") as client:
+        (grant,) = client.grants()
+        assert gate.passed == 2
+        client.revoke(grant.id)
+        assert ssh("", "echo inside").code == 255, "after the revocation the gate is shut"
+
+
+def test_much_data_passes_the_connection_that_was_handed_over(ssh: Run, spawn: Run) -> None:
+    config = spawn("knock", "ssh-config", "bastion", "--proxy-command").out
+    done = ssh(config, "head -c 3000000 /dev/zero | tr '\\0' x")
+    assert (done.code, len(done.out)) == (0, 3_000_000)
+
+
+@pytest.mark.parametrize("variant", [[], ["--proxy-command"]])
+def test_ssh_tries_all_the_same_when_the_knock_is_refused(
+    ssh: Run, spawn: Run, gate: Gate, monkeypatch: pytest.MonkeyPatch, variant: list[str]
+) -> None:
+    gate.allows = lambda: True  # as a static rule would
+    monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
+    config = spawn("knock", "ssh-config", "bastion", *variant).out
+    done = ssh(config, "echo inside")
+    assert (done.code, done.out) == (0, "inside\n")
+    assert done.err == "knock: The key is not accepted: it is wrong, disabled or another API's\n"
+
+
+# ---------------------------------------------------------------------- the configuration
+
+
+def test_the_match_block_names_the_program_the_host_and_the_options(
+    spawn: Run, home: Path, programs: Path
+) -> None:
+    options = ["--profile", "work", "--target", "bastion", "--for", "8h", "--reason", "its 100%"]
+    done = spawn("knock", "ssh-config", "bastion", *options)
+    assert done.out.splitlines()[-1] == (
+        f'Match host bastion exec "{programs}/knock ssh-hook --profile work --for 8h '
+        "--reason 'its 100%%' --target bastion --host bastion\""
+    )
+    several = spawn("knock", "ssh-config", "bastion", "*.example.com").out
+    assert 'Match host bastion,*.example.com exec "' in several
+    assert "--host" not in several, "ssh's own name could be anything that the pattern lets through"
+    proxy = spawn("knock", "ssh-config", "--proxy-command", "a", "b").out
+    assert (
+        f"Host a b\n    ProxyCommand {programs}/knock ssh-proxy -- %h %p\n    ProxyUseFdpass yes\n" in proxy
+    )
+
+
+@pytest.mark.parametrize("host", ["a;b", "a b", "$(id)", '"', "-oProxyCommand=x", "a%h"])
+def test_a_host_that_a_shell_could_read_otherwise_is_refused(run: Run, host: str) -> None:
+    done = run("ssh-config", "--", host)
+    assert (done.code, done.out) == (2, "")
+
+
+def test_a_double_quote_is_refused_where_ssh_cannot_write_it(run: Run) -> None:
+    assert "leave out" in run("ssh-config", "bastion", "--reason", 'say "hi"').err
+    assert "leave out" in run("ssh-config", "bastion", "--reason", "it's").err, "a shell would need one"
+
+
+def test_started_as_a_module_the_configuration_starts_the_module(run: Run) -> None:
+    assert f"{sys.executable} -m knock ssh-hook" in run("ssh-config", "bastion").out
+
+
+# ---------------------------------------------------------------------- the hook
+
+
+def test_a_known_grant_costs_no_call_and_no_name(
+    run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("bastion", "--for", "1h").code == 0
+
+    def forbidden(*args: Any, **more: Any) -> Any:
+        raise AssertionError("something was sent")
+
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    monkeypatch.setattr(socket, "create_connection", forbidden)
+    for name in [name for name in sys.modules if name.startswith("knock.")]:
+        if name not in ("knock.cli", "knock.errors", "knock.screen"):
+            monkeypatch.delitem(sys.modules, name)
+    done = run("ssh-hook", "--target", "bastion", "--host", "bastion")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert "knock.transport" not in sys.modules, "not even the client was loaded"
+
+
+def test_a_grant_that_does_not_cover_the_targets_is_not_enough(
+    run: Run, double: Double, on_double: None
+) -> None:
+    run("bastion")
+    assert run("ssh-hook").err.startswith("knock: open: bastion (22/tcp), web"), "all that the key may open"
+    assert run("ssh-hook").err == ""
+    assert run("ssh-hook", "--target", "web").err == ""
+    assert double.calls("POST") == 2
+
+
+def test_another_network_or_a_revocation_makes_the_hook_knock(
+    run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from knock import network
+
+    grant = run("-q", "bastion").out.strip()
+    run("revoke", grant)
+    assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
+    monkeypatch.setattr(network, "fingerprint", lambda: "a café")
+    assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
+    assert double.calls("POST") == 3
+
+
+def test_a_grant_for_another_source_is_not_taken_for_this_networks(
+    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch, on_double: None
+) -> None:
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["ci"])
+    run("bastion", "--source", "198.51.100.7/32")
+    run("ssh-hook", "--target", "bastion")
+    assert double.calls("POST") == 2
+
+
+def test_a_network_that_changes_during_the_knock_is_not_remembered(
+    run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from knock import network
+
+    seen = iter(["home", "a café", "a café"])
+    monkeypatch.setattr(network, "fingerprint", lambda: next(seen))
+    run("bastion")
+    assert state.known(double.url, ["bastion"], "home") is None
+
+
+def test_many_hooks_at_once_knock_once(home: Path, double: Double, on_double: None) -> None:
+    double.faults = [0.3]
+    hooks = [
+        subprocess.Popen(["knock", "ssh-hook", "--target", "bastion"], stderr=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    said = [hook.communicate(timeout=20)[1] for hook in hooks]
+    assert [hook.returncode for hook in hooks] == [0] * 8
+    assert double.calls("POST") == 1
+    assert sum(b"open: bastion" in text for text in said) == 1
+
+
+def test_the_hooks_exit_code_tells_why_it_failed(
+    run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("ssh-hook", "--target", "nosuch").code == 1
+    double.stop()
+    assert run("ssh-hook", "--target", "bastion").code == 3
+    monkeypatch.delenv("KNOCK_URL")
+    assert run("ssh-hook").code == 2
+
+
+# ---------------------------------------------------------------------- the connection that is handed over
+
+
+def test_addresses_of_the_kind_that_was_let_in_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(found))
+        with sshconfig.connect("bastion", port, "203.0.113.7/32") as connection:
+            assert connection.getpeername() == ("127.0.0.1", port)
+        found[0] = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))
+        with sshconfig.connect("bastion", port, None) as connection:
+            assert connection.getpeername() == ("127.0.0.1", port), "a closed port is not the last word"
+
+
+def test_a_host_that_cannot_be_reached_is_named(run: Run, double: Double, on_double: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = run("ssh-proxy", "--target", "bastion", "--", "127.0.0.1", str(port))
+    assert done.code == 1
+    assert f"127.0.0.1 port {port} does not take the connection (127.0.0.1: Connection refused)" in done.err
+    with pytest.raises(KnockError, match=r"the name no-such-host\.invalid is not known"):
+        sshconfig.connect("no-such-host.invalid", 22, None)
+
+
+def test_a_proxy_command_without_fdpass_says_what_is_missing(
+    on_double: None, spawn: Run, sshd: tuple[int, Path]
+) -> None:
+    done = spawn("knock", "ssh-proxy", "--", "127.0.0.1", str(sshd[0]))
+    assert done.code == 2
+    assert "set ProxyUseFdpass yes" in done.err
+
+
+def test_a_system_that_cannot_hand_over_is_told_the_other_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "send_fds")
+    with pytest.raises(ConfigurationError, match="use the Match variant"):
+        sshconfig.hand_over(socket.socket())
+
+
+def test_without_settings_the_proxy_command_does_not_connect(run: Run, home: Path) -> None:
+    assert run("ssh-proxy", "--", "127.0.0.1", "22").code == 2
