@@ -56,6 +56,7 @@ MAX_ANSWER = 6291556  # bytes; https://docs.aws.amazon.com/lambda/latest/dg/gett
 RETRY_PAUSES = (timedelta(minutes=1), timedelta(minutes=2))
 LONGEST_REFUSAL_PAUSE = timedelta(minutes=5)
 
+_END_GRACE = 0.3  # seconds a function's process may take to end its workers and itself
 _EXIT_GRACE = 1.0  # seconds a worker whose socket closed may take to leave its exit status
 
 
@@ -222,22 +223,25 @@ class _Host:
 
     def kill(self) -> None:
         """Kill the process and its workers; the second time does nothing."""
-        if (
-            self._process.returncode is None
-        ):  # not yet waited for, so its id, and the group's, are still its own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            # At which it kills its workers, waits for them and ends; and no other thread waits for it any more.
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(_END_GRACE)
+        except subprocess.TimeoutExpired:  # it is still loading
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._control.close()
 
     def _read(self, length: int) -> bytes:
         """Read exactly `length` bytes, or nothing when the process is gone."""
         received = b""
-        while len(received) < length:
-            if not (part := self._control.recv(length - len(received))):
-                return b""
-            received += part
-        return received
+        with contextlib.suppress(OSError):
+            while len(received) < length:
+                if not (part := self._control.recv(length - len(received))):
+                    break
+                received += part
+        return received if len(received) == length else b""
 
 
 class _Pool:
@@ -311,7 +315,7 @@ class _Pool:
                 turn = self._waiting.popleft()
                 try:
                     turn.set_result(self._make())
-                except FunctionNotLoaded as error:
+                except (FunctionNotLoaded, InvocationError) as error:
                     turn.set_exception(error)
         return status
 
@@ -327,16 +331,18 @@ class _Pool:
                 self._waiting.popleft().set_exception(_stopping())
 
     def _make(self) -> _Worker:
-        if (
-            not self._host.is_running()
-        ):  # it crashed, or never loaded: Lambda, too, starts anew at the next invocation
+        if not self._host.is_running():
+            # It crashed, or never loaded its function: Lambda, too, starts anew at the next invocation.
             self._host.kill()
             self._host = self._launch()
             self._loaded = False
         if not self._loaded:
             self._host.wait()
             self._loaded = True
-        made = self._host.fork()
+        try:
+            made = self._host.fork()
+        except OSError as error:  # it ended this very moment, perhaps because the stack stops
+            raise InvocationError("ServiceException", "The function's process ended.") from error
         self._count += 1
         return made
 

@@ -213,7 +213,7 @@ def _stand_in_for_uploads(source: dict[str, Any]) -> None:
     sections += list((source.get("Globals") or {}).values())
     for properties in sections:
         for name in ("CodeUri", "DefinitionUri"):
-            if isinstance(uri := properties.get(name), str):
+            if isinstance(uri := properties.get(name), str) and not uri.startswith("s3://"):
                 properties[name] = {"Bucket": CODE_BUCKET, "Key": uri}
 
 

@@ -137,7 +137,7 @@ def _fork_on_command(control: socket.socket, handler: Handler) -> NoReturn:
         message, descriptors, _, _ = socket.recv_fds(control, COMMAND.size, 1)
         if len(message) < COMMAND.size:  # the stack is gone
             for pid in workers.values():
-                os.kill(pid, signal.SIGKILL)
+                _end(pid, 0)
             os._exit(0)
         what, number, grace = COMMAND.unpack(message)
         if what == FORK:

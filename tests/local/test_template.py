@@ -1,0 +1,378 @@
+"""The template is read as CloudFormation reads it, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import yaml
+
+from local.deployment import Deployment
+from local.template import NO_LOCAL_EFFECT, Place, Template, TemplateError, load
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = Place("knock", "eu-west-1")
+
+QUEUE = """
+  Q:
+    Type: AWS::SQS::Queue
+    Properties:
+"""
+
+
+def template(tmp_path: Path, text: str, **parameters: str) -> Template:
+    path = tmp_path / "template.yaml"
+    path.write_text("Transform: AWS::Serverless-2016-10-31\n" + dedent(text))
+    return load(path, PLACE, parameters)
+
+
+def resolved(tmp_path: Path, expression: str, rest: str = "") -> Any:
+    """Resolve one expression, as the output of a template."""
+    text = f"Outputs:\n  It:\n    Value: {expression}\nResources:\n{QUEUE}      QueueName: q\n{rest}"
+    return template(tmp_path, text).outputs["It"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("!Ref AWS::Region", "eu-west-1"),
+        ("!Ref AWS::AccountId", "123456789012"),
+        ("!Ref AWS::Partition", "aws"),
+        ("!Ref AWS::URLSuffix", "amazonaws.com"),
+        ("!Ref AWS::StackName", "knock"),
+        ("!Ref Q", "https://sqs.eu-west-1.amazonaws.com/123456789012/q"),
+        ("!GetAtt Q.Arn", "arn:aws:sqs:eu-west-1:123456789012:q"),
+        ("{Fn::GetAtt: [Q, QueueName]}", "q"),
+        ("!Sub '${AWS::StackName}-x'", "knock-x"),
+        ("!Sub '${Q.Arn}/${!Literal}'", "arn:aws:sqs:eu-west-1:123456789012:q/${Literal}"),
+        ("!Sub ['${A}-${B}', {A: 1, B: !Ref AWS::Region}]", "1-eu-west-1"),
+        ("!Join ['-', [a, !Ref AWS::Region, true, 3]]", "a-eu-west-1-true-3"),
+        ("!Select [1, [a, b]]", "b"),
+        ("!Select ['0', !Split ['/', 'a/b']]", "a"),
+        ("!FindInMap [M, !Ref AWS::Region, Name]", "Ireland"),
+        ("!If [Holds, a, b]", "a"),
+        ("!If [Fails, a, b]", "b"),
+        ("!If [Both, a, b]", "b"),
+        ("!If [Either, a, b]", "a"),
+        ("[a, !If [Fails, b, !Ref AWS::NoValue]]", ["a"]),
+        ("{a: 1, b: !Ref AWS::NoValue}", {"a": 1}),
+    ],
+)
+def test_an_intrinsic_is_what_cloudformation_makes_of_it(
+    tmp_path: Path, expression: str, value: object
+) -> None:
+    rest = """
+Mappings: {M: {eu-west-1: {Name: Ireland}}}
+Conditions:
+  Holds: !Equals [!Ref AWS::Region, eu-west-1]
+  Fails: !Not [!Condition Holds]
+  Both: !And [!Condition Holds, !Condition Fails]
+  Either: !Or [!Condition Fails, !Equals [1, "1"]]
+"""
+    assert resolved(tmp_path, expression, rest) == value
+
+
+@pytest.mark.parametrize(
+    ("expression", "complaint"),
+    [
+        ("!Cidr [a, 1, 2]", "Outputs.It uses Fn::Cidr"),
+        ("!ImportValue x", "Outputs.It uses Fn::ImportValue"),
+        ("!Ref Nobody", "Outputs.It refers to Nobody"),
+        ("!Sub '${Nobody}'", "refers to Nobody"),
+        ("!GetAtt Nobody.Arn", "refers to Nobody, which is no resource"),
+        ("!GetAtt Q.Colour", r"reads Q.Colour; for AWS::SQS::Queue the local stack knows QueueName, Arn"),
+        ("!Select [2, [a, b]]", "selects item 2 of 2"),
+        ("!FindInMap [M, a, b]", "looks up M.a.b"),
+        ("!If [Nowhere, a, b]", "Condition Nowhere is used but not declared"),
+    ],
+)
+def test_an_expression_that_means_nothing_is_an_error_that_names_it(
+    tmp_path: Path, expression: str, complaint: str
+) -> None:
+    with pytest.raises(TemplateError, match=complaint):
+        resolved(tmp_path, expression)
+
+
+def test_a_resource_whose_condition_does_not_hold_is_not_there(tmp_path: Path) -> None:
+    text = f"""
+Conditions: {{Never: !Equals [a, b]}}
+Resources:
+{QUEUE}      QueueName: q
+  Other: {{Type: AWS::SQS::Queue, Condition: Never}}
+Outputs:
+  Here: {{Value: 1}}
+  Gone: {{Value: !Ref Other, Condition: Never}}
+"""
+    read = template(tmp_path, text)
+    assert list(read.resources) == ["Q"]
+    assert read.outputs == {"Here": 1}
+
+
+def test_a_condition_that_depends_on_itself_is_an_error(tmp_path: Path) -> None:
+    text = """
+Conditions: {A: !Condition B, B: !Condition A}
+Resources: {Q: {Type: AWS::SQS::Queue, Condition: A}}
+"""
+    with pytest.raises(TemplateError, match="Condition A depends on itself"):
+        template(tmp_path, text)
+
+
+def test_a_condition_that_is_none_is_an_error(tmp_path: Path) -> None:
+    text = "Conditions: {A: !Length [1]}\nResources:\n  Q: {Type: AWS::SQS::Queue, Condition: A}"
+    with pytest.raises(TemplateError, match=r"Conditions.A uses Fn::Length"):
+        template(tmp_path, text)
+
+
+def test_a_kind_of_resource_that_is_not_known_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="Table is of type AWS::DynamoDB::Table"):
+        template(tmp_path, "Resources:\n  Table: {Type: AWS::DynamoDB::Table}")
+
+
+def test_names_are_made_as_cloudformation_makes_them_and_stay_the_same(tmp_path: Path) -> None:
+    first = template(tmp_path, "Resources:\n  Q: {Type: AWS::SQS::Queue}").resources["Q"].name
+    again = template(tmp_path, "Resources:\n  Q: {Type: AWS::SQS::Queue}").resources["Q"].name
+    assert first == again
+    assert first.startswith("knock-Q-")
+    assert len(first) == len("knock-Q-") + 12
+
+
+@pytest.mark.parametrize(
+    ("declaration", "value", "complaint"),
+    [
+        ("{Type: String, AllowedValues: [a, b]}", "c", "P is 'c'; it must be one of a, b"),
+        ("{Type: String, AllowedPattern: '[a-z]+'}", "1", "it must match"),
+        ("{Type: String, AllowedPattern: '[a-z]+', ConstraintDescription: letters.}", "1", "letters"),
+        ("{Type: String, MinLength: 2}", "a", "too short"),
+        ("{Type: String, MaxLength: 2}", "abc", "too long"),
+        ("{Type: Number}", "many", "it must be a number"),
+        ("{Type: Number, MinValue: 1}", "0", "it must be from 1 to"),
+        ("{Type: Number, MaxValue: 5}", "6", "to 5"),
+    ],
+)
+def test_a_parameter_that_is_not_allowed_is_refused(
+    tmp_path: Path, declaration: str, value: str, complaint: str
+) -> None:
+    text = f"Parameters:\n  P: {declaration}\nResources:\n  Q: {{Type: AWS::SQS::Queue}}"
+    with pytest.raises(TemplateError, match=complaint):
+        template(tmp_path, text, P=value)
+
+
+def test_a_parameter_has_its_default_unless_it_is_given(tmp_path: Path) -> None:
+    text = """
+Parameters:
+  P: {Type: String, Default: default}
+  L: {Type: CommaDelimitedList, Default: "a,b"}
+Outputs: {P: {Value: !Ref P}, L: {Value: !Ref L}}
+Resources: {Q: {Type: AWS::SQS::Queue}}
+"""
+    assert template(tmp_path, text).outputs == {"P": "default", "L": ["a", "b"]}
+    assert template(tmp_path, text, P="given").outputs["P"] == "given"
+
+
+def test_a_parameter_that_is_missing_or_unknown_is_refused(tmp_path: Path) -> None:
+    text = "Parameters: {P: {Type: String}}\nResources: {Q: {Type: AWS::SQS::Queue}}"
+    with pytest.raises(TemplateError, match="P has no default and was not given"):
+        template(tmp_path, text)
+    with pytest.raises(TemplateError, match="no parameter R; it has P"):
+        template(tmp_path, text, P="p", R="r")
+
+
+def test_a_rule_that_does_not_hold_is_an_error_in_its_own_words(tmp_path: Path) -> None:
+    text = """
+Rules:
+  Elsewhere:
+    RuleCondition: !Equals [!Ref AWS::Region, us-east-1]
+    Assertions: [{Assert: !Equals [a, b]}]
+  Here:
+    Assertions:
+      - {Assert: !Contains [[eu-west-1], !Ref AWS::Region]}
+      - {Assert: !Contains [[eu-west-2], !Ref AWS::Region], AssertDescription: Not in Ireland.}
+Resources: {Q: {Type: AWS::SQS::Queue}}
+"""
+    with pytest.raises(TemplateError, match="Not in Ireland"):
+        template(tmp_path, text)
+
+
+def test_sam_that_the_translator_rejects_is_an_error_with_its_words(tmp_path: Path) -> None:
+    text = "Resources: {F: {Type: AWS::Serverless::Function, Properties: {Handler: a.b, CodeUri: x/}}}"
+    with pytest.raises(TemplateError, match=r"not valid SAM: .*Runtime"):
+        template(tmp_path, text)
+
+
+def test_a_template_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="There is no template"):
+        load(tmp_path / "template.yaml", PLACE)
+
+
+# The real template. `changed` gives a copy in which one thing is different.
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps CloudFormation's short forms as they are."""
+
+
+class _Tagged(yaml.YAMLObject):
+    def __init__(self, node: yaml.Node) -> None:
+        self.node = node
+
+
+_Loader.add_multi_constructor("!", lambda _loader, _suffix, node: _Tagged(node))
+yaml.SafeDumper.add_representer(_Tagged, lambda _dumper, tagged: tagged.node)
+
+
+def changed(tmp_path: Path, change: Any) -> Deployment:
+    source = yaml.load((ROOT / "template.yaml").read_text(), _Loader)  # noqa: S506 - a safe loader
+    change(source)
+    for folder in ("functions", "statemachine"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "template.yaml").write_text(yaml.safe_dump(source))
+    return Deployment(load(tmp_path / "template.yaml", PLACE))
+
+
+@pytest.fixture(scope="module")
+def real() -> Deployment:
+    return Deployment(load(ROOT / "template.yaml", PLACE))
+
+
+def test_the_functions_are_the_templates(real: Deployment) -> None:
+    functions = {function.handler: function for function in real.functions}
+    assert {"api.handler", "authorize.handler", "revoke.handler", "stopped.handler"} <= set(functions)
+    api = functions["api.handler"]
+    assert api.code == ROOT / "functions"
+    assert api.environment["KNOCK_STACK"] == "knock"
+    assert api.environment["STATE_MACHINE_ARN"] == real.state_machine.arn
+    assert api.environment["TRAIL_DOMAIN"] == real.domain.name
+    assert api.environment["REVOKE_FUNCTION"] == functions["revoke.handler"].name
+    assert functions["stopped.handler"].on_failure == PLACE.arn("sqs", real.queues[0].name)
+
+
+def test_a_function_that_only_cloudformation_calls_is_left_out(real: Deployment) -> None:
+    assert "knock-setup" not in {function.name for function in real.functions}
+
+
+def test_only_the_console_needs_no_key(real: Deployment) -> None:
+    routes = {(route.method, route.path): route.key_required for route in real.rest_api.routes}
+    assert [route for route, key in routes.items() if not key] == [("GET", "/console")]
+    assert ("POST", "/knock") in routes
+    assert real.rest_api.stage == "v1"
+
+
+def test_the_definition_has_every_placeholder_filled_in(real: Deployment) -> None:
+    assert "${" not in real.state_machine.definition
+    assert ":function:knock-authorize" in real.state_machine.definition
+
+
+def test_the_rule_for_stopped_executions_is_read_whole(real: Deployment) -> None:
+    rule = next(rule for rule in real.event_rules if rule.pattern)
+    assert rule.pattern
+    assert rule.pattern["detail"]["stateMachineArn"] == [real.state_machine.arn]
+    (target,) = rule.targets
+    assert target["Arn"].endswith(":function:knock-stopped")
+    assert target["DeadLetterConfig"]["Arn"].endswith(":knock-dead-letters")
+    assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0
+
+
+@pytest.mark.parametrize(
+    ("region", "trail"),
+    [("eu-west-1", "eu-west-1"), ("us-east-1", "us-east-1"), ("eu-central-1", "eu-west-1")],
+)
+def test_the_trail_is_in_the_stacks_region_or_the_nearest_that_has_simpledb(region: str, trail: str) -> None:
+    deployment = Deployment(load(ROOT / "template.yaml", Place("knock", region)))
+    assert deployment.domain.region == trail
+    assert deployment.functions[0].environment["TRAIL_REGION"] == trail
+
+
+def test_a_region_without_simpledb_near_it_is_refused() -> None:
+    with pytest.raises(TemplateError, match="SimpleDB"):
+        load(ROOT / "template.yaml", Place("knock", "cn-north-1", partition="aws-cn"))
+
+
+def test_sample_keys_are_read_with_their_tags() -> None:
+    deployment = Deployment(load(ROOT / "template.yaml", PLACE, {"SampleKeys": "true"}))
+    assert all(key.enabled and key.in_plan and key.tags for key in deployment.keys)
+    assert len(deployment.keys) == 2
+
+
+def test_what_has_no_local_effect_says_why() -> None:
+    assert all(reason.strip() for reason in NO_LOCAL_EFFECT.values())
+
+
+def test_a_change_of_the_template_is_a_change_of_the_stack(tmp_path: Path) -> None:
+    def change(source: dict[str, Any]) -> None:
+        properties = source["Resources"]["ApiFunction"]["Properties"]
+        properties["Timeout"] = 7
+        properties["ReservedConcurrentExecutions"] = 3
+        properties["Environment"]["Variables"]["NEW"] = True
+        properties["Events"]["WhoAmI"]["Properties"]["Path"] = "/who"
+        source["Resources"]["UsagePlan"]["Properties"]["Throttle"] = {"RateLimit": 2, "BurstLimit": 3}
+        source["Resources"]["UsagePlan"]["Properties"].pop("Quota")
+        source["Resources"]["Api"]["Properties"].pop("MethodSettings")
+
+    deployment = changed(tmp_path, change)
+    api = next(function for function in deployment.functions if function.handler == "api.handler")
+    assert (api.timeout, api.reserved, api.environment["NEW"]) == (7, 3, "true")
+    assert "/who" in {route.path for route in deployment.rest_api.routes}
+    plan = deployment.usage_plan
+    assert (plan.rate, plan.burst, plan.quota) == (2, 3, None)
+    assert (deployment.rest_api.rate, deployment.rest_api.burst) == (None, None)
+
+
+def _add(logical_id: str, **properties: Any) -> Any:
+    def change(source: dict[str, Any]) -> None:
+        source["Resources"][logical_id]["Properties"].update(properties)
+
+    return change
+
+
+def _authorize_whoami_by_iam(source: dict[str, Any]) -> None:
+    event = source["Resources"]["ApiFunction"]["Properties"]["Events"]["WhoAmI"]
+    event["Properties"]["Auth"] = {"Authorizer": "AWS_IAM", "ApiKeyRequired": True}
+
+
+def _resource(resource_type: str, **properties: Any) -> Any:
+    def change(source: dict[str, Any]) -> None:
+        source["Resources"]["New"] = {"Type": resource_type, "Properties": properties}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            _add("ApiFunction", FileSystemConfigs=[]),
+            r"ApiFunction \(AWS::Lambda::Function\) sets FileSystemConfigs",
+        ),
+        (_add("ApiFunction", Runtime="nodejs22.x"), "ApiFunction runs on nodejs22.x, and not on Python"),
+        (_add("ApiFunction", CodeUri="s3://bucket/key"), "ApiFunction has no CodeUri that is a local path"),
+        (_add("ApiFunction", CodeUri="nowhere/"), "ApiFunction has the CodeUri nowhere/, and there is no"),
+        (
+            _add("UsagePlan", ApiStages=[{"ApiId": "x", "Stage": "y", "Throttle": {}}]),
+            "throttles single methods",
+        ),
+        (_add("Api", ApiKeySourceType="AUTHORIZER"), "takes keys from an authorizer"),
+        (_authorize_whoami_by_iam, "GET /whoami wants the authorizer AWS_IAM"),
+        (_add("Api", Cors="'*'"), "OPTIONS .* is no Lambda proxy integration"),
+        (
+            _add(
+                "Api", MethodSettings=[{"ResourcePath": "/x", "HttpMethod": "GET", "ThrottlingRateLimit": 1}]
+            ),
+            "throttles some methods alone",
+        ),
+        (_add("Grants", DefinitionUri="s3://bucket/key"), "Grants has no DefinitionUri that is a local path"),
+        (_add("Grants", DefinitionSubstitutions={"Other": "x"}), r"has \$\{\w+\}; Grants substitutes Other"),
+        (_resource("AWS::SDB::Domain"), "The template has 2 SimpleDB domains"),
+        (
+            _resource("AWS::ApiGateway::UsagePlan", ApiStages=[]),
+            "2 resources of type AWS::ApiGateway::UsagePlan",
+        ),
+        (_resource("AWS::SQS::Queue", FifoQueue=True), r"New \(AWS::SQS::Queue\) sets FifoQueue"),
+    ],
+)
+def test_what_the_local_stack_cannot_honour_is_an_error_that_names_it(
+    tmp_path: Path, change: Any, complaint: str
+) -> None:
+    with pytest.raises(TemplateError, match=complaint):
+        changed(tmp_path, change)
