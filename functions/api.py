@@ -24,7 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from grants import errors, policy
-from grants.errors import EngineUnavailable, GrantNotFound, InvalidKnock, KnockError, NotAllowed, Unavailable
+from grants.errors import (
+    EngineUnavailable,
+    GrantNotFound,
+    InvalidKnock,
+    KnockError,
+    NotAllowed,
+    TrailUnavailable,
+    Unavailable,
+)
 from grants.policy import TAG_OPERATOR, Knock, Rights
 from grants.rights import RightsReader
 from grants.settings import read_limits, required
@@ -315,11 +323,10 @@ def _await_ingress(asked: Grant) -> dict[str, Any]:
     deadline, pause = time.monotonic() + OPENS_WITHIN, 0.03
     while True:
         time.sleep(pause)
-        grant = wiring().trail.get(asked.id) or asked
-        for _ in range(3):
-            # Renewed already, by a knock a moment later: that one's ingress is the caller's too.
-            if grant.state == "superseded":
-                grant = wiring().trail.get(grant.ended_by) or grant
+        try:
+            grant = _latest(asked)
+        except TrailUnavailable:
+            grant = asked  # it has started: whether it is open yet, a later look may tell
         late = time.monotonic() > deadline
         if grant.state in ("failed", "revoked"):
             if grant.closed_at or late:  # whoever is told "no" finds nothing left behind
@@ -329,6 +336,15 @@ def _await_ingress(asked: Grant) -> dict[str, Any]:
         if late:
             return answer(202, show(grant))
         pause = min(pause * 1.3, 0.4)
+
+
+def _latest(asked: Grant) -> Grant:
+    """Read a grant, or the one that renewed it a moment later: that one's ingress is the caller's too."""
+    grant = wiring().trail.get(asked.id) or asked
+    for _ in range(3):
+        if grant.state == "superseded":
+            grant = wiring().trail.get(grant.ended_by) or grant
+    return grant
 
 
 def _failure(grant: Grant) -> KnockError:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,6 +62,10 @@ HANDLERS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
 MODULES = (api, authorize, guard, revoke, stopped)
 
 
+class Crash(BaseException):
+    """A function's process is gone: nothing it would have done afterwards is done."""
+
+
 class Context:
     """What Powertools reads of Lambda's context."""
 
@@ -95,6 +100,7 @@ class Knock:
     metrics: list[tuple[str, float]] = field(default_factory=list)
     clients: dict[str, Any] = field(default_factory=dict)
     before_invoke: Callable[[str, Any], None] = lambda _name, _payload: None
+    around: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
 
     def client(self, service: Any) -> Any:
         if service not in self.clients:
@@ -109,10 +115,28 @@ class Knock:
         event = json.loads(payload)
         try:
             self.before_invoke(name, event)
-            return InvocationResult(json.dumps(HANDLERS[name](event, Context())).encode())
+            with self.around(name):
+                return InvocationResult(json.dumps(HANDLERS[name](event, Context())).encode())
+        except Crash as crash:
+            said = {"errorType": "Runtime.ExitError", "errorMessage": f"RequestId: 0 Error: {crash}"}
+            return InvocationResult(json.dumps(said).encode(), "Unhandled")
         except Exception as error:  # noqa: BLE001  # as Lambda's runtime does
             said = {"errorType": type(error).__name__, "errorMessage": str(error)}
             return InvocationResult(json.dumps(said).encode(), "Unhandled")
+
+    def invoke_later(self, arn: str, payload: bytes, attempt: int = 1) -> None:
+        """Run a function as Lambda's queue does: an error is tried again after one minute and after two.
+
+        https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
+        """
+        if self.invoke(arn, payload).function_error and attempt < 3:
+
+            def again() -> None:
+                threading.Thread(
+                    target=self.invoke_later, args=(arn, payload, attempt + 1), daemon=True
+                ).start()
+
+            self.clock.at(self.clock.now() + timedelta(minutes=attempt), again)
 
     def call(self, name: str, event: Any) -> Any:
         """Run a function and give its answer; an error of its is raised as AssertionError."""
@@ -156,7 +180,11 @@ class Knock:
                 },
             },
         }
-        result = api.handler(event, Context())
+        try:
+            with self.around(f"{STACK}-api"):
+                result = api.handler(event, Context())
+        except Crash:
+            return Answer(502, {}, '{"message": "Internal server error"}')
         return Answer(result["statusCode"], result["headers"], result["body"])
 
     def open(self, key: str = "alice", caller: str = "203.0.113.7", **body: object) -> dict[str, Any]:
@@ -190,6 +218,14 @@ class Knock:
         arn = MACHINE.replace(":stateMachine:", ":execution:") + f":{grant_id}"
         execution: dict[str, Any] = self.client("stepfunctions").describe_execution(executionArn=arn)
         return execution
+
+    def execution_status(self, grant_id: str) -> str | None:
+        """Give an execution's status, or None where it never started."""
+        try:
+            status: str = self.execution(grant_id)["status"]
+        except self.client("stepfunctions").exceptions.ExecutionDoesNotExist:
+            return None
+        return status
 
     def states(self, grant_id: str) -> list[str]:
         """List the states an execution entered, in order."""
@@ -296,7 +332,7 @@ def running(**environment: str) -> Iterator[Knock]:
         def invoke(arn: str, payload: bytes) -> InvocationResult:
             return holder[0].invoke(arn, payload)
 
-        deliveries = events.install(lambda arn, payload: invoke(arn, payload), clock=clock)
+        deliveries = events.install(lambda arn, payload: holder[0].invoke_later(arn, payload), clock=clock)
         stack.callback(deliveries.shutdown)
         made = engine.install(invoke, clock=clock, publish=deliveries.publish)
         stack.callback(made.shutdown)
