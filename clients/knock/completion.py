@@ -100,7 +100,10 @@ def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
     if previous in VALUED:
         return _values(previous, profile)
     if last.startswith("-"):
-        options = [*_OPTIONS.get(command, []), "--profile", "--json", "--quiet", "--help"]
+        shared = ["--profile", "--help"]
+        if command not in ("ssh-config", "completion"):
+            shared += ["--json", "--quiet"]
+        options = [*_OPTIONS.get(command, []), *shared]
         return [(option, "option") for option in options]
     if command in ("show", "revoke", "renew"):
         return [(word, what) for word, what in _known(profile, "grants") if word not in rest]

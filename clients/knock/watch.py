@@ -115,15 +115,19 @@ class Watch:
         try:
             self._look()
         except PASSING as error:
-            self.failures += 1
-            if self.failures == 1:
-                self._tell("offline", str(error))
-            pause = min(2.0 ** (self.failures - 1), LONGEST_PAUSE)
-            return pause * random.uniform(0.75, 1.0)  # noqa: S311 — spreads tries, hides nothing
+            return self._pause_after(error)
         if self.failures:
             self.failures = 0
             self._tell("online", "the API answers again")
         return max(1.0, min(float(self.args.every), self._until_renewal()))
+
+    def _pause_after(self, error: KnockError) -> float:
+        """Say once that something is wrong, and give the seconds until the next try."""
+        self.failures += 1
+        if self.failures == 1:
+            self._tell("offline", str(error))
+        pause = min(2.0 ** (self.failures - 1), LONGEST_PAUSE)
+        return pause * random.uniform(0.75, 1.0)  # noqa: S311 — spreads tries, hides nothing
 
     def _look(self) -> None:
         client = self.api.client

@@ -1,0 +1,196 @@
+"""Shell completion: what is offered, what it costs, and the scripts in the real shells."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from knock import config
+from tests.clients.conftest import CLIENTS, Done
+from tests.clients.double import Double
+from tests.conftest import program
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def _as_alice(double: Double, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+
+
+def offered(run: Run, *words: str) -> list[str]:
+    done = run("__complete", *words)
+    assert (done.code, done.err) == (0, "")
+    return [line.partition("\t")[0] for line in done.out.splitlines()]
+
+
+def test_the_first_word_is_a_target_or_a_command(run: Run) -> None:
+    first = offered(run, "")
+    assert first[:2] == ["bastion", "web"]
+    assert {"ls", "revoke", "watch", "login"} <= set(first)
+    assert "ssh-hook" not in first, "what only ssh calls is not offered"
+    assert offered(run, "re") == ["renew", "revoke"]
+    assert offered(run, "b") == ["bastion"]
+
+
+def test_after_a_target_other_targets_follow(run: Run) -> None:
+    assert offered(run, "bastion", "") == ["web"]
+    assert offered(run, "open", "") == ["bastion", "web"]
+    assert offered(run, "watch", "w") == ["web"]
+    assert offered(run, "--json", "") == [*["bastion", "web"], *offered(run, "")[2:]]
+
+
+def test_grants_are_offered_where_an_id_is_wanted_with_what_they_are(run: Run, double: Double) -> None:
+    first, second = run("-q", "bastion").out.strip(), run("-q", "web").out.strip()
+    for command in ("show", "revoke", "renew"):
+        assert sorted(offered(run, command, "")) == sorted([first, second])
+    assert offered(run, "revoke", first, "") == [second]
+    assert f"{second}\tweb from 203.0.113.7/32\n" in run("__complete", "revoke", "a").out
+
+
+def test_options_and_their_values_are_offered(run: Run, double: Double) -> None:
+    assert {"--for", "--reason", "--source", "--json"} <= set(offered(run, "bastion", "--"))
+    assert offered(run, "ls", "--st") == ["--status"]
+    assert offered(run, "ls", "--status", "ex") == ["expired"]
+    assert "8h" in offered(run, "--for", "")
+    assert offered(run, "ssh-config", "--target", "") == ["bastion", "web"]
+    assert offered(run, "--reason", "") == []
+    assert offered(run, "completion", "") == ["bash", "fish", "zsh"]
+    assert offered(run, "whoami", "") == []
+    assert offered(run) == offered(run, "")
+    config.store("work", double.url, double.keys["bob"], use_keyring=False)
+    assert offered(run, "--profile", "") == ["work"]
+    assert offered(run, "--profile", "work", "b") == ["bastion"]
+
+
+def test_exactly_the_options_of_a_command_are_offered(run: Run) -> None:
+    for command in (word for word in offered(run, "") if word not in ("bastion", "web")):
+        helped = [line.split() for line in run(command, "--help").out.splitlines() if line.startswith("  -")]
+        options = {word.strip(",") for words in helped for word in words if word.startswith("--")}
+        assert set(offered(run, command, "--")) == options, command
+
+
+def test_what_was_learned_is_kept_for_a_while_and_asked_for_again_after(
+    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered(run, "")
+    offered(run, "b")
+    assert double.calls("GET") == 1
+    grant = run("-q", "bastion").out.strip()
+    run("ls")
+    double.seen.clear()
+    assert offered(run, "revoke", "") == [grant]
+    assert double.calls("GET") == 0, "ls had learned it"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 60)
+    offered(run, "revoke", "")
+    offered(run, "")
+    assert double.calls("GET") == 1, "grants were asked for again, targets are good for longer"
+
+
+def test_the_kept_words_hold_no_key_and_are_the_owners_alone(run: Run, double: Double) -> None:
+    run("bastion")
+    offered(run, "revoke", "")
+    offered(run, "")
+    for file in config.state_folder().iterdir():
+        assert double.keys["alice"] not in file.read_text()
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_trouble_offers_nothing_and_says_nothing(
+    run: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.faults = [3.0]
+    began = time.monotonic()
+    assert offered(run, "revoke", "") == []
+    assert time.monotonic() - began < 2.8, "a person waits"
+    monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
+    assert offered(run, "revoke", "") == []
+    monkeypatch.delenv("KNOCK_URL")
+    assert offered(run, "re") == ["renew", "revoke"]
+    (home / ".config" / "knock").mkdir(parents=True)
+    (home / ".config" / "knock" / "config.json").write_text("broken")
+    assert offered(run, "--profile", "") == []
+
+
+def test_names_cannot_move_the_cursor(run: Run, double: Double) -> None:
+    double.ports["a\x1b[2J"] = ["22/tcp"]
+    assert "\x1b" not in run("__complete", "").out
+
+
+# ---------------------------------------------------------------------- the scripts, in the shells
+
+
+def test_bash_completes_with_the_script(home: Path, run: Run) -> None:
+    program("bash", "apt install bash")
+    grant = run("-q", "bastion").out.strip()
+    script = (
+        'eval "$(knock completion bash)"; complete -p knock\n'
+        'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _knock; printf "%s\\n" "${COMPREPLY[*]}"; }\n'
+        'try knock re; try knock revoke ""; try knock --for 1h b; try knock nosuch-'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _knock knock",
+        "renew revoke",
+        grant,
+        "bastion",
+        "",
+    ]
+    assert done.stderr == ""
+
+
+def test_fish_completes_with_the_script(home: Path, run: Run) -> None:
+    program("fish", "apt install fish")
+    grant = run("-q", "bastion").out.strip()
+    script = "knock completion fish | source; "
+    script += 'complete -C "knock re"; complete -C "knock revoke "; complete -C "knock open b"'
+    done = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True, check=True)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["renew", "revoke", grant, "bastion"]
+
+
+def test_zsh_completes_with_the_script(home: Path, run: Run) -> None:
+    program("zsh", "apt install zsh")
+    grant = run("-q", "bastion").out.strip()
+    near, far = pty.openpty()
+    environment = {**os.environ, "TERM": "dumb", "PS1": "> ", "ZDOTDIR": str(home)}
+    with subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=far, stdout=far, stderr=far, env=environment, start_new_session=True
+    ) as shell:
+        os.close(far)
+
+        def type_and_read(keys: str, until: str) -> str:
+            os.write(near, keys.encode())
+            said, deadline = "", time.monotonic() + 10
+            while until not in said:
+                assert select.select([near], [], [], max(0, deadline - time.monotonic()))[0], said
+                said += os.read(near, 65536).decode()
+            return said
+
+        type_and_read(
+            "autoload -U compinit; compinit -u; eval \"$(knock completion zsh)\"; print rea''dy\n", "ready"
+        )
+        type_and_read("knock revok\t", "revoke ")
+        type_and_read("al\t", grant)
+        shell.kill()
+    os.close(near)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_scripts_are_well_formed(run: Run, shell: str, home: Path) -> None:
+    program(shell, f"apt install {shell}")
+    script = run("completion", shell).out
+    done = subprocess.run(
+        [shell, "-n", "/dev/stdin"], input=script, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("completion", "tcsh").code == 2
+    assert CLIENTS.name not in script

@@ -1,0 +1,339 @@
+"""`knock watch`: access follows the address, and ends as it should."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knock import KnockError, network, state, watch
+from tests.clients.conftest import Api, Done, OnDouble, wait_until
+from tests.clients.double import Double
+
+Run = Callable[..., Done]
+
+
+class Watching:
+    """A running `knock watch`, and what it has said."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            ["knock", "watch", "bastion", "--every", "1", "--json", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def said(self, event: str) -> dict[str, Any]:
+        """Wait for the next thing it says, which must be this event."""
+        told: dict[str, Any] = json.loads(self._lines.get(timeout=15))
+        assert told["event"] == event, told
+        return told
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal, and give the exit code and what it said on standard error."""
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=5)
+        assert self.process.stderr is not None
+        return code, self.process.stderr.read()
+
+
+@pytest.fixture
+def as_alice(api: Api, home: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    return api
+
+
+@pytest.fixture
+def on_double(double: Double, home: Path, monkeypatch: pytest.MonkeyPatch) -> OnDouble:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    return OnDouble(double)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Watching]]:
+    running: list[Watching] = []
+
+    def begin(*words: str) -> Watching:
+        running.append(Watching(*words))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_access_follows_the_address_and_the_old_grant_is_revoked(
+    as_alice: Api, start: Callable[..., Watching]
+) -> None:
+    watching = start("--for", "1h", "--revoke")
+    first = watching.said("opened")["grant"]
+    assert (first["source"], first["targets"][0]["name"]) == ("203.0.113.7/32", "bastion")
+    as_alice.come_from("198.51.100.9")
+    second = watching.said("moved")["grant"]
+    assert second["source"] == "198.51.100.9/32"
+    assert first["id"] in watching.said("revoked")["detail"]
+    assert as_alice.lets_in("198.51.100.9/32", "bastion")
+    assert not as_alice.lets_in("203.0.113.7/32", "bastion")
+    assert watching.stop() == (0, "")
+    assert watching.said("stopped")["grant"]["status"] == "revoked"
+    assert not as_alice.lets_in("198.51.100.9/32", "bastion")
+
+
+def test_a_grant_is_renewed_before_it_ends(as_alice: Api, start: Callable[..., Watching]) -> None:
+    watching = start("--for", "6s")
+    first = watching.said("opened")["grant"]
+    second = watching.said("renewed")["grant"]
+    assert as_alice.lets_in("203.0.113.7/32", "bastion")
+    with as_alice.client("alice") as client:
+        old = client.grant(first["id"])
+    assert (old.status, old.ended_by) == ("superseded", second["id"]), "it had not ended by itself"
+
+
+def test_without_revoke_the_grant_is_left_to_its_own_end(
+    on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start()
+    grant = watching.said("opened")["grant"]["id"]
+    code, said = watching.stop(signal.SIGINT)
+    assert (code, said) == (0, "")
+    assert "stays open until" in watching.said("stopped")["detail"]
+    with on_double.client("alice") as client:
+        assert client.grant(grant).live
+
+
+def test_who_revokes_a_watched_grant_ends_the_watch(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start()
+    grant = watching.said("opened")["grant"]["id"]
+    with on_double.client("operator") as operator:
+        operator.revoke(grant)
+    assert watching.process.wait(timeout=10) == 1
+    assert watching.process.stderr is not None
+    told = json.loads(watching.process.stderr.read())
+    assert told["detail"] == f"grant {grant} was revoked by operator: the watch ends"
+    assert double.calls("POST") == 1, "it did not argue"
+
+
+def test_a_knock_by_hand_is_followed_and_not_fought(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start("--revoke")
+    watching.said("opened")
+    with on_double.client("alice") as client:
+        by_hand = client.knock("bastion", duration="2h")
+        seen = len(double.seen)
+        wait_until(lambda: len(double.seen) > seen + 4)
+        assert double.calls("POST") == 2
+        watching.stop()
+        assert client.grant(by_hand.id).status == "revoked", "the watch ends what it watches"
+
+
+def test_offline_is_said_once_and_access_is_back_when_the_api_is(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.faults = [(200, {"Content-Type": "text/html"}, b"please log in")] * 2
+    watching = start()
+    assert "hotspot" in watching.said("offline")["detail"]
+    watching.said("opened")
+    watching.said("online")
+
+
+def test_a_refusal_ends_the_watch_with_its_reason(
+    home: Path, on_double: OnDouble, start: Callable[..., Watching], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
+    watching = start()
+    assert watching.process.wait(timeout=10) == 1
+    assert watching.process.stderr is not None
+    assert json.loads(watching.process.stderr.read())["error"] == "KeyRejected"
+
+
+def test_a_signal_while_a_call_hangs_stops_at_once(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.faults = [20]
+    watching = start()
+    wait_until(lambda: double.calls("GET") == 1)
+    began = time.monotonic()
+    assert watching.stop() == (0, "")
+    assert time.monotonic() - began < 3
+
+
+def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_it(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.faults = [None, 1.0]  # whoami at once, the knock after a second
+    watching = start("--revoke")
+    wait_until(lambda: double.calls("POST") == 1)
+    assert watching.stop() == (0, "")
+    (grant,) = double.grants.values()
+    assert grant["status"] == "revoked", "no grant is left open that nobody knows of"
+
+
+def test_who_asks_twice_to_stop_is_not_kept_waiting(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.faults = [None, 20]
+    watching = start()
+    wait_until(lambda: double.calls("POST") == 1)
+    watching.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        watching.process.wait(timeout=0.3)
+    watching.process.send_signal(signal.SIGTERM)
+    assert watching.process.wait(timeout=3) == -signal.SIGTERM
+
+
+def test_what_a_killed_watch_left_elsewhere_is_ended_by_the_next(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    killed = start("--revoke")
+    left = killed.said("opened")["grant"]["id"]
+    killed.process.kill()
+    killed.process.wait()
+    double.source = "198.51.100.9"
+    watching = start("--revoke")
+    assert watching.said("found")["grant"]["id"] == left
+    watching.said("moved")
+    watching.said("revoked")
+    assert double.grants[left]["status"] == "revoked"
+    watching.stop()
+    assert state.kept_watch(f"{double.url} bastion") == []
+
+
+def test_a_pending_grant_is_waited_for_and_a_failed_one_tried_again(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.opens_after, double.fails = 0.4, "PoolExhausted: full"
+    watching = start()
+    assert "is failed" in watching.said("offline")["detail"]
+    double.fails = ""
+    assert watching.said("opened")["grant"]["status"] == "active"
+    watching.said("online")
+
+
+def test_lines_are_for_people_or_ids_when_quiet(on_double: OnDouble, home: Path) -> None:
+    for words, expected in (
+        ([], "open: bastion (22/tcp) from 203.0.113.7/32 until "),
+        (["-q"], "alice_203-0-113-7_"),
+    ):
+        with subprocess.Popen(
+            ["knock", "watch", "bastion", *words], stdout=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdout is not None
+            assert expected in running.stdout.readline()
+            running.terminate()
+            assert running.wait(timeout=5) == 0
+
+
+# ---------------------------------------------------------------------- the machine itself, without traffic
+
+
+@pytest.fixture
+def watcher(on_double: OnDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[watch.Watch]:
+    from argparse import Namespace
+
+    from knock.screen import Screen
+    from knock.session import Session
+
+    monkeypatch.setattr(watch, "LOOK", 0.02)
+    asked = Namespace(
+        targets=["bastion"], duration="1h", reason=None, every=60.0, revoke=False, json=True, quiet=False
+    )
+    with Session(None, Screen(as_json=True)) as api:
+        yield watch.Watch(api, asked, Screen(as_json=True))
+
+
+def test_another_network_ends_the_wait_and_the_backoff(
+    watcher: watch.Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher.network = network.fingerprint()
+    watcher.failures = 5
+    began = time.monotonic()
+    watcher._wait(0.2)
+    assert time.monotonic() - began >= 0.2
+    assert watcher.failures == 5
+    monkeypatch.setattr(network, "fingerprint", lambda: "a café")
+    watcher._wait(60)
+    assert time.monotonic() - began < 5
+    assert watcher.failures == 0
+
+
+def test_waking_from_sleep_ends_the_wait(watcher: watch.Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher.network = network.fingerprint()
+    real, slept = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + slept[0])
+    threading.Timer(0.1, lambda: slept.__setitem__(0, 3600.0)).start()
+    began = time.monotonic()
+    watcher._wait(60)
+    assert time.monotonic() - began < 5
+
+
+def test_tries_grow_apart_to_a_minute_and_no_more(watcher: watch.Watch) -> None:
+    pauses = [watcher._pause_after(KnockError("offline")) for _ in range(9)]
+    assert all(0.75 * 2**n <= pause <= 2**n for n, pause in enumerate(pauses[:6]))
+    assert all(45 <= pause <= 60 for pause in pauses[6:])
+
+
+def test_a_grant_that_is_gone_from_the_trail_is_opened_anew(watcher: watch.Watch, double: Double) -> None:
+    watcher._check()
+    assert watcher.grant is not None
+    first = watcher.grant.id
+    del double.grants[first]
+    watcher._check()
+    assert watcher.grant is not None
+    assert watcher.grant.id != first
+
+
+def test_an_expired_grant_is_opened_anew_after_a_long_sleep(watcher: watch.Watch, double: Double) -> None:
+    watcher._check()
+    assert watcher.grant is not None
+    first = double.grants[watcher.grant.id]
+    first["end"] = double.now()
+    watcher._check()
+    assert first["status"] == "expired"
+    assert double.calls("POST") == 2
+
+
+def test_an_old_grant_that_could_not_be_revoked_is_tried_again(watcher: watch.Watch, double: Double) -> None:
+    watcher._check()
+    assert watcher.grant is not None
+    first = watcher.grant.id
+    double.source = "198.51.100.9"
+    busy = (
+        409,
+        {},
+        {"type": "urn:knock:problem:pool-exhausted", "title": "No", "status": 409, "detail": "x"},
+    )
+    double.faults = [None, None, None, busy]
+    watcher._check()
+    assert double.grants[first]["status"] == "active"
+    assert watcher.left_behind == [first]
+    watcher._check()
+    assert double.grants[first]["status"] == "revoked"
+    assert watcher.left_behind == []
+    assert double.calls("POST") == 2
+
+
+def test_the_seconds_between_checks_are_bounded(run: Run) -> None:
+    for words in (["--every", "0.1"], ["--every", "7200"], ["--every", "often"]):
+        assert run("watch", *words).code == 2
