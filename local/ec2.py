@@ -17,7 +17,6 @@ One lock holds for every change of a rule: calls happen one after the other, who
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import ipaddress
 import itertools
@@ -295,7 +294,7 @@ def _test(backend: Any, name: str, values: list[str]) -> Callable[[SecurityGroup
 def _after(token: str | None) -> str:
     try:
         return base64.urlsafe_b64decode(token or "").decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise _invalid("Invalid value for parameter NextToken") from error
 
 
@@ -351,7 +350,7 @@ def _traffic(part: dict[str, Any]) -> tuple[str, int | None, int | None]:
         return protocol, kind, code
     if protocol != "-1" and not (protocol.isdecimal() and int(protocol) <= 255):
         raise _invalid(f"Invalid value '{given}' for IP protocol. Unknown protocol.")
-    return protocol, None, None
+    return (protocol, None, None) if protocol == "-1" else (protocol, -1, -1)
 
 
 def _ports(from_port: int | None, to_port: int | None) -> tuple[int, int]:

@@ -8,7 +8,6 @@ the page of the operation in https://docs.aws.amazon.com/step-functions/latest/a
 from __future__ import annotations
 
 import base64
-import binascii
 import copy
 import json
 import re
@@ -346,7 +345,7 @@ def _place(self: Any, query: str, first: int) -> int:
         return first
     try:
         place, of = json.loads(base64.urlsafe_b64decode(token))
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InvalidToken from error
     if of != query:
         raise InvalidToken

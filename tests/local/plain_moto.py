@@ -201,6 +201,59 @@ def stepfunctions() -> dict[str, bool]:
     return asked.faults()
 
 
+def security_groups() -> dict[str, bool]:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    groups = iter(
+        ec2.create_security_group(GroupName=f"g{number}", Description="x", VpcId=vpc)["GroupId"]
+        for number in range(9)
+    )
+
+    def tcp(port: int, *cidrs: str, **more: Any) -> Json:
+        ranges = [{"CidrIp": cidr, **more} for cidr in cidrs]
+        return {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": ranges}
+
+    def authorize(group: str, *permissions: Json) -> str | None:
+        return refusal(ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=list(permissions))
+
+    def rules(group: str) -> int:
+        (shown,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+        return sum(len(one["IpRanges"]) for one in shown["IpPermissions"])
+
+    half, named, full, typed = (next(groups) for _ in range(4))
+    authorize(half, tcp(22, "203.0.113.1/32"))
+    authorize(half, tcp(80, "203.0.113.2/32"), tcp(22, "203.0.113.1/32"))
+    added = ec2.authorize_security_group_ingress(
+        GroupId=named, IpPermissions=[tcp(22, "203.0.113.1/32"), tcp(80, "203.0.113.1/32")]
+    )["SecurityGroupRules"]
+    authorize(full, tcp(22, *(f"203.0.113.{number}/32" for number in range(60))))
+    v6 = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
+    authorize(typed, tcp(22, "203.0.113.0/24"))
+    rule = added[0]["SecurityGroupRuleId"]
+    ec2.create_tags(Resources=[rule], Tags=[{"Key": "a", "Value": "b"}])
+    unknown = refusal(
+        ec2.revoke_security_group_ingress, GroupId=named, SecurityGroupRuleIds=["sgr-" + "0" * 17]
+    )
+    ec2.revoke_security_group_ingress(GroupId=named, SecurityGroupRuleIds=[rule])
+    left = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [rule]}])["Tags"]
+    tagged = refusal(ec2.create_tags, Resources=[rule], Tags=[{"Key": "a", "Value": "b"}])
+    page = ec2.describe_security_group_rules(MaxResults=5)["SecurityGroupRules"]
+    return {
+        "a call that fails does half": rules(half) == 2,
+        "only the last permission's rules are named": len(added) == 1,
+        "both families are counted together": authorize(full, v6) == "RulesPerSecurityGroupLimitExceeded",
+        "any port is taken": authorize(typed, tcp(70000, "203.0.113.9/32")) is None,
+        "any protocol is taken": authorize(typed, {**tcp(1, "203.0.113.9/32"), "IpProtocol": "tpc"}) is None,
+        "any description is taken": authorize(typed, tcp(23, "203.0.113.9/32", Description="<é>" * 99))
+        is None,
+        "CIDRs are compared as typed": authorize(typed, tcp(22, "203.0.113.9/24")) is None,
+        "an unknown rule id is a permission": unknown == "InvalidPermission.NotFound",
+        "a describe has no pages": len(page) > 5,
+        "a rule that is gone can be tagged": tagged is None,
+        "a revoked rule leaves its tags": len(left) == 1,
+    }
+
+
 if __name__ == "__main__":
     os.environ.update(TZ="UTC", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
     time.tzset()

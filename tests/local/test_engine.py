@@ -21,6 +21,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
@@ -884,9 +885,7 @@ def test_a_token_of_another_query_is_refused(world: World, sfn: Any) -> None:
 @pytest.mark.parametrize("wrong", [{"statusFilter": "DONE"}, {"maxResults": 1001}, {"maxResults": -1}])
 def test_a_listing_refuses_what_the_api_does_not_know(world: World, sfn: Any, wrong: Json) -> None:
     arn = machine(sfn, {"Work": task()})
-    unchecked = boto3.client(
-        "stepfunctions", region_name=REGION, config=boto3.session.Config(parameter_validation=False)
-    )
+    unchecked = boto3.client("stepfunctions", region_name=REGION, config=Config(parameter_validation=False))
     with pytest.raises(ClientError) as error:
         unchecked.list_executions(stateMachineArn=arn, **wrong)
     assert error.value.response["Error"]["Code"] == "ValidationException"
