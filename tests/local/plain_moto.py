@@ -254,6 +254,42 @@ def security_groups() -> dict[str, bool]:
     }
 
 
+def eventbridge() -> dict[str, bool]:
+    events = boto3.client("events", region_name=REGION)
+    sqs = boto3.client("sqs", region_name=REGION)
+
+    def caught(rule: Json, detail: str = '{"a": 1}') -> bool:
+        queue = sqs.create_queue(QueueName="caught")["QueueUrl"]
+        events.put_rule(Name="caught", **rule)
+        target = {"Id": "1", "Arn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:caught"}
+        events.put_targets(Rule="caught", Targets=[target])
+        events.put_events(Entries=[{"Source": "test", "DetailType": "T", "Detail": detail}])
+        messages = sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=0).get("Messages", [])
+        events.remove_targets(Rule="caught", Ids=["1"])
+        events.delete_rule(Name="caught")
+        sqs.delete_queue(QueueUrl=queue)
+        return bool(messages)
+
+    def raises() -> bool:
+        events.put_rule(Name="lambda", EventPattern='{"source": ["lambda"]}')
+        target = {"Id": "1", "Arn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:f"}
+        events.put_targets(Rule="lambda", Targets=[target])
+        try:
+            events.put_events(Entries=[{"Source": "lambda", "DetailType": "T", "Detail": '{"a": 1}'}])
+        except NotImplementedError:
+            return True
+        return False
+
+    array = '{"detail": {"a": {"b": ["x"]}}}'
+    return {
+        "a Lambda target raises": raises(),
+        "a disabled rule sends": caught({"EventPattern": '{"source": ["test"]}', "State": "DISABLED"}),
+        "a schedule gets every event": caught({"ScheduleExpression": "rate(1 day)"}),
+        "arrays of objects do not match": not caught({"EventPattern": array}, '{"a": [{"b": "x"}]}'),
+        "true is 1": caught({"EventPattern": '{"detail": {"a": [1]}}'}, '{"a": true}'),
+    }
+
+
 if __name__ == "__main__":
     os.environ.update(TZ="UTC", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
     time.tzset()
