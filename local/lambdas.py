@@ -224,7 +224,7 @@ class _Host:
     def kill(self) -> None:
         """Kill the process and its workers; the second time does nothing."""
         with contextlib.suppress(OSError):
-            # At which it kills its workers, waits for them and ends; and no other thread waits for it any more.
+            # At which it kills its workers, waits for them and ends, and our other threads stop waiting.
             self._control.shutdown(socket.SHUT_RDWR)
         try:
             self._process.wait(_END_GRACE)

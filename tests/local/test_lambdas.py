@@ -30,7 +30,8 @@ HANDLERS = """
 import decimal, logging, os, signal, sys, time
 from pathlib import Path
 
-loads = Path("loads").open("a").write("x")
+with Path("loads").open("a") as file:
+    file.write("x")
 calls = 0
 
 def echo(event, context):

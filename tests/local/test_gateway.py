@@ -1,0 +1,516 @@
+"""The front is API Gateway: its events, its answers, its limits. Nobody is behind it but a fake function."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aws_lambda_powertools.utilities.parser.models import APIGatewayProxyEventModel
+from werkzeug.test import Client, TestResponse
+
+from local.deployment import RestApi, Route
+from local.gateway import MAX_BODY, Caller, Gateway, UsageLimits
+from local.invocation import InvocationError, InvocationResult
+from local.lambdas import NotAnswered
+from local.template import Place
+
+ARN = "arn:aws:lambda:eu-west-1:123456789012:function:knock-api"
+KEY = "Gd4W1T3pPq7mZs0Vb9Xc2Rk5Yh8Jn6La1Fe4Ud7T"
+API = RestApi(
+    id="abcdefghij",
+    name="knock",
+    stage="v1",
+    routes=(
+        Route("POST", "/knock", True, ARN),
+        Route("GET", "/knock", True, ARN),
+        Route("GET", "/console", False, ARN),
+        Route("GET", "/grants/{id}", True, ARN),
+        Route("DELETE", "/grants/{id}", True, ARN),
+        Route("GET", "/grants/all", True, ARN),
+        Route("GET", "/files/{name+}", False, ARN),
+        Route("X-AMAZON-APIGATEWAY-ANY-METHOD", "/any", False, ARN),
+        Route("GET", "/", False, ARN),
+    ),
+)
+
+
+@dataclass
+class Front:
+    """A gateway with a fake function behind it, and a clock."""
+
+    api: RestApi = API
+    keys: list[Caller] = field(default_factory=lambda: [Caller("key-id", KEY, UsageLimits("plan"))])
+    answer: Any = field(default_factory=lambda: {"statusCode": 200, "body": "{}"})
+    now: datetime = datetime(2026, 11, 23, 21, 17, 19, 123000, UTC)
+    seconds: float = 1000.0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        place = Place("knock", "eu-west-1")
+        self.gateway = Gateway(
+            self.api, place, lambda: self.keys, self.invoke, steady=lambda: self.seconds, utc=lambda: self.now
+        )
+        self.client = Client(self.gateway)
+
+    def invoke(self, arn: str, payload: bytes, patience: float) -> InvocationResult:
+        assert arn == ARN
+        self.patience = patience
+        self.events.append(json.loads(payload))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if isinstance(self.answer, InvocationResult):
+            return self.answer
+        return InvocationResult(json.dumps(self.answer).encode())
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = KEY,
+        peer: str = "127.0.0.1",
+        headers: dict[str, str] | None = None,
+        **rest: Any,
+    ) -> TestResponse:
+        given = dict(headers or {})
+        if key is not None:
+            given["x-api-key"] = key
+        return self.client.open(
+            path, method=method, headers=given, environ_overrides={"REMOTE_ADDR": peer}, **rest
+        )
+
+    @property
+    def event(self) -> dict[str, Any]:
+        return self.events[-1]
+
+    @property
+    def source(self) -> str:
+        source: str = self.event["requestContext"]["identity"]["sourceIp"]
+        return source
+
+
+@pytest.fixture
+def front() -> Front:
+    return Front()
+
+
+def said(answer: TestResponse) -> tuple[int, str | None]:
+    """What the gateway answers by itself: status and message."""
+    return answer.status_code, (answer.json or {}).get("message")
+
+
+# The event
+
+
+def test_the_event_is_a_rest_proxy_event_in_every_field(front: Front) -> None:
+    front.ask(
+        "POST",
+        "/v1/knock?a=1&a=2&b=%C3%A9&empty=",
+        headers={"User-Agent": "curl/8", "X-Forwarded-For": "203.0.113.7", "Host": "knock.example"},
+        data='{"duration":"8h"}',
+        content_type="application/json",
+    )
+    event = front.event
+    context = event.pop("requestContext")
+    headers = event.pop("headers")
+    assert event == {
+        "resource": "/knock",
+        "path": "/knock",
+        "httpMethod": "POST",
+        "multiValueHeaders": {name: [value] for name, value in headers.items()},
+        "queryStringParameters": {"a": "2", "b": "é", "empty": ""},
+        "multiValueQueryStringParameters": {"a": ["1", "2"], "b": ["é"], "empty": [""]},
+        "pathParameters": None,
+        "stageVariables": None,
+        "body": '{"duration":"8h"}',
+        "isBase64Encoded": False,
+    }
+    assert headers["X-Api-Key"] == KEY
+    assert headers["Content-Type"] == "application/json"
+    assert headers["X-Forwarded-For"] == "203.0.113.7"
+    assert headers["X-Forwarded-Proto"] == "http"
+    assert headers["X-Amzn-Trace-Id"].startswith("Root=1-")
+    identity = context.pop("identity")
+    assert {name: value for name, value in identity.items() if value is not None} == {
+        "sourceIp": "203.0.113.7",
+        "userAgent": "curl/8",
+        "apiKey": KEY,
+        "apiKeyId": "key-id",
+    }
+    assert len(context.pop("requestId")) == 36
+    assert len(context.pop("resourceId")) == 6
+    assert context.pop("extendedRequestId").endswith("=")
+    assert context == {
+        "resourcePath": "/knock",
+        "operationName": None,
+        "httpMethod": "POST",
+        "requestTime": "23/Nov/2026:21:17:19 +0000",
+        "path": "/v1/knock",
+        "accountId": "123456789012",
+        "protocol": "HTTP/1.1",
+        "stage": "v1",
+        "domainPrefix": "knock",
+        "requestTimeEpoch": 1795468639123,
+        "domainName": "knock.example",
+        "deploymentId": "local",
+        "apiId": "abcdefghij",
+    }
+
+
+def test_the_event_is_one_by_powertools_model_of_it(front: Front) -> None:
+    front.ask("GET", "/v1/console", key=None)
+    APIGatewayProxyEventModel.model_validate(front.event)
+
+
+def test_a_method_without_a_key_has_none_in_its_event(front: Front) -> None:
+    front.ask("GET", "/v1/console")
+    assert "apiKey" not in front.event["requestContext"]["identity"]
+
+
+def test_no_body_and_no_query_are_null(front: Front) -> None:
+    front.ask("GET", "/v1/console")
+    assert front.event["body"] is None
+    assert front.event["queryStringParameters"] is None
+    assert front.event["multiValueQueryStringParameters"] is None
+
+
+def test_a_body_that_is_not_utf_8_does_not_break_the_gateway(front: Front) -> None:
+    front.ask("POST", "/v1/knock", data=b"\xff{")
+    assert front.event["body"] == "�{"
+
+
+def test_binary_types_come_and_go_as_base64() -> None:
+    front = Front(api=replace(API, binary_types=("image/png",)))
+    front.answer = {
+        "statusCode": 200,
+        "body": base64.b64encode(b"\x00\x01").decode(),
+        "isBase64Encoded": True,
+    }
+    answer = front.ask(
+        "POST", "/v1/knock", data=b"\x89PNG", content_type="image/png", headers={"Accept": "image/png"}
+    )
+    assert (front.event["isBase64Encoded"], front.event["body"]) == (
+        True,
+        base64.b64encode(b"\x89PNG").decode(),
+    )
+    assert answer.data == b"\x00\x01"
+    assert front.ask("POST", "/v1/knock", headers={"Accept": "text/html"}).data == b"AAE="
+
+
+def test_stage_variables_are_in_the_event() -> None:
+    front = Front(api=replace(API, stage_variables={"colour": "blue"}))
+    front.ask("GET", "/v1/console")
+    assert front.event["stageVariables"] == {"colour": "blue"}
+
+
+# Routing
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "resource", "parameters"),
+    [
+        ("GET", "/v1/knock", "/knock", None),
+        ("GET", "/v1/knock/", "/knock", None),
+        ("GET", "/v1/grants/abc-1", "/grants/{id}", {"id": "abc-1"}),
+        ("GET", "/v1/grants/a%2Fb%20c", "/grants/{id}", {"id": "a/b c"}),
+        ("GET", "/v1/grants/all", "/grants/all", None),
+        ("GET", "/v1/files/a/b/c", "/files/{name+}", {"name": "a/b/c"}),
+        ("PATCH", "/v1/any", "/any", None),
+        ("GET", "/v1/", "/", None),
+        ("GET", "/v1", "/", None),
+    ],
+)
+def test_a_path_goes_to_its_resource(
+    front: Front, method: str, path: str, resource: str, parameters: object
+) -> None:
+    assert front.ask(method, path).status_code == 200
+    assert front.event["resource"] == resource
+    assert front.event["pathParameters"] == parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/nowhere"),
+        ("PUT", "/v1/knock"),
+        ("OPTIONS", "/v1/knock"),
+        ("GET", "/v1/grants/a/b"),
+        ("DELETE", "/v1/grants/all"),
+        ("GET", "/v1/grants/"),
+        ("GET", "/v1/files/"),
+        ("GET", "/v1//knock"),
+    ],
+)
+def test_no_such_route_is_answered_as_aws_answers_it(front: Front, method: str, path: str) -> None:
+    answer = front.ask(method, path)
+    assert said(answer) == (403, "Missing Authentication Token")
+    assert answer.headers["x-amzn-ErrorType"] == "MissingAuthenticationTokenException"
+    assert not front.events
+
+
+@pytest.mark.parametrize("path", ["/", "/knock", "/v2/knock", "/v1x/knock"])
+def test_no_such_stage_is_forbidden(front: Front, path: str) -> None:
+    assert said(front.ask("GET", path)) == (403, "Forbidden")
+
+
+# Keys
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", KEY.lower(), "é" * 40])
+def test_no_key_and_a_wrong_key_are_forbidden(front: Front, key: str | None) -> None:
+    answer = front.ask("POST", "/v1/knock", key=key)
+    assert said(answer) == (403, "Forbidden")
+    assert answer.headers["x-amzn-ErrorType"] == "ForbiddenException"
+    assert not front.events
+
+
+def test_the_console_needs_no_key(front: Front) -> None:
+    assert front.ask("GET", "/v1/console", key=None).status_code == 200
+
+
+def test_a_key_is_found_among_others_and_gone_when_it_is_taken_away(front: Front) -> None:
+    other = Caller("other", "x" * 40, UsageLimits("plan"))
+    front.keys = [other, *front.keys, replace(other, key_id="third", value="y" * 40)]
+    front.ask("GET", "/v1/knock")
+    assert front.event["requestContext"]["identity"]["apiKeyId"] == "key-id"
+    front.keys = [other]
+    assert said(front.ask("GET", "/v1/knock")) == (403, "Forbidden")
+
+
+def test_a_key_is_taken_from_its_header_alone(front: Front) -> None:
+    assert said(front.ask("GET", f"/v1/knock?x-api-key={KEY}", key=None)) == (403, "Forbidden")
+
+
+# The source
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "source"),
+    [
+        ("127.0.0.1", None, "127.0.0.1"),
+        ("::1", None, "::1"),
+        ("127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("::1", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "198.51.100.1, 203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "nonsense,  203.0.113.7 ", "203.0.113.7"),
+        ("127.0.0.1", "2001:DB8::0001", "2001:db8::1"),
+        ("127.0.0.1", "::ffff:203.0.113.7", "203.0.113.7"),
+        ("::ffff:127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("198.51.100.9", "203.0.113.7", "198.51.100.9"),
+        ("2001:db8::9", "203.0.113.7", "2001:db8::9"),
+    ],
+)
+def test_the_source_is_the_peer_or_behind_loopback_the_last_forwarder(
+    front: Front, peer: str, forwarded: str | None, source: str
+) -> None:
+    front.ask("GET", "/v1/knock", peer=peer, headers={"X-Forwarded-For": forwarded} if forwarded else None)
+    assert front.source == source
+    assert front.event["headers"]["X-Forwarded-For"].rsplit(", ")[-1] == source
+
+
+@pytest.mark.parametrize(
+    "forwarded", ["nonsense", "203.0.113.7, x", "203.0.113.7:80", "203.0.113.0/24", "fe80::1%1", ","]
+)
+def test_a_forwarder_that_is_no_address_is_refused_and_not_guessed(front: Front, forwarded: str) -> None:
+    assert said(front.ask("GET", "/v1/knock", headers={"X-Forwarded-For": forwarded})) == (400, "Bad Request")
+    assert not front.events
+
+
+def test_what_a_client_says_of_itself_stays_before_what_the_edge_says(front: Front) -> None:
+    front.ask("GET", "/v1/knock", headers={"X-Forwarded-For": "10.0.0.1, 203.0.113.7"})
+    assert front.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 203.0.113.7"
+    front.ask("GET", "/v1/knock", peer="198.51.100.9", headers={"X-Forwarded-For": "10.0.0.1"})
+    assert front.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 198.51.100.9"
+
+
+# Limits
+
+
+def limited(**limits: Any) -> Front:
+    return Front(
+        keys=[
+            Caller("key-id", KEY, UsageLimits("plan", **limits)),
+            Caller("b", "b", UsageLimits("plan", **limits)),
+        ]
+    )
+
+
+def test_a_burst_is_let_through_and_refilled_at_the_rate() -> None:
+    front = limited(rate=2, burst=3)
+    statuses = [front.ask("GET", "/v1/knock").status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    front.seconds += 0.49
+    assert front.ask("GET", "/v1/knock").status_code == 429
+    front.seconds += 0.02
+    assert [front.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 429]
+    front.seconds += 100
+    assert [front.ask("GET", "/v1/knock").status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_a_throttled_request_is_answered_as_aws_answers_it() -> None:
+    front = limited(rate=1, burst=1)
+    front.ask("GET", "/v1/knock")
+    answer = front.ask("GET", "/v1/knock")
+    assert said(answer) == (429, "Too Many Requests")
+    assert answer.headers["x-amzn-ErrorType"] == "TooManyRequestsException"
+
+
+def test_keys_are_throttled_apart() -> None:
+    front = limited(rate=1, burst=1)
+    assert [front.ask("GET", "/v1/knock", key=key).status_code for key in (KEY, "b", KEY)] == [200, 200, 429]
+
+
+def test_a_method_is_throttled_for_everybody_together() -> None:
+    front = Front(api=replace(API, rate=1.0, burst=2))
+    paths = ["/v1/console", "/v1/console", "/v1/console", "/v1/knock"]
+    assert [front.ask("GET", path).status_code for path in paths] == [200, 200, 429, 200]
+
+
+@pytest.mark.parametrize(
+    ("period", "same", "next_one"),
+    [
+        ("DAY", timedelta(hours=2), timedelta(hours=3)),
+        ("WEEK", timedelta(days=6), timedelta(days=7)),
+        ("MONTH", timedelta(days=6), timedelta(days=9)),
+    ],
+)
+def test_a_quota_holds_for_its_period(period: str, same: timedelta, next_one: timedelta) -> None:
+    front = limited(quota=2, period=period)
+    began = front.now  # a Monday, 21:17
+    assert [front.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 200]
+    front.now = began + same
+    answer = front.ask("GET", "/v1/knock")
+    assert said(answer) == (429, "Limit Exceeded")
+    assert answer.headers["x-amzn-ErrorType"] == "LimitExceededException"
+    front.now = began + next_one
+    assert front.ask("GET", "/v1/knock").status_code == 200
+
+
+def test_a_changed_usage_plan_holds_at_once() -> None:
+    front = limited(rate=1, burst=1)
+    front.ask("GET", "/v1/knock")
+    assert front.ask("GET", "/v1/knock").status_code == 429
+    front.keys = [replace(front.keys[0], limits=UsageLimits("plan", rate=1, burst=5))]
+    assert front.ask("GET", "/v1/knock").status_code == 200
+
+
+def test_a_throttle_counts_exactly_when_many_come_at_once() -> None:
+    front = limited(rate=1, burst=20)
+    with ThreadPoolExecutor(16) as threads:
+        statuses = list(threads.map(lambda _: front.ask("GET", "/v1/knock").status_code, range(64)))
+    assert statuses.count(200) == 20
+
+
+def test_a_body_over_ten_megabytes_is_refused(front: Front) -> None:
+    assert front.ask("POST", "/v1/knock", data=b"x" * MAX_BODY).status_code == 200
+    answer = front.ask("POST", "/v1/knock", data=b"x" * (MAX_BODY + 1))
+    assert said(answer) == (413, "Request Too Long")
+    assert len(front.events) == 1
+
+
+# The answer
+
+
+def test_the_functions_answer_is_the_answer(front: Front) -> None:
+    front.answer = {
+        "statusCode": 201,
+        "headers": {"Content-Type": "text/plain", "X-Number": 5, "X-Yes": True, "Date": "never"},
+        "multiValueHeaders": {"Set-Cookie": ["a=1", "b=2"], "Content-Type": ["text/html"]},
+        "body": "é",
+        "isBase64Encoded": False,
+    }
+    answer = front.ask("POST", "/v1/knock")
+    assert answer.status_code == 201
+    assert answer.text == "é"
+    assert answer.headers["Content-Type"] == "text/html"
+    assert answer.headers.getlist("Set-Cookie") == ["a=1", "b=2"]
+    assert (answer.headers["X-Number"], answer.headers["X-Yes"]) == ("5", "true")
+    assert answer.headers["x-amzn-Remapped-Date"] == "never"
+    assert len(answer.headers["x-amzn-RequestId"]) == 36
+    assert answer.headers["x-amz-apigw-id"]
+
+
+def test_an_answer_without_a_content_type_is_json(front: Front) -> None:
+    front.answer = {"statusCode": "204"}
+    answer = front.ask("GET", "/v1/knock")
+    assert (answer.status_code, answer.data) == (204, b"")
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {"body": "no status"},
+        {"statusCode": "ok"},
+        {"statusCode": 99},
+        {"statusCode": 200, "body": {"not": "a string"}},
+        {"statusCode": 200, "headers": {"X": {"nested": 1}}},
+        {"statusCode": 200, "headers": {"X": "a\r\nSet-Cookie: b"}},
+        {"statusCode": 200, "headers": {"X Y": "a"}},
+        {"statusCode": 200, "headers": {"X": "☃"}},
+        {"statusCode": 200, "headers": ["X"]},
+        {"statusCode": 200, "unknown": 1},
+        InvocationResult(b"not json"),
+        InvocationResult(b'{"errorMessage": "secret of the function"}', "Unhandled"),
+    ],
+)
+def test_a_malformed_answer_or_a_failed_function_is_502_and_tells_nothing(front: Front, answer: Any) -> None:
+    front.answer = answer
+    response = front.ask("GET", "/v1/knock")
+    assert said(response) == (502, "Internal server error")
+    assert response.headers["x-amzn-ErrorType"] == "InternalServerErrorException"
+    assert "secret" not in response.text
+
+
+def test_a_function_that_does_not_answer_in_29_seconds_is_504(front: Front) -> None:
+    front.answer = NotAnswered()
+    assert said(front.ask("GET", "/v1/knock")) == (504, "Endpoint request timed out")
+    assert front.patience == 29
+
+
+def test_lambda_that_refuses_is_500(front: Front) -> None:
+    front.answer = InvocationError("TooManyRequestsException", "Rate Exceeded.")
+    assert said(front.ask("GET", "/v1/knock")) == (500, "Internal server error")
+
+
+def test_gateway_responses_of_the_template_are_used() -> None:
+    responses = {
+        "INVALID_API_KEY": {
+            "statusCode": "401",
+            "responseTemplates": {"application/problem+json": '{"detail":$context.error.messageString}'},
+            "responseParameters": {
+                "gatewayresponse.header.X-Fixed": "'value'",
+                "gatewayresponse.header.X-Request": "$context.requestId",
+                "gatewayresponse.header.x-amzn-errortype": "'Ours'",
+            },
+        },
+        "DEFAULT_5XX": {"responseParameters": {"gatewayresponse.header.Retry-After": "'1'"}},
+    }
+    front = Front(api=replace(API, responses=responses))
+    answer = front.ask("GET", "/v1/knock", key="wrong")
+    assert (answer.status_code, answer.json) == (401, {"detail": "Forbidden"})
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Fixed"] == "value"
+    assert answer.headers["X-Request"] == answer.headers["x-amzn-RequestId"]
+    assert answer.headers.getlist("x-amzn-ErrorType") == ["Ours"]
+    front.answer = NotAnswered()
+    slow = front.ask("GET", "/v1/knock")
+    assert (said(slow), slow.headers["Retry-After"]) == ((504, "Endpoint request timed out"), "1")
+
+
+def test_the_log_has_each_request_and_never_a_key(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    front.ask("GET", f"/v1/knock?key={KEY}")
+    front.ask("GET", "/v1/knock", key="almost" + KEY)
+    assert "GET /v1/knock 200" in caplog.text
+    assert "GET /v1/knock 403" in caplog.text
+    assert KEY not in caplog.text
