@@ -15,6 +15,7 @@ import json
 from typing import Any
 from urllib.parse import unquote
 
+import moto.apigateway.urls
 from moto.apigateway.exceptions import ApiKeyNotFoundException, UsagePlanNotFoundException
 from moto.apigateway.models import APIGatewayBackend
 from moto.apigateway.responses import APIGatewayResponse
@@ -25,7 +26,11 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Mend moto in this process. Calling it again changes nothing; nothing takes it back."""
+    """Mend moto in this process, before a mock or a server starts.
+
+    Calling it again changes nothing; nothing takes it back.
+    """
+    moto.apigateway.urls.url_paths[_TAGS] = APIGatewayResponse.dispatch
     for owner, name, mended in (
         (APIGatewayResponse, "tag_resource", _tag_resource),
         (APIGatewayResponse, "untag_resource", _untag_resource),
@@ -39,6 +44,12 @@ def install() -> None:
 
 
 _moto: dict[str, Any] = {}
+
+# A server sees the slashes of an ARN in a path as slashes, and moto has a route for a stage's ARN only.
+_TAGS = (
+    "{0}/tags/arn:(?P<partition>[^/]+):apigateway:(?P<region_name>[^/]+)::"
+    "/(?P<kind>apikeys|usageplans)/(?P<resource>[^/]+)$"
+)
 
 
 def _tagged(response: APIGatewayResponse) -> Any:

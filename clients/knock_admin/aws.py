@@ -36,7 +36,7 @@ IAM_SERVICE = {"monitoring": "cloudwatch"}
 CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
-    retries={"mode": "standard", "total_max_attempts": 5},
+    retries={"mode": "standard", "total_max_attempts": 4},
     user_agent_extra=f"knock-admin/{__version__}",
 )
 

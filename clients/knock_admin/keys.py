@@ -173,9 +173,8 @@ def add(stack: Stack, args: Namespace) -> Result:
     for key in keys_of(stack):
         if key.name == args.name:
             raise AdminError(
-                f"The stack {stack.name} has a key {key.name} already ({key.id}): change it with `key set` or "
-                f"replace it with `key rotate`. If nobody has seen its value, `knock-admin key rm {key.id}` "
-                "and add it again."
+                f"The stack {stack.name} has a key {key.name} already ({key.id}): change it with `key set`, "
+                f"or `key rotate` it. If nobody has seen its value, `key rm {key.id}` and add it again."
             )
     _check_targets(stack, args.targets)
     wanted = {tags.STACK: stack.name, **_rights(args)}

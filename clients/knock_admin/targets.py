@@ -355,7 +355,7 @@ def _complete(
         )
         ec2.delete_tags(Resources=new, Tags=[{"Key": tags.UNFINISHED}])
     _warn_of_world(aws, name, ports, set(everything), list(holders.values()))
-    lines = [f"made {group} in {vpc['VpcId']}" for group in made]
+    lines = [f"made {group} in {vpc['VpcId']}" for group in sorted(made)]
     lines += [f"finished {group.id}" for group in unfinished]
     lines += [f"attached to {holder}" for holder in attached]
     lines.append(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 import io
 import json
+import signal
+import subprocess
+import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -27,6 +32,7 @@ from grants.values import Grant, Ports, Principal, RuleKey, Target, name_grant, 
 from knock_admin import aws as admin_aws
 from knock_admin.cli import main
 
+ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
 TRAIL_REGION = "eu-west-1"
 _LOADER = create_loader()
@@ -110,6 +116,17 @@ class World:
         self.gateway.create_usage_plan(
             name=name, throttle={"rateLimit": 5.0, "burstLimit": 20}, quota={"limit": 5000, "period": "DAY"}
         )
+
+    def plan_stage(self) -> None:
+        """Connect the stack's usage plan to a stage of an API, as a deployment does."""
+        api = self.gateway.create_rest_api(name=STACK)["id"]
+        root = self.gateway.get_resources(restApiId=api)["items"][0]["id"]
+        self.gateway.put_method(restApiId=api, resourceId=root, httpMethod="GET", authorizationType="NONE")
+        self.gateway.put_integration(restApiId=api, resourceId=root, httpMethod="GET", type="MOCK")
+        self.gateway.create_deployment(restApiId=api, stageName="v1")
+        plan = self.gateway.get_usage_plans()["items"][0]["id"]
+        change = {"op": "add", "path": "/apiStages", "value": f"{api}:v1"}
+        self.gateway.update_usage_plan(usagePlanId=plan, patchOperations=[change])
 
     def make_group(self, name: str, vpc: str | None = None) -> str:
         made = self.ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc or self.vpc)
@@ -246,3 +263,26 @@ def make_world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         made = World(capsys)
         monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(made))
         yield made
+
+
+@contextmanager
+def local_stack() -> Iterator[dict[str, Any]]:
+    """Run the local stack in a process of its own; give the summary it prints. Stopped as Ctrl-C stops it."""
+    command = [sys.executable, "-m", "local", "up", "--json", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as stack:
+        assert stack.stdout is not None
+        assert stack.stderr is not None
+        # What the functions say must not fill the pipe; a stack that does not start is quoted.
+        said: list[str] = []
+        listener = threading.Thread(target=lambda: said.extend(stack.stderr or ()), daemon=True)
+        listener.start()
+        try:
+            line = stack.stdout.readline()
+            assert line, f"the local stack did not start: {''.join(said)}"
+            yield json.loads(line)
+        finally:
+            stack.send_signal(signal.SIGINT)
+            stack.wait(20)
+            listener.join(5)

@@ -235,7 +235,7 @@ def test_a_vpc_with_ipv6_loses_the_way_out_over_ipv6_too(world: World) -> None:
 def test_without_a_default_vpc_the_vpc_must_be_named(world: World) -> None:
     from moto.ec2.models import ec2_backends
 
-    ec2_backends[ACCOUNT][REGION].vpcs[world.vpc].is_default = "false"
+    ec2_backends[ACCOUNT][REGION].vpcs[world.vpc].is_default = "false"  # type: ignore[assignment]  # moto compares it as text
     ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
     assert (ran.code, "There is no default VPC here" in ran.err) == (2, True)
 
@@ -316,7 +316,11 @@ def test_ls_counts_rules_by_family_as_the_quota_does(world: World) -> None:
 
 
 def test_a_rule_for_a_group_counts_in_both_families() -> None:
-    rules = [{"CidrIpv4": "203.0.113.7/32"}, {"CidrIpv6": "2001:db8::/128"}, {"ReferencedGroupInfo": {}}]
+    rules: list[dict[str, Any]] = [
+        {"CidrIpv4": "203.0.113.7/32"},
+        {"CidrIpv6": "2001:db8::/128"},
+        {"ReferencedGroupInfo": {}},
+    ]
     assert used(rules) == (2, 2)
 
 

@@ -1,0 +1,373 @@
+"""The program `knock-admin` as a whole: help, exit codes, dry runs, errors, and which stack it works on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore import exceptions as boto
+from botocore.endpoint import Endpoint
+
+from knock_admin import aws, cli, errors
+from tests.clients.admin_support import REGION, World, client, make_world
+
+world = pytest.fixture(make_world)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def commands(parser: argparse.ArgumentParser | None = None) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Walk through all parsers: the program's own, the groups', the commands'."""
+    parser = parser or cli._parser()
+    yield parser.prog, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from commands(child)
+
+
+ALL = dict(commands())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_help_has_an_example_that_the_program_accepts(name: str) -> None:
+    text = ALL[name].format_help()
+    assert "Example:\n  knock-admin" in text
+    for line in text.split("Example:\n")[1].splitlines():
+        if not line.startswith("  knock-admin"):
+            break
+        words = shlex.split(line.split(" > ")[0])[1:]
+        assert cli._parser().parse_args(words).run
+
+
+@pytest.mark.parametrize("name", [name for name, parser in ALL.items() if parser.get_default("run")])
+def test_every_command_takes_the_common_options_before_and_after_it(name: str) -> None:
+    common = ["--json", "--stack", "s", "--region", "r", "--profile", "p", "--endpoint-url", "u"]
+    (example,) = [line for line in ALL[name].format_help().splitlines() if line.startswith("  knock-admin")][
+        :1
+    ]
+    words = shlex.split(example.split(" > ")[0])[1:]
+    before, after = (cli._parser().parse_args(line) for line in ([*common, *words], [*words, *common]))
+    assert vars(before) == vars(after)
+    assert (before.json, before.stack, before.region) == (True, "s", "r")
+
+
+CHANGING = {
+    "target add": ["bastion", "--groups", "3"],
+    "target grow": ["bastion", "--groups", "3"],
+    "target detach": ["bastion", "--all"],
+    "target rm": ["loose"],
+    "key add": ["bob", "--targets", "bastion", "--max", "8h"],
+    "key set": ["alice", "--max", "4h", "--no-operator"],
+    "key disable": ["alice"],
+    "key enable": ["off"],
+    "key rm": ["alice"],
+    "key rotate": ["alice"],
+    "revoke": ["--all"],
+    "guard": [],
+    "doctor": ["--test-grant"],
+}
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    """Give every command something to change."""
+    world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
+    world.ok("target", "add", "loose", "--ports", "22/tcp")
+    world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--operator")
+    world.ok("key", "add", "off", "--targets", "bastion", "--max", "8h")
+    world.ok("key", "disable", "off")
+    world.record("alice")
+    return world
+
+
+def test_the_table_of_changing_commands_is_complete() -> None:
+    changing = {
+        name.removeprefix("knock-admin ")
+        for name, parser in ALL.items()
+        if parser.get_default("run") and "--dry-run" in parser.format_help()
+    }
+    assert changing == set(CHANGING)
+
+
+@pytest.mark.parametrize("command", CHANGING)
+def test_a_dry_run_lists_calls_and_sends_none_that_changes(
+    busy: World, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Break it: let _hold_back pass one operation, or name it as one that reads."""
+    sent: list[str] = []
+    whole = Endpoint.make_request
+
+    def watch(self: Any, operation_model: Any, request_dict: Any) -> Any:
+        sent.append(operation_model.name)
+        return whole(self, operation_model, request_dict)
+
+    monkeypatch.setattr(Endpoint, "make_request", watch)
+    words = [*command.split(), *CHANGING[command], "--dry-run"]
+    planned = busy.ok(*words, "--json").json
+    assert planned["dry_run"] is True
+    assert planned["calls"], "there was something to change"
+    verbs = (
+        "Create",
+        "Delete",
+        "Put",
+        "Update",
+        "Modify",
+        "Set",
+        "Tag",
+        "Untag",
+        "Revoke",
+        "Stop",
+        "Start",
+        "Invoke",
+    )
+    assert sent
+    assert [name for name in sent if name.startswith((*verbs, "Authorize", "Batch", "Attach"))] == []
+    lines = busy.ok(*words).out.splitlines()
+    assert lines[0] == "Calls this would make:"
+    assert len(lines) == 1 + len(planned["calls"])
+    first = planned["calls"][0]
+    number, call, parameters = lines[1].split(maxsplit=2)
+    assert (number, call) == ("1.", first["call"].split()[0])
+    assert command == "doctor" or json.loads(parameters) == first["parameters"]
+
+
+def test_an_operation_nobody_thought_of_is_held_back(world: World) -> None:
+    made = aws.Aws(region=REGION, dry_run=True)
+    answer = made.client("ec2").accept_vpc_peering_connection(VpcPeeringConnectionId="pcx-1")
+    assert [call.name for call in made.ledger.planned] == ["ec2:AcceptVpcPeeringConnection"]
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 200
+
+
+def test_a_call_that_is_made_from_an_earlier_ones_answer_says_so(busy: World) -> None:
+    calls = busy.ok("key", "add", "bob", "--targets", "bastion", "--max", "8h", "--dry-run", "--json").json[
+        "calls"
+    ]
+    assert calls[1]["parameters"]["keyId"] == "<id of call 1>"
+
+
+def test_a_dry_run_of_what_is_done_already_says_so(busy: World) -> None:
+    assert busy.ok("key", "enable", "alice", "--dry-run").out == "This would change nothing.\n"
+    assert busy.ok("key", "enable", "alice", "--dry-run", "--json").json == {"dry_run": True, "calls": []}
+
+
+# ---------------------------------------------------------------------------- which stack, which AWS
+
+
+def test_the_only_stack_of_the_region_needs_no_name(world: World) -> None:
+    world.ok("target", "ls")
+
+
+def test_several_stacks_must_be_told_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.make_stack("other")
+    ran = world.run("target", "ls")
+    assert (ran.code, "there are: knock, other." in ran.err) == (2, True)
+    world.ok("target", "ls", "--stack", "other")
+    monkeypatch.setenv("KNOCK_STACK", "knock")
+    world.ok("target", "ls")
+    ran = world.run("target", "ls", "--stack", "third")
+    assert (ran.code, "There is no stack third" in ran.err) == (2, True)
+
+
+def test_a_region_without_a_stack_says_so(world: World) -> None:
+    code = cli.main(["target", "ls", "--region", "eu-north-1"])
+    assert (code, "In eu-north-1 there are: none" in world.capsys.readouterr().err) == (2, True)
+
+
+def test_the_region_may_come_from_the_environment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", REGION)
+    assert cli.main(["target", "ls"]) == 0
+
+
+def test_without_a_region_it_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    assert cli.main(["target", "ls"]) == 2
+    assert "No region: give --region" in capsys.readouterr().err
+
+
+def test_an_unknown_profile_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["target", "ls", "--profile", "nobody"]) == 2
+    assert "aws configure list-profiles" in capsys.readouterr().err
+
+
+def test_without_credentials_aws_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert cli.main(["target", "ls"]) == 3
+    assert "No usable AWS credentials" in capsys.readouterr().err
+
+
+def test_an_endpoint_that_does_not_answer_is_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(aws, "CONFIG", aws.CONFIG.merge(aws.Config(retries={"total_max_attempts": 1})))
+    monkeypatch.setattr(aws, "PATIENT", aws.CONFIG)
+    assert cli.main(["target", "ls", "--endpoint-url", "http://127.0.0.1:1"]) == 3
+    assert "cannot reach AWS" in capsys.readouterr().err
+
+
+def test_a_stack_whose_functions_lack_a_setting_says_which(world: World) -> None:
+    for module in ("api", "authorize", "revoke", "stopped", "guard"):
+        client("lambda").update_function_configuration(
+            FunctionName=f"knock-{module}", Environment={"Variables": {"KNOCK_STACK": "knock"}}
+        )
+    ran = world.run("trail")
+    assert (ran.code, "has TRAIL_REGION in its environment" in ran.err) == (1, True)
+
+
+# ---------------------------------------------------------------------------- errors
+
+
+def client_error(code: str, message: str = "said AWS") -> boto.ClientError:
+    return boto.ClientError({"Error": {"Code": code, "Message": message}}, "Operation")
+
+
+CALL = aws.Call("lambda:Invoke", "lambda:InvokeFunction", {}, reads=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (
+            client_error("UnauthorizedOperation"),
+            1,
+            "AWS refused lambda:Invoke: said AWS\nYour credentials need lambda:Inv",
+        ),
+        (client_error("AccessDeniedException"), 1, "Your credentials need lambda:InvokeFunction"),
+        (client_error("ExpiredToken"), 1, "your credentials have expired"),
+        (client_error("InvalidClientTokenId"), 1, "AWS does not know these credentials"),
+        (client_error("Throttling"), 1, "lambda:Invoke: said AWS (Throttling)"),
+        (boto.ProfileNotFound(profile="x"), 2, "list-profiles"),
+        (boto.NoRegionError(), 2, "give --region"),
+        (boto.NoCredentialsError(), 3, "No usable AWS credentials"),
+        (boto.EndpointConnectionError(endpoint_url="u"), 3, "cannot reach AWS"),
+        (boto.ReadTimeoutError(endpoint_url="u"), 3, "cannot reach AWS"),
+        (boto.ParamValidationError(report="bad"), 1, "lambda:Invoke: Parameter validation failed"),
+    ],
+)
+def test_an_error_of_botocore_is_told_in_words(error: Any, exit_code: int, said: str) -> None:
+    failure = errors.translated(error, CALL)
+    assert (failure.exit_code, said in str(failure)) == (exit_code, True), failure
+    assert isinstance(errors.translated(error, None), errors.AdminError)
+
+
+def test_a_missing_permission_is_named_as_iam_names_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.apigateway.responses import APIGatewayResponse
+
+    def refuse(_: Any) -> None:
+        raise client_error("AccessDeniedException", "not authorized")
+
+    monkeypatch.setattr(APIGatewayResponse, "get_usage_plans", refuse)
+    ran = world.run("key", "ls")
+    assert ran.code == 1
+    assert "AWS refused apigateway:GetUsagePlans: not authorized" in ran.err
+    assert "Your credentials need apigateway:GET on /usageplans." in ran.err
+
+
+@pytest.mark.parametrize(
+    ("service", "call", "arguments", "permission"),
+    [
+        (
+            "elbv2",
+            "set_security_groups",
+            {"LoadBalancerArn": "a", "SecurityGroups": []},
+            "elasticloadbalancing:SetSecurityGroups",
+        ),
+        ("stepfunctions", "stop_execution", {"executionArn": "a"}, "states:StopExecution"),
+        ("cloudwatch", "delete_alarms", {"AlarmNames": []}, "cloudwatch:DeleteAlarms"),
+        (
+            "apigateway",
+            "tag_resource",
+            {"resourceArn": "a", "tags": {}},
+            "apigateway:PUT on /tags/{resource_arn}",
+        ),
+        ("lambda", "invoke", {"FunctionName": "f"}, "lambda:InvokeFunction"),
+    ],
+)
+def test_permissions_have_iams_names(service: str, call: str, arguments: Any, permission: str) -> None:
+    made = aws.Aws(region=REGION, dry_run=True)
+    getattr(made.client(service), call)(**arguments)
+    assert [planned.permission for planned in made.ledger.planned] == [permission]
+
+
+def test_only_the_translated_error_reaches_the_reader(world: World) -> None:
+    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", "203.0.113.250")
+    assert ran.code == 1
+    assert ran.err.startswith("knock-admin: ec2:DescribeAddresses: ")
+    assert "Traceback" not in ran.err
+
+
+def test_an_interrupt_says_what_was_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from knock_admin import targets
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(targets, "_close_way_out", interrupt)
+    ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
+    assert ran.code == 1
+    assert ran.err.startswith("knock-admin: interrupted\nDone before that:\n  ec2:CreateSecurityGroup")
+
+
+def test_a_reader_that_leaves_early_is_no_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, reader = os.pipe()
+    os.close(pipe)
+
+    class Gone:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            return
+
+        def fileno(self) -> int:
+            return reader
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert cli.main(["target", "ls", "--region", REGION]) == 1
+    os.close(reader)
+
+
+def test_long_work_tells_how_far_it_is_on_a_terminal_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip]
+    assert world.ok(*command, "--groups", "1").err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    ran = world.ok("target", "grow", "bastion", "--groups", "2")
+    assert "done: ec2:CreateSecurityGroup\n" in ran.err
+    assert f"attaching 1 of 1: interface {world.eni}\n" in ran.err
+
+
+def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "sys.modules['boto3'] = sys.modules['botocore'] = None\n"
+        "from knock_admin.cli import main; main()"
+    )
+    run = [sys.executable, "-I", "-c", code, str(ROOT / "clients")]
+    for words in (["--version"], ["target", "add", "--help"]):
+        done = subprocess.run(
+            [*run, *words], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
+        )
+        assert "knock-admin" in done.stdout
+
+
+def test_the_program_imports_nothing_of_the_functions() -> None:
+    """An operator's machine has only the wheel."""
+    modules = list((ROOT / "clients/knock_admin").glob("*.py"))
+    lines = [line.strip() for module in modules for line in module.read_text().splitlines()]
+    assert len(modules) > 5
+    assert [line for line in lines if line.startswith(("from grants", "import grants"))] == []

@@ -1,0 +1,488 @@
+"""`knock-admin doctor`: each check sees what it is for, and the test grant leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+
+from knock_admin import doctor
+from tests.clients.admin_support import ACCOUNT, DOMAIN, REGION, STACK, World, client, make_world
+
+world = pytest.fixture(make_world)
+
+
+@pytest.fixture
+def well(world: World) -> World:
+    """Complete the world to a deployment in which nothing is wrong."""
+    functions = client("lambda").list_functions()["Functions"]
+    arns = {function["FunctionName"]: function["FunctionArn"] for function in functions}
+    states = {
+        "Open": {"Type": "Task", "Resource": arns["knock-authorize"], "Next": "Close"},
+        "Close": {"Type": "Task", "Resource": arns["knock-revoke"], "End": True},
+    }
+    client("stepfunctions").create_state_machine(
+        name="knock-grants",
+        definition=json.dumps({"StartAt": "Open", "States": states}),
+        roleArn=f"arn:aws:iam::{ACCOUNT}:role/knock-role",
+    )
+    client("events").put_rule(
+        Name="knock-stopped", EventPattern='{"source": ["aws.states"]}', State="ENABLED"
+    )
+    alarm(world, "knock-revocation-late", "OK")
+    world.plan_stage()
+    world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
+    world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h")
+    return world
+
+
+def alarm(world: World, name: str, state: str) -> None:
+    client("cloudwatch").put_metric_alarm(
+        AlarmName=name,
+        AlarmDescription="Look at the log.",
+        MetricName="RevocationLag",
+        Namespace="Knock",
+        Period=60,
+        EvaluationPeriods=1,
+        Threshold=1.0,
+        ComparisonOperator="GreaterThanThreshold",
+        Statistic="Maximum",
+    )
+    client("cloudwatch").set_alarm_state(AlarmName=name, StateValue=state, StateReason="a test")
+
+
+def bad(world: World, *more: str) -> dict[str, str]:
+    """Run the doctor; give what is not well, by check."""
+    ran = world.run("doctor", "--json", *more)
+    findings = [each for each in ran.json["findings"] if each["level"] != "ok"]
+    assert ran.code == (1 if any(each["level"] == "fail" for each in findings) else 0)
+    return {f"{each['level']} {each['what']}": each["detail"] for each in findings}
+
+
+def test_a_deployment_that_is_well_has_nothing_but_ok(well: World) -> None:
+    ran = well.ok("doctor")
+    assert {line.split()[0] for line in ran.out.splitlines()[1:]} == {"ok"}
+    checks = {line[7:22].strip() for line in ran.out.splitlines()[1:]}
+    assert len(checks) >= 9, checks
+
+
+def test_a_missing_function_is_a_failure(well: World) -> None:
+    client("lambda").delete_function(FunctionName="knock-stopped")
+    assert "there is none for stopped" in bad(well)["fail functions"]
+
+
+def test_a_function_that_cannot_run_is_a_failure(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.awslambda.models import LambdaFunction
+
+    whole = LambdaFunction.get_configuration
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return {**whole(self, *args, **kwargs), "State": "Failed", "StateReason": "the layer is gone"}
+
+    monkeypatch.setattr(LambdaFunction, "get_configuration", broken)
+    assert "is Failed, its last update Successful: the layer is gone" in bad(well)["fail functions"]
+
+
+def test_functions_that_disagree_are_a_failure(well: World) -> None:
+    variables = client("lambda").get_function_configuration(FunctionName="knock-api")["Environment"][
+        "Variables"
+    ]
+    client("lambda").update_function_configuration(
+        FunctionName="knock-api", Environment={"Variables": {**variables, "TRAIL_DOMAIN": "other"}}
+    )
+    assert "do not agree on TRAIL_DOMAIN: knock-Trail-1ABC, other" in bad(well)["fail functions"]
+
+
+def test_a_state_machine_that_calls_strangers_is_a_failure(well: World) -> None:
+    machine = client("stepfunctions").list_state_machines()["stateMachines"][0]["stateMachineArn"]
+    stranger = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:stranger"
+    definition = {"StartAt": "A", "States": {"A": {"Type": "Task", "Resource": stranger, "End": True}}}
+    client("stepfunctions").update_state_machine(stateMachineArn=machine, definition=json.dumps(definition))
+    assert f"it calls {stranger}" in bad(well)["fail state machine"]
+
+
+def test_a_state_machine_that_is_gone_is_a_failure(well: World) -> None:
+    machine = client("stepfunctions").list_state_machines()["stateMachines"][0]["stateMachineArn"]
+    client("stepfunctions").delete_state_machine(stateMachineArn=machine)
+    assert any(check.startswith("fail state machine") for check in bad(well))
+
+
+def test_a_trail_that_is_gone_is_a_failure_and_the_other_checks_go_on(well: World) -> None:
+    well.sdb.delete_domain(DomainName=DOMAIN)
+    found = bad(well)
+    assert list(found) == ["fail trail"]
+    assert "NoSuchDomain" in found["fail trail"]
+
+
+def test_a_trail_in_a_region_without_simpledb_is_a_failure(well: World) -> None:
+    for module in ("api", "authorize", "revoke", "stopped", "guard"):
+        name = f"knock-{module}"
+        variables = client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        client("lambda").update_function_configuration(
+            FunctionName=name, Environment={"Variables": {**variables, "TRAIL_REGION": "eu-central-1"}}
+        )
+    assert "eu-central-1 has no SimpleDB; it is in ap-northeast-1," in bad(well)["fail trail"]
+
+
+def test_a_trail_that_is_nearly_full_is_a_warning(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TRAIL_LIMIT", 10)
+    well.record("alice")
+    assert "% of 10 GB" in bad(well)["warn trail"]
+
+
+def test_tags_of_groups_that_cannot_be_read_are_a_failure(well: World) -> None:
+    group = well.make_group("by-hand")
+    tags = [{"Key": "knock:stack", "Value": STACK}, {"Key": "knock:target", "Value": "x"}]
+    well.ec2.create_tags(Resources=[group], Tags=tags)
+    assert f"{group}: the tag knock:ports cannot be read" in bad(well)["fail targets"]
+
+
+def test_a_pool_that_is_not_whole_is_a_failure(well: World) -> None:
+    well.ok("target", "add", "bastion", "--groups", "2")
+    pool = [group["id"] for group in well.ok("target", "ls", "--json").json["targets"][0]["groups"]]
+    well.ec2.modify_network_interface_attribute(NetworkInterfaceId=well.eni, Groups=[well.office, pool[0]])
+    assert f"interface {well.eni} lacks {pool[1]} of bastion" in bad(well)["fail targets"]
+    well.ec2.create_tags(Resources=[pool[0]], Tags=[{"Key": "knock:ports", "Value": "23/tcp"}])
+    assert bad(well)["fail targets"] != ""
+
+
+def test_pools_that_differ_or_lie_apart_are_told(well: World) -> None:
+    vpc = well.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    far = well.make_group("far", vpc)
+    tags = {"knock:stack": STACK, "knock:target": "bastion", "knock:ports": "23/tcp"}
+    well.ec2.create_tags(Resources=[far], Tags=[{"Key": key, "Value": value} for key, value in tags.items()])
+    details = [each["detail"] for each in well.run("doctor", "--json").json["findings"]]
+    assert any("differ in knock:ports" in detail for detail in details)
+    assert any("in several VPCs" in detail for detail in details)
+
+
+def test_a_target_attached_to_nothing_is_a_warning(well: World) -> None:
+    well.ok("target", "detach", "bastion", "--all")
+    assert bad(well) == {"warn targets": "bastion is attached to nothing, so a knock lets nobody in"}
+
+
+def test_a_managed_port_open_to_the_world_beside_is_a_warning(well: World) -> None:
+    well.open_rule(well.office, "0.0.0.0/0")
+    assert (
+        f"bastion guards nothing there: {well.office} opens 22/tcp to 0.0.0.0/0" in bad(well)["warn targets"]
+    )
+
+
+def test_a_stack_with_neither_targets_nor_keys_is_told_how_to_begin(world: World) -> None:
+    found = bad(world)
+    assert "knock-admin target add" in found["warn targets"]
+    assert "knock-admin key add" in found["warn keys"]
+
+
+def test_keys_that_open_nothing_or_should_be_gone_are_told(well: World) -> None:
+    well.ok("key", "add", "bob", "--targets", "nowhere", "--max", "8h")
+    well.ok("key", "rotate", "alice", "--overlap", "1s")
+    old = well.ok("key", "ls", "alice", "--json").json["keys"][0]["id"]
+    well.gateway.tag_resource(
+        resourceArn=f"arn:aws:apigateway:{REGION}::/apikeys/{old}",
+        tags={"knock:retires-at": "2026-01-01T00:00:00Z"},
+    )
+    details = " ".join(each["detail"] for each in well.ok("doctor", "--json").json["findings"])
+    assert re.search(r"bob \(\w+\) may open nowhere, which do not exist", details)
+    assert f"alice ({old}) was to retire at 2026-01-01T00:00:00Z and still works" in details
+
+
+def test_a_key_whose_tags_cannot_be_read_is_a_failure(well: World) -> None:
+    key = well.ok("key", "ls", "--json").json["keys"][0]["id"]
+    well.gateway.tag_resource(
+        resourceArn=f"arn:aws:apigateway:{REGION}::/apikeys/{key}", tags={"knock:max-duration": "soon"}
+    )
+    assert "it gives no right" in bad(well)["fail keys"]
+
+
+def test_a_usage_plan_without_limits_or_without_an_api_is_told(world: World) -> None:
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    world.gateway.delete_usage_plan(usagePlanId=plan)
+    world.gateway.create_usage_plan(name="knock")
+    found = bad(world)
+    assert "connected to no API" in found["fail usage plan"]
+    assert "has no quota" in found["warn usage plan"]
+
+
+def test_a_pool_that_is_nearly_full_is_a_warning(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = well.ok("target", "ls", "--json").json["targets"][0]["groups"][0]["id"]
+    for number in range(48):
+        well.open_rule(group, f"203.0.113.{number}/32")
+    assert "bastion uses 48 of 60 IPv4 rules; `target grow bastion` makes room" in bad(well)["warn quotas"]
+
+
+def test_quotas_that_pass_the_limit_of_an_interface_are_a_warning(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.servicequotas.models import ServiceQuotasBackend
+
+    monkeypatch.setattr(ServiceQuotasBackend, "get_service_quota", lambda *_, **__: {"Value": 100.0})
+    assert "100 rules a group in 100 groups an interface pass 1000" in bad(well)["warn quotas"]
+
+
+def test_without_the_rule_for_stopped_executions_it_fails(well: World) -> None:
+    client("events").disable_rule(Name="knock-stopped")
+    assert "the rule knock-stopped is off" in bad(well)["fail events"]
+    client("events").delete_rule(Name="knock-stopped")
+    assert "there is no rule knock-stopped" in bad(well)["fail events"]
+
+
+def test_a_firing_alarm_is_a_failure_and_none_at_all_a_warning(well: World) -> None:
+    alarm(well, "knock-drift", "ALARM")
+    alarm(well, "other-stack", "ALARM")
+    assert bad(well)["fail alarms"] == "knock-drift is firing: Look at the log."
+    client("cloudwatch").delete_alarms(AlarmNames=["knock-drift", "knock-revocation-late"])
+    assert "there are none" in bad(well)["warn alarms"]
+
+
+def test_a_check_that_may_not_look_is_a_warning_that_names_the_permission(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.cloudwatch.responses import CloudWatchResponse
+
+    def refuse(_: Any) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not for you"}}, "DescribeAlarms")
+
+    monkeypatch.setattr(CloudWatchResponse, "describe_alarms", refuse)
+    found = bad(well)
+    assert "Your credentials need cloudwatch:DescribeAlarms" in found["warn alarms"]
+
+
+def test_aws_out_of_reach_is_exit_code_3_and_not_a_finding(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.cloudwatch.responses import CloudWatchResponse
+
+    def cut(_: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="https://monitoring")
+
+    monkeypatch.setattr(CloudWatchResponse, "describe_alarms", cut)
+    assert well.run("doctor").code == 3
+
+
+# ---------------------------------------------------------------------------- the test grant
+
+
+class Api(HTTPServer):
+    """A knock API that opens and closes a rule in the scratch group, as it is told to."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.world = world
+        self.opens = True
+        self.closes = True
+        self.knows = 1  # how often whoami is asked before it knows the target
+        self.keys: set[str] = set()
+        self.status = "expired"
+        self.closed = True
+        self.refuses: int | None = None
+        self.target = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def grant(self, status: str, **more: Any) -> dict[str, Any]:
+        return {
+            "id": "doctor_1",
+            "status": status,
+            "principal": {"id": "k", "name": self.server.target},
+            "source": "203.0.113.7/32",
+            "targets": [{"name": self.server.target, "ports": ["9/tcp"]}],
+            "requested_at": "2026-11-23T21:17:19.123Z",
+            "expires_at": "2026-11-23T21:17:30Z",
+            "seconds_left": 10,
+            "reason": None,
+            "ended_at": None,
+            "ended_by": None,
+            "execution_arn": "arn",
+            **more,
+        }
+
+    def scratch(self) -> Any:
+        found = self.server.world.ec2.describe_security_groups(
+            Filters=[{"Name": "tag:knock:stack", "Values": [STACK]}]
+        )["SecurityGroups"]
+        return next(group for group in found if group["GroupName"].startswith("knock-doctor-"))
+
+    def do_GET(self) -> None:
+        self.server.keys.add(self.headers["x-api-key"])
+        if self.path.endswith("/whoami"):
+            self.server.knows -= 1
+            if self.server.knows == 1:
+                self.answer(403, {"message": "Forbidden"})
+                return
+            tags = {tag["Key"]: tag["Value"] for tag in self.scratch()["Tags"]}
+            self.server.target = tags["knock:target"]
+            targets = [{"name": self.server.target, "ports": ["9/tcp"]}] if self.server.knows <= 0 else []
+            principal = {"id": "k", "name": self.server.target}
+            self.answer(200, {"principal": principal, "source": "203.0.113.7/32", "targets": targets})
+            return
+        events = [{"at": "2026-11-23T21:17:30.100Z", "event": "closed", "by": "knock"}] * self.server.closed
+        self.answer(200, self.grant(self.server.status, events=events))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.refuses:
+            self.answer(self.server.refuses, {"title": "Full", "detail": "every group is full"})
+            return
+        group = self.scratch()["GroupId"]
+        if self.server.opens:
+            self.server.world.open_rule(group, "203.0.113.7/32", port=9)
+        if self.server.closes:
+            permission = {
+                "IpProtocol": "tcp",
+                "FromPort": 9,
+                "ToPort": 9,
+                "IpRanges": [{"CidrIp": "203.0.113.7/32"}],
+            }
+            close = self.server.world.ec2.revoke_security_group_ingress
+            threading.Timer(0.1, close, kwargs={"GroupId": group, "IpPermissions": [permission]}).start()
+        self.answer(201, self.grant("active"))
+
+
+@pytest.fixture
+def api(well: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr(doctor, "PAUSE", 0.02)
+    monkeypatch.setattr(doctor, "TEST_PATIENCE", 1.0)
+    monkeypatch.setattr(doctor, "TEST_DURATION", 1)
+    monkeypatch.setattr(doctor, "CLOSING_PATIENCE", 1.0)
+    server = Api(well)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def leftovers(world: World) -> list[str]:
+    groups = world.ec2.describe_security_groups()["SecurityGroups"]
+    keys = world.gateway.get_api_keys()["items"]
+    return [each["GroupName"] for each in groups if "doctor" in each["GroupName"]] + [
+        key["name"] for key in keys if "doctor" in key["name"]
+    ]
+
+
+def test_a_test_grant_opens_closes_by_itself_and_leaves_nothing(well: World, api: Api) -> None:
+    api.knows = 3
+    ran = well.ok("doctor", "--test-grant", "--api-url", api.url)
+    assert "doctor_1 opened sgr-" in ran.out
+    assert "doctor_1 is expired, its rule gone; closed at 2026-11-23T21:17:30.100Z" in ran.out
+    assert leftovers(well) == []
+    (value,) = api.keys
+    assert value not in ran.out + ran.err
+
+
+def test_a_rule_that_is_not_there_is_a_failure(well: World, api: Api) -> None:
+    api.opens = api.closes = False
+    assert "has no rule for it" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+    assert leftovers(well) == []
+
+
+def test_a_rule_that_stays_is_a_failure_and_is_closed_by_the_revoke_function(well: World, api: Api) -> None:
+    api.closes = False
+    asked: list[Any] = []
+    well.functions["revoke"] = lambda payload: asked.append(payload) or {"status": "revoked"}  # type: ignore[func-returns-value]
+    assert (
+        "is still there after its end" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+    )
+    assert [payload["grant"] for payload in asked] == [{"grant_id": "doctor_1"}]
+    assert leftovers(well) == []
+
+
+def test_a_grant_that_ended_otherwise_is_a_failure(well: World, api: Api) -> None:
+    api.status = "revoked"
+    assert "doctor_1 is revoked" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+
+
+def test_a_trail_that_never_says_closed_is_a_failure(well: World, api: Api) -> None:
+    api.closed = False
+    assert "closed at no time yet" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+
+
+@pytest.mark.parametrize(("knows", "said"), [(10_000, "does not know the scratch target")])
+def test_an_api_that_never_knows_the_key_is_a_failure(well: World, api: Api, knows: int, said: str) -> None:
+    api.knows = knows
+    assert said in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+    assert leftovers(well) == []
+
+
+def test_a_knock_that_is_refused_is_a_failure_and_leaves_nothing(well: World, api: Api) -> None:
+    api.refuses = 409
+    assert "the knock failed: " in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
+    assert leftovers(well) == []
+
+
+def test_an_interrupt_cleans_up_too(well: World, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_await_rights", lambda *_: signal.raise_signal(signal.SIGTERM))
+    ran = well.run("doctor", "--test-grant", "--api-url", api.url)
+    assert (ran.code, "interrupted" in ran.err) == (1, True)
+    assert leftovers(well) == []
+
+
+def test_what_cannot_be_removed_is_named_and_the_rest_is_removed(
+    well: World, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.apigateway.models import APIGatewayBackend
+
+    def refuse(*_: Any) -> None:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "DeleteApiKey")
+
+    monkeypatch.setattr(APIGatewayBackend, "delete_api_key", refuse)
+    ran = well.run("doctor", "--test-grant", "--api-url", api.url)
+    assert ran.code == 1
+    assert re.search(
+        r"fail +test grant +the key \w+ was left behind, remove it by hand: .*apigateway:DELETE", ran.out
+    )
+    assert "warning: the key" in ran.err
+    assert [name for name in leftovers(well) if name.startswith("knock-doctor")] == []
+
+
+def test_a_dry_run_lists_the_knock_too_and_makes_nothing(well: World) -> None:
+    planned = well.ok("doctor", "--test-grant", "--dry-run", "--json").json["calls"]
+    assert [call["call"] for call in planned] == [
+        "ec2:CreateSecurityGroup",
+        "apigateway:CreateApiKey",
+        "apigateway:CreateUsagePlanKey",
+        "knock:POST /knock",
+        "apigateway:DeleteApiKey",
+        "ec2:DeleteSecurityGroup",
+    ]
+    assert leftovers(well) == []
+
+
+def test_the_apis_address_follows_from_the_usage_plan(well: World) -> None:
+    from knock_admin.aws import Aws
+    from knock_admin.stack import find
+
+    stack = find(Aws(region=REGION), STACK)
+    assert re.fullmatch(rf"https://\w+\.execute-api\.{REGION}\.amazonaws\.com/v1", stack.address)
+
+
+def test_without_an_address_the_test_grant_says_how_to_name_it(world: World) -> None:
+    ran = world.run("doctor", "--test-grant")
+    assert (ran.code, "Name it with --api-url or KNOCK_URL" in ran.out) == (1, True)
+    assert leftovers(world) == []
