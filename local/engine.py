@@ -97,7 +97,7 @@ class _Run(greenlet):
     """One execution under way; touched on the engine's thread only, and parked there between steps."""
 
     def __init__(self, engine: Engine, execution: Any) -> None:
-        super().__init__(execution.exec_worker._execution_logic)
+        super().__init__(self._live)
         self.engine = engine
         self.execution = execution
         self.task_seconds = 0
@@ -106,6 +106,17 @@ class _Run(greenlet):
     @property
     def env(self) -> Any:
         return self.execution.exec_worker.env
+
+    def _live(self) -> None:
+        try:
+            self.execution.exec_worker._execution_logic()
+        except Exception as error:
+            # A fault of the engine, not of the definition. The execution must not look alive for ever.
+            log.exception("%s failed in the engine itself", self.execution.exec_arn)
+            self.execution.stop_date = self.engine.clock.now()
+            self.execution.error, self.execution.cause = "States.Runtime", repr(error)
+            self.execution.exec_status = ExecutionStatus.FAILED
+            self.engine.ended(self.execution)
 
     def follow(self, program: Any) -> None:
         """Evaluate the definition to its end, interruption or timeout, and record how it ended."""
@@ -142,18 +153,14 @@ class _Run(greenlet):
         threading.Thread(target=lambda: self._report(turn, work), name="state", daemon=True).start()
         return self._answer(lambda: None)
 
-    def interrupt(self, error: BaseException) -> None:
-        if not self.dead:
-            self.throw(error)
-
     def time_out(self) -> None:
         if not self.dead:
             self.env.set_timed_out()
-            self.interrupt(_Interrupted())
+            self.throw(_Interrupted())
 
     def stop(self, error: str | None, cause: str | None) -> None:
         self.env.set_stop(stop_date=self.engine.clock.now(), error=error, cause=cause)
-        self.interrupt(_Interrupted())
+        self.throw(_Interrupted())
 
     def _report(self, turn: int, work: Callable[[], Any]) -> None:
         try:
@@ -259,7 +266,7 @@ class Engine:
 
     def _drop(self, chosen: Callable[[Any], bool]) -> None:
         for execution in [execution for execution in self._runs if chosen(execution)]:
-            self._runs.pop(execution).interrupt(GreenletExit())
+            self._runs.pop(execution).throw(GreenletExit())
 
     def _work(self) -> None:
         self.hub = getcurrent()
@@ -267,7 +274,7 @@ class Engine:
             try:
                 job()
             except Exception:
-                log.exception("a step of an execution failed in the engine itself")
+                log.exception("a job of the engine's failed")
 
 
 _engine: Engine
@@ -535,8 +542,6 @@ def _evaluate_with_timeout(self: Any, env: Any) -> None:
     for part in (self.assign_decl, self.result_selector, self.result_path):
         if part:
             part.eval(env=env)
-    if not self.result_path:
-        env.states.reset(input_value=env.stack.pop())
 
 
 def _call_function(

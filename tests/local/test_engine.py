@@ -26,6 +26,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
+from moto.stepfunctions.parser.backend.execution_worker import ExecutionWorker
 
 from local import engine_api
 from local.clock import Clock
@@ -488,7 +489,7 @@ def test_a_stop_works_before_the_execution_has_made_a_step(world: World, sfn: An
     hold = threading.Event()
     world.engine.post(lambda: hold.wait(10) and None)  # type: ignore[func-returns-value]
     execution = start(sfn, arn, {"until": stamp(world.clock.now() + timedelta(hours=1))})
-    threading.Timer(0.05, hold.set).start()
+    threading.Timer(0.15, hold.set).start()
     sfn.stop_execution(executionArn=execution, cause="at once")
     assert sfn.describe_execution(executionArn=execution)["status"] == "ABORTED"
     for _ in range(30):
@@ -1096,6 +1097,43 @@ def test_a_process_ends_though_a_function_hangs() -> None:
     """
     assert (
         subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, timeout=20).returncode == 0
+    )
+
+
+def test_an_execution_that_the_engine_cannot_run_has_failed(
+    world: World, sfn: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Any) -> Any:
+        raise AssertionError("no environment today")
+
+    arn = machine(sfn, {"Work": task()})
+    with monkeypatch.context() as patched:
+        patched.setattr(ExecutionWorker, "_get_evaluation_environment", broken)
+        found = ended(sfn, start(sfn, arn), "FAILED")
+    assert (found["error"], found["cause"]) == ("States.Runtime", "AssertionError('no environment today')")
+    assert world.events[-1]["detail"]["status"] == "FAILED"
+    assert "failed in the engine itself" in caplog.text
+    ended(sfn, start(sfn, arn), "SUCCEEDED")
+
+
+def test_a_job_that_fails_does_not_end_the_engine(
+    world: World, sfn: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.engine.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    ended(sfn, run(sfn, {"Work": task()}), "SUCCEEDED")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_calm_collector_keeps_what_is_there_and_seldom_looks() -> None:
+    script = """
+        import gc
+        from local.engine import calm_collector
+        calm_collector()
+        assert gc.get_freeze_count() > 100_000
+        assert gc.get_threshold()[0] == 20_000
+    """
+    assert (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, timeout=60).returncode == 0
     )
 
 
