@@ -152,7 +152,12 @@ def show_event(event: Any) -> str:
     """Write one event of the trail as a line: when, what, by whom, and what else it says."""
     from .client import parse_time
 
-    rest = ", ".join(f"{name}: {value}" for name, value in event.items() if name not in ("at", "event", "by"))
+    details = ((name, value) for name, value in event.items() if name not in ("at", "event", "by") and value)
+    rest = ", ".join(f"{name}: {_listed(value)}" for name, value in details)
     by = f" by {event['by']}" if event.get("by") else ""
     at = show_time(parse_time(str(event["at"])))
     return f"  {at}  {event['event']}{by}{f' ({rest})' if rest else ''}"
+
+
+def _listed(value: Any) -> str:
+    return " ".join(str(one) for one in value) if isinstance(value, list) else str(value)

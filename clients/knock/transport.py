@@ -201,16 +201,15 @@ class Transport:
         proxy = _proxy_for(self.host, self._port) if self._tls else None
         connection: http.client.HTTPConnection
         if self._tls:
-            context = ssl.create_default_context()
             host, port = (proxy.host, proxy.port) if proxy else (self.host, self._port)
             connection = http.client.HTTPSConnection(
-                host, port, timeout=self._connect_timeout, context=context
+                host, port, timeout=self._connect_timeout, context=ssl.create_default_context()
             )
-            if proxy:
-                connection.set_tunnel(self.host, self._port, proxy.headers)
         else:
             connection = http.client.HTTPConnection(self.host, self._port, timeout=self._connect_timeout)
         try:
+            if proxy:
+                connection.set_tunnel(self.host, self._port, proxy.headers)
             connection.connect()
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             connection.close()

@@ -77,11 +77,12 @@ def test_without_a_terminal_the_url_must_be_named(spawn: Run) -> None:
 def test_url_and_key_are_asked_for_on_a_terminal_and_the_key_is_not_shown(
     home: Path, double: Double, run: Run
 ) -> None:
-    import pty
-
-    child, terminal = pty.fork()
-    if child == 0:  # the program, with a terminal of its own
-        os.execvp("knock", ["knock", "login"])  # noqa: S606 — no shell is wanted
+    # A terminal of its own for the program, which a process without threads must make.
+    spawn = "import pty, sys; sys.exit(pty.spawn(['knock', 'login']) >> 8)"
+    running = subprocess.Popen([sys.executable, "-c", spawn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    terminal, typed = running.stdout.fileno(), running.stdin.fileno()
     said = b""
 
     def read_until(words: bytes) -> None:
@@ -90,12 +91,12 @@ def test_url_and_key_are_asked_for_on_a_terminal_and_the_key_is_not_shown(
             said += os.read(terminal, 4096)
 
     read_until(b"URL of the API: ")
-    os.write(terminal, double.url.encode() + b"\n")
+    os.write(typed, double.url.encode() + b"\n")
     read_until(b"API key (it is not shown): ")
-    os.write(terminal, double.keys["alice"].encode() + b"\n")
+    os.write(typed, double.keys["alice"].encode() + b"\n")
     read_until(b"key in ")
-    os.waitpid(child, 0)
-    os.close(terminal)
+    running.communicate(timeout=10)
+    assert running.returncode == 0
     assert double.keys["alice"].encode() not in said
     assert run("whoami", "-q").out == "alice\n"
 

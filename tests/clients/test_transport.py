@@ -377,6 +377,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
     ca_key = ec.generate_private_key(ec.SECP256R1())
+    # What Python 3.13 and later want to see: https://docs.python.org/3/library/ssl.html#ssl.VERIFY_X509_STRICT
+    by_ca = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    off = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"),
+        False,
+    )
+    for_signing = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, decipher_only=False, **off
+    )
     ca = (
         x509.CertificateBuilder()
         .subject_name(named("test authority"))
@@ -386,6 +395,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
         .not_valid_before(now - timedelta(days=100))
         .not_valid_after(now + timedelta(days=100))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
+        .add_extension(for_signing, critical=True)
         .sign(ca_key, hashes.SHA256())
     )
     (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
@@ -401,6 +412,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
             .not_valid_before(now + timedelta(days=first))
             .not_valid_after(now + timedelta(days=last))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(by_ca, critical=False)
             .sign(ca_key, hashes.SHA256())
         )
         path = folder / f"{name}{first}{last}.pem"

@@ -1,0 +1,173 @@
+"""The users' pages in docs/: every transcript is run again, and every example is one that works.
+
+`python tests/clients/test_docs.py` writes the answers anew. Ids, times and addresses of the stack differ from
+run to run, so both sides are made to look alike before they are compared.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import plistlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path[:0] = [
+        str(Path(__file__).resolve().parents[2]),
+        str(Path(__file__).resolve().parents[2] / "clients"),
+    ]
+
+from tests.clients.conftest import CLIENTS, ROOT, Done, OnStack
+from tests.conftest import program
+
+PAGES = ["knock.md", "ssh.md", "watch.md", "knock-sh.md"]
+Run = Callable[..., Done]
+
+
+def shown_time(found: re.Match[str]) -> str:
+    """Give a time that fits its place: a grant's end, by the words around it, or now."""
+    before = found.string[: found.start()].rpartition("\n")[2]
+    if not re.search("until|active", before):
+        return "21:17:19 UTC"
+    soon = re.match(r" \((59 min|1 h)", found.string[found.end() :])
+    return "22:17:20 UTC" if soon else "Tue 24 Nov 05:17:20 UTC"
+
+
+ALIKE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"http://127\.0\.0\.1:\d+/v1", "https://abc123.execute-api.eu-central-1.amazonaws.com/prod"),
+    (r"alice_203-0-113-7_\d{8}T\d{6}Z_[0-9a-f]{8}", "alice_203-0-113-7_20261123T211719Z_1a2b3c4d"),
+    (r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z"),
+    (r"(\w{3} \d\d \w{3} )?\d\d:\d\d:\d\d UTC", shown_time),
+    (r"sgr-[0-9a-f]{17}", "sgr-0a1b2c3d4e5f60718"),
+    (r"\b(7 h 59 min|8 h)\b", "8 h"),
+    (r"\b(59 min( \d+ s)?|1 h)\b", "1 h"),
+    (r"\b(287\d\d|28800) s left", "28800 s left"),
+    (r"\([a-z0-9]{10}\)", "(a1b2c3d4e5)"),
+    (r"(arn:aws:states:[^ ]*):[0-9]{12}:", r"\1:123456789012:"),
+    (r" +$", ""),
+]  # fmt: skip
+
+
+def alike(text: str) -> str:
+    """Make the texts of two runs equal where only ids, times and addresses differ."""
+    for pattern, same in ALIKE:
+        text = re.sub(pattern, same, text, flags=re.MULTILINE)
+    return text
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    return [line[2:] for block in blocks(page) for line in block.splitlines() if line.startswith("$ ")]
+
+
+def play(page: str, api: OnStack, home: Path) -> str:
+    """Run a page's commands in one shell, and give the page with the answers they print now."""
+    with api.client("alice") as client:
+        for grant in client.grants():
+            client.revoke(grant.id)
+    (home / "key.txt").write_text(api.keys["alice"] + "\n")
+    os.environ.update(URL=api.url, KEY=api.keys["alice"], COLUMNS="100")
+    if "export KNOCK_URL" not in page and "knock login" not in page:
+        subprocess.run(["knock", "login", "--url", api.url], input=api.keys["alice"], text=True, check=True,
+                       capture_output=True)  # fmt: skip
+    script = "set +e\n"
+    for command in commands(page):
+        if "$GRANT" in command:
+            script += 'GRANT=$(curl -s -H "x-api-key: $KEY" "$URL/grants?status=all" | cut -d \'"\' -f 6)\n'
+        script += f"{{ {command}\n}} 2>&1\nprintf '\\036'\n"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=home, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr == ""
+    answers = iter(done.stdout.replace(str(home), "~").split("\036"))
+
+    def answered(block: re.Match[str]) -> str:
+        lines = (line for line in block[1].splitlines() if line.startswith("$ "))
+        return "```console\n" + "".join(f"{line}\n{next(answers)}" for line in lines) + "```"
+
+    return re.sub(r"^```console\n(.*?)^```$", answered, page, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def at_home(home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with the programs where pipx would put them."""
+    program("curl", "apt install curl")
+    folder = home / ".local" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "knock").symlink_to(programs / "knock")
+    (folder / "knock.sh").symlink_to(CLIENTS / "knock.sh")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    for name in ("URL", "KEY", "COLUMNS"):
+        monkeypatch.setenv(name, "")
+    return home
+
+
+@pytest.fixture
+def on_stack(request: pytest.FixtureRequest) -> Iterator[OnStack]:
+    from tests.clients.conftest import Edge
+
+    stack = request.getfixturevalue("stack")
+    edge = Edge(stack["api_url"])
+    made = OnStack(stack, edge)
+    yield made
+    made.end_all()
+    edge.stop()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_transcript_is_what_the_program_prints_today(
+    name: str, on_stack: OnStack, at_home: Path
+) -> None:
+    file = ROOT / "docs" / name
+    page = file.read_text()
+    assert len(commands(page)) >= 2
+    played = alike(play(page, on_stack, at_home))
+    if os.environ.get("WRITE_DOCS"):
+        file.write_text(played)
+    assert alike(page).splitlines() == played.splitlines()
+
+
+def test_the_systemd_unit_runs_a_command_that_is_understood() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    text = (ROOT / "docs" / "watch.md").read_text()
+    unit.read_string(re.search(r"```ini\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    words = shlex.split(unit["Service"]["ExecStart"])
+    assert words[0] == "%h/.local/bin/knock"
+    understood(words[1:])
+
+
+def test_the_launchd_agent_runs_a_command_that_is_understood() -> None:
+    text = (ROOT / "docs" / "watch.md").read_text()
+    agent: dict[str, Any] = plistlib.loads(re.search(r"```xml\n(.*?)```", text, re.DOTALL)[1].encode())  # type: ignore[index]
+    assert agent["ProgramArguments"][0].endswith("/knock")
+    understood(agent["ProgramArguments"][1:])
+
+
+def understood(words: list[str]) -> None:
+    """Fail unless the program's own parser takes the words: nothing is set up, so it then says only that."""
+    done = subprocess.run(
+        [sys.executable, "-m", "knock", *words],
+        cwd=CLIENTS,
+        env={"HOME": "/nonexistent", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "no API is known yet" in done.stderr
+
+
+if __name__ == "__main__":
+    os.environ["WRITE_DOCS"] = "1"
+    sys.exit(pytest.main([__file__, "-q", "-k", "transcript"]))
