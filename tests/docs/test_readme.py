@@ -1,0 +1,42 @@
+"""The README is what a stranger has: its transcripts are run again, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.player import play
+from tests.e2e.conftest import start, stop
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def spaced(page: str) -> list[str]:
+    return [re.sub(r" {2,}", "  ", line) for line in page.splitlines()]
+
+
+@pytest.mark.timeout(180)
+def test_every_transcript_of_the_readme_is_what_the_commands_answer(tmp_path: Path) -> None:
+    page = (ROOT / "README.md").read_text()
+    stack = start("moto")
+    try:
+        played = play(page, stack, tmp_path)
+    finally:
+        stop(stack)
+    assert spaced(played) == spaced(page), "run python -m tests.docs.player README.md and read what has changed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_project_leads_to_a_file(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_make_target_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named <= targets
