@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class Embedded:
         self._place = place
         self._clock = clock
         self._runtime = runtime
+        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # a quarter of a second of nobody's images
         default_user_config["lambda"] = {"use_docker": False}
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could ask it

@@ -143,7 +143,8 @@ def _read(environ: dict[str, Any], body: bytes) -> Call:
     elif "Action" in form:
         operation = form["Action"][0]
     else:
-        operation = _rest_operation(service, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        path = environ["REQUEST_URI"].partition("?")[0]  # as sent: an ARN in it has its slashes encoded
+        operation = _rest_operation(service, environ["REQUEST_METHOD"], path)
     if not signed and "AWSAccessKeyId" in form:  # SimpleDB: signature version 2
         access_key, service = form["AWSAccessKeyId"][0], "sdb"
     return Call(service, operation, region, access_key, body)

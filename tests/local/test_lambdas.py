@@ -23,6 +23,7 @@ from local.clock import Clock
 from local.deployment import Function
 from local.invocation import InvocationError, InvocationResult
 from local.lambdas import FunctionNotLoaded, NotAnswered, Runtime, access_key, environment
+from tests.local.processes import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,23 +168,6 @@ def failure(runtime: Runtime) -> Callable[..., dict[str, Any]]:
     return failure
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    """Say whether a process has ended, though nobody may have asked for its status yet."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 def test_a_function_gets_its_event_and_its_answer_comes_back(call: Callable[..., Any]) -> None:
     assert call("echo", {"a": [1, None, "é"]})["event"] == {"a": [1, None, "é"]}
 
@@ -282,7 +266,7 @@ def test_a_function_that_takes_too_long_is_killed_and_says_so(
     described = failure("hang")
     assert described["errorType"] == "Sandbox.Timedout"
     assert described["errorMessage"].endswith("Error: Task timed out after 0.40 seconds")
-    assert is_gone(int((directory / "hanging").read_text()))
+    assert not alive(int((directory / "hanging").read_text()))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +298,7 @@ def test_a_function_goes_on_after_a_worker_died(
 def test_a_worker_that_dies_between_invocations_is_not_missed(call: Callable[..., Any]) -> None:
     first = call("echo")["pid"]
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: is_gone(first))
+    wait_for(lambda: not alive(first))
     assert call("echo")["pid"] != first
 
 
@@ -322,7 +306,7 @@ def test_a_function_whose_own_process_dies_is_loaded_again(call: Callable[..., A
     pid = call("echo")["pid"]
     loads = (directory / "loads").stat().st_size
     os.kill(os.getpgid(pid), signal.SIGKILL)
-    wait_for(lambda: is_gone(pid))
+    wait_for(lambda: not alive(pid))
     assert call("echo")["pid"] != pid
     assert (directory / "loads").stat().st_size == loads + 1
 
@@ -562,7 +546,7 @@ def test_stopping_ends_every_process_and_whoever_waits(directory: Path, clock: C
     assert time.monotonic() - began < 2
     refused = [outcome for outcome in outcomes if isinstance(outcome, InvocationError)]
     assert len(refused) == 2
-    assert is_gone(pid)
+    assert not alive(pid)
     with pytest.raises(InvocationError):
         runtime.invoke("test-echo", b"{}")
     runtime.stop()
@@ -588,7 +572,7 @@ def test_no_process_is_left_when_the_stack_is_killed(directory: Path) -> None:
     pid = int(hanging.read_text())
     process.kill()
     process.wait()
-    wait_for(lambda: is_gone(pid))
+    wait_for(lambda: not alive(pid))
 
 
 # The worker beside AWS's own runtime

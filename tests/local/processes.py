@@ -1,0 +1,43 @@
+"""What tests of processes share: to wait for something, and to see who is alive."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.conftest import program
+
+
+def wait_for(condition: Callable[[], Any], why: str = "it did not happen", seconds: float = 15) -> Any:
+    """Wait until a condition holds, and give what it answered; fail, saying why, when it does not."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, why
+        time.sleep(0.02)
+    return found
+
+
+def _processes() -> list[tuple[int, int, str]]:
+    """List what runs, as (id, parent's id, command); the dead whom nobody has buried are left out."""
+    ps = program("ps", "it comes with procps")
+    listed = subprocess.run([ps, "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 3) for line in listed.stdout.splitlines()[1:]]
+    return [(int(pid), int(parent), command) for pid, parent, stat, command in rows if stat[0] != "Z"]
+
+
+def alive(*pids: int) -> set[int]:
+    """Say which of some processes are alive."""
+    return {running for running, _, _ in _processes()} & set(pids)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """List a process's children, their children and so on, with their commands."""
+    found: dict[int, str] = {}
+    table = _processes()
+    while new := {
+        child: command for child, parent, command in table if parent in {pid, *found} and child not in found
+    }:
+        found |= new
+    return found

@@ -1,0 +1,403 @@
+"""The local stack as a whole: what it is made of, what it answers, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from botocore.exceptions import ClientError
+
+from local.endpoint import Answer, Call, Forward, failure
+from local.lambdas import access_key
+from local.serving import bind
+from local.stack import KEYS, Options, Stack, StackError, running
+from local.template import TemplateError
+from tests.local.processes import alive, descendants, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with (tmp_path_factory.mktemp("stack") / "log").open("wb") as log, running(output=log) as stack:
+        yield stack
+
+
+_callers = iter(range(1, 250))
+
+
+@pytest.fixture
+def caller() -> str:
+    """Give an address that nobody has called from yet."""
+    return f"198.51.100.{next(_callers)}"
+
+
+def ask(
+    stack: Stack, method: str, path: str, key: str | None, caller: str = "203.0.113.7", **rest: Any
+) -> requests.Response:
+    headers = {"X-Forwarded-For": caller} | ({"x-api-key": key} if key else {})
+    return requests.request(method, stack.summary.api_url + path, headers=headers, timeout=35, **rest)
+
+
+def knock(stack: Stack, caller: str, key: str = "alice", **body: Any) -> dict[str, Any]:
+    answer = ask(stack, "POST", "/knock", stack.summary.keys[key], caller, json=body)
+    assert answer.status_code == 201, answer.text
+    grant: dict[str, Any] = answer.json()
+    return grant
+
+
+def rules(stack: Stack, caller: str) -> list[Any]:
+    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    return [rule for rule in found if rule.get("CidrIpv4") == f"{caller}/32"]
+
+
+# What it is made of
+
+
+def test_the_summary_has_what_a_client_needs(stack: Stack) -> None:
+    summary = stack.summary.as_json()
+    assert set(summary) == {
+        "api_url", "console_url", "aws_endpoint_url", "region", "state_machine_arn", "trail_domain", "keys",
+        "targets",
+    }  # fmt: skip
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", summary["api_url"])
+    assert summary["console_url"] == summary["api_url"] + "/console"
+    assert set(summary["keys"]) == {"alice", "bob", "operator", "ci"}
+    assert len(set(summary["keys"].values())) == 4
+    assert summary["targets"]["bastion"]["ports"] == ["22/tcp"]
+    assert summary["targets"]["web"]["ports"] == ["80/tcp", "443/tcp"]
+    assert [len(target["groups"]) for target in summary["targets"].values()] == [2, 1]
+
+
+def test_any_client_of_aws_sees_what_the_template_says(stack: Stack) -> None:
+    names = {function["FunctionName"] for function in stack.client("lambda").list_functions()["Functions"]}
+    assert names == {function.name for function in stack.deployment.functions}
+    machines = stack.client("stepfunctions").list_state_machines()["stateMachines"]
+    assert [machine["stateMachineArn"] for machine in machines] == [stack.summary.state_machine_arn]
+    events = stack.client("events")
+    assert {rule["Name"] for rule in events.list_rules()["Rules"]} == {"knock-stopped", "knock-guard"}
+    (target,) = events.list_targets_by_rule(Rule="knock-stopped")["Targets"]
+    assert target["Arn"].endswith(":knock-stopped")
+    assert stack.client("sqs").get_queue_url(QueueName="knock-dead-letters")["QueueUrl"]
+    assert stack.client("sdb").list_domains()["DomainNames"] == [stack.summary.trail_domain]
+    apigateway = stack.client("apigateway")
+    (api,) = apigateway.get_rest_apis()["items"]
+    paths = {resource["path"] for resource in apigateway.get_resources(restApiId=api["id"])["items"]}
+    assert {route.path for route in stack.deployment.rest_api.routes} <= paths
+    (plan,) = apigateway.get_usage_plans()["items"]
+    assert plan["apiStages"] == [{"apiId": api["id"], "stage": "v1"}]
+    assert len(apigateway.get_usage_plan_keys(usagePlanId=plan["id"])["items"]) == 4
+
+
+def test_keys_and_groups_carry_the_tags_that_are_their_rights(stack: Stack) -> None:
+    keys = {key["name"]: key["tags"] for key in stack.client("apigateway").get_api_keys()["items"]}
+    assert keys == KEYS
+    groups = [group for target in stack.summary.targets.values() for group in target["groups"]]
+    found = stack.client("ec2").describe_security_groups(GroupIds=groups)["SecurityGroups"]
+    tags = [{tag["Key"]: tag["Value"] for tag in group["Tags"]} for group in found]
+    assert {tag["knock:stack"] for tag in tags} == {"knock"}
+    assert {tag["knock:ports"] for tag in tags} == {"22/tcp", "80/tcp 443/tcp"}
+
+
+def test_a_grant_opens_and_closes_by_itself(stack: Stack, caller: str) -> None:
+    grant = knock(stack, caller, duration="1s")
+    assert len(rules(stack, caller)) == 3
+    wait_for(lambda: not rules(stack, caller), "the rules stayed")
+    states = stack.client("stepfunctions")
+    execution = {"executionArn": grant["execution_arn"]}
+    wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "the execution goes on")
+
+
+def test_stopping_an_execution_closes_its_rules(stack: Stack, caller: str) -> None:
+    grant = knock(stack, caller, duration="1h")
+    stack.client("stepfunctions").stop_execution(
+        executionArn=grant["execution_arn"], error="Who", cause="why"
+    )
+    wait_for(lambda: not rules(stack, caller), "the rules stayed")
+
+
+# Keys and limits, changed while it runs
+
+
+@pytest.fixture
+def key(stack: Stack) -> Iterator[tuple[str, str]]:
+    """Make an API key, not attached to anything."""
+    apigateway = stack.client("apigateway")
+    made = apigateway.create_api_key(name="new", enabled=True, value="n" * 30, tags={"knock:targets": "web"})
+    yield made["id"], made["value"]
+    apigateway.delete_api_key(apiKey=made["id"])
+
+
+def test_a_key_opens_only_while_it_is_enabled_and_in_the_usage_plan(
+    stack: Stack, key: tuple[str, str]
+) -> None:
+    apigateway = stack.client("apigateway")
+    plan = stack.deployment.usage_plan.id
+    key_id, value = key
+
+    def status() -> int:
+        return ask(stack, "GET", "/whoami", value).status_code
+
+    def enable(yes: str) -> None:
+        change = {"op": "replace", "path": "/enabled", "value": yes}
+        apigateway.update_api_key(apiKey=key_id, patchOperations=[change])
+
+    assert status() == 403
+    apigateway.create_usage_plan_key(usagePlanId=plan, keyId=key_id, keyType="API_KEY")
+    assert status() == 200
+    enable("false")
+    assert status() == 403
+    enable("true")
+    assert status() == 200
+    apigateway.delete_usage_plan_key(usagePlanId=plan, keyId=key_id)
+    assert status() == 403
+
+
+def test_a_deleted_key_opens_nothing(stack: Stack) -> None:
+    apigateway = stack.client("apigateway")
+    made = apigateway.create_api_key(name="short-lived", enabled=True, value="s" * 30)
+    apigateway.create_usage_plan_key(
+        usagePlanId=stack.deployment.usage_plan.id, keyId=made["id"], keyType="API_KEY"
+    )
+    assert ask(stack, "GET", "/whoami", "s" * 30).status_code == 200
+    apigateway.delete_api_key(apiKey=made["id"])
+    assert ask(stack, "GET", "/whoami", "s" * 30).status_code == 403
+
+
+def test_a_key_of_another_stages_plan_opens_nothing(stack: Stack, key: tuple[str, str]) -> None:
+    apigateway = stack.client("apigateway")
+    plan = apigateway.create_usage_plan(name="other", apiStages=[{"apiId": "elsewhere", "stage": "v1"}])
+    apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=key[0], keyType="API_KEY")
+    assert ask(stack, "GET", "/whoami", key[1]).status_code == 403
+    apigateway.delete_usage_plan(usagePlanId=plan["id"])
+
+
+def test_the_usage_plans_throttle_and_quota_are_enforced(stack: Stack, key: tuple[str, str]) -> None:
+    apigateway = stack.client("apigateway")
+    api = {"apiId": stack.deployment.rest_api.id, "stage": "v1"}
+    plan = apigateway.create_usage_plan(
+        name="tight",
+        apiStages=[api],
+        throttle={"rateLimit": 1, "burstLimit": 2},
+        quota={"limit": 3, "period": "DAY"},
+    )
+    apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=key[0], keyType="API_KEY")
+    messages = [ask(stack, "GET", "/whoami", key[1]).json().get("message") for _ in range(4)]
+    assert messages[:2] == [None, None]
+    assert "Too Many Requests" in messages[2:]
+    change = [
+        {"op": "replace", "path": "/throttle/rateLimit", "value": "1000"},
+        {"op": "replace", "path": "/throttle/burstLimit", "value": "1000"},
+    ]
+    apigateway.update_usage_plan(usagePlanId=plan["id"], patchOperations=change)
+    answers = [ask(stack, "GET", "/whoami", key[1]) for _ in range(3)]
+    assert answers[-1].json() == {"message": "Limit Exceeded"}
+    apigateway.delete_usage_plan_key(usagePlanId=plan["id"], keyId=key[0])
+    apigateway.delete_usage_plan(usagePlanId=plan["id"])
+
+
+def test_a_local_stack_raises_the_templates_limits_as_a_deployment_would(stack: Stack) -> None:
+    (plan,) = stack.client("apigateway").get_usage_plans()["items"]
+    assert plan["throttle"] == {"rateLimit": 10000.0, "burstLimit": 5000}
+    assert plan["quota"] == {"limit": 100000000, "period": "DAY"}
+
+
+# Lambda's own API
+
+
+def test_invoking_a_function_by_the_api_is_invoking_the_function(stack: Stack) -> None:
+    answer = stack.client("lambda").invoke(FunctionName="knock-stopped", Payload=b"{}")
+    assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
+    described = json.loads(answer["Payload"].read())
+    assert described["errorType"] == "KeyError"
+    assert described["stackTrace"]
+
+
+def test_a_dry_run_runs_nothing_and_an_event_is_queued(stack: Stack) -> None:
+    lambda_ = stack.client("lambda")
+    before = stack.runtime.counts["knock-guard"]
+    assert lambda_.invoke(FunctionName="knock-guard", InvocationType="DryRun")["StatusCode"] == 204
+    assert stack.runtime.counts["knock-guard"] == before
+    answer = lambda_.invoke(FunctionName="knock-guard", InvocationType="Event", Payload=b"{}")
+    assert answer["StatusCode"] == 202
+    wait_for(lambda: stack.runtime.counts["knock-guard"] == before + 1, "it did not run")
+
+
+def test_a_function_that_is_not_there_and_one_without_concurrency_are_refused(stack: Stack) -> None:
+    lambda_ = stack.client("lambda")
+    with pytest.raises(ClientError) as caught:
+        lambda_.invoke(FunctionName="nobody")
+    assert caught.value.response["Error"]["Code"] == "ResourceNotFoundException"
+    lambda_.put_function_concurrency(FunctionName="knock-stopped", ReservedConcurrentExecutions=0)
+    try:
+        with pytest.raises(ClientError) as caught:
+            lambda_.invoke(FunctionName="knock-stopped")
+        assert caught.value.response["Error"]["Code"] == "TooManyRequestsException"
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+    finally:
+        lambda_.delete_function_concurrency(FunctionName="knock-stopped")
+
+
+# The place to watch and to break
+
+
+def test_every_call_of_a_function_is_seen_with_who_made_it(stack: Stack, caller: str) -> None:
+    calls: Counter[tuple[str, str, str]] = Counter()
+    names = {access_key(function): function.name for function in stack.deployment.functions}
+
+    def count(call: Call, forward: Forward) -> Answer:
+        calls[names.get(call.access_key, "?"), call.service, call.operation] += 1
+        return forward()
+
+    with stack.endpoint.watched_by(count):
+        knock(stack, caller, duration="1h", targets=["bastion"])
+    assert calls["knock-api", "states", "StartExecution"] == 1
+    assert calls["knock-authorize", "ec2", "AuthorizeSecurityGroupIngress"] == 1
+    assert not [call for call in calls if call[0] == "knock-api" and call[1] == "ec2"]
+
+
+def test_a_call_that_fails_once_is_tried_again(stack: Stack, caller: str) -> None:
+    failures = 1
+
+    def break_once(call: Call, forward: Forward) -> Answer:
+        nonlocal failures
+        if call.operation == "AuthorizeSecurityGroupIngress" and failures:
+            failures -= 1
+            return failure(call, "RequestLimitExceeded", status=503)
+        return forward()
+
+    with stack.endpoint.watched_by(break_once):
+        answer = ask(
+            stack, "POST", "/knock", stack.summary.keys["bob"], caller, json={"targets": ["bastion"]}
+        )
+        assert answer.status_code in (201, 202)
+        wait_for(lambda: len(rules(stack, caller)) == 1, "it was not tried again")
+    assert failures == 0
+
+
+# Options
+
+
+def test_a_duration_that_is_none_is_refused_in_the_templates_words() -> None:
+    with pytest.raises(TemplateError, match=r"DefaultDuration is .24 o.clock.; must be a number and one of"):
+        Stack(Options(duration="24 o'clock"))
+
+
+def test_an_engine_nobody_knows_is_refused() -> None:
+    with pytest.raises(StackError, match="There is no engine 'airflow': it is moto, stepfunctions-local"):
+        Stack(Options(engine="airflow"))
+
+
+# The command
+
+
+def up(*arguments: str, **rest: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "local", "up", "--port", "0", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **rest,
+    )
+
+
+def send_knocks(summary: dict[str, Any], count: int) -> list[socket.socket]:
+    """Send so many knocks at once, each on a connection of its own, and wait for no answer."""
+    url = urlsplit(summary["api_url"])
+    sent = []
+    for number in range(count):
+        connection = socket.create_connection((url.hostname, url.port))
+        connection.sendall(
+            f"POST {url.path}/knock HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 0\r\n"
+            f"x-api-key: {summary['keys']['alice']}\r\n"
+            f"X-Forwarded-For: 10.0.{number // 250}.{number % 250}\r\n\r\n".encode()
+        )
+        sent.append(connection)
+    return sent
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_command_says_one_line_of_json_and_leaves_nothing_in_the_middle_of_500_knocks(
+    stop: signal.Signals,
+) -> None:
+    process = up("--json")
+    connections = []
+    try:
+        assert process.stdout
+        summary = json.loads(process.stdout.readline())
+        connections = send_knocks(summary, 500)
+        select.select(connections[:100], [], [], 30)  # the first answers come
+        family = descendants(process.pid)
+        began = time.monotonic()
+        process.send_signal(stop)
+        output, errors = process.communicate(timeout=10)
+        assert time.monotonic() - began < 5
+        assert len(family) > len(summary["keys"])  # a process of each function, and workers
+        wait_for(lambda: not alive(*family), f"some of these are left: {family}", 5)
+    finally:
+        process.kill()
+        for connection in connections:
+            connection.close()
+    assert (output, errors) == ("", "")
+    assert process.returncode == (-stop if stop == signal.SIGKILL else 0)
+
+
+def test_the_command_prints_a_page_for_a_person() -> None:
+    process = up("--verbose")
+    try:
+        assert process.stdout
+        page = ""
+        while "list-executions" not in page:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            page += line
+        found = re.search(r"^  (curl -X POST .*)$", page, re.MULTILINE)
+        assert found
+        curl = [*shlex.split(found[1]), "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
+        done = subprocess.run(curl, capture_output=True, text=True, check=True)
+        assert done.stdout in ("201", "202")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert "POST /v1/knock 20" in errors
+    key = re.search(r"x-api-key: (\w+)", found[1])
+    assert key
+    assert key[1] not in errors
+
+
+def test_the_command_says_what_is_wrong_and_what_to_do() -> None:
+    taken = bind(0)
+    try:
+        port = str(taken[0].getsockname()[1])
+        process = up("--port", port)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        for listening in taken:
+            listening.close()
+    assert process.returncode == 1
+    assert errors == f"The local stack cannot start: port {port} of 127.0.0.1 is in use by another program\n"
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    _, errors = (process := up("--port", port)).communicate(timeout=20)
+    assert process.returncode == 2
+    assert f"{port!r} is not a port" in errors
