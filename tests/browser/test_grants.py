@@ -1,0 +1,410 @@
+"""Knocking, watching and revoking on the console page, for a person and for an operator."""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from .conftest import SOURCE, Stack, Visitor
+
+
+def cards(page: Page) -> Any:
+    """Find the cards of live grants, without those that fade out."""
+    return page.locator("#live > li:not(.leaves)")
+
+
+def form(page: Page) -> Any:
+    return page.locator("#knock-form")
+
+
+def seconds_shown(page: Page) -> int:
+    """Read a countdown: `7h 59m 42s`, without the spaces that only the style makes."""
+    text = page.locator("#live .clock").first.inner_text()
+    found = re.findall(r"(\d+)\s*([dhms])", text)
+    assert found, f"this is no countdown: {text!r}"
+    return sum(int(number) * {"d": 86_400, "h": 3600, "m": 60, "s": 1}[unit] for number, unit in found)
+
+
+def test_the_page_says_who_one_is_and_what_one_may_open(stack: Stack, visitor: Visitor) -> None:
+    key = stack.key("alice", targets="bastion web", max_duration="8h")
+    page = visitor.enter(key, source="2001:db8::7")
+    expect(page.get_by_role("banner")).to_contain_text(key.name)
+    hall = page.get_by_role("region", name="The door is closed")
+    expect(hall).to_contain_text("2001:db8::7/128")
+    expect(hall).to_contain_text("8h a grant")
+    expect(hall.get_by_role("checkbox")).to_have_count(2)
+    expect(hall.locator("label", has_text="web")).to_contain_text("80/tcp 443/tcp")
+    expect(form(page).get_by_label("Source")).to_be_hidden()
+    expect(page.get_by_role("search")).to_be_hidden()
+    assert page.locator("#quick").inner_text().split() == ["15m", "1h", "4h", "8h"]
+
+
+def test_a_knock_opens_the_door_counts_down_and_vanishes(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    page = visitor.enter(key)
+    page.evaluate(
+        """() => {
+            window.clocks = [];
+            new MutationObserver(() => {
+                const clock = document.querySelector("#live > li:not(.leaves) .clock");
+                const text = clock?.textContent;
+                if (text && window.clocks.at(-1) !== text) window.clocks.push(text);
+            }).observe(document.querySelector("#live"), { childList: true, subtree: true });
+        }"""
+    )
+    form(page).get_by_label("For how long").fill("6s")
+    form(page).get_by_label("Reason").fill("on call")
+    page.get_by_role("button", name="Knock").click()
+
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+    expect(page).to_have_title("Open · Knock")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page)).to_contain_text(f"{key.name} (you)")
+    expect(cards(page)).to_contain_text(f"{SOURCE}/32")
+    expect(cards(page)).to_contain_text("on call")
+    expect(cards(page).locator("h3")).to_have_text("bastion 22/tcpweb 80/tcp 443/tcp")
+    expect(page.locator("#news")).to_contain_text("The door is open: bastion and web for 203.0.113.7/32")
+    grant = stack.call(key, "GET", "/grants")["grants"][0]
+    assert grant["status"] == "active"
+
+    expect(cards(page)).to_have_count(0)
+    vanished = datetime.now(timezone.utc)
+    end = datetime.fromisoformat(grant["expires_at"].replace("Z", "+00:00"))
+    assert end <= vanished <= end + timedelta(seconds=8)
+    expect(page.get_by_role("status").filter(has_text="Your access to bastion and web")).to_contain_text(
+        "has expired"
+    )
+    expect(page.get_by_role("heading", name="The door is closed")).to_be_visible()
+    expect(page.locator("#past > li")).to_have_count(1)
+    expect(page.locator("#past > li")).to_contain_text("expired")
+    clocks = [text for text in page.evaluate("window.clocks") if text != "Closing"]
+    counted = [int(text.removesuffix("s")) for text in clocks]
+    assert len(counted) >= 3
+    assert counted == sorted(set(counted), reverse=True)
+    assert max(counted) <= 6
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_the_countdown_goes_by_the_servers_clock(stack: Stack, visitor: Visitor, hours: int) -> None:
+    key = stack.person()
+    made = stack.knock(key, duration="30m")
+    script = f"{{ const now = Date.now; Date.now = () => now() + {hours} * 3_600_000; }}"
+    page = visitor.enter(key, script=script)
+    expect(cards(page)).to_have_count(1)
+    shown, left = seconds_shown(page), stack.show(key, made["id"])["seconds_left"]
+    assert left - 2 <= shown <= left + 1
+
+
+def test_a_pending_grant_opens_when_the_trail_says_so(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    page = visitor.enter(key)
+    pending = True
+
+    def as_pending(route: Route) -> None:
+        answer = route.fetch()
+        said = answer.json()
+        for grant in said.get("grants", [said]):
+            if pending and grant["status"] == "active":
+                grant["status"] = "pending"
+        status = 202 if route.request.method == "POST" else answer.status
+        route.fulfill(response=answer, status=status, json=said)
+
+    page.route(re.compile(r"/v1/(knock|grants)(\?|$)"), as_pending)
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("heading", name="The door is opening")).to_be_visible()
+    expect(cards(page).locator(".clock")).to_have_text("Opening")
+    pending = False
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+    expect(page.locator("#news")).to_contain_text("The door is open: bastion and web")
+    assert seconds_shown(page) > 86_000
+
+
+def test_a_grant_that_fails_to_open_says_why(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    page = visitor.enter(key)
+    detail = "every security group of the target bastion is full (2 tried)"
+    problem = {"type": "urn:knock:problem:pool-exhausted", "title": "No room left", "detail": detail}
+    page.route(
+        "**/v1/knock",
+        lambda route: route.fulfill(
+            status=409, json=problem, headers={"content-type": "application/problem+json"}
+        ),
+    )
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("alert").filter(has_text="No room left")).to_contain_text(detail)
+    expect(page.get_by_role("heading", name="The door is closed")).to_be_visible()
+    expect(cards(page)).to_have_count(0)
+
+
+def test_a_refused_knock_is_explained_where_it_was_typed(stack: Stack, visitor: Visitor) -> None:
+    key = stack.key("alice", targets="bastion web", max_duration="8h")
+    page = visitor.enter(key)
+    form(page).get_by_label("For how long").fill("9h")
+    expect(page.locator("#duration-hint")).to_have_text("your key allows 8h at most")
+    form(page).get_by_label("Reason").fill("on call")
+    page.get_by_role("button", name="Knock").click()
+    alert = page.get_by_role("alert").filter(has_text="9h is longer than the key allows: 8h")
+    expect(alert).to_contain_text("The key may not do this")
+
+    form(page).get_by_label("For how long").fill("soon")
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("alert").filter(has_text="'soon' is none of them")).to_be_visible()
+    duration = form(page).get_by_label("For how long")
+    expect(duration).to_be_focused()
+    expect(duration).to_have_attribute("aria-invalid", "true")
+    expect(form(page).get_by_label("Reason")).to_have_value("on call")
+
+    page.get_by_role("checkbox", name="bastion").uncheck()
+    page.get_by_role("checkbox", name="web").uncheck()
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("alert").filter(has_text="Choose a target")).to_be_visible()
+    assert stack.call(key, "GET", "/grants?status=all")["grants"] == []
+
+
+def test_what_was_ticked_and_typed_is_what_is_asked_for(stack: Stack, visitor: Visitor) -> None:
+    key = stack.key("ci", targets="*", max_duration="24h", any_source="/28 /60")
+    page = visitor.enter(key)
+    page.get_by_role("checkbox", name="web").uncheck()
+    page.get_by_role("button", name="15m").click()
+    expect(page.get_by_role("button", name="15m")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#source-hint")).to_have_text(
+        "A CIDR other than yours: up to /28 (IPv4), up to /60 (IPv6)."
+    )
+    form(page).get_by_label("Source").fill("198.51.100.16/28")
+    page.get_by_role("button", name="Knock").click()
+    expect(cards(page)).to_contain_text("198.51.100.16/28")
+    [grant] = stack.call(key, "GET", "/grants")["grants"]
+    assert [target["name"] for target in grant["targets"]] == ["bastion"]
+    assert 880 <= grant["seconds_left"] <= 900
+    assert grant["source"] == "198.51.100.16/28"
+
+
+def test_who_has_moved_is_told_that_the_open_door_is_elsewhere(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    stack.knock(key, source="198.51.100.77")
+    page = visitor.enter(key)
+    expect(page.locator("#door-text")).to_contain_text(f"But not from {SOURCE}/32, where you are now")
+    page.get_by_role("button", name="Knock").click()
+    expect(cards(page)).to_have_count(2)
+    expect(page.locator("#door-text")).not_to_contain_text("But not from")
+
+
+def test_knocking_again_renews_without_closing_the_door(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    page = visitor.enter(key)
+    page.get_by_role("button", name="1h").click()
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+    page.evaluate(
+        """() => {
+            window.doors = [];
+            new MutationObserver(() => window.doors.push(document.body.dataset.door))
+                .observe(document.body, { attributeFilter: ["data-door"] });
+        }"""
+    )
+    page.get_by_role("button", name="8h").click()
+    page.get_by_role("button", name="Knock again").click()
+    expect(page.locator("#past > li")).to_contain_text("superseded")
+    expect(cards(page)).to_have_count(1)
+    assert seconds_shown(page) > 7 * 3600
+    assert "closed" not in page.evaluate("window.doors")
+    expect(page.locator("#news")).to_contain_text("The door is open")
+
+
+def test_revoking_asks_once_and_answers_when_it_is_closed(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    grant = stack.knock(key, targets=["bastion"])
+    page = visitor.enter(key)
+    revoke = cards(page).get_by_role("button", name="Revoke")
+    revoke.click()
+    dialog = page.get_by_role("dialog", name="Revoke your access?")
+    expect(dialog).to_contain_text(f"bastion will be closed to {SOURCE}/32 at once")
+    expect(dialog).to_contain_text("Connections that are open now live on")
+    dialog.get_by_role("button", name="Keep it").click()
+    expect(dialog).to_be_hidden()
+    expect(revoke).to_be_focused()
+    assert stack.show(key, grant["id"])["status"] == "active"
+
+    revoke.click()
+    dialog.get_by_label("Reason").fill("done for today")
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(dialog).to_be_hidden()
+    expect(cards(page)).to_have_count(0)
+    expect(page.locator("#news")).to_have_text(f"Your access to bastion from {SOURCE}/32 was revoked by you.")
+    expect(page.locator("#live-title")).to_be_focused()
+    expect(page.locator("#past > li")).to_contain_text("revoked")
+    ended = stack.show(key, grant["id"])
+    assert (ended["status"], ended["ended_by"]) == ("revoked", key.name)
+    assert any(event.get("reason") == "done for today" for event in ended["events"])
+
+
+def test_the_timeline_tells_the_trail_in_plain_words(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    grant = stack.knock(key, "198.51.100.150", targets=["bastion"], reason="on call")
+    stack.call(key, "DELETE", f"/grants/{grant['id']}?reason=went+home")
+    page = visitor.enter(key)
+    page.locator("#past button").click()
+    dialog = page.get_by_role("dialog", name="bastion")
+    events = dialog.get_by_role("list", name="Timeline").get_by_role("listitem")
+    expect(events).to_have_count(4)
+    for item, text in zip(
+        events.all(),
+        [f"{key.name} knocked", "The door opened", f"{key.name} revoked it", "The door closed"],
+        strict=True,
+    ):
+        expect(item.locator("p").first).to_have_text(text)
+    expect(events.nth(2)).to_contain_text("“went home”")
+    expect(events.nth(3)).to_contain_text(re.compile(r"Rules revoked: sgr-\w+"))
+
+    first = events.first.locator("time")
+    at = datetime.fromisoformat(grant["requested_at"].replace("Z", "+00:00"))
+    assert first.get_attribute("datetime") == grant["requested_at"]
+    assert first.get_attribute("title") == grant["requested_at"].replace("T", " ").replace("Z", " UTC")
+    hour = page.evaluate("at => new Date(at).getHours()", grant["requested_at"])
+    assert f" {hour:02d}:{at.minute:02d}:{at.second:02d}" in first.inner_text()
+    expect(dialog).to_contain_text("Times are those of Europe/Berlin")
+    expect(dialog.get_by_role("button", name="Revoke")).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(page.locator("#past button")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("arn", "host"),
+    [
+        ("arn:aws:states:eu-central-1:123456789012:execution:k:a_1", "eu-central-1.console.aws.amazon.com"),
+        ("arn:aws-cn:states:cn-north-1:123456789012:execution:k:a", "cn-north-1.console.amazonaws.cn"),
+        (
+            "arn:aws-us-gov:states:us-gov-west-1:123456789012:execution:k:a",
+            "us-gov-west-1.console.amazonaws-us-gov.com",
+        ),
+        ("arn:aws-iso:states:us-iso-east-1:123456789012:execution:k:a", None),
+        ("javascript:alert(1)", None),
+        (None, None),
+    ],
+)
+def test_the_execution_is_one_click_away_in_the_aws_console(
+    stack: Stack, visitor: Visitor, arn: str | None, host: str | None
+) -> None:
+    key = stack.person()
+    stack.knock(key, targets=["bastion"])
+    page = visitor.open()
+
+    def with_arn(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"execution_arn": arn})
+
+    page.route("**/v1/grants/*", with_arn)
+    visitor.come_in(page, key)
+    with page.expect_response("**/v1/grants/*"):
+        cards(page).get_by_role("button", name="Timeline").click()
+    expect(page.locator("#events > li")).to_have_count(2)
+    link = page.locator("#aws")
+    if arn is None or host is None:
+        expect(link).to_be_hidden()
+    else:
+        region = host.partition(".")[0]
+        address = f"https://{host}/states/home?region={region}#/v2/executions/details/{arn}"
+        expect(link).to_have_attribute("href", address)
+        expect(link).to_have_attribute("rel", "noopener noreferrer")
+
+
+# ---------------------------------------------------------------------------- operators
+
+
+def test_an_operator_sees_everyones_grants_and_finds_one(stack: Stack, visitor: Visitor) -> None:
+    alice, bob = stack.person("alice"), stack.person("bob")
+    operator = stack.key("operator", operator="true")
+    stack.knock(alice, targets=["bastion"])
+    stack.knock(bob, source="198.51.100.3", targets=["web"])
+    stack.knock(bob, source="2001:db8::9", targets=["bastion"])
+    page = visitor.enter(operator)
+    expect(page.get_by_role("heading", name="You mind the doors")).to_be_visible()
+    expect(page.locator("#knock-form")).to_be_hidden()
+    for key in (alice, bob):
+        expect(cards(page).filter(has_text=key.name)).not_to_have_count(0)
+
+    search = page.get_by_role("search")
+
+    def find(**asked: str) -> None:
+        for label in ("Principal", "Source", "Target"):
+            search.get_by_label(label).fill(asked.get(label.lower(), ""))
+        search.get_by_role("button", name="Search").click()
+
+    find(principal=bob.name)
+    expect(cards(page)).to_have_count(2)
+    expect(page.locator("#news")).to_have_text("2 live grants match.")
+    find(principal=bob.name, target="web")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page)).to_contain_text("198.51.100.3/32")
+    find(principal=bob.name, source="2001:DB8::9")  # a bare address finds its /128
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page)).to_contain_text("2001:db8::9/128")
+    find(principal="nobody-of-that-name")
+    expect(cards(page)).to_have_count(0)
+    expect(page.locator("#live-empty")).to_contain_text("No live grant matches")
+    expect(page.locator("#past-empty")).to_have_text("No ended grant matches.")
+    search.get_by_role("button", name="Clear").click()
+    expect(cards(page).filter(has_text=alice.name)).to_have_count(1)
+    expect(search.get_by_label("Principal")).to_have_value("")
+
+
+def test_an_operators_own_door_is_not_hidden_by_a_search(stack: Stack, visitor: Visitor) -> None:
+    operator = stack.key("operator", operator="true", targets="*", max_duration="1h")
+    page = visitor.enter(operator)
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+    page.get_by_label("Principal").fill("nobody-of-that-name")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#live-empty")).to_contain_text("No live grant matches")
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+    expect(page.locator("#news")).to_have_text("0 live grants match.")
+
+
+def test_an_operator_revokes_anothers_grant_and_its_owner_is_told(stack: Stack, visitor: Visitor) -> None:
+    alice, operator = stack.person(), stack.key("operator", operator="true")
+    stack.knock(alice, targets=["bastion"])
+    hers, theirs = visitor.enter(alice), visitor.enter(operator)
+    expect(cards(hers)).to_have_count(1)
+    cards(theirs).filter(has_text=alice.name).get_by_role("button", name="Revoke").click()
+    dialog = theirs.get_by_role("dialog", name=f"Revoke {alice.name}’s access?")
+    dialog.get_by_label("Reason").fill("laptop stolen")
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(theirs.locator("#news")).to_contain_text(f"{alice.name}’s access to bastion")
+    expect(cards(hers)).to_have_count(0)
+    expect(hers.locator("#news")).to_contain_text(f"was revoked by {operator.name}.")
+    expect(hers.get_by_role("heading", name="The door is closed")).to_be_visible()
+
+
+def test_history_goes_back_page_by_page(stack: Stack, visitor: Visitor) -> None:
+    key, operator = stack.person(), stack.key("operator", operator="true")
+    sources = [f"198.51.100.{number}" for number in range(1, 24)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda source: stack.knock(key, source, targets=["bastion"]), sources))
+    live = stack.knock(key, "198.51.100.200", targets=["bastion"])
+    ids = {grant["id"] for grant in made}
+    deadline = time.monotonic() + 30
+    while ids & {
+        g["id"] for g in stack.call(operator, "GET", f"/grants?principal={key.name}&limit=100")["grants"]
+    }:
+        assert time.monotonic() < deadline
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda grant: stack.call(key, "DELETE", f"/grants/{grant['id']}"), made))
+    page = visitor.enter(operator)
+    page.get_by_label("Principal").fill(key.name)
+    page.get_by_role("button", name="Search").click()
+    rows = page.locator("#past > li")
+    expect(rows).to_have_count(19)  # 20 a page, and the newest of them is live
+    page.get_by_role("button", name="Show older grants").click()
+    expect(rows).to_have_count(23)
+    expect(page.get_by_role("button", name="Show older grants")).to_be_hidden()
+    expect(rows.nth(19).get_by_role("button")).to_be_focused()
+    shown = [row.get_attribute("data-at") for row in rows.all()]
+    assert shown == sorted((grant["requested_at"] for grant in made), reverse=True)
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page)).to_contain_text(live["source"])
