@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak requirements clean
+.PHONY: help local test check types lint format bench mutants soak deploy requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,10 @@ check: $(VENV)/.dev ## the quick half of `test`: linters and types
 format: $(VENV)/.dev ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+deploy: .venv-sam/.done ## deploy to your AWS account, guided
+	.venv-sam/bin/sam build
+	.venv-sam/bin/sam deploy --guided --capabilities CAPABILITY_NAMED_IAM $(ARGS)
 
 requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
 	for name in requirements requirements-dev requirements-sam; do \
