@@ -294,7 +294,10 @@ def _ask(url: str | None, made: argparse.ArgumentParser) -> tuple[str, str]:
     if not url:
         print("URL of the API: ", end="", file=sys.stderr, flush=True)
         url = sys.stdin.readline()
-    return url, getpass.getpass("API key (it is not shown): ", sys.stderr)
+    try:
+        return url, getpass.getpass("API key (it is not shown): ", sys.stderr)
+    except EOFError:
+        raise ConfigurationError("no key was given") from None
 
 
 def run_logout(words: list[str]) -> int:

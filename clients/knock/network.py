@@ -125,7 +125,14 @@ def differences(grant: Grant, client: Client, host: str | None = None) -> list[s
             f"the API was reached from {path.local}, and the default route leaves from {direct}: a VPN may "
             f"carry one and not the other, and only {grant.source} is let in"
         )
-    if source.version == 4:
+    if source.version == 6:
+        other = local_address(socket.AF_INET)
+        if other:
+            sentences.append(
+                f"only the IPv6 address {grant.source} is let in: a host that has only IPv4 will see another "
+                f"address of yours ({other}, or your router's). Connect with IPv6 (ssh -6, curl -6)"
+            )
+    else:
         other = local_address(socket.AF_INET6)
         if other and ipaddress.ip_address(other).is_global:
             sentences.append(

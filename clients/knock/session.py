@@ -62,8 +62,13 @@ class Session:
         return self.client.revoke(grant_id, reason)
 
     def renew(self, grant: Grant, duration: str | None) -> Grant:
+        """Knock again for what a grant opens, and remember the new one as the old one was."""
+        entry, asked_at = state.entry(grant.id), time.time()
+        new = self.client.renew(grant, duration=duration)
         state.forget(grant.id)
-        return self.client.renew(grant, duration=duration)
+        if entry:
+            state.remember(self.url, new, entry["network"], everything=entry["all"], asked_at=asked_at)
+        return new
 
     def own_ids(self, *, everything: bool) -> list[str]:
         """Give the ids of one's own live grants: all, or the only one, or raise ConfigurationError."""

@@ -63,6 +63,11 @@ def known(url: str, targets: Sequence[str], network: str) -> dict[str, Any] | No
     return None
 
 
+def entry(grant_id: str) -> dict[str, Any] | None:
+    """Give what is known of one grant."""
+    return next((entry for entry in _entries() if entry.get("id") == grant_id), None)
+
+
 def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at: float) -> None:
     """Note an active grant. `everything`: no targets were named; `asked_at`: this clock before the call."""
     entries = [entry for entry in _entries() if entry.get("id") != grant.id]

@@ -246,7 +246,7 @@ class Transport:
     def _judge(self, status: int, headers: http.client.HTTPMessage, content: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise UnexpectedAnswer(self._not_the_api(status, headers))
@@ -311,7 +311,7 @@ def clean_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https"):
+    if not host or parts.scheme not in ("http", "https") or not _printable(url):
         raise ConfigurationError(f"{url[:200]!r} is not a URL like https://api.example.com/prod")
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigurationError(
@@ -332,11 +332,16 @@ def check_key(key: str) -> str:
     key = key.strip()
     if not key:
         raise ConfigurationError("the API key is empty")
-    if not all("!" <= character <= "~" for character in key):
+    if not _printable(key):
         raise ConfigurationError(
             "the API key holds a space or a character that no key has: was it pasted whole?"
         )
     return key
+
+
+def _printable(text: str) -> bool:
+    """Say whether a text is ASCII without spaces and control characters: what a header or a URL can hold."""
+    return all("!" <= character <= "~" for character in text)
 
 
 def is_loopback(host: str) -> bool:

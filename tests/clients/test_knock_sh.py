@@ -24,12 +24,31 @@ Run = Callable[..., Done]
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> list[str]:
     program("curl", "apt install curl")
-    program(SHELLS[request.param][0], f"apt install {request.param}")
-    return SHELLS[request.param]
+    found = program(SHELLS[request.param][0], f"apt install {request.param}")
+    return [found, *SHELLS[request.param][1:]]
+
+
+@pytest.fixture(scope="session")
+def applets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with busybox's own sed, awk, ls … and curl: a machine that has nothing else."""
+    folder = tmp_path_factory.mktemp("busybox")
+    subprocess.run(["busybox", "--install", "-s", folder], check=True)
+    (folder / "curl").unlink(missing_ok=True)
+    (folder / "curl").symlink_to(shutil.which("curl") or "")
+    return folder
 
 
 @pytest.fixture
-def sh(shell: list[str], home: Path, spawn: Run) -> Run:
+def sh(
+    shell: list[str],
+    home: Path,
+    spawn: Run,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    if shell[-1] == "ash":
+        monkeypatch.setenv("PATH", str(request.getfixturevalue("applets")))
+
     def run(*words: str, **more: str) -> Done:
         return spawn(*shell, str(SCRIPT), *words, **more)
 

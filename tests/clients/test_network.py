@@ -156,6 +156,10 @@ def test_an_ipv6_beside_the_ipv4_that_was_let_in_is_mentioned(monkeypatch: pytes
     text = said(monkeypatch, both, "203.0.113.7/32", "192.168.1.23")
     assert "only the IPv4 address 203.0.113.7/32 is let in" in text
     assert "2a00:1450:4001::23" in text
+    text = said(monkeypatch, both, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80")
+    assert "only the IPv6 address 2a00:1450:4001::23/128 is let in" in text
+    six = Machine(None, "2a00:1450:4001::23")
+    assert said(monkeypatch, six, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80") == ""
     private = Machine("192.168.1.23", "fd00::23")
     assert said(monkeypatch, private, "203.0.113.7/32", "192.168.1.23") == ""
 

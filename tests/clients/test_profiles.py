@@ -101,6 +101,19 @@ def test_url_and_key_are_asked_for_on_a_terminal_and_the_key_is_not_shown(
     assert run("whoami", "-q").out == "alice\n"
 
 
+def test_no_key_at_the_prompt_stores_nothing(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, double: Double
+) -> None:
+    def closed(*args: Any) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", closed)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    done = run("login", "--url", double.url)
+    assert (done.code, done.err) == (2, "knock: no key was given\n")
+    assert not file.exists()
+
+
 def test_profiles_are_told_apart_listed_and_deleted(
     login: Run, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

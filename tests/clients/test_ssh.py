@@ -7,6 +7,7 @@ allows the address it comes from, and asks the API's rules anew for each connect
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from knock import sshconfig, state
+from knock import network, sshconfig, state
 from knock.errors import ConfigurationError, KnockError
 from tests.clients.conftest import Api, Done, wait_until
 from tests.clients.double import Double
@@ -251,11 +252,19 @@ def test_a_grant_that_does_not_cover_the_targets_is_not_enough(
     assert double.calls("POST") == 2
 
 
+def test_a_renewed_grant_is_known_as_the_old_one_was(run: Run, double: Double, on_double: None) -> None:
+    run("bastion", "--for", "1h")
+    new = json.loads(run("renew", "--json").out)["grants"][0]["id"]
+    entry = state.known(double.url, ["bastion"], network.fingerprint())
+    assert entry is not None
+    assert entry["id"] == new
+    assert run("ssh-hook", "--target", "bastion").err == ""
+    assert double.calls("POST") == 2
+
+
 def test_another_network_or_a_revocation_makes_the_hook_knock(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from knock import network
-
     grant = run("-q", "bastion").out.strip()
     run("revoke", grant)
     assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
@@ -276,8 +285,6 @@ def test_a_grant_for_another_source_is_not_taken_for_this_networks(
 def test_a_network_that_changes_during_the_knock_is_not_remembered(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from knock import network
-
     seen = iter(["home", "a café", "a café"])
     monkeypatch.setattr(network, "fingerprint", lambda: next(seen))
     run("bastion")

@@ -253,6 +253,12 @@ def test_a_login_page_of_a_hotspot_is_not_taken_for_the_api(double: Double, clie
     assert caught.value.exit_code == 3
 
 
+def test_an_answer_nested_without_end_is_not_the_apis(double: Double, client: Client) -> None:
+    double.faults = [(200, {}, b'{"a":' * 200_000)]
+    with pytest.raises(UnexpectedAnswer):
+        client.whoami()
+
+
 def test_a_redirect_is_not_followed(double: Double, client: Client) -> None:
     for status in (301, 307):
         double.faults = [
@@ -303,6 +309,8 @@ def test_other_answers_of_the_gateway_keep_their_words(double: Double, client: C
         ("ftp://api.example.com", "is not a URL"),
         ("https://", "is not a URL"),
         ("https://api.example.com:port/", "is not a URL"),
+        ("https://api.example.com/pröd", "is not a URL"),
+        ("https://api.example.com/a b", "is not a URL"),
         ("https://[::1/", "is not a URL"),
         ("http://api.example.com/prod", "use https://"),
         ("http://127.0.0.1.example.com/", "use https://"),
