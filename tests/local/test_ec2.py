@@ -398,6 +398,14 @@ def test_a_rule_that_is_there_is_a_duplicate_in_a_full_group_too(group: Group) -
         group.authorize(tcp(22, "203.0.113.1/32"))
 
 
+def test_a_family_over_its_quota_does_not_keep_the_other_out(group: Group) -> None:
+    group.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(5))))
+    ec2.install(rules_per_group=2)
+    with refused("RulesPerSecurityGroupLimitExceeded"):
+        group.authorize(tcp(22, "203.0.113.9/32"))
+    group.authorize(tcp(22, "2001:db8::7/128"))
+
+
 def test_revoking_makes_room(group: Group) -> None:
     ec2.install(rules_per_group=1)
     group.authorize(tcp(22, "203.0.113.1/32"))
@@ -664,7 +672,14 @@ def test_groups_are_still_found_by_their_tags(group: Group, client: Any) -> None
 # ------------------------------------------------------------------------------------- at once, and quickly
 
 
-def test_of_many_at_once_that_add_one_rule_one_does(group: Group) -> None:
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave time between looking at a group's rules and changing them."""
+    plain = ec2._new_rule
+    monkeypatch.setattr(ec2, "_new_rule", lambda *given: (time.sleep(0.002), plain(*given))[1])
+
+
+def test_of_many_at_once_that_add_one_rule_one_does(group: Group, slowly: None) -> None:
     """And whoever adds and removes others at the same time loses nothing."""
     outcomes: list[str] = []
 
@@ -691,7 +706,7 @@ def test_of_many_at_once_that_add_one_rule_one_does(group: Group) -> None:
     assert group.cidrs() == {"203.0.113.7/32", *(f"198.51.100.{number}/32" for number in range(6))}
 
 
-def test_the_quota_holds_when_many_add_at_once(group: Group) -> None:
+def test_the_quota_holds_when_many_add_at_once(group: Group, slowly: None) -> None:
     ec2.install(rules_per_group=10)
     refusals: list[str] = []
 
