@@ -38,8 +38,8 @@ from typing import Any, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
 from moto.stepfunctions.parser.api import ExecutionStatus, HistoryEventType
-from moto.stepfunctions.parser.asl.component.common.error_name.custom_error_name import CustomErrorName
 from moto.stepfunctions.parser.asl.component.common.error_name.error_equals_decl import ErrorEqualsDecl
+from moto.stepfunctions.parser.asl.component.common.error_name.error_name import ErrorName
 from moto.stepfunctions.parser.asl.component.common.error_name.failure_event import (
     FailureEvent,
     FailureEventException,
@@ -580,7 +580,7 @@ def _task_error(self: Any, env: Any, ex: Exception) -> Any:
             return _plain_task_error(self, env, ex)
     return FailureEvent(
         env=env,
-        error_name=CustomErrorName(error),
+        error_name=ErrorName(error),  # moto's CustomErrorName raises for a function's "States.Timeout"
         event_type=HistoryEventType.LambdaFunctionFailed,
         event_details=cast(
             "EventDetails", {"lambdaFunctionFailedEventDetails": {"error": error, "cause": cause}}

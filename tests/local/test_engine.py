@@ -286,7 +286,8 @@ def caught(*names: str, **more: Any) -> Json:
 
 
 @pytest.mark.parametrize(
-    "error", ["PoolExhausted", "Sandbox.Timedout", "Runtime.ExitError", "Runtime.ImportModuleError"]
+    "error",
+    ["PoolExhausted", "Sandbox.Timedout", "Runtime.ExitError", "Runtime.ImportModuleError", "States.Timeout"],
 )
 def test_a_function_error_is_caught_by_its_error_type(world: World, sfn: Any, error: str) -> None:
     """As for a raw ARN on AWS: the error is the payload's errorType, the cause is the payload."""
