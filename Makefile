@@ -42,6 +42,9 @@ check: $(VENV)/.dev ## the quick half of `test`: linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local
 
+bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json FILE', '--quick')
+	@$(BIN)/python -m bench $(ARGS)
+
 format: $(VENV)/.dev ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

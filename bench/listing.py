@@ -1,0 +1,78 @@
+"""What GET /grants costs when the trail is long: ended grants are put straight into its domain."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+
+from bench import grants
+from bench.report import Table, spread
+from bench.scale import BenchError, Scale
+from bench.stacks import Stack, local_up, new_source
+
+LIVE = 20
+
+
+def listing(scale: Scale) -> list[Table]:
+    """Measure each way to ask, at each length of the trail."""
+    table = Table(
+        "GET /grants, by how many ended grants the trail holds",
+        notes=[
+            f"beside {LIVE} live ones; pages of 50",
+            "deep page: from the middle of the trail; SimpleDB here is the local one, in memory",
+        ],
+    )
+    with local_up() as stack:
+        stack.add_target("bench", 1)
+        live = [_open(stack) for _ in range(LIVE)]
+        past: list[grants.Grant] = []
+        now = datetime.now(UTC)
+        for wanted in scale.ended:
+            new = [grants.ended(number, now) for number in range(len(past), wanted)]
+            grants.put(stack, new)
+            past += new
+            for what, path, query, count in _ways(past, live):
+                answers = [stack.call("GET", path, "operator", **query) for _ in range(scale.listings)]
+                _check(answers[-1].status, answers[-1].json, count)
+                table.rows.append(
+                    {
+                        "ended grants": wanted,
+                        "GET": what,
+                        "grants in the answer": count,
+                        **spread(answer.ms for answer in answers),
+                    }
+                )
+    return [table]
+
+
+def _open(stack: Stack) -> str:
+    answer = stack.call("POST", "/knock", "ci", new_source(), {"targets": ["bench"], "duration": "8h"})
+    if answer.status != 201:
+        raise BenchError(f"a knock was answered with {answer.status}: {answer.json}")
+    grant_id: str = answer.json["id"]
+    return grant_id
+
+
+def _ways(past: list[grants.Grant], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
+    """List the ways to ask: what, path, query, and how many grants the answer must have."""
+    middle = base64.urlsafe_b64encode(past[len(past) // 2].order.encode()).decode()
+    one_user = sum(grant.principal.name == "user-07" for grant in past)
+    left = len(past) - len(past) // 2 - 1
+    return [
+        ("/grants (live)", "/grants", {}, len(live)),
+        ("/grants?status=all", "/grants", {"status": "all"}, min(50, len(past) + len(live))),
+        ("…&cursor=… (deep page)", "/grants", {"status": "all", "cursor": middle}, min(50, left)),
+        (
+            "…&principal=user-07",
+            "/grants",
+            {"status": "all", "principal": "user-07"},
+            min(50, one_user),
+        ),
+        ("/grants/{id}, ended", f"/grants/{past[len(past) // 2].id}", {}, 1),
+    ]
+
+
+def _check(status: int, answer: dict[str, object], count: int) -> None:
+    found = answer.get("grants", [answer])
+    if status != 200 or not isinstance(found, list) or len(found) != count:
+        raise BenchError(f"GET /grants answered {status}, and not with {count} grants: {str(answer)[:200]}")

@@ -1,0 +1,91 @@
+"""Tables of figures: for a terminal, for a page, and as JSON."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+Cell = str | int | float | None
+
+
+@dataclass
+class Table:
+    """Rows of figures. A column's name carries its unit; `notes` say what a reader must know."""
+
+    title: str
+    rows: list[dict[str, Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        return f"{self.title}\n" + "\n".join(
+            "  " + line for line in [*self._lines("  ", "-"), *(f"({note})" for note in self.notes)]
+        )
+
+    def as_markdown(self) -> str:
+        head, rule, *rows = self._lines(" | ", "-")
+        body = [f"| {line} |" for line in (head, rule, *rows)]
+        return "\n".join([f"### {self.title}", "", *body, "", *(f"{note}\n" for note in self.notes)])
+
+    def _lines(self, between: str, dash: str) -> list[str]:
+        columns = list(self.rows[0])
+        cells = [columns, *([_show(row[column]) for column in columns] for row in self.rows)]
+        widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+        numeric = [all(not isinstance(row[column], str) for row in self.rows) for column in columns]
+
+        def line(values: Sequence[str]) -> str:
+            padded = (
+                value.rjust(width) if right else value.ljust(width)
+                for value, width, right in zip(values, widths, numeric, strict=True)
+            )
+            return between.join(padded).rstrip()
+
+        # The colon has a page's column of numbers on the right as well.
+        colon = ":" if "|" in between else dash
+        rule = between.join(
+            dash * (width - 1) + (colon if right else dash)
+            for width, right in zip(widths, numeric, strict=True)
+        )
+        return [line(cells[0]), rule, *map(line, cells[1:])]
+
+
+def _show(value: Cell) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def spread(values: Iterable[float], name: str = "", *, longest: bool = False) -> dict[str, Cell]:
+    """Give the median and the 99th percentile (nearest rank) of milliseconds; the longest if asked."""
+    ordered = sorted(values)
+    figures: dict[str, Cell] = {f"{name}p50 ms": rank(ordered, 50), f"{name}p99 ms": rank(ordered, 99)}
+    return figures | ({f"{name}max ms": round(ordered[-1], 1)} if longest else {})
+
+
+def rank(ordered: Sequence[float], percent: int) -> float:
+    """Give a percentile of sorted values by nearest rank: always one of them."""
+    return round(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)], 1)
+
+
+def machine() -> dict[str, Cell]:
+    """Describe where this runs, by what moves the figures."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def load() -> float:
+    """Give the load average of the last minute: over the number of cores, somebody else was at work too."""
+    return round(os.getloadavg()[0], 1)

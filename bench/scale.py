@@ -1,0 +1,46 @@
+"""How much of everything is measured: in full, or just enough to see that it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BenchError(Exception):
+    """A figure that cannot be taken, or a stack that did not do what a figure is about. Says what to do."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    starts: int = 5
+    imports: int = 5
+    commands: int = 20
+    knocks_alone: int = 60
+    knocks_together: int = 500
+    in_flight: int = 50
+    lag_rounds: tuple[tuple[int, int], ...] = ((1, 10), (100, 3), (1000, 2))  # grants at once, how often
+    live: tuple[int, int] = (10, 1000)
+    counted: int = 5
+    full_groups: tuple[int, ...] = (0, 1, 5)
+    ended: tuple[int, ...] = (100, 10_000, 100_000)
+    listings: int = 30
+    load_requests: int = 1000
+    load_clients: int = 50
+
+
+FULL = Scale()
+QUICK = Scale(
+    starts=1,
+    imports=1,
+    commands=2,
+    knocks_alone=3,
+    knocks_together=12,
+    in_flight=4,
+    lag_rounds=((1, 1), (5, 1)),
+    live=(2, 6),
+    counted=2,
+    full_groups=(0, 1),
+    ended=(50, 200),
+    listings=2,
+    load_requests=60,
+    load_clients=6,
+)

@@ -1,0 +1,169 @@
+"""What starts: the local stack, each function's process, and the clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.report import Cell, Table
+from bench.scale import BenchError, Scale
+from bench.stacks import ROOT, local_up, stop
+
+# What a function has made by the end of its first invocation, that the later ones do without.
+FUNCTIONS = {
+    "api": "w.trail, w.executions, w.rights",
+    "authorize": "w.operations",
+    "revoke": "w.operations",
+    "stopped": "w.operations",
+    "guard": "w.operations",
+}
+
+IMPORT = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+began = time.perf_counter()
+import {module}
+imported = time.perf_counter()
+w = {module}.wiring()
+{clients}
+made = time.perf_counter()
+{peak}
+print(json.dumps([(imported - began) * 1000, (made - imported) * 1000, peak]))
+"""
+
+# MiB. Linux's getrusage counts what the process was before it became this one; /proc does not.
+PEAK = """
+import resource, sys
+if sys.platform == "linux":
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    peak = int(lines["VmHWM"].split()[0]) / 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+"""
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "bench",
+    "AWS_SECRET_ACCESS_KEY": "bench",
+    "AWS_DEFAULT_REGION": "eu-west-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_LAMBDA_FUNCTION_NAME": "knock-bench",
+    "KNOCK_STACK": "knock",
+    "TRAIL_DOMAIN": "knock-Trail",
+    "TRAIL_REGION": "eu-west-1",
+    "STATE_MACHINE_ARN": "arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants",
+    "REVOKE_FUNCTION": "knock-revoke",
+    "DEFAULT_DURATION": "24h",
+    "MAX_DURATION": "24h",
+    "POWERTOOLS_SERVICE_NAME": "knock-bench",
+}
+
+
+def start(scale: Scale) -> list[Table]:
+    """Measure `local up` to its line of JSON, and from SIGTERM to its end."""
+    ups, downs = [], []
+    for _ in range(scale.starts):
+        with local_up() as stack:
+            ups.append(stack.started_in * 1000)
+            downs.append(stop(stack) * 1000)
+    rows: list[dict[str, Cell]] = [
+        {
+            "local up": what,
+            "runs": len(values),
+            "fastest ms": round(min(values)),
+            "median ms": round(statistics.median(values)),
+            "slowest ms": round(max(values)),
+        }
+        for what, values in (("until it answers", ups), ("until it is gone", downs))
+    ]
+    return [Table("Starting and stopping the local stack", rows)]
+
+
+def functions(scale: Scale) -> list[Table]:
+    """Measure each function's module in a fresh process: a cold start without Lambda's own part."""
+    table = Table(
+        "A function's fresh process",
+        notes=["medians; clients: making the AWS clients, once a process; bare: the interpreter alone"],
+    )
+    scripts = {"bare Python": f"import json\n{PEAK}\nprint(json.dumps([0, 0, peak]))"}
+    scripts |= {
+        module: IMPORT.format(module=module, clients=clients, peak=PEAK)
+        for module, clients in FUNCTIONS.items()
+    }
+    for name, script in scripts.items():
+        runs = [_json([sys.executable, "-c", script, str(ROOT / "functions")]) for _ in range(scale.imports)]
+        imported, made, peak = (statistics.median(values) for values in zip(*runs, strict=True))
+        table.rows.append(
+            {
+                "function": name,
+                "import ms": round(imported),
+                "clients ms": round(made),
+                "peak memory MiB": round(peak),
+            }
+        )
+    return [table]
+
+
+def _json(command: list[str]) -> list[float]:
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode:
+        raise BenchError(f"a function's module cannot be loaded: {done.stderr}")
+    figures: list[float] = json.loads(done.stdout)
+    return figures
+
+
+def clients(scale: Scale) -> list[Table]:
+    """Measure starts of `knock`, which should feel like nothing, beside bare Python's."""
+    entry = [sys.executable, "-c", "import sys; from knock.cli import main; sys.exit(main())"]
+    with tempfile.TemporaryDirectory(prefix="knock-bench-") as home:
+        environment = {
+            "HOME": home,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT / "clients"),
+            "XDG_CONFIG_HOME": str(Path(home) / "config"),
+            "XDG_STATE_HOME": str(Path(home) / "state"),
+        }
+        with local_up() as stack:
+            environment |= {"KNOCK_URL": stack.said["api_url"], "KNOCK_API_KEY": stack.said["keys"]["alice"]}
+            _timed([*entry, "open", "bastion", "--for", "8h"], environment)
+        # The stack is gone: a hook that asked it would fail.
+        commands = {
+            "python -c pass": [sys.executable, "-c", "pass"],
+            "knock --version": [*entry, "--version"],
+            "ssh hook, a live grant known": [*entry, "ssh-hook", "--target", "bastion"],
+        }
+        taken: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(scale.commands):  # in turn, so that a busy moment is everybody's
+            for name, command in commands.items():
+                taken[name].append(_timed(command, environment))
+    bare = statistics.median(taken["python -c pass"])
+    rows: list[dict[str, Cell]] = [
+        {
+            "command": name,
+            "runs": len(values),
+            "fastest ms": round(min(values), 1),
+            "median ms": round(statistics.median(values), 1),
+            "median over bare ms": round(statistics.median(values) - bare, 1),
+        }
+        for name, values in taken.items()
+    ]
+    return [Table("Starts of the client", rows, ["the hook runs without any API to ask"])]
+
+
+def _timed(command: list[str], environment: dict[str, str]) -> float:
+    began = time.perf_counter()
+    done = subprocess.run(  # noqa: S603 - our own interpreter and client
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    took = (time.perf_counter() - began) * 1000
+    if done.returncode:
+        raise BenchError(f"{' '.join(command[-3:])} ended with {done.returncode}: {done.stderr}")
+    return took
