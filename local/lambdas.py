@@ -7,9 +7,11 @@ at the function's timeout, `Runtime.ExitError` when it died
 (https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html).
 
 Each function has one process that loads the handler and forks workers (see `local.worker`), and here a pool:
-idle workers are used last in, first out; a worker is made when none is idle, up to a limit; beyond it
-invocations wait in the order they came. A caller's own thread talks to the worker, so an empty handler's
-round trip is a write and a read on a socket.
+idle workers are used last in, first out, and invocations that find none wait in the order they came. While
+there are fewer workers than processors one is made as soon as it is wanted; after that only when the line
+stands still, since a worker that is made in a burst takes the processor from those that would end it (30
+knocks at once on two processors: 1 s with two workers at first, 6 s with sixteen). A caller's own thread talks
+to the worker, so an empty handler's round trip is a write and a read on a socket.
 
 Decided against threads in this process (functions would share an environment, an interpreter lock and a
 crash), and against a container for each function (Docker is not on every machine).
@@ -56,6 +58,8 @@ MAX_ANSWER = 6291556  # bytes; https://docs.aws.amazon.com/lambda/latest/dg/gett
 RETRY_PAUSES = (timedelta(minutes=1), timedelta(minutes=2))
 LONGEST_REFUSAL_PAUSE = timedelta(minutes=5)
 
+_AT_ONCE = max(2, os.cpu_count() or 0)  # workers of a function that are made as soon as they are wanted
+_STALLED = 0.25  # seconds without an answer, after which there is one more, up to the limit
 _END_GRACE = 0.3  # seconds a function's process may take to end its workers and itself
 _EXIT_GRACE = 1.0  # seconds a worker whose socket closed may take to leave its exit status
 
@@ -259,6 +263,7 @@ class _Pool:
         self._idle: list[_Worker] = []
         self._count = 0
         self._waiting: deque[Future[_Worker]] = deque()
+        self._moved = 0.0  # when a worker was last given back or made
         self._stopped = False
 
     @property
@@ -274,6 +279,7 @@ class _Pool:
 
         Raises FunctionNotLoaded, NotAnswered, and InvocationError when the stack stops meanwhile.
         """
+        give_up = time.monotonic() + patience
         with self._lock:
             if self._stopped:
                 raise _stopping()
@@ -282,24 +288,30 @@ class _Pool:
                 if not idle.answers_by(0):  # one that died while it waited has closed its end
                     return idle
                 self._drop(idle, _EXIT_GRACE)
-            if self._count < self._limit:
+            if self._count < min(self._limit, _AT_ONCE):
                 return self._make()
             turn: Future[_Worker] = Future()
             self._waiting.append(turn)
-        try:
-            return turn.result(min(patience, threading.TIMEOUT_MAX))
-        except TimeoutError:
-            with self._lock:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                    raise NotAnswered(
-                        f"no worker of {self.function.name} was free for {patience:g} s"
-                    ) from None
-            return turn.result()  # its turn came at the last moment
+        while True:
+            try:
+                return turn.result(min(give_up - time.monotonic(), _STALLED))
+            except TimeoutError:
+                with self._lock:
+                    if turn.done():
+                        continue  # its turn came at the last moment
+                    if self._count < self._limit and time.monotonic() - self._moved >= _STALLED:
+                        self._waiting.remove(turn)
+                        return self._make()
+                    if time.monotonic() >= give_up:
+                        self._waiting.remove(turn)
+                        raise NotAnswered(
+                            f"no worker of {self.function.name} was free for {patience:g} s"
+                        ) from None
 
     def give_back(self, used: _Worker) -> None:
         """Hand a worker to whoever has waited longest, or keep it."""
         with self._lock:
+            self._moved = time.monotonic()
             if self._stopped:
                 used.close()
             elif self._waiting:
@@ -344,6 +356,7 @@ class _Pool:
         except OSError as error:  # it ended this very moment, perhaps because the stack stops
             raise InvocationError("ServiceException", "The function's process ended.") from error
         self._count += 1
+        self._moved = time.monotonic()
         return made
 
     def _drop(self, gone: _Worker, grace: float) -> int:
@@ -374,7 +387,7 @@ class Runtime:
         clock: Clock,
         *,
         output: IO[bytes] | int = 2,
-        limit: int = 16,
+        limit: int = 32,
     ) -> None:
         """Start a process for each function, all at once; `warm` waits for them.
 

@@ -92,7 +92,7 @@ class Options:
     region: str = REGION
     parameters: Mapping[str, str] = field(default_factory=dict)  # the template's, over LOCAL_PARAMETERS
     template: Path = ROOT / "template.yaml"
-    workers: int = 16  # of each function, at most
+    workers: int = 32  # of each function, at most
     output: IO[bytes] | int = 2  # where functions print to
 
 

@@ -355,17 +355,27 @@ def test_what_functions_print_and_log_goes_to_the_output(call: Callable[..., Any
     assert "[WARNING]\t2" in output.read_text()  # Lambda's own format, with the time in UTC
 
 
-def test_invocations_run_at_once_up_to_the_limit_and_then_in_turn(runtime: Runtime) -> None:
+def test_invocations_run_at_once_up_to_the_limit_when_the_line_stands_still(runtime: Runtime) -> None:
     with ThreadPoolExecutor(9) as threads:
-        pids = list(threads.map(lambda _: runtime.invoke("test-slow", b"0.1").payload, range(9)))
+        pids = list(threads.map(lambda _: runtime.invoke("test-slow", b"0.7").payload, range(6)))
     assert len(set(pids)) == 3  # the limit
+
+
+def test_a_line_that_moves_is_served_by_the_workers_there_are(directory: Path, clock: Clock) -> None:
+    runtime = Runtime([function(directory, "slow")], variables, clock, limit=50)
+    try:
+        with ThreadPoolExecutor(30) as threads:
+            pids = list(threads.map(lambda _: runtime.invoke("test-slow", b"0.02").payload, range(60)))
+    finally:
+        runtime.stop()
+    assert len(set(pids)) <= (os.cpu_count() or 2) + 1
 
 
 def test_who_waits_longest_is_served_first(runtime: Runtime) -> None:
     order: list[int] = []
 
     def invoke(number: int) -> None:
-        runtime.invoke("test-slow", b"0.15")
+        runtime.invoke("test-slow", b"0.3")
         order.append(number)
 
     threads = [threading.Thread(target=invoke, args=(number,)) for number in range(9)]
