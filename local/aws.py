@@ -52,7 +52,7 @@ class Embedded:
         self._place = place
         self._clock = clock
         self._runtime = runtime
-        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # a quarter of a second of nobody's images
+        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # they take a while
         default_user_config["lambda"] = {"use_docker": False}
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could ask it

@@ -10,8 +10,8 @@ Each function has one process that loads the handler and forks workers (see `loc
 idle workers are used last in, first out, and invocations that find none wait in the order they came. While
 there are fewer workers than processors one is made as soon as it is wanted; after that only when the line
 stands still, since a worker that is made in a burst takes the processor from those that would end it (30
-knocks at once on two processors: 1 s with two workers at first, 6 s with sixteen). A caller's own thread talks
-to the worker, so an empty handler's round trip is a write and a read on a socket.
+knocks at once on two processors: 1 s with two workers at first, 6 s with sixteen). A caller's own thread
+talks to the worker, so an empty handler's round trip is a write and a read on a socket.
 
 Decided against threads in this process (functions would share an environment, an interpreter lock and a
 crash), and against a container for each function (Docker is not on every machine).

@@ -33,7 +33,7 @@ from local.gateway import Gateway
 from local.lambdas import Runtime, environment
 from local.serving import Server, bind
 from local.stepfunctions_local import Engine as OtherEngine
-from local.stepfunctions_local import Npm
+from local.stepfunctions_local import Npm, NpmEngine
 from local.template import Place, load
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Stack:
         if asked == "stepfunctions-local":
             npm = Npm(ROOT, region=self.place.region, lambda_endpoint=aws_url, log=self.options.output)
             self._stops.callback(npm.stop)
-            other = OtherEngine(npm.url, execution_region="local")
+            other: OtherEngine = NpmEngine(npm.url)
         elif asked.startswith("http://"):
             other = OtherEngine(asked)
         else:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 
 from local.endpoint import Answer, Call, Forward, failure
 
-__all__ = ["Engine", "EngineNotFound", "Npm"]
+__all__ = ["Engine", "EngineNotFound", "Npm", "NpmEngine"]
 
 Publish = Callable[[dict[str, Any]], None]
 """Puts a service's event on the default event bus."""
@@ -86,15 +87,11 @@ def _environment() -> Mapping[str, str]:
 class Engine:
     """Step Functions at `url`: an `endpoint.Watcher` that takes its calls and never forwards one."""
 
-    def __init__(self, url: str, *, execution_region: str | None = None) -> None:
-        """Talk to the engine at `url`, whose executions' ARNs name `execution_region` and not its own.
-
-        (stepfunctions-local calls every execution's region `local`, whatever it was started with.)
-        """
+    def __init__(self, url: str) -> None:
+        """Talk to the engine at `url`."""
         self.url = url
         self.publish: Publish = lambda _event: None
         self._address = urlsplit(url).netloc
-        self._region = execution_region
 
     def __call__(self, call: Call, _forward: Forward) -> Answer:
         """Pass a call on; announce an execution that this call stopped."""
@@ -152,19 +149,34 @@ class Engine:
         content_type = answer.getheader("Content-Type") or "application/x-amz-json-1.0"
         return Answer(answer.status, [("Content-Type", content_type)], said)
 
+    def _theirs(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
+        """Put a request in the engine's words."""
+        return body
+
+    def _ours(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
+        """Put an answer in Step Functions' words."""
+        return body
+
+
+class NpmEngine(Engine):
+    """stepfunctions-local 1.3.1, where it does not speak as Step Functions does.
+
+    It calls the region of every execution `local`, whatever it was started with, and describes a definition
+    as an object and not as a text.
+    """
+
     def _theirs(self, body: bytes, region: str) -> bytes:
-        return self._swap(body, region, self._region)
+        return _rename_region(body, region, "local")
 
     def _ours(self, body: bytes, region: str) -> bytes:
-        return self._swap(body, self._region, region)
+        answer = json.loads(_rename_region(body, "local", region))
+        if isinstance(answer.get("definition"), dict):
+            answer["definition"] = json.dumps(answer["definition"])
+        return json.dumps(answer).encode()
 
-    def _swap(self, body: bytes, old: str | None, new: str | None) -> bytes:
-        if not (self._region and old and new):
-            return body
-        text = body.decode()
-        parts = text.split(f"arn:aws:states:{old}:")
-        rest = [f"arn:aws:states:{new if ':execution:' in part[:23] else old}:{part}" for part in parts[1:]]
-        return "".join([parts[0], *rest]).encode()
+
+def _rename_region(body: bytes, old: str, new: str) -> bytes:
+    return re.sub(rf"(arn:aws:states:){old}(:\d+:execution:)", rf"\g<1>{new}\g<2>", body.decode()).encode()
 
 
 def _aborted(execution: dict[str, Any], asked: dict[str, Any], stopped: dict[str, Any]) -> dict[str, Any]:

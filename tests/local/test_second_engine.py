@@ -1,0 +1,244 @@
+"""Step Functions from outside: the npm package, and any other endpoint, behind the stack's one address."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from botocore.exceptions import ClientError
+
+from local.endpoint import Call
+from local.stack import Stack, StackError, running
+from local.stepfunctions_local import Engine, EngineNotFound, Npm, NpmEngine
+from tests.conftest import need
+from tests.local.processes import alive, descendants, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+ARN = "arn:aws:states:eu-west-1:123456789012"
+
+
+@pytest.fixture(scope="module")
+def package() -> None:
+    need(
+        (ROOT / "node_modules" / "stepfunctions-local").is_dir(), "stepfunctions-local is missing: run npm ci"
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(package: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with (
+        (tmp_path_factory.mktemp("stack") / "log").open("wb") as log,
+        running(engine="stepfunctions-local", output=log) as stack,
+    ):
+        yield stack
+
+
+def knock(stack: Stack, caller: str, duration: str) -> dict[str, Any]:
+    headers = {"x-api-key": stack.summary.keys["alice"], "X-Forwarded-For": caller}
+    answer = requests.post(
+        f"{stack.summary.api_url}/knock", headers=headers, json={"duration": duration}, timeout=35
+    )
+    assert answer.status_code == 201, answer.text
+    grant: dict[str, Any] = answer.json()
+    return grant
+
+
+def rules(stack: Stack, caller: str) -> list[Any]:
+    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    return [rule for rule in found if rule.get("CidrIpv4") == f"{caller}/32"]
+
+
+def test_the_very_definition_of_the_template_runs_there(stack: Stack) -> None:
+    states = stack.client("stepfunctions")
+    (machine,) = states.list_state_machines()["stateMachines"]
+    assert machine["stateMachineArn"] == stack.summary.state_machine_arn == f"{ARN}:stateMachine:knock-grants"
+    described = states.describe_state_machine(stateMachineArn=machine["stateMachineArn"])
+    assert json.loads(described["definition"]) == json.loads(stack.deployment.state_machine.definition)
+    assert stack.aws.engine is None
+
+
+def test_a_grant_opens_and_closes_by_itself(stack: Stack) -> None:
+    grant = knock(stack, "198.51.100.1", "2s")
+    assert len(rules(stack, "198.51.100.1")) == 3
+    states = stack.client("stepfunctions")
+    listed = states.list_executions(stateMachineArn=stack.summary.state_machine_arn, statusFilter="RUNNING")
+    assert [execution["executionArn"] for execution in listed["executions"]] == [grant["execution_arn"]]
+    wait_for(lambda: not rules(stack, "198.51.100.1"), "the rules stayed")
+    execution = {"executionArn": grant["execution_arn"]}
+    wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "it goes on")
+
+
+def test_a_stopped_execution_is_announced_and_its_rules_close(stack: Stack) -> None:
+    grant = knock(stack, "198.51.100.2", "1h")
+    seen: list[dict[str, Any]] = []
+    stack.aws.deliveries.drop(lambda event: bool(seen.append(event)))
+    states = stack.client("stepfunctions")
+    for _ in range(2):  # one that is stopped already is announced only once
+        states.stop_execution(executionArn=grant["execution_arn"], error="Who", cause="why")
+    wait_for(lambda: not rules(stack, "198.51.100.2"), "the rules stayed")
+    (event,) = {event["id"]: event for event in seen}.values()
+    assert event["detail-type"] == "Step Functions Execution Status Change"
+    detail = event["detail"]
+    assert (detail["status"], detail["error"], detail["cause"]) == ("ABORTED", "Who", "why")
+    assert detail["executionArn"] == grant["execution_arn"]
+    assert detail["stateMachineArn"] == stack.summary.state_machine_arn
+    assert json.loads(detail["input"])["grant_id"] == grant["id"]
+    assert detail["stopDate"] >= detail["startDate"] > 1.7e12
+
+
+def test_an_execution_that_is_not_there_is_the_engines_own_error(stack: Stack) -> None:
+    with pytest.raises(ClientError) as caught:
+        stack.client("stepfunctions").stop_execution(executionArn=f"{ARN}:execution:knock-grants:nobody")
+    assert caught.value.response["Error"]["Code"] == "ExecutionDoesNotExist"
+
+
+def test_creating_the_state_machine_again_updates_it(stack: Stack) -> None:
+    process = Npm(ROOT, region="eu-west-1", lambda_endpoint=stack.summary.aws_endpoint_url, log=2)
+    try:
+        engine = NpmEngine(process.url)
+        arguments = {"name": "again", "role": "arn:aws:iam::123456789012:role/r", "region": "eu-west-1"}
+        first = {"StartAt": "A", "States": {"A": {"Type": "Succeed"}}}
+        second = {"StartAt": "B", "States": {"B": {"Type": "Succeed"}}}
+        arn = engine.create(definition=json.dumps(first), **arguments)
+        assert engine.create(definition=json.dumps(second), **arguments) == arn == f"{ARN}:stateMachine:again"
+        call = Call(
+            "states", "DescribeStateMachine", "eu-west-1", "", json.dumps({"stateMachineArn": arn}).encode()
+        )
+        described = json.loads(engine(call, lambda: pytest.fail("nobody else is asked")).body)
+        assert json.loads(described["definition"]) == second
+        with pytest.raises(EngineNotFound, match="refuses the state machine"):
+            engine.create(definition="{}", **{**arguments, "name": "bad"})
+    finally:
+        process.stop()
+        process.stop()
+
+
+def test_it_listens_on_loopback_alone(stack: Stack, package: None) -> None:
+    process = Npm(ROOT, region="eu-west-1", lambda_endpoint=stack.summary.aws_endpoint_url, log=2)
+    try:
+        listening = Path("/proc/net/tcp6")
+        port = f"{int(process.url.rpartition(':')[2]):04X}"
+        if listening.exists():
+            assert f":{port} " not in listening.read_text()
+            assert f"0100007F:{port} " in Path("/proc/net/tcp").read_text()
+    finally:
+        process.stop()
+
+
+def test_nothing_of_it_is_left_when_the_stack_is_killed(package: None) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "local",
+        "up",
+        "--json",
+        "--port",
+        "0",
+        "--engine",
+        "stepfunctions-local",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout
+    assert process.stdout.readline()
+    family = descendants(process.pid)
+    assert any("stepfunctions_local.js" in command for command in family.values())
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not alive(*family), f"some of these are left: {family}", 5)
+
+
+def test_a_package_or_a_node_that_is_missing_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineNotFound, match=r"There is no .*stepfunctions-local. Run `npm ci`"):
+        Npm(tmp_path, region="eu-west-1", lambda_endpoint="http://127.0.0.1:1", log=2)
+    (tmp_path / "node_modules" / "stepfunctions-local").mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineNotFound, match=r"There is no node on the PATH. Install Node.js"):
+        Npm(tmp_path, region="eu-west-1", lambda_endpoint="http://127.0.0.1:1", log=2)
+
+
+def test_an_engine_that_ends_before_it_listens_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "node_modules" / "stepfunctions-local").mkdir(parents=True)
+    node = tmp_path / "node"
+    node.write_text("#!/bin/sh\nexit 7\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(EngineNotFound, match="ended with code 7 before it listened"):
+        Npm(tmp_path, region="eu-west-1", lambda_endpoint="http://127.0.0.1:1", log=2)
+
+
+# Any other endpoint
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """A Step Functions of which only the conversation is real."""
+
+    machine_arn = f"{ARN}:stateMachine:knock-grants"
+    asked: list[tuple[str, Any]]
+
+    def do_POST(self) -> None:
+        operation = self.headers["X-Amz-Target"].rpartition(".")[2]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((operation, body))
+        answer = json.dumps({"stateMachineArn": self.machine_arn, "stateMachines": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def recorder() -> Iterator[Callable[[], tuple[str, list[tuple[str, Any]]]]]:
+    Recorder.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield lambda: (f"http://127.0.0.1:{server.server_address[1]}", Recorder.asked)
+    server.shutdown()
+    server.server_close()
+
+
+def test_any_other_endpoint_gets_the_state_machine_and_the_calls(
+    recorder: Callable[[], tuple[str, list[tuple[str, Any]]]], tmp_path: Path
+) -> None:
+    url, asked = recorder()
+    with (tmp_path / "log").open("wb") as log, running(engine=url, output=log) as stack:
+        operation, machine = asked[0]
+        assert operation == "CreateStateMachine"
+        assert machine["name"] == "knock-grants"
+        assert "HoldUntilExpiry" in machine["definition"]
+        assert stack.client("stepfunctions").list_state_machines()["stateMachines"] == []
+    assert asked[-1][0] == "ListStateMachines"
+
+
+def test_an_endpoint_of_another_account_is_refused(
+    recorder: Callable[[], tuple[str, list[tuple[str, Any]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Recorder, "machine_arn", "arn:aws:states:us-east-1:000000000000:stateMachine:knock-grants"
+    )
+    url, _ = recorder()
+    with pytest.raises(StackError, match="same region and account"), running(engine=url):
+        pass
+
+
+def test_an_endpoint_that_does_not_answer_is_said_so() -> None:
+    with pytest.raises(EngineNotFound, match="does not answer"), running(engine="http://127.0.0.1:9"):
+        pass
+    call = Call("states", "StartExecution", "eu-west-1", "", b"{}")
+    answer = Engine("http://127.0.0.1:9")(call, lambda: pytest.fail("nobody else is asked"))
+    assert (answer.status, json.loads(answer.body)["__type"]) == (503, "ServiceUnavailable")
