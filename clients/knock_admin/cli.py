@@ -69,7 +69,7 @@ def _common(*, changes: bool) -> argparse.ArgumentParser:
     return common
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     reads, changes = _common(changes=False), _common(changes=True)
     parser = argparse.ArgumentParser(
         prog="knock-admin",
@@ -333,7 +333,7 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     _defaults(args, parser)
     # Imported late: boto3 takes some 150 ms, which --help and a mistyped option need not wait for.

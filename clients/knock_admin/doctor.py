@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from knock_admin import grants, keys, tags, targets
 from knock_admin.errors import AdminError, Unreachable, code_of, translated
-from knock_admin.output import Result, progress, table, warn
+from knock_admin.output import Result, count, progress, table, warn
 from knock_admin.stack import MODULES
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def _state_machine(stack: Stack) -> Iterator[Finding]:
     ours = {function["FunctionArn"].split(":")[6] for function in stack.functions.values()}
     for strange in sorted(name for name in called if name.split(":")[6] not in ours):
         yield Finding("fail", "state machine", f"it calls {strange}, which is no function of this stack")
-    yield Finding("ok", "state machine", f"{machine['name']} calls {len(called)} functions of this stack")
+    yield Finding(
+        "ok", "state machine", f"{machine['name']} calls {count(len(called), 'function')} of this stack"
+    )
 
 
 def _resources(definition: dict[str, Any]) -> set[str]:
@@ -162,7 +164,7 @@ def _trail(stack: Stack) -> Iterator[Finding]:
     yield Finding(
         level,
         "trail",
-        f"{domain} in {region}: {seen['ItemCount']} entries, {size * 100 // TRAIL_LIMIT} % of 10 GB",
+        f"{domain} in {region}: {seen['ItemCount']} items, {size * 100 // TRAIL_LIMIT} % of 10 GB",
     )
 
 
@@ -208,7 +210,9 @@ def _target(
     others = {group for holder in held for group in holder.groups} - ids
     for line in targets.world_open(stack.aws, pool[0].ports, others) if others else ():
         yield Finding("warn", "targets", f"{name} guards nothing there: {line}, and is attached beside it")
-    yield Finding("ok", "targets", f"{name}: {len(pool)} groups, on {len(held)} interfaces or load balancers")
+    yield Finding(
+        "ok", "targets", f"{name}: {count(len(pool), 'group')}, attached in {count(len(held), 'place')}"
+    )
 
 
 def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
@@ -231,7 +235,7 @@ def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
             yield Finding(
                 "warn", "keys", f"{who} was to retire at {key.tags[tags.RETIRES_AT]} and still works"
             )
-    yield Finding("ok", "keys", f"{len(found)} keys, {sum(key.enabled for key in found)} enabled")
+    yield Finding("ok", "keys", f"{count(len(found), 'key')}, {sum(key.enabled for key in found)} enabled")
 
 
 def _usage_plan(stack: Stack) -> Iterator[Finding]:
@@ -260,15 +264,15 @@ def _quotas(stack: Stack) -> Iterator[Finding]:
     for group in targets.all_groups(stack):
         pools.setdefault(group.tags.get(tags.TARGET, ""), []).append(group.id)
     for name, pool in sorted(pools.items()):
-        for family, count in zip(
+        for family, used in zip(
             ("IPv4", "IPv6"), targets.used(targets.rules_of(stack.aws, pool)), strict=True
         ):
             room = rules * len(pool)
-            if count * 5 >= room * 4:
+            if used * 5 >= room * 4:
                 yield Finding(
                     "warn",
                     "quotas",
-                    f"{name} uses {count} of {room} {family} rules; `target grow {name}` makes room",
+                    f"{name} uses {used} of {room} {family} rules; `target grow {name}` makes room",
                 )
     yield Finding("ok", "quotas", f"{rules} rules a group, {groups} groups an interface")
 
@@ -303,7 +307,7 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
     if not alarms:
         yield Finding("warn", "alarms", "there are none: nobody will hear of a revocation that fails")
     else:
-        yield Finding("ok", "alarms", f"{len(alarms)} alarms, {len(firing)} firing")
+        yield Finding("ok", "alarms", f"{count(len(alarms), 'alarm')}, {len(firing)} firing")
 
 
 # ---------------------------------------------------------------------------- the test grant

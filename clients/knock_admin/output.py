@@ -82,6 +82,11 @@ def json_lines(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return (json.dumps(item) for item in items)
 
 
+def count(number: int, what: str) -> str:
+    """Write a number of things: `1 group`, `2 groups`."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def warn(text: str) -> None:
     """Say something that does not stop the command."""
     print(f"warning: {text}", file=sys.stderr)

@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from knock_admin import tags
 from knock_admin.errors import AdminError, UsageError, already_done
-from knock_admin.output import Result, progress, table, warn
+from knock_admin.output import Result, count, progress, table, warn
 from knock_admin.tags import Ports
 
 if TYPE_CHECKING:
@@ -307,19 +307,20 @@ def _complete(
     ports: tuple[Ports, ...],
     pool: list[Group],
     unfinished: list[Group],
-    count: int,
+    wanted: int,
     asked_vpc: str | None,
 ) -> Result:
     aws, name = stack.aws, args.name
     have = {group.id: group for group in [*pool, *unfinished]}
     holders = {holder.id: holder for holder in [*_asked_holders(aws, args), *holders_of(aws, have)]}
     vpc = vpc_of(aws, asked_vpc, have.values(), holders.values())
-    missing = max(0, count - len(have))
+    missing = max(0, wanted - len(have))
     limit = quota(aws, GROUPS_PER_INTERFACE)
+    total = len(have) + missing
     too_many = [
-        f"{holder} would have {total}: {', '.join(holder.groups)} and the target's {len(have) + missing}"
+        f"{holder} would have {len(others) + total}: {', '.join(sorted(others))} and the target's {total}"
         for holder in holders.values()
-        if (total := len(set(holder.groups) - have.keys()) + len(have) + missing) > limit
+        if len(others := set(holder.groups) - have.keys()) + total > limit
     ]
     if too_many:
         raise AdminError(
@@ -359,8 +360,8 @@ def _complete(
     lines += [f"finished {group.id}" for group in unfinished]
     lines += [f"attached to {holder}" for holder in attached]
     lines.append(
-        f"The target {name} opens {_show(ports)} with {len(everything)} group{'s' * (len(everything) > 1)}"
-        + (f" on {len(holders)} interface or load balancer{'s' * (len(holders) > 1)}." if holders else ".")
+        f"The target {name} opens {_show(ports)} with {count(len(everything), 'group')}"
+        + (f", attached in {count(len(holders), 'place')}." if holders else ".")
     )
     if not holders:
         lines.append("It is attached to nothing yet, so a knock lets nobody in: attach it with `target add`.")
@@ -477,7 +478,7 @@ def remove(stack: Stack, args: Namespace) -> Result:
     rules, holders = rules_of(aws, ids), holders_of(aws, ids)
     if rules:
         raise AdminError(
-            f"The target {args.name} still has {len(rules)} rule{'s' * (len(rules) > 1)} "
+            f"The target {args.name} still has {count(len(rules), 'rule')} "
             f"({', '.join(rule['SecurityGroupRuleId'] for rule in rules[:5])}{' …' * (len(rules) > 5)}). End "
             f"its grants with `knock-admin revoke --target {args.name}`; remove other rules by hand."
         )

@@ -273,9 +273,10 @@ def _brief(entries: Iterator[Entry], now: datetime) -> Iterator[tuple[str, ...]]
 
 
 def left(entry: Entry, now: datetime) -> str:
-    """Say how long a live grant has left."""
+    """Say how long a live grant has left, in its two largest units."""
     try:
         seconds = (tags.parse_time(entry.one("expires_at")) - now).total_seconds()
     except ValueError:
         return "?"
-    return tags.show_duration(timedelta(seconds=max(0, int(seconds))))
+    size = 60 if seconds >= 3600 else 1
+    return tags.show_duration(timedelta(seconds=max(0, int(seconds // size * size))))

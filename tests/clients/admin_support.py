@@ -19,6 +19,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.client import ClientCreator
 from botocore.exceptions import ClientError
 from botocore.loaders import create_loader
 from moto import mock_aws
@@ -28,19 +29,31 @@ import local.ec2
 import local.operators
 import local.simpledb
 from grants.trail import Trail
-from grants.values import Grant, Ports, Principal, RuleKey, Target, name_grant, round_up
+from grants.values import Grant, Ports, Principal, Target, name_grant, round_up, show_time
 from knock_admin import aws as admin_aws
+from knock_admin import cli
 from knock_admin.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
 TRAIL_REGION = "eu-west-1"
-_LOADER = create_loader()
+LOADER = create_loader()
 ACCOUNT = "123456789012"
 STACK = "knock"
 MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
 DOMAIN = "knock-Trail-1ABC"
 MODULES = ("api", "authorize", "revoke", "stopped", "guard")
+
+
+_classes: dict[str, Any] = {}
+_make_class = ClientCreator._create_client_class
+
+
+def _client_class(self: ClientCreator, service: str, model: Any) -> Any:
+    """Make the class of a service's clients, once: EC2's has 700 methods."""
+    if service not in _classes:
+        _classes[service] = _make_class(self, service, model)
+    return _classes[service]
 
 
 @functools.cache
@@ -176,9 +189,13 @@ class World:
         grant = Grant(grant_id, principal, source, targets, at, round_up(at + lasts), reason)
         self.trail.record_request(grant)
         if open_:
-            rule = RuleKey("sg-0a", Ports.parse("22/tcp"), source)
-            self.trail.add_claims(grant.id, [rule])
-            self.trail.record_rule(grant.id, rule, "sgr-0123", authorized_at=at)
+            event = json.dumps({"at": show_time(at), "event": "authorized", "by": "knock"})
+            said = {"authorized_at": show_time(at), "event": event}
+            self.sdb.put_attributes(
+                DomainName=DOMAIN,
+                ItemName=grant.id,
+                Attributes=[{"Name": name, "Value": value} for name, value in said.items()],
+            )
         return grant
 
     def run(self, *argv: str) -> Ran:
@@ -222,7 +239,8 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     local.operators.install()
     local.simpledb.install()
     # Reading botocore's models takes most of a test's time: once is enough. They do not change.
-    monkeypatch.setattr("botocore.session.create_loader", lambda *_: _LOADER)
+    monkeypatch.setattr("botocore.session.create_loader", lambda *_: LOADER)
+    monkeypatch.setattr(ClientCreator, "_create_client_class", _client_class)
     monkeypatch.setattr("moto.ec2.models.amis.settings.ec2_load_default_amis", lambda: False)
     with mock_aws(config={"lambda": {"use_docker": False}}):
         yield
@@ -263,6 +281,17 @@ def make_world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         made = World(capsys)
         monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(made))
         yield made
+
+
+def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Let the program believe that it is another time."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return moment.astimezone(tz)
+
+    monkeypatch.setattr(cli, "datetime", Clock)
 
 
 @contextmanager

@@ -9,15 +9,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore import exceptions as boto
+from botocore.config import Config
 from botocore.endpoint import Endpoint
 
 from knock_admin import aws, cli, errors
-from tests.clients.admin_support import REGION, World, client, make_world
+from tests.clients.admin_support import REGION, World, at, client, make_world
 
 world = pytest.fixture(make_world)
 
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def commands(parser: argparse.ArgumentParser | None = None) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Walk through all parsers: the program's own, the groups', the commands'."""
-    parser = parser or cli._parser()
+    parser = parser or cli.make_parser()
     yield parser.prog, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -45,7 +47,7 @@ def test_every_help_has_an_example_that_the_program_accepts(name: str) -> None:
         if not line.startswith("  knock-admin"):
             break
         words = shlex.split(line.split(" > ")[0])[1:]
-        assert cli._parser().parse_args(words).run
+        assert cli.make_parser().parse_args(words).run
 
 
 @pytest.mark.parametrize("name", [name for name, parser in ALL.items() if parser.get_default("run")])
@@ -55,7 +57,7 @@ def test_every_command_takes_the_common_options_before_and_after_it(name: str) -
         :1
     ]
     words = shlex.split(example.split(" > ")[0])[1:]
-    before, after = (cli._parser().parse_args(line) for line in ([*common, *words], [*words, *common]))
+    before, after = (cli.make_parser().parse_args(line) for line in ([*common, *words], [*words, *common]))
     assert vars(before) == vars(after)
     assert (before.json, before.stack, before.region) == (True, "s", "r")
 
@@ -85,7 +87,7 @@ def busy(world: World) -> World:
     world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--operator")
     world.ok("key", "add", "off", "--targets", "bastion", "--max", "8h")
     world.ok("key", "disable", "off")
-    world.record("alice")
+    world.record("alice", lasts=timedelta(days=365))
     return world
 
 
@@ -111,6 +113,7 @@ def test_a_dry_run_lists_calls_and_sends_none_that_changes(
         return whole(self, operation_model, request_dict)
 
     monkeypatch.setattr(Endpoint, "make_request", watch)
+    at(monkeypatch, datetime(2026, 11, 23, 21, 17, 19, tzinfo=timezone.utc))
     words = [*command.split(), *CHANGING[command], "--dry-run"]
     planned = busy.ok(*words, "--json").json
     assert planned["dry_run"] is True
@@ -212,7 +215,7 @@ def test_without_credentials_aws_cannot_be_asked(
 def test_an_endpoint_that_does_not_answer_is_exit_code_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(aws, "CONFIG", aws.CONFIG.merge(aws.Config(retries={"total_max_attempts": 1})))
+    monkeypatch.setattr(aws, "CONFIG", aws.CONFIG.merge(Config(retries={"total_max_attempts": 1})))
     monkeypatch.setattr(aws, "PATIENT", aws.CONFIG)
     assert cli.main(["target", "ls", "--endpoint-url", "http://127.0.0.1:1"]) == 3
     assert "cannot reach AWS" in capsys.readouterr().err

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from knock_admin import cli
-from tests.clients.admin_support import World, failing_at, make_world
+from tests.clients.admin_support import World, at, failing_at, make_world
 
 world = pytest.fixture(make_world)
 
@@ -30,17 +29,6 @@ def in_plan(world: World) -> set[str]:
 
 def add(world: World, name: str = "alice", *more: str) -> Any:
     return world.ok("key", "add", name, "--targets", "bastion", "--max", "8h", *more)
-
-
-def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
-    """Let the program believe that it is another time."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return moment.astimezone(tz)
-
-    monkeypatch.setattr(cli, "datetime", Clock)
 
 
 @pytest.mark.usefixtures("_target")

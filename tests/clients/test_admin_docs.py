@@ -1,0 +1,256 @@
+"""The operators' documentation is what the program does: every transcript is run again and compared.
+
+    python -m pytest tests/clients/test_admin_docs.py                   compares
+    WRITE_DOCS=1 python -m pytest tests/clients/test_admin_docs.py      writes what is true today
+
+A transcript is a `console` block: a line that begins with `$ ` is run, what follows it is its answer. Between
+transcripts `<!-- do: … -->` lets happen what a reader cannot see, by its name in `Scene`. All of a page is
+one story against one local stack. What differs from run to run is replaced by something alike (`Alike`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import boto3
+import pytest
+
+from knock_admin import cli, doctor
+from tests.clients.admin_support import LOADER, local_stack
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITE = os.environ.get("WRITE_DOCS") == "1"
+PAGE = ROOT / "docs/operators.md"
+REFERENCE = ROOT / "docs/operators-reference.md"
+BALANCER = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:loadbalancer/app/web/50dc6c495c0c9188"
+
+
+def run(words: list[str]) -> str:
+    """Run the program in this process; give what a terminal would show."""
+    shown = io.StringIO()
+    with redirect_stdout(shown), redirect_stderr(shown):
+        cli.main(words)
+    return shown.getvalue()
+
+
+class Scene:
+    """A local stack as a new deployment: no targets and no keys, an Elastic IP and a load balancer."""
+
+    def __init__(self, stack: dict[str, Any]) -> None:
+        self.stack = stack
+        self.ec2 = self.client("ec2")
+        self.gateway = self.client("apigateway")
+        for target in stack["targets"]:
+            run(["target", "rm", target])
+        for key in stack["keys"]:
+            run(["key", "rm", key])
+        subnets = self.ec2.describe_subnets()["Subnets"]
+        self.office: str = self.ec2.create_security_group(
+            GroupName="office", Description="office", VpcId=subnets[0]["VpcId"]
+        )["GroupId"]
+        self.ec2.authorize_security_group_ingress(GroupId=self.office, IpPermissions=[self.ssh("0.0.0.0/0")])
+        made = self.ec2.create_network_interface(SubnetId=subnets[0]["SubnetId"], Groups=[self.office])
+        eip = self.ec2.allocate_address(Domain="vpc", Address="198.51.100.10")
+        self.ec2.associate_address(
+            AllocationId=eip["AllocationId"],
+            NetworkInterfaceId=made["NetworkInterface"]["NetworkInterfaceId"],
+        )
+        self.balancer: str = self.client("elbv2").create_load_balancer(
+            Name="web", Subnets=[subnet["SubnetId"] for subnet in subnets[:2]], SecurityGroups=[self.office]
+        )["LoadBalancers"][0]["LoadBalancerArn"]
+        self.grants: dict[str, str] = {}
+
+    def client(self, service: str) -> Any:
+        return boto3.client(  # type: ignore[call-overload]  # the overloads want a literal
+            service, self.stack["region"], endpoint_url=self.stack["aws_endpoint_url"]
+        )
+
+    @staticmethod
+    def ssh(cidr: str) -> dict[str, Any]:
+        return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
+
+    def knock(self, name: str, **body: Any) -> None:
+        """Knock with a key, from its own address; remember the grant."""
+        keys = self.gateway.get_api_keys(includeValues=True)["items"]
+        value = next(key["value"] for key in keys if key["name"] == name)
+        request = urllib.request.Request(  # noqa: S310 - the local stack's own address
+            f"{self.stack['api_url']}/knock",
+            json.dumps(body).encode(),
+            {"x-api-key": value, "X-Forwarded-For": "203.0.113.7"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
+                self.grants[name] = json.load(answer)["id"]
+        except urllib.error.HTTPError as refused:
+            if refused.code != 403:
+                raise
+
+    def do(self, what: str) -> None:
+        """Let something happen between two transcripts."""
+        happenings: dict[str, Callable[[], Any]] = {
+            "close the office's ssh to the world": lambda: self.ec2.revoke_security_group_ingress(
+                GroupId=self.office, IpPermissions=[self.ssh("0.0.0.0/0")]
+            ),
+            "alice knocks": lambda: self.knock(
+                "alice", targets=["bastion"], duration="7h59m30s", reason="on call"
+            ),
+            "ci knocks": lambda: self.knock(
+                "ci", source="203.0.113.80/28", duration="29m50s", reason="build 1312"
+            ),
+            "ci asks for too much": lambda: self.knock("ci", targets=["bastion"]),
+            "leave a rule behind": self.leave_rule,
+        }
+        happenings[what]()
+
+    def leave_rule(self) -> None:
+        groups = json.loads(run(["target", "ls", "bastion", "--json"]))["targets"][0]["groups"]
+        tags = [{"Key": "knock:stack", "Value": "knock"}, {"Key": "knock:grant", "Value": "nobody"}]
+        self.ec2.authorize_security_group_ingress(
+            GroupId=groups[0]["id"],
+            IpPermissions=[self.ssh("203.0.113.99/32")],
+            TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": tags}],
+        )
+
+    def real(self, command: str) -> str:
+        """Put what is really there in place of what the page says."""
+        command = command.replace(BALANCER, self.balancer)
+        for grant in self.grants.values():
+            said = re.sub(r"\d{8}T\d{6}Z_[0-9a-f]{8}$", "20261123T211719Z_x7k2p9ab", grant)
+            command = command.replace(said, grant)
+        return command
+
+
+class Alike:
+    """Replaces what differs from run to run by something of the same length and look."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._known = {scene.stack["trail_domain"]: "knock-Trail-1ABC2DEF3GHI"}
+        self._known[scene.balancer.split("/")[-1]] = BALANCER.split("/")[-1]
+        plan = scene.gateway.get_usage_plans()["items"][0]
+        self._known[plan["id"]] = "p1l2a3n4x5"
+        self._numbers: dict[str, str] = {}
+        self._keys = 0
+
+    def learn_keys(self) -> None:
+        """Remember the keys there are: API Gateway's ids and values have no shape of their own."""
+        keys = self._scene.gateway.get_api_keys(includeValues=True)["items"]
+        for key in sorted(keys, key=lambda key: (key["createdDate"], key["id"])):
+            if key["id"] not in self._known:
+                self._keys += 1
+                self._known[key["id"]] = f"a1b2c3d4{self._keys:02}"
+                self._known[key["value"]] = f"EXAMPLE{self._keys:02}kN0ckKnockkN0ckKnockkN0ckKnock1"[:40]
+
+    def __call__(self, text: str) -> str:
+        self.learn_keys()
+        for real, alike in self._known.items():
+            text = text.replace(real, alike)
+        text = re.sub(r"\b(sg|sgr|vpc|eni)-[0-9a-f]{17}\b", self._numbered, text)
+        text = re.sub(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{8}", "20261123T211719Z_x7k2p9ab", text)
+        text = re.sub(r"\brefusal_(\S{24})_[0-9a-f]{8}", r"refusal_\1_x7k2p9ab", text)
+        text = re.sub(r"\bdoctor-[0-9a-f]{8}", "doctor-0a1b2c3d", text)
+        text = re.sub(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "2026-11-23T21:17:19.123Z", text)
+        text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z", text)
+        text = re.sub(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-23 21:17:19", text)
+        return re.sub(r"\b29m\d\ds\b", "29m49s", text)
+
+    def _numbered(self, found: re.Match[str]) -> str:
+        kind = found[1]
+        if found[0] not in self._numbers:
+            number = sum(known.startswith(f"{kind}-") for known in self._numbers) + 1
+            self._numbers[found[0]] = f"{kind}-0a{number:015x}"
+        return self._numbers[found[0]]
+
+
+def played(page: str, scene: Scene) -> str:
+    """Play a page: the same text, with what its commands answer now."""
+    alike = Alike(scene)
+    alike.learn_keys()
+    lines: list[str] = []
+    inside = False
+    for line in page.splitlines():
+        if line.startswith("```"):
+            inside = line == "```console"
+        if inside and not line.startswith(("$ ", "```")):
+            continue  # an old answer
+        lines.append(line)
+        if found := re.fullmatch(r"<!-- do: (.+) -->", line):
+            scene.do(found[1])
+        if inside and line.startswith("$ "):
+            words = shlex.split(scene.real(line[2:]))
+            assert words[0] == "knock-admin", f"this page runs only knock-admin, not {words[0]}"
+            lines += alike(run(words[1:])).splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    """Write the reference: the help of every command."""
+    lines = [
+        "# knock-admin: every command's help",
+        "",
+        "Written by the program itself; `tests/clients/test_admin_docs.py` keeps it so.",
+        "[Operating Knock](operators.md) shows the commands at work.",
+    ]
+    for prog, parser in _parsers(cli.make_parser()):
+        said = parser.format_help().splitlines()
+        lines += [
+            "",
+            f"## {prog}",
+            "",
+            "```console",
+            f"$ {prog} --help",
+            *said,
+            "```",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _parsers(parser: Any) -> Iterator[tuple[str, Any]]:
+    yield parser.prog, parser
+    for action in parser._actions:
+        for child in (action.choices or {}).values() if action.nargs == "A..." else ():
+            yield from _parsers(child)
+
+
+def play(page: str) -> str:
+    """Play a page on a stack of its own."""
+    with local_stack() as stack, ExitStack() as patches:
+        where = {
+            "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
+            "AWS_REGION": stack["region"],
+            "KNOCK_URL": stack["api_url"],
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+        }
+        patches.enter_context(mock.patch.dict(os.environ, where))
+        patches.enter_context(mock.patch.object(doctor, "TEST_DURATION", 2))
+        patches.enter_context(mock.patch.object(doctor, "PAUSE", 0.1))
+        patches.enter_context(mock.patch("botocore.session.create_loader", return_value=LOADER))
+        return played(page, Scene(stack))
+
+
+@pytest.mark.timeout(180)
+def test_every_transcript_is_what_the_commands_answer() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("\n$ knock-admin ") > 20
+    now = play(page)
+    if WRITE:
+        PAGE.write_text(now, encoding="utf-8")
+    assert now == page, "with WRITE_DOCS=1 this test writes the page: read what has changed"
+
+
+def test_the_reference_is_what_the_program_says() -> None:
+    if WRITE:
+        REFERENCE.write_text(reference(), encoding="utf-8")
+    assert reference() == REFERENCE.read_text(encoding="utf-8"), "with WRITE_DOCS=1 this test writes it"
