@@ -196,7 +196,11 @@ def connect(host: str, port: int, source: str | None) -> socket.socket:
         found.sort(key=lambda info: info[0] != family)  # stable: the system's order within a kind
     trouble = "no address"
     for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sock = socket.socket(family, kind, protocol)  # fails where IPv6 is switched off
+        except OSError as error:
+            trouble = f"{address[0]}: {error.strerror}"
+            continue
         sock.settimeout(10)
         try:
             sock.connect(address)

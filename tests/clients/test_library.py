@@ -14,6 +14,7 @@ import knock.client
 from knock import (
     Client,
     ConfigurationError,
+    Grant,
     GrantNotFound,
     GrantNotOpened,
     InvalidKnock,
@@ -171,6 +172,27 @@ def test_an_ipv6_caller_gets_a_128(api: Api) -> None:
     api.come_from("2001:db8::7")
     with api.client("alice") as client:
         assert client.knock("bastion", duration="1h").source == "2001:db8::7/128"
+
+
+def test_an_operators_namesake_is_somebody_else(double: Double) -> None:
+    with Client(double.url, double.keys["operator"]) as operator:
+        own, other = operator.knock("web"), operator.knock("bastion")
+        double.grants[other.id]["principal"] = {"id": "another", "name": "operator"}
+        assert [grant.id for grant in operator.own_grants()] == [own.id]
+    assert "principal=operator" in double.seen[-1][1], "not everyone's are fetched for that"
+
+
+def test_a_duration_is_the_one_that_was_asked_for_though_the_end_is_rounded_up(double: Double) -> None:
+    with Client(double.url, double.keys["alice"]) as client:
+        grant = client.knock("bastion", duration="1h")
+    for millisecond in ("000", "001", "500", "999"):
+        end = "10:00:00" if millisecond == "000" else "10:00:01"
+        told = {
+            **grant.json,
+            "requested_at": f"2026-11-23T09:00:00.{millisecond}Z",
+            "expires_at": f"2026-11-23T{end}Z",
+        }
+        assert Grant.from_json(told).duration == timedelta(hours=1)
 
 
 # ---------------------------------------------------------------------- pending grants

@@ -317,18 +317,37 @@ def test_the_hooks_exit_code_tells_why_it_failed(
 
 
 def test_addresses_of_the_kind_that_was_let_in_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Recorded(socket.socket):
+        def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                tried.append("IPv6")
+                raise OSError(97, "Address family not supported by protocol")
+            tried.append("IPv4")
+            super().__init__(family, *more, **named)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = [
             (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(found))
-        with sshconfig.connect("bastion", port, "203.0.113.7/32") as connection:
-            assert connection.getpeername() == ("127.0.0.1", port)
-        found[0] = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))
-        with sshconfig.connect("bastion", port, None) as connection:
-            assert connection.getpeername() == ("127.0.0.1", port), "a closed port is not the last word"
+        monkeypatch.setattr(socket, "socket", Recorded)
+        for source, order in (
+            ("203.0.113.7/32", ["IPv4", "IPv4"]),
+            ("2001:db8::7/128", ["IPv6", "IPv4", "IPv4"]),
+            (None, ["IPv6", "IPv4", "IPv4"]),
+        ):
+            tried.clear()
+            with sshconfig.connect("bastion", port, source) as connection:
+                assert connection.getpeername() == ("127.0.0.1", port), "a closed port is not the last word"
+            assert tried == order
+        del found[1:]
+        with pytest.raises(KnockError, match=r"\(::1: Address family not supported by protocol\)"):
+            sshconfig.connect("bastion", port, None)
 
 
 def test_a_host_that_cannot_be_reached_is_named(run: Run, double: Double, on_double: None) -> None:

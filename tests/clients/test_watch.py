@@ -179,6 +179,18 @@ def test_a_signal_while_a_call_hangs_stops_at_once(
     assert time.monotonic() - began < 3
 
 
+def test_a_signal_in_the_middle_of_an_answer_does_not_keep_the_grant_from_being_revoked(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start("--revoke")
+    grant = watching.said("opened")["grant"]["id"]
+    with double.lock:
+        double.faults, seen = [20], len(double.seen)
+    wait_until(lambda: len(double.seen) > seen)
+    assert watching.stop() == (0, "")
+    assert double.grants[grant]["status"] == "revoked"
+
+
 def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_it(
     double: Double, on_double: OnDouble, start: Callable[..., Watching]
 ) -> None:
