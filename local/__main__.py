@@ -131,11 +131,18 @@ def _up(asked: argparse.Namespace) -> int:
                 else _page(stack.summary, "standard error" if asked.verbose else log.name),
                 flush=True,
             )
+            _calm_collector()
             stopping.wait()
         finally:
             _give_up_in(STOPS_WITHIN)
             stack.stop()
     return 0
+
+
+def _calm_collector() -> None:
+    from local.engine import calm_collector  # with moto, which the stack has imported by now
+
+    calm_collector()
 
 
 def _give_up_in(seconds: float) -> None:

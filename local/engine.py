@@ -301,13 +301,12 @@ def install(
 
 
 def calm_collector() -> None:
-    """Spare a process its long garbage collections; for the process that serves, once, after its imports.
+    """Spare a process its long garbage collections; for the process that serves, once it is ready.
 
     moto, botocore and the parser leave half a million objects behind, and a full collection looks at each: it
     stops every execution for 0.3 s, just when many end together. What is there now is kept for good, and full
-    collections become rare. Without it the slowest of 1,000 executions is 0.5 s late, with it 0.2 s.
+    collections become rare: the last of 1,000 tasks that are due together starts 0.2 s late instead of 0.5 s.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
 
