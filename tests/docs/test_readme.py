@@ -26,7 +26,7 @@ def test_every_transcript_of_the_readme_is_what_the_commands_answer(tmp_path: Pa
         played = play(page, stack, tmp_path)
     finally:
         stop(stack)
-    assert spaced(played) == spaced(page), "run python -m tests.docs.player README.md and read what has changed"
+    assert spaced(played) == spaced(page), "run python -m tests.docs.player README.md and look"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,5 +38,6 @@ def test_every_link_within_the_project_leads_to_a_file(page: Path) -> None:
 
 def test_every_make_target_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    readme = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", readme, re.MULTILINE))
     assert named <= targets
