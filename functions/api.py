@@ -50,9 +50,15 @@ from grants.values import (
 from grants.wiring import ONCE, Wiring, count, logger, metrics, now
 
 MOST_BYTES = 4096
-LONGEST_REASON = 256
 MOST_TARGETS = 50
+KNOCK_FIELDS = ("targets", "duration", "source", "reason")
+FILTERS = ("principal", "source", "target")
+STATUSES = ("live", "all", *ENDS)
+# Characters. 256 of them are 1,024 bytes at most, which is what SimpleDB takes as a value.
+LONGEST = {"reason": 256, "principal": 256, "source": 50, "target": 63}
 PAGE, LARGEST_PAGE = 50, 100
+CURSOR = re.compile(r"[0-9T:.Z-]{24} [0-9A-Za-z_-]{1,80}", re.ASCII)
+TRY_AGAIN_AFTER = 5  # seconds
 OPENS_WITHIN = 5.0  # seconds a knock waits for its ingress before it answers 202
 ENDS_WITHIN = 20.0  # seconds one DELETE /grants spends on ending grants; API Gateway gives up after 29
 
@@ -87,6 +93,7 @@ class Request:
     caller: str
     path: Mapping[str, str]
     query: Mapping[str, str]
+    repeated: tuple[str, ...]
     body: bytes
 
     @classmethod
@@ -101,11 +108,13 @@ class Request:
             raw = base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
         except (binascii.Error, UnicodeEncodeError) as error:
             raise InvalidKnock("body", "the body is not text") from error
+        several: Mapping[str, list[str]] = event.get("multiValueQueryStringParameters") or {}
         return cls(
             identity.get("apiKeyId") or "",
             source_of(identity["sourceIp"]),
             event.get("pathParameters") or {},
             event.get("queryStringParameters") or {},
+            tuple(name for name, values in several.items() if len(values) > 1),
             raw,
         )
 
@@ -122,12 +131,16 @@ class Request:
             raise GrantNotFound(f"there is no grant {grant_id[:80]!r} that this key may see")
         return grant_id
 
-    def only(self, *known: str) -> None:
-        """Refuse query parameters that mean nothing here: nobody should believe that they did."""
+    def only(self, known: tuple[str, ...]) -> None:
+        """Refuse query parameters that mean nothing here, or come twice: nobody should believe they did."""
         for name in self.query:
             if name not in known:
                 takes = f"only {', '.join(known)}" if known else "none"
-                raise InvalidKnock(name, f"there is no query parameter {name[:40]!r} here; there are {takes}")
+                raise InvalidKnock(
+                    _quotable(name), f"there is no query parameter {name[:40]!r} here; there are {takes}"
+                )
+        for name in self.repeated:
+            raise InvalidKnock(name, f"{name} is given more than once, and one of them would not count")
 
 
 # ---------------------------------------------------------------------------- answers
@@ -162,7 +175,7 @@ def problem(error: KnockError) -> dict[str, Any]:
         body["right"] = error.right
     headers = {"Content-Type": "application/problem+json"}
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = "5"
+        headers["Retry-After"] = str(TRY_AGAIN_AFTER)
     return answer(error.status, body, **headers)
 
 
@@ -202,22 +215,35 @@ def read_knock(body: bytes) -> Knock:
     if not body.strip():
         return Knock()
     try:
-        asked = json.loads(body)
+        asked = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise InvalidKnock("body", "the body is not JSON") from error
     if not isinstance(asked, dict):
         raise InvalidKnock("body", "the body must be a JSON object")
     for name in asked:
-        if name not in ("targets", "duration", "source", "reason"):
+        if name not in KNOCK_FIELDS:
             raise InvalidKnock(
-                name[:80], f"there is no field {name[:80]!r}; there are targets, duration, source and reason"
+                _quotable(name), f"there is no field {name[:80]!r}; there are {', '.join(KNOCK_FIELDS)}"
             )
     return Knock(
         _targets(asked.get("targets")),
         _duration(asked.get("duration")),
-        _text(asked, "source", 50),
-        _text(asked, "reason", LONGEST_REASON) or "",
+        _text(asked, "source"),
+        _text(asked, "reason") or "",
     )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of a JSON object's pairs; readers of JSON differ on which of two alike counts."""
+    asked = dict(pairs)
+    if len(asked) < len(pairs):
+        raise InvalidKnock("body", "the body names a field twice, and one of them would not count")
+    return asked
+
+
+def _quotable(name: str) -> str:
+    """Give a name somebody sent as it may be answered: half a surrogate pair cannot be encoded."""
+    return name[:80] if name.isprintable() else "?"
 
 
 def _targets(asked: object) -> tuple[str, ...] | None:
@@ -240,9 +266,9 @@ def _duration(asked: object) -> Any:
         raise InvalidKnock("duration", str(error)) from error
 
 
-def _text(asked: Mapping[str, Any], name: str, longest: int) -> str | None:
+def _text(asked: Mapping[str, Any], name: str) -> str | None:
     """Read a text. Control characters are refused: SimpleDB cannot give them back as they were."""
-    value = asked.get(name)
+    value, longest = asked.get(name), LONGEST[name]
     if value is None:
         return None
     if not isinstance(value, str):
@@ -267,7 +293,7 @@ def _cursor(query: Mapping[str, str]) -> str | None:
         order = base64.urlsafe_b64decode(query["cursor"]).decode("ascii")
     except (ValueError, UnicodeError) as error:
         raise InvalidKnock("cursor", "this is no cursor that GET /grants gave") from error
-    if not re.fullmatch(r"[0-9T:.Z-]{24} [0-9A-Za-z_-]{1,80}", order):
+    if not CURSOR.fullmatch(order):
         raise InvalidKnock("cursor", "this is no cursor that GET /grants gave")
     return order
 
@@ -277,7 +303,6 @@ def _cursor(query: Mapping[str, str]) -> str | None:
 
 def knock(request: Request) -> dict[str, Any]:
     """Start a grant: trail, then execution, then (by the execution) ingress."""
-    request.only()
     asked = read_knock(request.body)
     rights = request.rights
     targets, faults = wiring().rights.targets()
@@ -348,21 +373,28 @@ def _latest(asked: Grant) -> Grant:
 
 
 def _failure(grant: Grant) -> KnockError:
-    """Say why a grant did not open, by the error's name that the trail recorded."""
+    """Say why a grant did not open, by the error's name that the trail recorded of one that failed.
+
+    The reason of one that was revoked is somebody's own words, and no error's name.
+    """
     name, _, detail = grant.end_reason.partition(": ")
-    known = getattr(errors, name, None)
-    if isinstance(known, type) and issubclass(known, KnockError) and known not in (InvalidKnock, NotAllowed):
+    known = getattr(errors, name, None) if grant.state == "failed" else None
+    said_before_it_began = (InvalidKnock, NotAllowed)
+    if (
+        isinstance(known, type)
+        and issubclass(known, KnockError)
+        and not issubclass(known, said_before_it_began)
+    ):
         return known(detail or name)
     return EngineUnavailable(f"the grant {grant.status_at(now())} before it was open: {grant.end_reason}")
 
 
 def list_grants(request: Request) -> dict[str, Any]:
     """List grants, newest first: the key's own, or an operator's everyone's."""
-    request.only("status", "limit", "cursor", "principal", "source", "target")
     rights, query = request.rights, request.query
     status = query.get("status", "live")
-    if status not in ("live", "all", *ENDS):
-        raise InvalidKnock("status", f"status must be live, all, {', '.join(ENDS)}")
+    if status not in STATUSES:
+        raise InvalidKnock("status", f"status must be one of {', '.join(STATUSES)}")
     page = wiring().trail.page(
         limit=_limit(query),
         after=_cursor(query),
@@ -376,21 +408,19 @@ def list_grants(request: Request) -> dict[str, Any]:
 
 def _filters(request: Request, rights: Rights) -> dict[str, str | None]:
     """Read whose grants, and which. Only an operator may ask for another principal's."""
-    query = request.query
-    principal = query.get("principal")
+    principal, source, target = (_text(request.query, name) for name in FILTERS)
     if principal is not None and not rights.operator:
         raise NotAllowed(TAG_OPERATOR, "only an operator may ask for a principal's grants")
     return {
         "principal_id": None if rights.operator else rights.principal.id,
         "principal_name": principal,
-        "source": query.get("source"),
-        "target": query.get("target"),
+        "source": source,
+        "target": target,
     }
 
 
 def show_grant(request: Request) -> dict[str, Any]:
     """Show one grant and its events."""
-    request.only()
     rights = request.rights
     grant = policy.check_visible(wiring().trail.get(request.grant_id), rights, request.grant_id)
     return answer(200, show_whole(grant))
@@ -401,8 +431,7 @@ def end_grant(request: Request) -> dict[str, Any]:
 
     What the key may open today does not matter: whoever may see a grant may end it.
     """
-    request.only("reason")
-    reason = _text(request.query, "reason", LONGEST_REASON) or ""
+    reason = _text(request.query, "reason") or ""
     rights = request.rights
     grant = policy.check_visible(wiring().trail.get(request.grant_id), rights, request.grant_id)
     _end(grant, rights, reason)
@@ -414,8 +443,7 @@ def end_grants(request: Request) -> dict[str, Any]:
 
     Answers with the ended grants, and `more` when time ran out: the same call goes on.
     """
-    request.only("principal", "source", "target", "reason")
-    reason = _text(request.query, "reason", LONGEST_REASON) or ""
+    reason = _text(request.query, "reason") or ""
     rights = request.rights
     if not rights.operator:
         raise NotAllowed(TAG_OPERATOR, "only an operator may end grants by a filter")
@@ -460,7 +488,6 @@ def _invoke_revoke(payload: dict[str, Any]) -> None:
 
 def whoami(request: Request) -> dict[str, Any]:
     """Tell a person who they are to Knock, and what they may do."""
-    request.only()
     rights = request.rights
     targets, _ = wiring().rights.targets()
     try:
@@ -524,16 +551,32 @@ def _console() -> tuple[str, str]:
     return page, "; ".join(directives)
 
 
-ROUTES: dict[tuple[str, str], Callable[[Request], dict[str, Any]]] = {
-    ("POST", "/knock"): knock,
-    ("GET", "/knock"): knock_without_body,
-    ("GET", "/grants"): list_grants,
-    ("DELETE", "/grants"): end_grants,
-    ("GET", "/grants/{id}"): show_grant,
-    ("DELETE", "/grants/{id}"): end_grant,
-    ("GET", "/whoami"): whoami,
-    ("GET", "/console"): console,
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a method on a resource, and the query parameters it takes; None passes over them all."""
+
+    call: Callable[[Request], dict[str, Any]]
+    query: tuple[str, ...] | None = ()
+
+
+ROUTES: dict[tuple[str, str], Route] = {
+    ("POST", "/knock"): Route(knock),
+    ("GET", "/knock"): Route(knock_without_body),
+    ("GET", "/grants"): Route(list_grants, ("status", "limit", "cursor", *FILTERS)),
+    ("DELETE", "/grants"): Route(end_grants, (*FILTERS, "reason")),
+    ("GET", "/grants/{id}"): Route(show_grant),
+    ("DELETE", "/grants/{id}"): Route(end_grant, ("reason",)),
+    ("GET", "/whoami"): Route(whoami),
+    ("GET", "/console"): Route(console, None),
 }
+
+
+def dispatch(method: str, resource: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Read an event and have its route answer it. Raises what the call does."""
+    route, request = ROUTES[method, resource], Request.read(event)
+    if route.query is not None:
+        request.only(route.query)
+    return route.call(request)
 
 
 @metrics.log_metrics
@@ -542,7 +585,7 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     logger.append_keys(request_id=event["requestContext"].get("requestId"), grant_id=None)
     route = (event["httpMethod"], event["resource"])
     try:
-        return ROUTES[route](Request.read(event))
+        return dispatch(*route, event)
     except Unavailable as error:
         logger.exception("unavailable", extra={"route": " ".join(route)})
         return problem(error)
