@@ -98,7 +98,7 @@ class Trail:
                 ("source", source),
                 ("requested_at", show_time(at)),
                 ("right", right or NOT_YET),
-                ("detail", detail[:1000]),
+                ("detail", _cut(detail, 1000)),
             ],
         )
 
@@ -142,13 +142,13 @@ class Trail:
 
         False says that it had ended before. Raises GrantNotFound.
         """
-        event = Event(at, how, by, {"reason": reason[:300]} if reason else {})
+        event = Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})
         pairs = [
             ("state", how),
             ("ended_at", show_time(at)),
             ("ended_by", by),
             ("event", compact_json(event.as_json())),
-            *([("end_reason", reason[:1000])] if reason else []),
+            *([("end_reason", _cut(reason, 1000))] if reason else []),
         ]
         try:
             self._put(grant_id, pairs, expected={"Name": "state", "Value": LIVE})
@@ -293,6 +293,16 @@ class _ConditionFailed(Exception):
     def __init__(self, *, missing: bool) -> None:
         super().__init__()
         self.missing = missing
+
+
+def _cut(text: str, most: int) -> str:
+    """Make one printable line of a text of somebody's, of so many bytes of UTF-8 at most.
+
+    SimpleDB refuses a value of more than 1,024 bytes, and an end must not fail for its reason. JSON makes
+    two bytes of some letters, which leaves room for 300 in an event.
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line.encode()[:most].decode(errors="ignore")
 
 
 def _quote(value: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from grants.errors import EngineUnavailable, RuleUnsettled
 from grants.executions import Executions
-from tests.harness import MACHINE, Answer, Knock, running
+from tests.harness import MACHINE, Answer, Context, Knock, running
 
 
 @pytest.fixture
@@ -69,6 +69,10 @@ class TestMalformedKnock:
             ("reason", json.dumps({"reason": "\x00"})),
             ("reason", json.dumps({"reason": "\u202eevil"})),
             ("reason", '{"reason": "\\ud800"}'),
+            ("body", '{"duration": "1h", "duration": "24h"}'),
+            ("body", '{"reason": null, "reason": "x"}'),
+            ("?", '{"\\ud800": 1}'),
+            ("?", '{"a\\nb": 1}'),
         ):
             problem = check_problem(knock.request("POST", "/knock", key="ci", raw=raw), 400, "invalid-knock")
             assert problem["field"] == field, (raw, problem)
@@ -81,6 +85,23 @@ class TestMalformedKnock:
             problem = check_problem(knock.request(method, "/knock", duration="5s"), 400, "invalid-knock")
             assert problem["field"] == "duration"
         assert executions(knock) == []
+
+    def test_a_query_parameter_given_twice_is_refused_since_one_would_not_count(self, knock: Knock) -> None:
+        """Whoever ends alice's and bob's grants in one call would have ended bob's only."""
+        import api
+
+        identity = {"sourceIp": "203.0.113.7", "apiKeyId": knock.keys["operator"]}
+        event = {
+            "httpMethod": "DELETE",
+            "resource": "/grants",
+            "requestContext": {"identity": identity},
+            "queryStringParameters": {"principal": "bob"},
+            "multiValueQueryStringParameters": {"principal": ["alice", "bob"]},
+        }
+        grant = knock.open("bob")
+        said = api.handler(event, Context())
+        assert (said["statusCode"], json.loads(said["body"])["field"]) == (400, "principal")
+        assert knock.grant(grant["id"])["status"] == "active"
 
     def test_nulls_mean_the_defaults(self, knock: Knock) -> None:
         raw = '{"targets": null, "duration": null, "source": null, "reason": null}'
@@ -232,9 +253,16 @@ class TestList:
             ("cursor", "é"),
             ("cursor", base64.urlsafe_b64encode(b"2026' or 'a'='a").decode()),
             ("order", "asc"),
+            ("a\nb", "asc"),
+            ("source", "1" * 51),
+            ("target", "t" * 64),
+            ("source", "203.0.113.7\n"),
         ):
             answer = knock.request("GET", "/grants", **{name: value})
-            assert check_problem(answer, 400, "invalid-knock")["field"] == name
+            assert check_problem(answer, 400, "invalid-knock")["field"] == name.replace("a\nb", "?")
+        for value in ("p" * 257, "\x00", "a\nb"):
+            answer = knock.request("GET", "/grants", key="operator", principal=value)
+            assert check_problem(answer, 400, "invalid-knock")["field"] == "principal"
         assert knock.request("GET", "/grants", cursor=good).status == 200
 
     def test_only_an_operator_asks_for_a_principals(self, knock: Knock) -> None:
@@ -273,6 +301,34 @@ class TestShow:
         assert knock.grant(grant["id"])["status"] == "active"
 
 
+class TestReasonOfAnEnd:
+    @pytest.mark.parametrize("letter", ["\U0001f600", '"', "\\", "é"])
+    def test_no_reason_is_too_long_for_the_trail(self, knock: Knock, letter: str) -> None:
+        """256 letters of four bytes, and what JSON writes around them, are more than SimpleDB takes."""
+        grant = knock.open(reason=letter * 256)
+        assert grant["reason"] == letter * 256
+        answer = knock.request("DELETE", f"/grants/{grant['id']}", reason=letter * 256)
+        assert (answer.status, answer.json["status"]) == (200, "revoked")
+        (said,) = [event["reason"] for event in answer.json["events"] if event["event"] == "revoked"]
+        assert said
+        assert set(said) == {letter}
+        assert knock.rules() == set()
+
+    @pytest.mark.parametrize("cause", ["\U0001f600" * 5000, "one\ntwo\r\n\x00three", "\ufeff\u2028" * 900])
+    def test_whatever_an_operator_stops_an_execution_with_its_rules_are_closed(
+        self, knock: Knock, cause: str
+    ) -> None:
+        grant = knock.open()
+        knock.client("stepfunctions").stop_execution(
+            executionArn=grant["execution_arn"], error="Stolen", cause=cause
+        )
+        knock.wait(lambda: not knock.rules(), "the rules stayed")
+        knock.wait(lambda: knock.grant(grant["id"])["status"] == "revoked", "the grant lives on")
+        (said,) = [e["reason"] for e in knock.grant(grant["id"])["events"] if e["event"] == "revoked"]
+        assert said.startswith("execution aborted (Stolen: ")
+        assert said.isprintable()
+
+
 class TestEndByFilter:
     def test_an_operator_ends_all_of_a_principals_grants(self, knock: Knock) -> None:
         for n in range(1, 4):
@@ -294,6 +350,23 @@ class TestEndByFilter:
         monkeypatch.setattr("api.ENDS_WITHIN", -1.0)
         answer = knock.request("DELETE", "/grants", key="operator", principal="alice")
         assert answer.json == {"grants": [], "more": True}
+
+
+class TestRevokedBeforeItWasOpen:
+    def test_the_reason_given_is_no_error_of_knocks(self, knock: Knock) -> None:
+        """Mutation: `_failure` that looks a revoked grant's reason up among the errors."""
+        reasons = iter(("PoolExhausted: forged", "InvalidTag: forged", "KnockError"))
+
+        def revoked_meanwhile(name: str, payload: Any) -> None:
+            if name.endswith("authorize"):
+                path = f"/grants/{payload['grant']['grant_id']}"
+                assert knock.request("DELETE", path, reason=next(reasons)).status == 200
+
+        knock.before_invoke = revoked_meanwhile
+        for _ in range(3):
+            problem = check_problem(knock.request("POST", "/knock"), 503, "engine-unavailable")
+            assert "revoked before it was open" in problem["detail"]
+        assert knock.rules() == set()
 
 
 class TestUnavailable:
