@@ -72,7 +72,8 @@ class Session:
 
     def own_ids(self, *, everything: bool) -> list[str]:
         """Give the ids of one's own live grants: all, or the only one, or raise ConfigurationError."""
-        ids = [grant.id for grant in self.client.own_grants()]
+        own = self.client.own_grants()
+        ids = [grant.id for grant in (own if everything else _newest(own))]
         if len(ids) > 1 and not everything:
             raise ConfigurationError(
                 "several grants are live: name one, or say --all:\n  " + "\n  ".join(ids)
@@ -82,7 +83,7 @@ class Session:
     def renewable(self, *, everything: bool) -> list[Grant]:
         """Give one's own live grants: all, or those from the address the API sees, or raise KnockError."""
         source = self.client.whoami().source
-        own = self.client.own_grants()
+        own = _newest(self.client.own_grants())
         chosen = own if everything else [grant for grant in own if grant.source == source]
         if not chosen:
             elsewhere = ", ".join(sorted({grant.source for grant in own}))
@@ -127,3 +128,11 @@ class Session:
         """Keep the ids of live grants, for completion."""
         words = {g.id: f"{' '.join(target.name for target in g.targets)} from {g.source}" for g in grants}
         state.keep_words(self.url, "grants", words)
+
+
+def _newest(grants: Iterable[Grant]) -> list[Grant]:
+    """Leave out what a newer grant is about to supersede: it is active a moment before the old one ends."""
+    chosen: dict[Any, Grant] = {}
+    for grant in grants:  # newest first, as the API lists them
+        chosen.setdefault((grant.source, grant.targets), grant)
+    return list(chosen.values())

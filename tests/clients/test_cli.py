@@ -134,6 +134,14 @@ def test_revoke_without_an_id_asks_which_when_there_are_several(run: Run) -> Non
     assert len(run("ls", "-q").out.splitlines()) == 2, "nothing was ended"
 
 
+def test_a_grant_that_is_about_to_be_superseded_is_not_counted(run: Run, double: Double) -> None:
+    old, new = run("-q", "bastion").out.strip(), run("-q", "bastion").out.strip()
+    double.grants[old]["status"] = "active"  # as in the moment before the real API ends it
+    (renewed,) = json.loads(run("renew", "--json").out)["grants"]
+    double.grants[new]["status"] = "active"
+    assert run("revoke", "-q").out == f"{renewed['id']}\n"
+
+
 def test_an_operator_who_revokes_all_ends_only_their_own(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ def ssh(gate: Gate, sshd: tuple[int, Path], home: Path, spawn: Run) -> Run:
             f"Host bastion\n    HostName 127.0.0.1\n    Port {gate.port}\n    User {getpass.getuser()}\n"
             f"    IdentityFile {sshd[1]}\n    IdentitiesOnly yes\n    IdentityAgent none\n    BatchMode yes\n"
             "    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n"
-            "    ConnectTimeout 5\n"
+            "    ConnectTimeout 30\n"
         )
         return spawn("ssh", "-F", str(settings), "bastion", *words)
 
@@ -155,7 +155,7 @@ def test_ssh_knocks_by_itself_and_gets_through_the_gate(
 
     config = spawn("knock", "ssh-config", "bastion", "--target", "bastion", "--for", "1h", *variant).out
     done = ssh(config, "echo inside")
-    assert (done.code, done.out) == (0, "inside\n")
+    assert (done.code, done.out) == (0, "inside\n"), done
     assert done.err.startswith("knock: open: bastion (22/tcp) from 203.0.113.7/32 until ")
 
     done = ssh(config, "cat; exit 7")
@@ -170,7 +170,7 @@ def test_ssh_knocks_by_itself_and_gets_through_the_gate(
 def test_much_data_passes_the_connection_that_was_handed_over(ssh: Run, spawn: Run) -> None:
     config = spawn("knock", "ssh-config", "bastion", "--proxy-command").out
     done = ssh(config, "head -c 3000000 /dev/zero | tr '\\0' x")
-    assert (done.code, len(done.out)) == (0, 3_000_000)
+    assert (done.code, len(done.out)) == (0, 3_000_000), done.err
 
 
 @pytest.mark.parametrize("variant", [[], ["--proxy-command"]])
@@ -181,7 +181,7 @@ def test_ssh_tries_all_the_same_when_the_knock_is_refused(
     monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
     config = spawn("knock", "ssh-config", "bastion", *variant).out
     done = ssh(config, "echo inside")
-    assert (done.code, done.out) == (0, "inside\n")
+    assert (done.code, done.out) == (0, "inside\n"), done
     assert done.err == "knock: The key is not accepted: it is wrong, disabled or another API's\n"
 
 
