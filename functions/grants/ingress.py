@@ -10,7 +10,7 @@ others out. https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Authorize
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -108,6 +108,18 @@ class Ingress:
         """
         return self._describe([{"Name": "group-id", "Values": sorted(set(groups))}])
 
+    def used(self, group: str) -> dict[int, int]:
+        """Count a group's ingress rules by IP version, as its quota counts them. Eventually consistent.
+
+        A rule that names a group counts for both; one that names a prefix list counts for more than is seen.
+        https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+        """
+        used = {4: 0, 6: 0}
+        for value in self._list([{"Name": "group-id", "Values": [group]}]):
+            for version, other in ((4, "CidrIpv6"), (6, "CidrIpv4")):
+                used[version] += not value["IsEgress"] and other not in value
+        return used
+
     def ours(self) -> list[Rule]:
         """List every rule tagged for this stack, in whatever group. Eventually consistent, as `find`."""
         return self._describe([{"Name": f"tag:{TAG_STACK}", "Values": [self.stack]}])
@@ -117,20 +129,22 @@ class Ingress:
         return rule.stack == self.stack
 
     def _describe(self, filters: list[dict[str, Any]]) -> list[Rule]:
-        rules: list[Rule] = []
+        return [rule for value in self._list(filters) if (rule := _rule(value))]
+
+    def _list(self, filters: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
         while True:
             try:
                 answer = self._client.describe_security_group_rules(Filters=filters, MaxResults=1000, **token)
             except ClientError as error:
                 if _code(error) == "InvalidGroup.NotFound":
-                    return rules
+                    return
                 raise _translate(error, "describe_security_group_rules", "") from error
             except BotoCoreError as error:
                 raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
-            rules += [rule for value in answer["SecurityGroupRules"] if (rule := _rule(value))]
+            yield from answer["SecurityGroupRules"]
             if not answer.get("NextToken"):
-                return rules
+                return
             token = {"NextToken": answer["NextToken"]}
 
 

@@ -67,6 +67,14 @@ def read_limits(environment: Mapping[str, str]) -> Limits:
     return Limits(min(default, longest), longest)
 
 
+def read_rules_per_group(environment: Mapping[str, str]) -> int:
+    """Read the account's quota of inbound rules a security group. Raises BadSetting."""
+    text = required(environment, "RULES_PER_GROUP")
+    if not text.isascii() or not text.isdigit():
+        raise BadSetting(f"RULES_PER_GROUP must be a number, not {text!r}")
+    return int(text)
+
+
 def required(environment: Mapping[str, str], name: str) -> str:
     """Read a variable that must be there. Raises BadSetting."""
     value = environment.get(name, "")

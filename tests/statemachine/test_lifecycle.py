@@ -95,6 +95,22 @@ class TestKnock:
         knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
 
 
+class TestPoolFree:
+    def test_it_tells_the_room_left_in_a_pools_last_group_when_that_is_used(self, knock: Knock) -> None:
+        knock.open(targets=["bastion"])
+        assert "PoolFree" not in dict(knock.metrics)
+        knock.open(targets=["web"])
+        assert knock.metrics.count(("PoolFree", 58)) == 1
+
+    def test_not_knowing_it_closes_no_door(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_ingress: object, _group: str) -> dict[int, int]:
+            raise IngressThrottled("EC2's request limit is reached")
+
+        monkeypatch.setattr("grants.ingress.Ingress.used", fail)
+        assert knock.open(targets=["web"])["status"] == "active"
+        assert "PoolFree" not in dict(knock.metrics)
+
+
 class TestRenewal:
     def test_it_is_a_new_grant_and_supersedes_the_old_one_without_closing_the_door(
         self, knock: Knock
