@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak deploy requirements clean
+.PHONY: help local test check types lint format bench mutants soak openapi deploy requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +48,9 @@ bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json
 format: $(VENV)/.dev ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
+	PYTHONPATH=functions $(BIN)/python -m local.openapi docs/openapi.json
 
 deploy: .venv-sam/.done ## deploy to your AWS account, guided
 	.venv-sam/bin/sam build

@@ -1,0 +1,219 @@
+"""The API's description is what the code says, and real answers are what the description says."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+import api
+from grants.errors import EngineUnavailable
+from grants.executions import Executions
+from local import openapi
+from tests.harness import Answer, Knock, running
+
+WRITTEN = json.loads(openapi.DOCUMENT.read_text())
+SCHEMAS: dict[str, Any] = WRITTEN["components"]["schemas"]
+
+
+@pytest.fixture
+def knock() -> Iterator[Knock]:
+    with running() as stack:
+        yield stack
+
+
+class Reader:
+    """Holds answers against the document, and remembers which properties it has seen filled."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, set[str]] = defaultdict(set)
+        self.statuses: dict[str, set[int]] = defaultdict(set)
+        self.events: set[str] = set()
+        self.states: set[str] = set()
+
+    def read(self, method: str, resource: str, answer: Answer) -> Any:
+        operation = WRITTEN["paths"][resource][method.lower()]
+        described = operation["responses"][str(answer.status)]
+        self.statuses[operation["operationId"]].add(answer.status)
+        for name, header in described.get("headers", {}).items():
+            if header["required"]:
+                assert name in answer.headers, f"{method} {resource} {answer.status} has no {name}"
+            if name in answer.headers:
+                _validate(header["schema"], answer.headers[name])
+        assert set(answer.headers) - {"Content-Type"} <= set(described.get("headers", {}))
+        schema = described["content"][answer.headers["Content-Type"]]["schema"]
+        said = answer.text if answer.headers["Content-Type"].startswith("text/") else answer.json
+        _validate(schema, said)
+        self._walk(schema, said)
+        return said
+
+    def _walk(self, schema: Any, said: Any, name: str = "") -> None:
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            schema = SCHEMAS[name]
+        if "oneOf" in schema:
+            for one in schema["oneOf"]:
+                if _validator(one).is_valid(said):
+                    self._walk(one, said, name)
+        elif isinstance(said, dict):
+            for key, value in said.items():
+                if value is not None:
+                    self.seen[name].add(key)
+                    self._walk(schema["properties"][key], value, f"{name}.{key}")
+            self.events |= {said["event"]} if name == "Event" else set()
+            self.states |= {said["status"]} if name in ("Grant", "WholeGrant") else set()
+        elif isinstance(said, list):
+            for item in said:
+                self._walk(schema["items"], item, name)
+
+
+def _validator(schema: Any) -> Draft202012Validator:
+    return Draft202012Validator(schema | {"components": WRITTEN["components"]})
+
+
+def _validate(schema: Any, said: Any) -> None:
+    faults = list(_validator(schema).iter_errors(said))
+    assert not faults, (said, [(list(fault.path), fault.message) for fault in faults])
+
+
+class TestDocument:
+    def test_it_is_what_the_code_says(self) -> None:
+        assert openapi.DOCUMENT.read_text() == openapi.written(), "docs/openapi.json is stale: make openapi"
+
+    def test_it_is_openapi(self) -> None:
+        validate(WRITTEN)
+
+    def test_it_has_every_call_that_the_code_answers(self) -> None:
+        described = {
+            (method.upper(), path) for path, methods in WRITTEN["paths"].items() for method in methods
+        }
+        assert described == set(api.ROUTES)
+
+    def test_only_the_console_is_served_without_a_key(self) -> None:
+        without = [
+            operation["operationId"]
+            for methods in WRITTEN["paths"].values()
+            for operation in methods.values()
+            if not operation["security"]
+        ]
+        assert without == ["console"]
+
+    def test_every_object_in_it_is_closed(self) -> None:
+        for name, schema in SCHEMAS.items():
+            assert schema["additionalProperties"] is False, name
+
+    def test_each_error_of_the_tree_is_a_problem_in_it(self) -> None:
+        types = {schema["properties"]["type"]["const"] for schema in map(SCHEMAS.get, _problems()) if schema}
+        assert len(types) == len(_problems())
+        assert "urn:knock:problem:pool-exhausted" in types
+
+
+def _problems() -> list[str]:
+    return [error.__name__ for error in openapi.tree()]
+
+
+class TestAnswers:
+    def test_each_is_as_described_and_each_property_described_is_answered(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutations: a property added to `api.show`, one renamed, one that is always null."""
+        reader = Reader()
+
+        def ask(method: str, path: str, expected: int, resource: str = "", **more: Any) -> Any:
+            answer = knock.request(method, path, **more)
+            assert answer.status == expected, answer.text
+            return reader.read(method, resource or path, answer)
+
+        def end(grant: dict[str, Any], **more: Any) -> Any:
+            return ask("DELETE", f"/grants/{grant['id']}", 200, "/grants/{id}", **more)
+
+        def show(grant: dict[str, Any]) -> Any:
+            return ask("GET", f"/grants/{grant['id']}", 200, "/grants/{id}", key="operator")
+
+        # grants, in every state
+        old = ask("POST", "/knock", 201, body={"reason": "on call"})
+        ask("GET", "/knock", 201)
+        knock.wait(lambda: show(old)["status"] == "superseded", "it is not superseded")
+        other = ask("POST", "/knock", 201, key="bob", body={"targets": ["bastion"], "duration": "8h"})
+        end(other, key="bob", reason="done")
+        last = ask("POST", "/knock", 201, key="ci", body={"source": "198.51.100.0/28", "duration": 60})
+        ask("GET", "/grants", 200, limit="1", key="operator")
+        ask("DELETE", "/grants", 200, key="operator", principal="alice", reason="laptop stolen")
+        knock.expire(last)
+        show(last)
+        with monkeypatch.context() as patch:
+            patch.setattr(api, "OPENS_WITHIN", 0.0)
+            patch.setattr(api.wiring().trail, "get", lambda _id: None)
+            pending = ask("POST", "/knock", 202, caller="203.0.113.99")
+        knock.wait(lambda: show(pending)["status"] == "active", "it is not open")
+        ask("GET", "/grants", 200, status="all")
+
+        # rights
+        knock.add_key("eve", max_duration="soon")
+        for key in ("ci", "eve", "operator"):
+            ask("GET", "/whoami", 200, key=key)
+        ask("GET", "/console", 200)
+
+        # problems
+        for call in ("POST /knock", "GET /grants", "DELETE /grants", "GET /whoami"):
+            method, path = call.split()
+            ask(method, path, 400, x="1")
+            ask(method, path, 403, key="gone")
+        ask("POST", "/knock", 403, key="eve")
+        knock.add_key("ted", targets="web", max_duration="soon")
+        assert ask("POST", "/knock", 403, key="ted")["type"].endswith("invalid-tag")
+        for method in ("GET", "DELETE"):
+            ask(method, "/grants/none", 404, "/grants/{id}")
+        small = {"Name": "group-id", "Values": knock.groups["web"]}
+        permissions = [
+            {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": "192.0.2.0/24"}]}
+            for port in range(1000, 1060 - len(knock.rules(*small["Values"])))
+        ]
+        knock.client("ec2").authorize_security_group_ingress(
+            GroupId=knock.groups["web"][0], IpPermissions=permissions
+        )
+        ask("POST", "/knock", 409, caller="203.0.113.77", body={"targets": ["web"]})
+        (failed,) = ask("GET", "/grants", 200, status="failed")["grants"]
+        assert [e["event"] for e in show(failed)["events"]] == ["requested", "failed", "closed"]
+
+        def fail(_self: Executions, _grant: object) -> None:
+            raise EngineUnavailable("Step Functions did not start the grant: Timeout")
+
+        monkeypatch.setattr(Executions, "start", fail)
+        ask("POST", "/knock", 503)
+        monkeypatch.setattr(api, "read_knock", lambda _body: 1 / 0)
+        ask("POST", "/knock", 500)
+
+        # what was seen
+        described = {name: set(schema["properties"]) for name, schema in SCHEMAS.items()}
+        for name in set(SCHEMAS) - {"Knock", "GatewayAnswer", *_problems()}:
+            assert reader.seen[name] == described[name], name
+        assert reader.seen["Whoami.any_source"] == {"ipv4", "ipv6"}
+        assert reader.events == set(SCHEMAS["Event"]["properties"]["event"]["enum"])
+        assert reader.states == set(SCHEMAS["Grant"]["properties"]["status"]["enum"])
+        assert reader.statuses["knock"] == {201, 202, 400, 403, 409, 500, 503}
+
+    def test_each_problem_is_as_described_with_its_headers(self) -> None:
+        for error in openapi.tree():
+            said, headers = openapi.sample(error)
+            _validate({"$ref": f"#/components/schemas/{error.__name__}"}, said)
+            assert headers["Content-Type"] == "application/problem+json"
+
+    def test_a_description_that_is_wrong_is_noticed(self) -> None:
+        """The check itself: an answer with a property too many, too few, or of another type fails."""
+        said, _ = openapi.sample(EngineUnavailable)
+        for wrong in ({}, said | {"more": 1}, said | {"detail": 1}):
+            with pytest.raises(AssertionError):
+                _validate({"$ref": "#/components/schemas/EngineUnavailable"}, wrong)
+
+
+def test_a_duration_in_an_answer_is_one_that_a_knock_takes(knock: Knock) -> None:
+    said = knock.request("GET", "/whoami").json
+    grant = knock.open(duration=said["max_duration"])
+    assert grant["seconds_left"] > timedelta(hours=23).total_seconds()
