@@ -72,6 +72,14 @@ def home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
+def no_umask() -> Iterator[None]:
+    """Files get the modes they are made with: nothing is hidden by what the tests' user has set."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
 def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Run `knock` in this process."""
 

@@ -124,11 +124,15 @@ def test_refusals_exit_with_1_and_say_why(sh: Run, as_alice: Api, monkeypatch: p
         ["--for", "a\tb"],
     ],
 )  # fmt: skip
-def test_misuse_exits_with_2_and_sends_nothing(sh: Run, as_alice: Api, words: list[str]) -> None:
+def test_misuse_exits_with_2_and_sends_nothing(
+    sh: Run, double: Double, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
     done = sh(*words)
     assert (done.code, done.out) == (2, "")
     assert "knock.sh --help" in done.err
-    assert as_alice.double is None or as_alice.double.seen == []
+    assert double.seen == []
 
 
 def test_help_has_examples_and_needs_no_access(sh: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -259,8 +258,7 @@ def test_what_is_known_is_forgotten_by_id_by_api_and_by_time(
     assert [entry["id"] for entry in kept] == ["d"], "the file does not grow for ever"
 
 
-def test_what_is_known_is_the_owners_alone_and_holds_no_key(home: Path) -> None:
-    os.umask(0)
+def test_what_is_known_is_the_owners_alone_and_holds_no_key(home: Path, no_umask: None) -> None:
     remember(grant())
     file = config.state_folder() / "grants.json"
     assert file.stat().st_mode & 0o777 == 0o600

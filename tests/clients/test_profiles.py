@@ -41,9 +41,8 @@ def login(home: Path, spawn: Run, double: Double) -> Callable[..., Done]:
 
 
 def test_a_key_from_a_pipe_is_tried_and_stored_for_its_owner_only(
-    login: Run, run: Run, double: Double, file: Path
+    no_umask: None, login: Run, run: Run, double: Double, file: Path
 ) -> None:
-    os.umask(0)
     done = login()
     assert (done.code, done.out) == (0, f"profile default: alice at {double.url}, key in {file}\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
