@@ -122,7 +122,7 @@ def running_stack() -> Iterator[tuple[Stack, dict[str, Key]]]:
         assert process.stdout is not None
         line = process.stdout.readline()
         late.cancel()
-        assert line, f"the local stack did not start within {STARTS_WITHIN} s; its standard error says more"
+        assert line, f"the local stack ended, or took longer than {STARTS_WITHIN} s; see its standard error"
         said = json.loads(line)
         keys = {name: Key("", name, value) for name, value in said["keys"].items()}
         yield (
