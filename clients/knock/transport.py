@@ -192,6 +192,7 @@ class Transport:
             alarm.cancel()
         self._compare_clocks(answered.get("date"), began)
         if len(content) > LARGEST_ANSWER:
+            self.close()  # the rest is still to come
             raise UnexpectedAnswer(f"{self.host} answered with more than {LARGEST_ANSWER} bytes")
         return self._judge(status, answered, content)
 

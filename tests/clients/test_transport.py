@@ -279,6 +279,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(
     double.faults = [(200, {}, b"x" * 5000)]
     with pytest.raises(UnexpectedAnswer, match="more than 1000 bytes"):
         client.whoami()
+    assert client.whoami().principal.name == "alice", "the rest is not taken for the next answer"
 
 
 def test_nonsense_instead_of_http_is_a_lost_answer(
