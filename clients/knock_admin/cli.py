@@ -337,7 +337,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     _defaults(args, parser)
     # Imported late: boto3 takes some 150 ms, which --help and a mistyped option need not wait for.
-    from botocore.exceptions import BotoCoreError, ClientError
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        print(
+            "knock-admin: boto3 is not installed. It comes with the package's extra `admin`.", file=sys.stderr
+        )
+        return 1
 
     from knock_admin.errors import AdminError, translated
 

@@ -296,9 +296,10 @@ def _events(stack: Stack) -> Iterator[Finding]:
 
 
 def _alarms(stack: Stack) -> Iterator[Finding]:
-    alarms = list(
-        stack.aws.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{stack.name}-")
-    )
+    prefix = f"{stack.name}-"
+    found = stack.aws.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=prefix)
+    # The template's names have no dash of their own; with one, it is an alarm of the stack `knock-2`, say.
+    alarms = [alarm for alarm in found if "-" not in alarm["AlarmName"].removeprefix(prefix)]
     firing = [alarm for alarm in alarms if alarm["StateValue"] == "ALARM"]
     for alarm in firing:
         yield Finding(

@@ -26,7 +26,7 @@ from knock_admin.tags import Ports
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from knock_admin.aws import Aws
     from knock_admin.stack import Stack
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 GROUPS_PER_INTERFACE = ("L-2AFB9258", 5)
 RULES_PER_GROUP = ("L-0EA8095F", 60)
 WORLD = ("0.0.0.0/0", "::/0")
+FILTER_VALUES = 200
+"""The most values a filter of EC2's takes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class Holder:
         return f"{self.kind} {self.id}"
 
     def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
-        """Replace the groups by these, in one call."""
+        """Replace the groups by these, in one call.
+
+        AWS has no call that adds or takes one group, so a change that somebody else makes between our reading
+        and this call is lost.
+        """
         if self.kind == "interface":
             aws.client("ec2").modify_network_interface_attribute(
                 NetworkInterfaceId=self.id, Groups=list(groups)
@@ -171,25 +177,36 @@ def _asked_holders(aws: Aws, args: Namespace) -> list[Holder]:
     if args.instance:
         for reservation in aws.pages("ec2", "describe_instances", "Reservations", InstanceIds=args.instance):
             for instance in reservation["Instances"]:
-                ids += [interface["NetworkInterfaceId"] for interface in instance["NetworkInterfaces"]]
+                found = [interface["NetworkInterfaceId"] for interface in instance["NetworkInterfaces"]]
+                if not found:
+                    raise AdminError(f"The instance {instance['InstanceId']} has no network interface.")
+                ids += found
     holders = []
     if ids:
-        found = aws.pages(
+        interfaces = aws.pages(
             "ec2",
             "describe_network_interfaces",
             "NetworkInterfaces",
             NetworkInterfaceIds=list(dict.fromkeys(ids)),
         )
-        holders += [_interface(each) for each in found]
+        holders += [_interface(each) for each in interfaces]
     if args.load_balancer:
-        found = aws.pages(
+        balancers = aws.pages(
             "elbv2",
             "describe_load_balancers",
             "LoadBalancers",
             LoadBalancerArns=list(dict.fromkeys(args.load_balancer)),
         )
-        holders += [_load_balancer(each) for each in found]
+        holders += [_load_balancer(each) for each in balancers]
     return holders
+
+
+def _of_groups(aws: Aws, operation: str, items: str, groups: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a describe operation of EC2's finds for any of the groups."""
+    ids = sorted(set(groups))
+    for start in range(0, len(ids), FILTER_VALUES):
+        values = ids[start : start + FILTER_VALUES]
+        yield from aws.pages("ec2", operation, items, Filters=[{"Name": "group-id", "Values": values}])
 
 
 def holders_of(aws: Aws, groups: Iterable[str]) -> list[Holder]:
@@ -197,32 +214,18 @@ def holders_of(aws: Aws, groups: Iterable[str]) -> list[Holder]:
     wanted = set(groups)
     if not wanted:
         return []
-    interfaces = aws.pages(
-        "ec2",
-        "describe_network_interfaces",
-        "NetworkInterfaces",
-        Filters=[{"Name": "group-id", "Values": sorted(wanted)}],
-    )
-    holders = [_interface(each) for each in interfaces if not each.get("RequesterManaged")]
+    found = _of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
+    interfaces = {each["NetworkInterfaceId"]: each for each in found if not each.get("RequesterManaged")}
     balancers = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers")
-    return holders + [
+    return [_interface(each) for each in interfaces.values()] + [
         _load_balancer(each) for each in balancers if wanted & set(each.get("SecurityGroups", []))
     ]
 
 
 def rules_of(aws: Aws, groups: Iterable[str]) -> list[dict[str, Any]]:
     """List the ingress rules of groups, as EC2 shows them."""
-    ids = sorted(set(groups))
-    rules: list[dict[str, Any]] = []
-    for start in range(0, len(ids), 200):  # EC2 takes 200 values a filter
-        found = aws.pages(
-            "ec2",
-            "describe_security_group_rules",
-            "SecurityGroupRules",
-            Filters=[{"Name": "group-id", "Values": ids[start : start + 200]}],
-        )
-        rules += [rule for rule in found if not rule["IsEgress"]]
-    return rules
+    found = _of_groups(aws, "describe_security_group_rules", "SecurityGroupRules", groups)
+    return [rule for rule in found if not rule["IsEgress"]]
 
 
 def used(rules: Iterable[dict[str, Any]]) -> tuple[int, int]:

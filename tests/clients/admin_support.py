@@ -46,7 +46,7 @@ MODULES = ("api", "authorize", "revoke", "stopped", "guard")
 
 
 _classes: dict[str, Any] = {}
-_make_class = ClientCreator._create_client_class
+_make_class = ClientCreator._create_client_class  # type: ignore[attr-defined]  # not in the stubs
 
 
 def _client_class(self: ClientCreator, service: str, model: Any) -> Any:

@@ -362,7 +362,7 @@ def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> 
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "sys.modules['boto3'] = sys.modules['botocore'] = None\n"
-        "from knock_admin.cli import main; main()"
+        "from knock_admin.cli import main; sys.exit(main())"
     )
     run = [sys.executable, "-I", "-c", code, str(ROOT / "clients")]
     for words in (["--version"], ["target", "add", "--help"]):
@@ -370,6 +370,10 @@ def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> 
             [*run, *words], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
         )
         assert "knock-admin" in done.stdout
+    done = subprocess.run(  # without the extra, a command says what is missing
+        [*run, "target", "ls"], capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)}
+    )
+    assert (done.returncode, "boto3 is not installed" in done.stderr) == (1, True)
 
 
 def test_the_program_imports_nothing_of_the_functions() -> None:

@@ -36,7 +36,7 @@ def well(world: World) -> World:
     client("events").put_rule(
         Name="knock-stopped", EventPattern='{"source": ["aws.states"]}', State="ENABLED"
     )
-    alarm(world, "knock-revocation-late", "OK")
+    alarm(world, "knock-RevocationLate", "OK")
     world.plan_stage()
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
     world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h")
@@ -235,10 +235,10 @@ def test_without_the_rule_for_stopped_executions_it_fails(well: World) -> None:
 
 
 def test_a_firing_alarm_is_a_failure_and_none_at_all_a_warning(well: World) -> None:
-    alarm(well, "knock-drift", "ALARM")
-    alarm(well, "other-stack", "ALARM")
-    assert bad(well)["fail alarms"] == "knock-drift is firing: Look at the log."
-    client("cloudwatch").delete_alarms(AlarmNames=["knock-drift", "knock-revocation-late"])
+    alarm(well, "knock-DriftFound", "ALARM")
+    alarm(well, "knock-2-DriftFound", "ALARM")
+    assert bad(well)["fail alarms"] == "knock-DriftFound is firing: Look at the log."
+    client("cloudwatch").delete_alarms(AlarmNames=["knock-DriftFound", "knock-RevocationLate"])
     assert "there are none" in bad(well)["warn alarms"]
 
 

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from moto.ec2.models import ec2_backends
 
+from knock_admin import targets
 from knock_admin.targets import _interface, used
 from tests.clients.admin_support import ACCOUNT, REGION, STACK, World, failing_at, make_world
 
@@ -153,6 +155,27 @@ def test_an_instance_is_attached_with_every_interface_it_has(world: World) -> No
         assert set(world.groups_of(interface)) == {world.office, *ids(world)}
 
 
+def test_an_instance_without_an_interface_is_refused(world: World) -> None:
+    instance = world.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0][
+        "InstanceId"
+    ]
+    ec2_backends[ACCOUNT][REGION].get_instance(instance).nics.clear()
+    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--instance", instance)
+    assert (ran.code, f"The instance {instance} has no network interface" in ran.err) == (1, True)
+
+
+def test_more_groups_than_a_filter_takes_are_asked_for_in_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(world, "--eip", world.eip, groups="3")
+    for group in ids(world):
+        world.open_rule(group, "203.0.113.7/32")
+    whole = world.ok("target", "ls", "--json").json
+    monkeypatch.setattr(targets, "FILTER_VALUES", 2)
+    assert world.ok("target", "ls", "--json").json == whole
+    assert [group["rules"]["ipv4"]["used"] for group in whole["targets"][0]["groups"]] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("kind", ["application", "network"])
 def test_a_load_balancer_keeps_its_groups(world: World, kind: str) -> None:
     balancer = world.make_balancer(kind, groups=[world.office])
@@ -238,8 +261,6 @@ def test_a_vpc_with_ipv6_loses_the_way_out_over_ipv6_too(world: World) -> None:
 
 
 def test_without_a_default_vpc_the_vpc_must_be_named(world: World) -> None:
-    from moto.ec2.models import ec2_backends
-
     ec2_backends[ACCOUNT][REGION].vpcs[world.vpc].is_default = "false"  # type: ignore[assignment]  # moto compares it as text
     ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
     assert (ran.code, "There is no default VPC here" in ran.err) == (2, True)
