@@ -195,8 +195,9 @@ def _keyring() -> Any:
         import_module("keyring.errors")
     except ImportError:
         return None
-    # The package's own stand-in for "no keyring here" has priority 0.
-    return keyring if keyring.get_keyring().priority > 0 else None
+    # Below 1 the package itself does not recommend one: its stand-in for "none here", files in plain text.
+    # https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
+    return keyring if keyring.get_keyring().priority >= 1 else None
 
 
 def _to_keyring(profile: str, key: str) -> bool:

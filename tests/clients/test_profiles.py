@@ -340,7 +340,7 @@ def test_a_keyring_that_is_gone_is_explained(
     home: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.store("default", "https://api.example.com", "k" * 30)
-    keyring.priority = 0  # the package's own way to say that there is none
+    keyring.priority = 0.5  # a plain file, which the package does not recommend
     with pytest.raises(
         ConfigurationError, match=r"cannot be used here: pip install 'knock-client\[keyring\]'"
     ):
