@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from moto.ec2.models import ec2_backends
 
 from knock_admin import targets
+from knock_admin.aws import Aws
 from knock_admin.targets import _interface, used
 from tests.clients.admin_support import ACCOUNT, REGION, STACK, World, failing_at, make_world
 
@@ -155,11 +157,18 @@ def test_an_instance_is_attached_with_every_interface_it_has(world: World) -> No
         assert set(world.groups_of(interface)) == {world.office, *ids(world)}
 
 
-def test_an_instance_without_an_interface_is_refused(world: World) -> None:
-    instance = world.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0][
-        "InstanceId"
-    ]
-    ec2_backends[ACCOUNT][REGION].get_instance(instance).nics.clear()
+def test_an_instance_without_an_interface_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AWS that is a terminated one; moto lets it keep its interfaces."""
+    made = world.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"]
+    instance = made[0]["InstanceId"]
+    whole = Aws.pages
+
+    def pages(self: Aws, service: str, operation: str, items: str, **parameters: Any) -> Iterator[Any]:
+        if operation == "describe_instances":
+            return iter([{"Instances": [{"InstanceId": instance, "NetworkInterfaces": []}]}])
+        return whole(self, service, operation, items, **parameters)
+
+    monkeypatch.setattr(Aws, "pages", pages)
     ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--instance", instance)
     assert (ran.code, f"The instance {instance} has no network interface" in ran.err) == (1, True)
 
