@@ -13,6 +13,7 @@ The order of starting is for time: the functions' processes load while this one 
 from __future__ import annotations
 
 import functools
+import logging
 import secrets
 import socket
 import string
@@ -192,6 +193,8 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything at once, last started first, whatever is under way. Twice is once."""
+        # What is under way meets parts that are gone already; its errors are nobody's any more.
+        logging.getLogger("waitress").setLevel(logging.CRITICAL)
         self._stops.close()
 
     def _bind(self, port: int) -> list[socket.socket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -645,3 +646,47 @@ def test_the_worker_answers_as_awss_own_runtime_does(
     if isinstance(said, dict):  # their JSON parser words its complaints differently
         assert ours.pop("errorMessage").split(":")[0] == said.pop("errorMessage").split(":")[0]
     assert ours == said
+
+
+# The worker's own loop, in this process, where what it does on its way out can be seen
+
+
+class Left(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(None, 0), (SystemExit(), 0), (SystemExit(4), 4), (SystemExit("why"), 1), (KeyboardInterrupt(), 1)],
+)
+def test_a_worker_leaves_the_exit_code_that_tells_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, ending: BaseException | None, code: int
+) -> None:
+    for variable, value in variables(function(directory, "x")).items():
+        monkeypatch.setenv(variable, value)
+    left: list[int] = []
+
+    def leave(status: int) -> None:
+        left.append(status)
+        raise Left
+
+    def handler(event: Any, context: worker.Context) -> Any:
+        if ending and event == "end":
+            raise ending
+        return [event, context.function_name]
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    ours, theirs = socket.socketpair()
+    head = json.dumps({"id": "id", "arn": "arn", "deadline_ms": 0}).encode()
+    for event in (b'"go"', b'"end"'):
+        ours.sendall(worker.INVOCATION.pack(len(head), len(event)) + head + event)
+    ours.shutdown(socket.SHUT_WR)
+    with pytest.raises(Left):
+        worker._serve_until_closed(theirs, handler)
+    theirs.shutdown(socket.SHUT_WR)
+    with ours, ours.makefile("rb") as reader:
+        answers = reader.read()
+    kind, length = worker.ANSWER.unpack(answers[: worker.ANSWER.size])
+    assert (kind, answers[worker.ANSWER.size :][:length]) == (worker.RESULT, b'["go", "test-x"]')
+    assert left == [code]

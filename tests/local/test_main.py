@@ -1,0 +1,165 @@
+"""The command line, without a stack behind it: what it prints, how it ends. test_stack.py has it whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from local import __main__ as command
+from local.lambdas import FunctionNotLoaded
+from local.stack import Options, StackError, Summary
+from local.stepfunctions_local import EngineNotFound
+
+SUMMARY = Summary(
+    api_url="http://127.0.0.1:8080/v1",
+    console_url="http://127.0.0.1:8080/v1/console",
+    aws_endpoint_url="http://127.0.0.1:5000",
+    region="eu-west-1",
+    state_machine_arn="arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants",
+    trail_domain="knock-Trail",
+    keys={"alice": "a-key", "operator": "another"},
+    targets={"bastion": {"ports": ["22/tcp"], "groups": ["sg-1", "sg-2"]}},
+)
+
+
+class FakeStack:
+    """A stack that is stopped by a signal as soon as it runs."""
+
+    summary = SUMMARY
+    options: Options
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)
+    failure: BaseException | None = None
+    stopped = 0
+
+    def __init__(self, options: Options) -> None:
+        FakeStack.options = options
+        if FakeStack.failure:
+            raise FakeStack.failure
+        for number, sent in enumerate(FakeStack.signals):
+            threading.Timer(0.1 + number / 10, os.kill, [os.getpid(), sent]).start()
+
+    def stop(self) -> None:
+        FakeStack.stopped += 1
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeStack]]:
+    monkeypatch.setattr(command, "Stack", FakeStack)
+    monkeypatch.setattr(FakeStack, "failure", None)
+    monkeypatch.setattr(FakeStack, "stopped", 0)
+    monkeypatch.setattr(FakeStack, "signals", (signal.SIGTERM,))
+    monkeypatch.setattr(command, "_give_up_in", lambda _seconds: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
+    yield FakeStack
+    for sent, handler in handlers.items():
+        signal.signal(sent, handler)
+
+
+def test_json_is_one_line_with_everything(fake: type[FakeStack], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["up", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert json.loads(said) == SUMMARY.as_json()
+    assert fake.stopped == 1
+
+
+def test_options_reach_the_stack(fake: type[FakeStack]) -> None:
+    command.main(
+        ["up", "--port", "1", "--aws-port", "2", "--duration", "8h", "--engine", "stepfunctions-local"]
+    )
+    options = fake.options
+    assert (options.port, options.aws_port, options.duration) == (1, 2, "8h")
+    assert options.engine == "stepfunctions-local"
+    command.main(["up"])
+    assert (fake.options.port, fake.options.duration, fake.options.engine) == (8080, "24h", "moto")
+
+
+def test_the_page_has_urls_keys_and_a_line_to_paste(
+    fake: type[FakeStack], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.signals = (signal.SIGINT,)
+    assert command.main(["up", "--verbose"]) == 0
+    page = capsys.readouterr().out
+    assert "alice     a-key" in page
+    assert "bastion   22/tcp on sg-1, sg-2" in page
+    assert 'curl -X POST -H "x-api-key: a-key" http://127.0.0.1:8080/v1/knock -d' in page
+    assert "aws --endpoint-url http://127.0.0.1:5000 stepfunctions list-executions" in page
+    assert "log         standard error" in page
+
+
+@pytest.mark.parametrize(
+    "failure", [StackError("why"), EngineNotFound("why"), FunctionNotLoaded.__new__(FunctionNotLoaded, "why")]
+)
+def test_a_stack_that_cannot_start_says_why_and_is_1(
+    fake: type[FakeStack], failure: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failure = failure
+    assert command.main(["up", "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("The local stack cannot start: ")
+    assert "why" in said.err
+
+
+def test_being_stopped_while_starting_is_no_error(fake: type[FakeStack]) -> None:
+    fake.failure = KeyboardInterrupt()
+    assert command.main(["up"]) == 0
+
+
+def test_a_second_signal_ends_it_at_once(
+    fake: type[FakeStack], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(fake, "stop", lambda _stack: ended.wait(5))
+    fake.signals = (signal.SIGINT, signal.SIGINT)
+    command.main(["up"])
+    assert codes == [130]
+
+
+def test_a_stop_that_takes_too_long_is_cut_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    command._give_up_in(0.05)
+    assert ended.wait(5)
+    assert codes == [1]
+    assert "did not stop within 0.05 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["down"], ["up", "--port", "99999"]])
+def test_a_command_line_that_makes_no_sense_is_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    assert "python -m local" in capsys.readouterr().err
+
+
+def test_the_help_has_an_example(capsys: pytest.CaptureFixture[Any]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["up", "--help"])
+    assert "Example: python -m local up" in capsys.readouterr().out
