@@ -47,7 +47,7 @@ from grants.values import (
     show_time,
     source_of,
 )
-from grants.wiring import ONCE, Wiring, count, logger, metrics, now
+from grants.wiring import ONCE, Wiring, count, logger, metrics, now, prepare
 
 MOST_BYTES = 4096
 MOST_TARGETS = 50
@@ -83,6 +83,7 @@ class ApiWiring(Wiring):
 
 
 wiring = cache(ApiWiring)
+prepare(lambda: (wiring().rights, wiring().trail, wiring().executions, wiring().functions))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from grants.errors import KnockError
 from grants.operations import Opened
 from grants.settings import read_rules_per_group
 from grants.values import Grant
-from grants.wiring import Wiring, count, logger, metrics
+from grants.wiring import Wiring, count, logger, metrics, prepare
 
 
 class AuthorizeWiring(Wiring):
@@ -23,6 +23,7 @@ class AuthorizeWiring(Wiring):
 
 
 wiring = cache(AuthorizeWiring)
+prepare(lambda: wiring().operations)
 
 
 @metrics.log_metrics

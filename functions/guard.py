@@ -6,9 +6,10 @@ from functools import cache
 from typing import Any
 
 from grants.drift import guard
-from grants.wiring import Wiring, count, logger, metrics
+from grants.wiring import Wiring, count, logger, metrics, prepare
 
 wiring = cache(Wiring)
+prepare(lambda: wiring().operations)
 
 
 @metrics.log_metrics

@@ -12,9 +12,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from grants.errors import GrantNotFound, InvalidGrant
 from grants.operations import Revocation
 from grants.values import Grant, Ports, RuleKey
-from grants.wiring import Wiring, count, logger, metrics, now
+from grants.wiring import Wiring, count, logger, metrics, now, prepare
 
 wiring = cache(Wiring)
+prepare(lambda: wiring().operations)
 
 
 @metrics.log_metrics

@@ -12,9 +12,10 @@ from typing import Any
 
 from grants.errors import GrantNotFound
 from grants.values import State
-from grants.wiring import Wiring, count, logger, metrics
+from grants.wiring import Wiring, count, logger, metrics, prepare
 
 wiring = cache(Wiring)
+prepare(lambda: wiring().operations)
 
 # Who stopped an execution is in CloudTrail only: the event does not say.
 ENDS: dict[str, tuple[State, str]] = {

@@ -1,12 +1,13 @@
 """The only place that makes clients, and puts the pieces together for the entry points.
 
-Clients are made when first used, once a process: what a function does not call it does not load.
+Clients are made once a process, and only those a function names: what it does not call it does not load.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,18 @@ def now() -> datetime:
 def count(metric: str, value: float = 1, unit: MetricUnit = MetricUnit.Count) -> None:
     """Add to a metric of the stack's."""
     metrics.add_metric(name=metric, unit=unit, value=value)
+
+
+def prepare(make: Callable[[], object]) -> None:
+    """Make what every invocation needs while Lambda starts the function, before anybody waits for an answer.
+
+    Half of a cold start is making clients. As the function starts it has a whole CPU for that; in an
+    invocation only the share that its memory buys. Anywhere else (tests, tools) importing a function's module
+    makes nothing and reads no environment.
+    https://docs.aws.amazon.com/lambda/latest/dg/best-practices.html#function-code
+    """
+    if "AWS_LAMBDA_INITIALIZATION_TYPE" in os.environ:
+        make()
 
 
 class Wiring:
