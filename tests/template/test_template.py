@@ -343,7 +343,6 @@ class TestRoles:
             "sdb:GetAttributes",
             "sdb:PutAttributes",
             "sdb:Select",
-            "states:DescribeExecution",
             "states:StartExecution",
             "states:StopExecution",
             "tag:GetResources",

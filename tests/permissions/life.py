@@ -1,0 +1,232 @@
+"""Everything a deployment does in its life, run once in the harness, with every call on record.
+
+Each function goes every way it can, mishaps included, so that each permission it has is used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import boto3
+
+from grants.drift import GRACE
+from grants.trail import Trail
+from grants.values import Ports, RuleKey, stamp
+from tests.harness import REGION, STACK, Knock, at, running
+from tests.permissions.recorder import Recorder, recording
+from tests.permissions.simulator import Deployed, Request
+
+LATER = GRACE + timedelta(minutes=1)
+
+
+def live(deployed: Deployed) -> list[Request]:
+    """Run all of it under the names that the template deploys; give what was asked of IAM, each once."""
+    environment = deployed.environment("ApiFunction") | {"POWERTOOLS_LOG_LEVEL": "CRITICAL"}
+    with running(**environment) as knock, recording(knock) as recorder:
+        knock.add_key("dave", targets="*", max_duration="24h")
+        _open_and_expire(knock)
+        _renew_where_room_came_back(knock)
+        _beside_a_foreign_rule(knock)
+        _end_early(knock)
+        _look(knock)
+        _fail(knock)
+        _force(knock)
+        _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
+        _drift(knock)
+        _set_up_and_delete(deployed, recorder)
+    assert recorder.unknown == [], "the recorder has to learn what AWS checks for these"
+    return list({repr(request): request for request in recorder.requests}.values())
+
+
+def _open_and_expire(knock: Knock) -> None:
+    for caller in ("203.0.113.1", "2001:db8::1"):
+        knock.expire(knock.open(caller=caller, duration="10m"))
+    assert knock.rules() == set()
+
+
+def _renew_where_room_came_back(knock: Knock) -> None:
+    """The first group is full, so the grant is in the second; the renewal is in the first, and closes it."""
+    groups = [knock.add_group("full", "5432/tcp") for _ in range(2)]
+    first, second = sorted(groups)
+    static = _fill(knock, first)
+    old = knock.open("dave", targets=["full"], duration="10m")
+    assert {group for group, _, cidr in knock.rules() if cidr == old["source"]} == {second}
+    knock.client("ec2").revoke_security_group_ingress(GroupId=first, SecurityGroupRuleIds=static[:1])
+    new = knock.open("dave", targets=["full"], duration="10m")
+    knock.wait(lambda: knock.grant(old["id"])["status"] == "superseded", "the older grant goes on")
+    knock.wait(
+        lambda: {group for group, _, cidr in knock.rules() if cidr == old["source"]} == {first},
+        "the older grant's rule stays",
+    )
+    knock.expire(new)
+
+
+def _fill(knock: Knock, group: str) -> list[str]:
+    """Fill a group with static rules; give their ids."""
+    ranges = [{"CidrIp": f"192.0.2.{number}/32"} for number in range(60)]
+    answer = knock.client("ec2").authorize_security_group_ingress(
+        GroupId=group,
+        IpPermissions=[{"IpProtocol": "tcp", "FromPort": 9, "ToPort": 9, "IpRanges": ranges}],
+    )
+    return [rule["SecurityGroupRuleId"] for rule in answer["SecurityGroupRules"]]
+
+
+def _beside_a_foreign_rule(knock: Knock) -> None:
+    permission = {
+        "IpProtocol": "tcp",
+        "FromPort": 22,
+        "ToPort": 22,
+        "IpRanges": [{"CidrIp": "203.0.113.2/32"}],
+    }
+    for group in knock.groups["bastion"]:
+        knock.client("ec2").authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
+    knock.expire(knock.open(caller="203.0.113.2", duration="10m"))
+
+
+def _end_early(knock: Knock) -> None:
+    grant = knock.open(caller="203.0.113.3")
+    assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
+    knock.open(caller="203.0.113.3")
+    assert knock.request("DELETE", "/grants", key="operator", principal="alice").status == 200
+    grant = knock.open(caller="203.0.113.3")
+    knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
+    knock.wait(lambda: knock.grant(grant["id"])["status"] == "revoked", "stopping it did not revoke it")
+
+
+def _look(knock: Knock) -> None:
+    for path in ("/grants", "/whoami", "/console"):
+        assert knock.request("GET", path).status == 200
+    assert knock.request("POST", "/knock", body={"targets": ["vault"]}).status == 403
+
+
+def _fail(knock: Knock) -> None:
+    """The only group of a target has no room: the grant is rolled back."""
+    _fill(knock, knock.add_group("none", "1/tcp"))
+    assert knock.request("POST", "/knock", key="dave", body={"targets": ["web", "none"]}).status == 409
+
+
+def _force(knock: Knock) -> None:
+    """SimpleDB is away when the grant ends, and back later."""
+    grant = knock.open(caller="203.0.113.4", duration="10m")
+    asked = {"how": "force", "grant": {**json.loads(knock.execution(grant["id"])["input"]), "rules": []}}
+    with mock.patch.object(Trail, "end", side_effect=OSError("away")):
+        answer = knock.invoke(f"{STACK}-revoke", json.dumps(asked).encode())
+    assert answer.function_error
+    knock.call("revoke", asked)
+
+
+def _after_a_run_that_died(knock: Knock, domain: str) -> None:
+    """A run recorded a grant's end and died: who comes next gives others back what it may have closed.
+
+    Before that another one died, between a claim and its rule: who comes next has to look for it.
+    """
+    trail = Trail(knock.client("sdb"), domain)
+    for number, finish in enumerate((_expires, _is_stopped, _is_found)):
+        caller = f"203.0.113.{10 + number}"
+        knock.open("bob", caller=caller, duration="8h")
+        grant = knock.open("alice", caller=caller, duration="1h")
+        group = knock.groups["web"][0]
+        dead = stamp(knock.clock.now() - LATER, "dead")
+        trail.add_claims(grant["id"], [RuleKey(group, Ports.parse("80/tcp"), grant["source"])], dead)
+        assert trail.end(grant["id"], "revoked", knock.clock.now(), "alice", "")
+        finish(knock, grant)
+        knock.wait(
+            lambda one=grant: "closed" in {event["event"] for event in knock.grant(one["id"])["events"]},
+            f"{finish.__name__}: it is not closed",
+        )
+        assert {cidr for _, _, cidr in knock.rules()} >= {f"{caller}/32"}
+
+
+def _expires(knock: Knock, grant: Any) -> None:
+    knock.expire(grant)
+
+
+def _is_stopped(knock: Knock, grant: Any) -> None:
+    knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
+
+
+def _is_found(knock: Knock, grant: Any) -> None:
+    knock.clock.advance(LATER)
+    kinds = {finding["kind"] for finding in knock.call("guard", {})["findings"]}
+    assert "ended grant not closed" in kinds
+    assert at(grant["expires_at"]) > knock.clock.now()
+
+
+def _drift(knock: Knock) -> None:
+    """Each kind of drift, found and mended."""
+    knock.deliveries.drop(lambda _event: True)
+    gone = knock.open(caller="203.0.113.20")
+    knock.client("stepfunctions").stop_execution(executionArn=gone["execution_arn"])
+    left = knock.open(caller="203.0.113.21")
+    by = {"id": "k1", "name": "operator"}
+    knock.call("revoke", {"how": "revoked", "grant": {"grant_id": left["id"]}, "by": by})
+    missing = knock.open(caller="203.0.113.22", targets=["bastion"])
+    (rule,) = knock.client("ec2").describe_security_group_rules(
+        Filters=[{"Name": "tag:knock:grant", "Values": [missing["id"]]}]
+    )["SecurityGroupRules"]
+    knock.client("ec2").revoke_security_group_ingress(
+        GroupId=rule["GroupId"], SecurityGroupRuleIds=[rule["SecurityGroupRuleId"]]
+    )
+    permission = {
+        "IpProtocol": "tcp",
+        "FromPort": 1,
+        "ToPort": 1,
+        "IpRanges": [{"CidrIp": "203.0.113.23/32"}],
+    }
+    tags = [{"ResourceType": "security-group-rule", "Tags": [{"Key": "knock:stack", "Value": STACK}]}]
+    knock.client("ec2").authorize_security_group_ingress(
+        GroupId=knock.groups["web"][0], IpPermissions=[permission], TagSpecifications=tags
+    )
+    knock.clock.advance(LATER)
+    kinds = {finding["kind"] for finding in knock.call("guard", {})["findings"]}
+    assert kinds >= {
+        "rule without a live claim",
+        "live grant without an execution",
+        "live claim without its rule",
+        "execution of an ended grant",
+    }
+
+
+def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
+    """Run the setup function as CloudFormation does when a stack comes and goes."""
+    code = deployed.template.resources["SetupFunction"].properties["Code"]["ZipFile"]
+    answers: list[str] = []
+    send = SimpleNamespace(send=lambda _event, _context, status, *_rest, **_more: answers.append(status))
+    with mock.patch.dict(sys.modules, cfnresponse=send):
+        ec2 = boto3.client("ec2")
+        group = ec2.create_security_group(GroupName="g", Description="g")["GroupId"]
+        ours = [{"Key": "knock:stack", "Value": STACK}]
+        ec2.create_tags(Resources=[group], Tags=ours)
+        permission = {
+            "IpProtocol": "tcp",
+            "FromPort": 1,
+            "ToPort": 1,
+            "IpRanges": [{"CidrIp": "192.0.2.1/32"}],
+        }
+        ec2.authorize_security_group_ingress(
+            GroupId=group,
+            IpPermissions=[permission],
+            TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": ours}],
+        )
+        setup: dict[str, Any] = {}
+        exec(compile(code, "template.yaml:SetupFunction", "exec"), setup)  # noqa: S102  # our own template
+        setup["time"] = SimpleNamespace(sleep=lambda _seconds: None)
+        for kind, request, asked in (
+            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail", "Region": REGION}),
+            ("LastRules", "Delete", {"Stack": STACK}),
+        ):
+            with recorder.function(f"{STACK}-setup"):
+                setup["handler"](
+                    {
+                        "ResourceType": f"Custom::{kind}",
+                        "RequestType": request,
+                        "ResourceProperties": asked,
+                    },
+                    None,
+                )
+    assert answers == ["SUCCESS", "SUCCESS"]

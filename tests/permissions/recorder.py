@@ -1,0 +1,124 @@
+"""Records every AWS call the functions make, as what AWS would ask IAM about it.
+
+It stands at botocore's one way out, where `tests/faults/injector.py` stands too, and knows for each
+operation which resources and condition keys AWS checks. An operation it does not know fails the test.
+https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from botocore.client import BaseClient
+
+from tests.harness import ACCOUNT, REGION, STACK, Knock
+from tests.permissions.simulator import Request
+
+PREFIXES = {"stepfunctions": "states", "resourcegroupstaggingapi": "tag"}
+
+
+class Recorder:
+    """What was asked for while recording. `unknown` names operations it could not read."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.unknown: list[str] = []
+        self._inside = threading.local()
+
+    @property
+    def _role(self) -> str | None:
+        role: str | None = getattr(self._inside, "role", None)
+        return role
+
+    @contextmanager
+    def function(self, name: str) -> Iterator[None]:
+        """Mark this thread as inside a function: its calls are made under that function's role."""
+        before, self._inside.role = self._role, f"{name.removeprefix(f'{STACK}-').capitalize()}Role"
+        try:
+            yield
+        finally:
+            self._inside.role = before
+
+    def invocation(self, name: str, payload: Any) -> None:
+        """Record who invokes a function: another function, the state machine, or EventBridge."""
+        arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
+        if name == f"{STACK}-stopped":
+            source = f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{STACK}-stopped"
+            self._add("events.amazonaws.com", "lambda:InvokeFunction", arn, {"aws:SourceArn": source})
+        elif name != f"{STACK}-guard" and "grant" in payload:  # the guard is a test's own call
+            self._add(self._role or "GrantsRole", "lambda:InvokeFunction", arn)
+
+    def _add(self, by: str, action: str, resource: str, context: dict[str, Any] | None = None) -> None:
+        self.requests.append(Request(by, action, resource, context or {}))
+
+    def call(self, real: Callable[..., Any], client: BaseClient, operation: str, asked: Any) -> Any:
+        """Record a call of a function's, and let it through."""
+        if self._role:
+            service = client.meta.service_model.service_name
+            read = getattr(self, f"_{service}", None)
+            resources = read(real, client, operation, asked) if read else None
+            if resources is None:
+                self.unknown.append(f"{service}.{operation}")
+            for action, resource, context in resources or []:
+                self._add(self._role, action, resource, context)
+        return real(client, operation, asked)
+
+    # ------------------------------------------------------------------ what AWS checks, service by service
+
+    def _ec2(self, real: Callable[..., Any], client: BaseClient, operation: str, asked: Any) -> Any:
+        if operation == "DescribeSecurityGroupRules":
+            return [("ec2:DescribeSecurityGroupRules", "*", {"ec2:Region": REGION})]
+        if operation not in ("AuthorizeSecurityGroupIngress", "RevokeSecurityGroupIngress"):
+            return None
+        arn = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
+        (group,) = real(client, "DescribeSecurityGroups", {"GroupIds": [asked["GroupId"]]})["SecurityGroups"]
+        tags = {tag["Key"]: tag["Value"] for tag in group.get("Tags", [])}
+        of_group = {"ec2:Region": REGION, "ec2:SecurityGroupID": group["GroupId"]}
+        for key, value in tags.items():
+            of_group |= {f"ec2:ResourceTag/{key}": value, f"aws:ResourceTag/{key}": value}
+        asked_for = [(f"ec2:{operation}", f"{arn}:security-group/{group['GroupId']}", of_group)]
+        for specification in asked.get("TagSpecifications", []):
+            wanted = {tag["Key"]: tag["Value"] for tag in specification["Tags"]}
+            of_rule: dict[str, Any] = {"ec2:Region": REGION, "aws:TagKeys": sorted(wanted)}
+            of_rule |= {f"aws:RequestTag/{key}": value for key, value in wanted.items()}
+            new = f"{arn}:{specification['ResourceType']}/sgr-0123456789abcdef0"
+            asked_for.append((f"ec2:{operation}", new, of_rule))
+            asked_for.append(("ec2:CreateTags", new, of_rule | {"ec2:CreateAction": operation}))
+        return asked_for
+
+    def _sdb(self, _real: object, client: BaseClient, operation: str, asked: Any) -> Any:
+        match = re.search(r" from `([^`]+)` ", asked.get("SelectExpression", ""))
+        domain = match[1] if match else asked["DomainName"]
+        arn = f"arn:aws:sdb:{client.meta.region_name}:{ACCOUNT}:domain/{domain}"
+        return [(f"sdb:{operation}", arn, {})]
+
+    def _stepfunctions(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
+        return [(f"states:{operation}", asked.get("stateMachineArn") or asked["executionArn"], {})]
+
+    def _apigateway(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
+        if operation != "GetApiKey":
+            return None
+        assert asked["includeValue"] is False
+        return [("apigateway:GET", f"arn:aws:apigateway:{REGION}::/apikeys/{asked['apiKey']}", {})]
+
+    def _resourcegroupstaggingapi(self, _real: object, _client: object, operation: str, _asked: Any) -> Any:
+        return [(f"tag:{operation}", "*", {})]
+
+
+@contextmanager
+def recording(knock: Knock) -> Iterator[Recorder]:
+    """Put a recorder between every function and AWS."""
+    recorder = Recorder()
+    real = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def make_call(client: BaseClient, operation: str, asked: Any) -> Any:
+        return recorder.call(real, client, operation, asked)
+
+    knock.around, knock.before_invoke = recorder.function, recorder.invocation
+    with mock.patch.object(BaseClient, "_make_api_call", make_call):
+        yield recorder

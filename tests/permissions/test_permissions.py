@@ -1,0 +1,350 @@
+"""Permissions, proved by use: what each function asks AWS for is allowed, and nothing beside it is.
+
+The calls are not listed by hand: they are recorded while the functions go through a deployment's whole
+life, and then judged under the policies the template deploys. An action that nobody is seen to use has to
+go, or to have its reason in UNSEEN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from tests.harness import ACCOUNT, REGION, STACK
+from tests.permissions.life import live
+from tests.permissions.simulator import Answer, Deployed, Request, deployed
+from tests.template.policies import listed
+
+TASKS = ("AuthorizeRole", "RevokeRole", "StoppedRole", "GuardRole")
+EVERYONE = ("ApiRole", *TASKS, "SetupRole", "GrantsRole")
+
+# Granted, and not to be seen in a function's own calls: why.
+LAMBDAS_LOG = "Lambda itself writes what a function prints, under the function's role"
+LAMBDAS_DESTINATION = (
+    "Lambda itself leaves an event that failed for good in the queue, under the function's role"
+)
+STATES_LOG = "Step Functions itself sets up its log delivery, under the state machine's role"
+UNSEEN = {
+    ("WriteOwnLog", "logs:CreateLogStream"): LAMBDAS_LOG,
+    ("WriteOwnLog", "logs:PutLogEvents"): LAMBDAS_LOG,
+    ("KeepWhatFailed", "sqs:SendMessage"): LAMBDAS_DESTINATION,
+    **{
+        ("DeliverLog", f"logs:{action}"): STATES_LOG
+        for action in (
+            "CreateLogDelivery",
+            "DeleteLogDelivery",
+            "DescribeLogGroups",
+            "DescribeResourcePolicies",
+            "GetLogDelivery",
+            "ListLogDeliveries",
+            "PutResourcePolicy",
+            "UpdateLogDelivery",
+        )
+    },
+}
+
+OTHER_ACCOUNT, OTHER_REGION = "999999999999", "us-west-2"
+EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
+GROUP, RULE = f"{EC2}:security-group/sg-0", f"{EC2}:security-group-rule/sgr-0"
+OURS = {"ec2:ResourceTag/knock:stack": STACK, "aws:ResourceTag/knock:stack": STACK}
+NEW = {"aws:RequestTag/knock:stack": STACK, "aws:RequestTag/knock:grant": "g"}
+KEYS = {"aws:TagKeys": ["knock:grant", "knock:stack"]}
+MADE = {"ec2:CreateAction": "AuthorizeSecurityGroupIngress"}
+
+
+@dataclass
+class Judged:
+    """What was recorded, and the answers to it."""
+
+    deployed: Deployed
+    requests: list[Request]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        return self.deployed.judge(self.requests)
+
+    def of(self, role: str, service: str = "") -> list[Request]:
+        return [one for one in self.requests if one.by == role and one.action.startswith(service)]
+
+
+@pytest.fixture(scope="module")
+def judged() -> Judged:
+    here = deployed()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "testing"), ("AWS_SECRET_ACCESS_KEY", "testing")):
+            patch.setenv(name, value)
+        return Judged(here, live(here))
+
+
+def granted(here: Deployed) -> Iterator[tuple[str, str, str]]:
+    """Walk through what every role is granted: (role, Sid, action)."""
+    for role, documents in here.roles.items():
+        for document in documents:
+            for statement in document["Statement"]:
+                for action in listed(statement["Action"]):
+                    yield role, statement["Sid"], action
+
+
+def denied(requests: list[Request]) -> None:
+    """Check that none of these is allowed."""
+    assert requests
+    answers = deployed().judge(requests)
+    wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
+    assert wrong == []
+
+
+class TestWhatIsDone:
+    def test_every_call_of_every_function_is_allowed(self, judged: Judged) -> None:
+        """Mutations: an action taken away from a statement of `template.yaml`; a name that does not match."""
+        pairs = zip(judged.requests, judged.answers, strict=True)
+        assert [request for request, answer in pairs if not answer.allowed] == []
+
+    @pytest.mark.parametrize("role", EVERYONE)
+    def test_the_recording_saw_every_function_at_work(self, judged: Judged, role: str) -> None:
+        assert judged.of(role)
+
+    def test_everything_granted_is_used_or_has_its_reason(self, judged: Judged) -> None:
+        """By the statement that allows it: two that allow the same would hide each other."""
+        used = {
+            (request.by, sid, request.action)
+            for request, answer in zip(judged.requests, judged.answers, strict=True)
+            for sid in answer.allowed_by
+        }
+        unused = {(role, sid, action) for role, sid, action in granted(judged.deployed)} - used
+        assert {one for one in unused if one[1:] not in UNSEEN} == set()
+
+    def test_every_reason_is_for_something_granted_and_unseen(self, judged: Judged) -> None:
+        seen = {request.action for request in judged.requests}
+        everything = {(sid, action) for _, sid, action in granted(judged.deployed)}
+        assert set(UNSEEN) <= everything
+        assert not {action for _, action in UNSEEN} & seen
+
+    @pytest.mark.parametrize("region", ["eu-central-1", "ap-southeast-2"])
+    def test_the_trail_is_in_reach_wherever_it_is(self, judged: Judged, region: str) -> None:
+        """Mutation: `Region: !Ref AWS::Region` in KeepTrail."""
+        there = deployed(region)
+        settings = there.environment("ApiFunction")
+        arn = f"arn:aws:sdb:{settings['TRAIL_REGION']}:{ACCOUNT}:domain/{settings['TRAIL_DOMAIN']}"
+        asked = [
+            replace(request, resource=arn)
+            for role in ("ApiRole", *TASKS)
+            for request in judged.of(role, "sdb:")
+        ]
+        assert asked
+        assert all(answer.allowed for answer in there.judge(asked))
+
+
+class TestWhatIsNotDone:
+    """Each request here is one AWS would be asked; the answer has to be no."""
+
+    @pytest.mark.parametrize("role", EVERYONE)
+    def test_the_same_calls_elsewhere_are_denied(self, judged: Judged, role: str) -> None:
+        """In another account, in another region, or on something of another name."""
+        elsewhere = []
+        for request in judged.of(role):
+            if request.resource == "*":
+                continue
+            here = request.resource
+            if f":{ACCOUNT}:" in here:
+                elsewhere.append(
+                    replace(request, resource=here.replace(f":{ACCOUNT}:", f":{OTHER_ACCOUNT}:"))
+                )
+            elsewhere.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
+            if not request.action.startswith(("ec2:", "apigateway:")):  # by tag, and by the API's own doing
+                elsewhere.append(replace(request, resource=here.replace(STACK, "another")))
+        denied(elsewhere)
+
+    def test_a_group_without_the_stacks_tag_is_out_of_reach(self) -> None:
+        """Mutation: the Condition of MoveRulesOfTaggedGroups, or of CloseRulesOfTaggedGroups, deleted."""
+        wrong: list[dict[str, str]] = [
+            {},
+            {"knock:stack": "another"},
+            {"knock:stack": ""},
+            {"knock:stack": STACK.upper()},
+            {"knock:target": "bastion", "Name": STACK},
+        ]
+        denied(
+            [
+                Request(
+                    role,
+                    f"ec2:{way}SecurityGroupIngress",
+                    GROUP,
+                    {
+                        f"{kind}:ResourceTag/{key}": value
+                        for key, value in tags.items()
+                        for kind in ("ec2", "aws")
+                    },
+                )
+                for role in (*TASKS, "SetupRole")
+                for way in ("Authorize", "Revoke")
+                for tags in wrong
+            ]
+        )
+
+    def test_the_tasks_can_do_nothing_else_in_ec2(self) -> None:
+        """Mutations: a condition of TagRulesAsTheyAreMade or MakeTaggedRules deleted."""
+        ways: list[tuple[str, str, dict[str, Any]]] = [
+            ("AuthorizeSecurityGroupIngress", RULE, {}),
+            ("AuthorizeSecurityGroupIngress", RULE, NEW | {"aws:RequestTag/knock:stack": "another"}),
+            ("CreateTags", RULE, NEW | KEYS),  # a rule that is there: it would be adopted
+            ("CreateTags", RULE, NEW | KEYS | {"ec2:CreateAction": "RunInstances"}),
+            ("CreateTags", RULE, NEW | MADE | {"aws:TagKeys": ["knock:stack", "Name"]}),
+            ("CreateTags", RULE, NEW | KEYS | MADE | {"aws:RequestTag/knock:stack": "another"}),
+            ("CreateTags", GROUP, OURS | NEW | KEYS | MADE),  # or it could widen its own reach
+            ("CreateTags", GROUP, NEW | KEYS),
+            ("DeleteTags", RULE, KEYS),
+            ("DeleteTags", GROUP, OURS | KEYS),
+            ("AuthorizeSecurityGroupEgress", GROUP, OURS),
+            ("RevokeSecurityGroupEgress", GROUP, OURS),
+            ("ModifySecurityGroupRules", GROUP, OURS),
+            ("UpdateSecurityGroupRuleDescriptionsIngress", GROUP, OURS),
+            ("DeleteSecurityGroup", GROUP, OURS),
+            ("CreateSecurityGroup", GROUP, NEW | KEYS),
+            ("ModifyNetworkInterfaceAttribute", f"{EC2}:network-interface/eni-0", OURS),
+            ("RunInstances", f"{EC2}:instance/*", {}),
+            ("DescribeInstances", "*", {}),
+        ]
+        denied(
+            [
+                Request(role, f"ec2:{action}", resource, context)
+                for role in TASKS
+                for action, resource, context in ways
+            ]
+        )
+
+    def test_the_api_can_do_nothing_at_all_in_ec2(self, judged: Judged) -> None:
+        """Mutation: `ManagedPolicyArns: [!Ref IngressPolicy]` on ApiRole."""
+        everybodys = [request for role in (*TASKS, "SetupRole") for request in judged.of(role, "ec2:")]
+        actions = {request.action for request in everybodys}
+        assert actions >= {"ec2:AuthorizeSecurityGroupIngress", "ec2:RevokeSecurityGroupIngress"}
+        denied([replace(request, by="ApiRole") for request in everybodys])
+        assert not [one for one in granted(judged.deployed) if one[0] == "ApiRole" and one[2][:4] == "ec2:"]
+
+    @pytest.mark.parametrize("role", EVERYONE)
+    def test_nobody_can_do_what_would_undo_the_record_or_the_rights(self, judged: Judged, role: str) -> None:
+        trail = next(request.resource for request in judged.requests if request.action == "sdb:Select")
+        machine = judged.deployed.arn("Grants")
+        key = f"arn:aws:apigateway:{REGION}::/apikeys"
+        ways = [
+            Request(role, "sdb:DeleteDomain", trail),
+            Request(role, "sdb:BatchPutAttributes", trail),
+            Request(role, "sdb:BatchDeleteAttributes", trail),
+            Request(role, "sdb:ListDomains", "*"),
+            Request(role, "states:UpdateStateMachine", machine),
+            Request(role, "states:DeleteStateMachine", machine),
+            Request(role, "states:RedriveExecution", f"{machine.replace('stateMachine', 'execution')}:g"),
+            Request(role, "lambda:UpdateFunctionCode", judged.deployed.arn("RevokeFunction")),
+            Request(role, "lambda:InvokeFunction", judged.deployed.arn("GuardFunction")),
+            Request(role, "lambda:InvokeFunction", judged.deployed.arn("ApiFunction")),
+            Request(role, "apigateway:PATCH", f"{key}/k"),
+            Request(role, "apigateway:DELETE", f"{key}/k"),
+            Request(role, "apigateway:POST", key),
+            Request(role, "apigateway:GET", key),  # the list, which can hold every key's value
+            Request(role, "apigateway:GET", f"arn:aws:apigateway:{REGION}::/usageplans"),
+            Request(role, "iam:PassRole", judged.deployed.arn("RevokeRole")),
+            Request(role, "sts:AssumeRole", judged.deployed.arn("RevokeRole")),
+            Request(role, "events:PutRule", judged.deployed.arn("GrantStopped")),
+            Request(role, "sns:Publish", judged.deployed.arn("Alarms")),
+            Request(role, "sqs:DeleteMessage", judged.deployed.arn("DeadLetters")),
+            Request(role, "s3:GetObject", "arn:aws:s3:::bucket/key"),
+        ]
+        if role != "GrantsRole":
+            ways.append(Request(role, "lambda:InvokeFunction", judged.deployed.arn("AuthorizeFunction")))
+        if role != "ApiRole":
+            ways.append(Request(role, "states:StartExecution", machine))
+            ways.append(Request(role, "apigateway:GET", f"{key}/k"))
+        if role == "ApiRole":
+            ways.append(Request(role, "sdb:DeleteAttributes", trail))
+            ways.append(Request(role, "states:ListExecutions", machine))
+        denied(ways)
+
+    def test_a_function_writes_to_its_own_log_alone(self, judged: Judged) -> None:
+        logs = {
+            one.logical_id: f"{one.arn.removesuffix(':*')}:log-stream:s"
+            for one in judged.deployed.template.all("AWS::Logs::LogGroup")
+        }
+        asked = {
+            (role, log): Request(role, "logs:PutLogEvents", arn)
+            for role in (*TASKS, "ApiRole", "SetupRole")
+            for log, arn in logs.items()
+        }
+        answers = judged.deployed.judge(asked.values())
+        allowed = {one for one, answer in zip(asked, answers, strict=True) if answer.allowed}
+        own = {(role, role.replace("Role", "FunctionLogs")) for role in (*TASKS, "ApiRole", "SetupRole")}
+        assert allowed == own
+
+
+class TestWhoMayCall:
+    """The policies that stand on functions, on the queue and on the topic."""
+
+    def routes(self, here: Deployed) -> list[str]:
+        """Give the source ARN of a call of each route, as API Gateway names it."""
+        api = here.template.resources["Api"]
+        (stage,) = here.template.all("AWS::ApiGateway::Stage")
+        return [
+            f"arn:aws:execute-api:{REGION}:{ACCOUNT}:{api.ref}/{stage.ref}/{method.upper()}{path}"
+            for path, methods in api.properties["Body"]["paths"].items()
+            for method in methods
+        ]
+
+    def test_api_gateway_may_run_the_api_by_every_route(self) -> None:
+        here = deployed()
+        function, api = here.arn("ApiFunction"), here.template.resources["Api"].ref
+        asked = [
+            Request("apigateway.amazonaws.com", "lambda:InvokeFunction", function, {"aws:SourceArn": route})
+            for route in self.routes(here)
+        ]
+        assert len(asked) == 8
+        assert all(answer.allowed for answer in here.judge(asked))
+        denied(
+            [
+                replace(
+                    one, context={"aws:SourceArn": str(one.context["aws:SourceArn"]).replace(api, "other")}
+                )
+                for one in asked
+            ]
+        )
+        denied([replace(one, resource=here.arn("RevokeFunction")) for one in asked])
+
+    @pytest.mark.parametrize(
+        ("rule", "function"), [("GrantStopped", "StoppedFunction"), ("GuardDaily", "GuardFunction")]
+    )
+    def test_a_rule_of_eventbridge_may_run_its_own_function_alone(self, rule: str, function: str) -> None:
+        here = deployed()
+        source = {"aws:SourceArn": here.arn(rule)}
+        (answer,) = here.judge(
+            [Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(function), source)]
+        )
+        assert answer.allowed
+        others = ["ApiFunction", "AuthorizeFunction", "RevokeFunction", "SetupFunction"]
+        other_rule = f"arn:aws:events:{REGION}:{ACCOUNT}:rule/another"
+        denied(
+            [
+                *(
+                    Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(other), source)
+                    for other in others
+                ),
+                Request(
+                    "events.amazonaws.com",
+                    "lambda:InvokeFunction",
+                    here.arn(function),
+                    {"aws:SourceArn": other_rule},
+                ),
+            ]
+        )
+
+    def test_only_the_stacks_own_rules_may_leave_dead_letters(self) -> None:
+        here = deployed()
+        queue = here.arn("DeadLetters")
+
+        def send(source: str) -> Request:
+            return Request("events.amazonaws.com", "sqs:SendMessage", queue, {"aws:SourceArn": source})
+
+        assert all(
+            one.allowed for one in here.judge([send(here.arn("GrantStopped")), send(here.arn("GuardDaily"))])
+        )
+        denied([send(f"arn:aws:events:{REGION}:{ACCOUNT}:rule/another")])
