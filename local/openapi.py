@@ -34,7 +34,7 @@ DOCUMENT = ROOT / "docs" / "openapi.json"
 
 # Formats that JSON Schema does not have. The functions check them; here they are names for people, and
 # for generators of test data.
-DURATION, CIDR, LINE = "knock-duration", "cidr", "printable-line"
+DURATION, CIDR, LINE, CURSOR = "knock-duration", "cidr", "printable-line", "knock-cursor"
 
 Json = dict[str, Any]
 
@@ -198,7 +198,7 @@ def schemas() -> Json:
 PARAMETERS: dict[str, Json] = {
     "status": text("Which grants", enum=list(api.STATUSES), default="live"),
     "limit": {"type": "integer", "minimum": 1, "maximum": api.LARGEST_PAGE, "default": api.PAGE},
-    "cursor": text("The `cursor` of the page before"),
+    "cursor": text("The `cursor` of the page before", format=CURSOR),
     "principal": line("principal", "The name of an API key; for operators"),
     "source": line("source", "A CIDR, as grants show it"),
     "target": line("target", "The name of a target"),
