@@ -461,6 +461,7 @@ def test_an_answer_without_a_content_type_is_json(front: Front) -> None:
         {"statusCode": 200, "unknown": 1},
         InvocationResult(b"not json"),
         InvocationResult(b'{"errorMessage": "secret of the function"}', "Unhandled"),
+        InvocationResult(b'{"statusCode": 200, "body": "secret"}', "Unhandled"),
     ],
 )
 def test_a_malformed_answer_or_a_failed_function_is_502_and_tells_nothing(front: Front, answer: Any) -> None:

@@ -182,6 +182,7 @@ def test_a_function_sees_its_own_environment_and_nothing_of_the_stacks(
     assert seen["_HANDLER"] == "handlers.echo"
     assert seen["LAMBDA_TASK_ROOT"] == str(directory)
     assert seen["TZ"] == ":UTC"
+    assert seen["AWS_CONFIG_FILE"] == seen["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
     assert seen["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
     shared = {"PATH", "LANG", "LC_CTYPE", "_HANDLER", "TZ"}
     assert not [name for name in seen if not name.startswith(("AWS_", "LAMBDA_")) and name not in shared]
