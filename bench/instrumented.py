@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from local.endpoint import Answer, Call, Forward
+from local.engine import calm_collector
 from local.lambdas import access_key
 from local.stack import ROOT, Stack, running
 
@@ -108,6 +109,7 @@ def main() -> None:
         running(template=template(Path(folder)), output=output) as stack,
     ):
         print(json.dumps(stack.summary.as_json()), flush=True)
+        calm_collector()  # as `python -m local up` does
         obey(stack)
 
 

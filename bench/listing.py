@@ -25,11 +25,12 @@ def listing(scale: Scale) -> list[Table]:
     with local_up() as stack:
         stack.add_target("bench", 1)
         live = [_open(stack) for _ in range(LIVE)]
-        past: list[grants.Grant] = []
+        copies = grants.Past(stack)
+        past: list[grants.Ended] = []
         now = datetime.now(UTC)
         for wanted in scale.ended:
-            new = [grants.ended(number, now) for number in range(len(past), wanted)]
-            grants.put(stack, new)
+            new = [copies.grant(number, now) for number in range(len(past), wanted)]
+            copies.put(new)
             past += new
             for what, path, query, count in _ways(past, live):
                 answers = [stack.call("GET", path, "operator", **query) for _ in range(scale.listings)]
@@ -53,14 +54,14 @@ def _open(stack: Stack) -> str:
     return grant_id
 
 
-def _ways(past: list[grants.Grant], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
+def _ways(past: list[grants.Ended], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
     """List the ways to ask: what, path, query, and how many grants the answer must have."""
     middle = base64.urlsafe_b64encode(past[len(past) // 2].order.encode()).decode()
-    one_user = sum(grant.principal.name == "user-07" for grant in past)
+    one_user = sum(grant.principal == "user-07" for grant in past)
     left = len(past) - len(past) // 2 - 1
     return [
         ("/grants (live)", "/grants", {}, len(live)),
-        ("/grants?status=all", "/grants", {"status": "all"}, min(50, len(past) + len(live))),
+        ("/grants?status=all", "/grants", {"status": "all"}, min(50, len(past) + len(live) + 1)),
         ("…&cursor=… (deep page)", "/grants", {"status": "all", "cursor": middle}, min(50, left)),
         (
             "…&principal=user-07",

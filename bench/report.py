@@ -37,7 +37,7 @@ class Table:
     def _lines(self, between: str, dash: str) -> list[str]:
         columns = list(self.rows[0])
         cells = [columns, *([_show(row[column]) for column in columns] for row in self.rows)]
-        widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+        widths = [max(3, *(len(line[at]) for line in cells)) for at in range(len(columns))]
         numeric = [all(not isinstance(row[column], str) for row in self.rows) for column in columns]
 
         def line(values: Sequence[str]) -> str:

@@ -14,6 +14,10 @@ from pathlib import Path
 from bench.report import Cell, Table
 from bench.scale import BenchError, Scale
 from bench.stacks import ROOT, local_up, stop
+from local.deployment import Deployment
+from local.lambdas import environment
+from local.stack import REGION
+from local.template import Place, load
 
 # What a function has made by the end of its first invocation, that the later ones do without.
 FUNCTIONS = {
@@ -47,23 +51,6 @@ else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 """
 
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "bench",
-    "AWS_SECRET_ACCESS_KEY": "bench",
-    "AWS_DEFAULT_REGION": "eu-west-1",
-    "AWS_CONFIG_FILE": os.devnull,
-    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    "AWS_LAMBDA_FUNCTION_NAME": "knock-bench",
-    "KNOCK_STACK": "knock",
-    "TRAIL_DOMAIN": "knock-Trail",
-    "TRAIL_REGION": "eu-west-1",
-    "STATE_MACHINE_ARN": "arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants",
-    "REVOKE_FUNCTION": "knock-revoke",
-    "DEFAULT_DURATION": "24h",
-    "MAX_DURATION": "24h",
-    "POWERTOOLS_SERVICE_NAME": "knock-bench",
-}
-
 
 def start(scale: Scale) -> list[Table]:
     """Measure `local up` to its line of JSON, and from SIGTERM to its end."""
@@ -96,8 +83,15 @@ def functions(scale: Scale) -> list[Table]:
         module: IMPORT.format(module=module, clients=clients, peak=PEAK)
         for module, clients in FUNCTIONS.items()
     }
+    variables: dict[str, dict[str, str]] = {"bare Python": {}}
+    place = Place("knock", REGION)
+    for function in Deployment(load(ROOT / "template.yaml", place, {})).functions:
+        name = function.handler.partition(".")[0]
+        variables[name] = environment(function, region=REGION, endpoint_url="http://127.0.0.1:9")
+        del variables[name]["AWS_LAMBDA_INITIALIZATION_TYPE"]  # at which a module makes its clients as well
     for name, script in scripts.items():
-        runs = [_json([sys.executable, "-c", script, str(ROOT / "functions")]) for _ in range(scale.imports)]
+        command = [sys.executable, "-c", script, str(ROOT / "functions")]
+        runs = [_json(command, variables[name]) for _ in range(scale.imports)]
         imported, made, peak = (statistics.median(values) for values in zip(*runs, strict=True))
         table.rows.append(
             {
@@ -110,9 +104,9 @@ def functions(scale: Scale) -> list[Table]:
     return [table]
 
 
-def _json(command: list[str]) -> list[float]:
+def _json(command: list[str], variables: dict[str, str]) -> list[float]:
     done = subprocess.run(  # noqa: S603 - our own interpreter
-        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+        command, env=variables, capture_output=True, text=True, timeout=60, check=False
     )
     if done.returncode:
         raise BenchError(f"a function's module cannot be loaded: {done.stderr}")
@@ -124,7 +118,7 @@ def clients(scale: Scale) -> list[Table]:
     """Measure starts of `knock`, which should feel like nothing, beside bare Python's."""
     entry = [sys.executable, "-c", "import sys; from knock.cli import main; sys.exit(main())"]
     with tempfile.TemporaryDirectory(prefix="knock-bench-") as home:
-        environment = {
+        variables = {
             "HOME": home,
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT / "clients"),
@@ -132,8 +126,8 @@ def clients(scale: Scale) -> list[Table]:
             "XDG_STATE_HOME": str(Path(home) / "state"),
         }
         with local_up() as stack:
-            environment |= {"KNOCK_URL": stack.said["api_url"], "KNOCK_API_KEY": stack.said["keys"]["alice"]}
-            _timed([*entry, "open", "bastion", "--for", "8h"], environment)
+            variables |= {"KNOCK_URL": stack.said["api_url"], "KNOCK_API_KEY": stack.said["keys"]["alice"]}
+            _timed([*entry, "open", "bastion", "--for", "8h"], variables)
         # The stack is gone: a hook that asked it would fail.
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
@@ -143,7 +137,7 @@ def clients(scale: Scale) -> list[Table]:
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(scale.commands):  # in turn, so that a busy moment is everybody's
             for name, command in commands.items():
-                taken[name].append(_timed(command, environment))
+                taken[name].append(_timed(command, variables))
     bare = statistics.median(taken["python -c pass"])
     rows: list[dict[str, Cell]] = [
         {
@@ -158,10 +152,10 @@ def clients(scale: Scale) -> list[Table]:
     return [Table("Starts of the client", rows, ["the hook runs without any API to ask"])]
 
 
-def _timed(command: list[str], environment: dict[str, str]) -> float:
+def _timed(command: list[str], variables: dict[str, str]) -> float:
     began = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - our own interpreter and client
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, env=variables, capture_output=True, text=True, timeout=60, check=False
     )
     took = (time.perf_counter() - began) * 1000
     if done.returncode:

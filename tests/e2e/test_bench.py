@@ -1,0 +1,165 @@
+"""The benchmark works and tells what it promises. Its times are nobody's to assert."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.report import Table, rank, spread
+from tests.conftest import ROOT
+
+PARTS = {"start", "functions", "clients", "knock", "lag", "calls", "list", "load"}
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Run all of it, little of each: what it printed, and its JSON."""
+    path = tmp_path_factory.mktemp("bench") / "figures.json"
+    done = bench("--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+# The first of these waits for the whole run.
+pytestmark = pytest.mark.timeout(600)
+
+
+def tables(done: tuple[str, dict[str, Any]], part: str) -> list[list[dict[str, Any]]]:
+    return [table["rows"] for table in done[1]["parts"][part]["tables"]]
+
+
+def test_every_part_is_measured_and_says_how_busy_the_machine_was(
+    done: tuple[str, dict[str, Any]],
+) -> None:
+    printed, figures = done
+    assert set(figures["parts"]) == PARTS
+    for part in figures["parts"].values():
+        assert part["load_before"] >= 0
+        assert part["load_after"] >= 0
+        for table in part["tables"]:
+            assert table["title"] in printed
+            assert table["rows"]
+    assert figures["machine"]["cores"] > 0
+
+
+def test_every_knock_was_let_in(done: tuple[str, dict[str, Any]]) -> None:
+    [rows] = tables(done, "knock")
+    assert [row["201"] + row["202"] for row in rows] == [row["count"] for row in rows] == [3, 3, 12]
+
+
+def test_what_a_grant_costs_does_not_depend_on_how_many_are_live(done: tuple[str, dict[str, Any]]) -> None:
+    costs, pools, checks = tables(done, "calls")
+    # How often the API asks whether the ingress is open is a matter of time; tags are read once a minute.
+    timed = {"sdb.GetAttributes", "apigateway.GetApiKey", "tagging.GetResources"}
+    counted = [row for row in costs if row["phase"] != "knock" or row["what"] not in timed]
+    assert [row["with 2 live"] for row in counted] == [row["with 6 live"] for row in counted]
+    once = {row["what"]: row["with 6 live"] for row in counted if row["phase"] == "states"}
+    assert once == dict.fromkeys(("AuthorizeIngress", "HoldUntilExpiry", "RevokeIngress", "Expired"), 1)
+    ec2 = {(row["phase"], row["what"]): row["with 6 live"] for row in counted if "ec2." in row["what"]}
+    assert ec2["authorize", "ec2.AuthorizeSecurityGroupIngress"] == 1
+    assert ec2["revoke", "ec2.RevokeSecurityGroupIngress"] == 1
+    assert not [what for phase, what in ec2 if phase == "knock"]
+    assert [row["full groups"] for row in pools] == [0, 1]
+    assert checks[0]["grants"] == 4
+
+
+def test_a_grants_closed_at_is_never_before_ec2s_last_answer(done: tuple[str, dict[str, Any]]) -> None:
+    [row] = tables(done, "calls")[2]
+    # The trail's milliseconds are cut off, so up to one before.
+    assert -1 <= row["p50 ms"] <= row["p99 ms"] <= row["max ms"]
+
+
+def test_lags_stand_beside_the_engines_own(done: tuple[str, dict[str, Any]]) -> None:
+    lags, over = tables(done, "lag")
+    assert [(row["at once"], row["what"]) for row in lags] == [
+        (size, what) for size in (1, 5) for what in ("closed", "ended", "engine")
+    ]
+    assert all(row["p50 ms"] >= 0 for row in lags)  # none ended before its time
+    assert [row["at once"] for row in over] == [1, 5]
+
+
+def test_the_mixed_load_loses_nothing_and_leaves_nothing_open(done: tuple[str, dict[str, Any]]) -> None:
+    by_kind, left = tables(done, "load")
+    assert sum(row["count"] for row in by_kind) == 60
+    assert {row["request"] for row in by_kind} == {"knock", "list", "show", "revoke"}
+    assert sum(row["5xx"] + row["other errors"] for row in by_kind) == 0
+    counts = [row["count"] for row in left]
+    assert counts[0] >= by_kind[0]["count"] - by_kind[0]["202"]
+    assert counts[1:] == [0, 0, 0, 0]
+
+
+def test_lists_are_measured_at_every_length_of_the_trail(done: tuple[str, dict[str, Any]]) -> None:
+    [rows] = tables(done, "list")
+    assert [row["ended grants"] for row in rows] == [50] * 5 + [200] * 5
+
+
+def test_functions_clients_and_the_stack_are_started(done: tuple[str, dict[str, Any]]) -> None:
+    [functions] = tables(done, "functions")
+    bare, *others = functions
+    assert [row["function"] for row in others] == ["api", "authorize", "revoke", "stopped", "guard"]
+    assert all(row["peak memory MiB"] > bare["peak memory MiB"] for row in others)
+    [clients] = tables(done, "clients")
+    assert [row["runs"] for row in clients] == [2, 2, 2]
+    [starts] = tables(done, "start")
+    assert [row["runs"] for row in starts] == [1, 1]
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are() -> None:
+    answer = bench("--only", "speed")
+    assert answer.returncode == 2
+    assert "invalid choice: 'speed'" in answer.stderr
+    assert "load" in answer.stderr
+
+
+def test_what_cannot_be_measured_fails_and_is_no_figure(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    code = (
+        "import sys; from bench import __main__ as bench; from bench.scale import BenchError\n"
+        "def fail(scale): raise BenchError('nothing was open')\n"
+        "bench.PARTS['start'] = fail\n"
+        f"sys.exit(bench.main(['--only', 'start', '--json', {str(path)!r}]))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert "start could not be measured: nothing was open" in answer.stderr
+    assert json.loads(path.read_text())["parts"] == {}
+
+
+def test_a_percentile_is_one_of_the_values_by_nearest_rank() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert [rank(values, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
+    assert rank([7.0], 99) == 7
+    assert spread([3, 1, 2], "x ", longest=True) == {"x p50 ms": 2, "x p99 ms": 3, "x max ms": 3}
+
+
+def test_a_table_is_the_same_for_a_terminal_and_for_a_page() -> None:
+    table = Table("Times", [{"what": "knock", "ms": 1.25, "n": None}], ["a note"])
+    assert table.as_text().splitlines() == [
+        "Times",
+        "  what    ms    n",
+        "  -----  ---  ---",
+        "  knock  1.2    -",
+        "  (a note)",
+    ]
+    assert table.as_markdown().splitlines() == [
+        "### Times",
+        "",
+        "| what  |  ms |   n |",
+        "| ----- | --: | --: |",
+        "| knock | 1.2 |   - |",
+        "",
+        "a note",
+    ]
