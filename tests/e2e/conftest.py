@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 import pytest
@@ -101,8 +101,8 @@ class Stack:
         return found
 
 
-def start(engine: str, *arguments: str) -> Stack:
-    """Start a stack and wait for its line of JSON."""
+def start(engine: str, *arguments: str, errors: IO[bytes] | None = None) -> Stack:
+    """Start a stack and wait for its line of JSON; `errors` takes its standard error."""
     if engine == "stepfunctions-local":
         package = ROOT / "node_modules" / ".bin" / "stepfunctions-local"
         need(package.exists(), "npm's stepfunctions-local is not installed: run npm ci")
@@ -110,6 +110,7 @@ def start(engine: str, *arguments: str) -> Stack:
         [sys.executable, "-m", "local", "up", "--port", "0", "--json", "--engine", engine, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         start_new_session=True,
     )
