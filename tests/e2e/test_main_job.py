@@ -32,13 +32,13 @@ class TestKnock:
     def test_the_door_is_open_when_it_answers_and_shut_at_its_end(
         self, stack: Stack, caller: str, suffix: str
     ) -> None:
-        answer = stack.call("POST", "/knock", caller=caller, data='{"duration":"2s"}')
+        answer = stack.call("POST", "/knock", caller=caller, data='{"duration":"4s"}')
         assert answer.status_code == 201
         grant, cidr = answer.json(), caller + suffix
         bastion, web = sorted(stack.targets["bastion"]["groups"])[0], stack.targets["web"]["groups"][0]
         assert stack.rules(cidr) == {(bastion, 22, cidr), (web, 80, cidr), (web, 443, cidr)}
 
-        rules = stack.aws("ec2", "describe-security-group-rules")["SecurityGroupRules"]
+        rules = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
         tags = [
             {tag["Key"]: tag["Value"] for tag in rule["Tags"]}
             for rule in rules
@@ -46,8 +46,9 @@ class TestKnock:
         ]
         assert tags == [{"knock:stack": "knock", "knock:grant": grant["id"]}] * 3
 
-        arguments = ("--state-machine-arn", stack.state_machine_arn, "--status-filter", "RUNNING")
-        running = stack.aws("stepfunctions", "list-executions", *arguments)["executions"]
+        running = stack.client("stepfunctions").list_executions(
+            stateMachineArn=stack.state_machine_arn, statusFilter="RUNNING"
+        )["executions"]
         names = [one["name"] for one in running if caller.replace(".", "-").replace(":", "-") in one["name"]]
         assert names == [grant["id"]]
         assert names[0].startswith("alice_")

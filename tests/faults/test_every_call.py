@@ -101,7 +101,7 @@ def pool_exhausted(run: Run) -> None:
 
 
 def overlap(run: Run) -> None:
-    run.open("bob", duration="2h")
+    run.open("bob", duration="23h")
     run.open("alice", duration="10m")
 
 
@@ -148,7 +148,7 @@ def settle(run: Run, injector: Injector) -> None:
     def alices_over() -> bool:
         return not [grant for grant in run.running() if grant["principal"]["name"] == "alice"]
 
-    knock.wait(alices_over, f"{injector.hit}: an execution never ends", 30, step=timedelta(seconds=45))
+    knock.wait(alices_over, f"{injector.hit}: an execution never ends", 60, step=timedelta(seconds=45))
     live = [grant for grant in run.grants() if grant["status"] == "active"]
     wanted = set(run.static)
     for grant in live:
@@ -159,7 +159,7 @@ def settle(run: Run, injector: Injector) -> None:
     for grant in live:
         knock.advance_to(grant["expires_at"])
     knock.wait(
-        lambda: not run.running(), f"{injector.hit}: bob's grant never ends", 30, step=timedelta(seconds=45)
+        lambda: not run.running(), f"{injector.hit}: bob's grant never ends", 60, step=timedelta(seconds=45)
     )
     check_open(run, set(run.static), injector)
     run.check_foreign()
@@ -167,7 +167,7 @@ def settle(run: Run, injector: Injector) -> None:
     knock.wait(
         lambda: all(is_closed(knock, grant_id) for grant_id in started),
         f"{injector.mode} at {injector.hit}: a grant is never recorded as closed",
-        15,
+        60,
         step=timedelta(seconds=30),
     )
     # All this without the drift guard. What it finds is a grant whose knock died before StartExecution.
@@ -189,7 +189,7 @@ def is_closed(knock: Knock, grant_id: str) -> bool:
 def check_open(run: Run, wanted: set[tuple[str, int]], injector: Injector) -> None:
     """Just these are open: at once, or when a closing that an event began has had its retries."""
     why = f"{injector.mode} at {injector.hit}: not just {sorted(wanted)} is open"
-    run.knock.wait(lambda: run.rules() == wanted, why, 15, step=timedelta(seconds=30))
+    run.knock.wait(lambda: run.rules() == wanted, why, 60, step=timedelta(seconds=30))
 
 
 def prepare(knock: Knock) -> None:
