@@ -58,11 +58,12 @@ LOCAL_PARAMETERS = {
 # target name -> its ports, and how many security groups are its pool
 TARGETS = {"bastion": (["22/tcp"], 2), "web": (["80/tcp", "443/tcp"], 1)}
 
+LONGEST = "24h"
 KEYS = {
-    "alice": {"knock:targets": "bastion web", "knock:max-duration": "24h"},
-    "bob": {"knock:targets": "bastion web", "knock:max-duration": "24h"},
-    "operator": {"knock:targets": "*", "knock:max-duration": "24h", "knock:operator": "true"},
-    "ci": {"knock:targets": "*", "knock:max-duration": "24h", "knock:any-source": "/28 /60"},
+    "alice": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
+    "bob": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
+    "operator": {"knock:targets": "*", "knock:max-duration": LONGEST, "knock:operator": "true"},
+    "ci": {"knock:targets": "*", "knock:max-duration": LONGEST, "knock:any-source": "/28 /60"},
 }
 
 
@@ -127,6 +128,8 @@ class Stack:
         self.options = options
         self.place = Place(options.stack_name, options.region)
         self.deployment = Deployment(load(options.template, self.place, _parameters(options)))
+        if options.duration and _seconds(options.duration) > _seconds(LONGEST):
+            raise StackError(f"A duration of {options.duration} is more than the keys here allow, {LONGEST}.")
         self.clock = Clock()
         self._servers: list[Server] = []
         self._sockets: list[socket.socket] = []
@@ -279,6 +282,11 @@ def _parameters(options: Options) -> dict[str, str]:
     if options.duration is not None:
         parameters["DefaultDuration"] = options.duration
     return parameters
+
+
+def _seconds(duration: str) -> int:
+    """Read a duration that the template's own pattern has let through."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
 
 
 @contextmanager

@@ -297,6 +297,12 @@ def test_a_duration_that_is_none_is_refused_in_the_templates_words() -> None:
         Stack(Options(duration="24 o'clock"))
 
 
+@pytest.mark.parametrize("duration", ["25h", "2d", "1441m", "86401s"])
+def test_a_duration_that_no_key_allows_is_refused_and_not_cut(duration: str) -> None:
+    with pytest.raises(StackError, match=f"A duration of {duration} is more than the keys here allow, 24h"):
+        Stack(Options(duration=duration))
+
+
 def test_an_engine_nobody_knows_is_refused() -> None:
     with pytest.raises(StackError, match="There is no engine 'airflow': it is moto, stepfunctions-local"):
         Stack(Options(engine="airflow"))
