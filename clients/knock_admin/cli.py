@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     reads, changes = _common(changes=False), _common(changes=True)
     parser = argparse.ArgumentParser(
         prog="knock-admin",
+        usage="%(prog)s [options] COMMAND ...",
         description="Operate a deployment of Knock with your own AWS credentials.",
         epilog=f"Example:\n  knock-admin --stack knock target ls\n\n{EXITS}",
         formatter_class=_Help,
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"knock-admin {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="knock-admin")
 
     def group(name: str, text: str, example: str) -> Any:
         made = commands.add_parser(
@@ -94,10 +95,13 @@ def make_parser() -> argparse.ArgumentParser:
         return made.add_subparsers(metavar="COMMAND", required=True)
 
     def command(
-        under: Any, name: str, where: str, text: str, *examples: str, changing: bool = True
+        under: Any, line: str, where: str, text: str, *examples: str, changing: bool = True
     ) -> argparse.ArgumentParser:
+        """Make a command; `line` is its name and what it takes; argparse would show every option."""
+        name, _, takes = line.partition(" ")
         made: argparse.ArgumentParser = under.add_parser(
             name,
+            usage=f"%(prog)s {takes} [options]".replace("  ", " "),
             help=text,
             description=text,
             epilog="Example:\n" + "\n".join(f"  {example}" for example in examples),
@@ -127,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     target = group("target", "pools of security groups that a knock opens", "knock-admin target ls")
     add = command(
         target,
-        "add",
+        "add NAME [--ports PORTS [PORTS ...]]",
         "targets:add",
         "make a target, complete it, or attach it to more",
         "knock-admin target add bastion --ports 22/tcp --groups 2 --eip 198.51.100.10",
@@ -140,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     holders(add)
     show = command(
         target,
-        "ls",
+        "ls [NAME ...]",
         "targets:show",
         "list targets: rules used and free, and what they are attached to",
         "knock-admin target ls bastion --json",
@@ -149,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     show.add_argument("name", nargs="*", help="only these")
     grow = command(
         target,
-        "grow",
+        "grow NAME --groups N",
         "targets:grow",
         "give a target more groups, attached where the others are",
         "knock-admin target grow bastion --groups 4",
@@ -161,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     grow.set_defaults(eip=[], instance=[], interface=[], load_balancer=[])
     detach = command(
         target,
-        "detach",
+        "detach NAME",
         "targets:detach",
         "take a target's groups off interfaces and load balancers",
         "knock-admin target detach bastion --instance i-0123456789abcdef0",
@@ -171,7 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
     holders(detach)
     remove = command(
         target,
-        "rm",
+        "rm NAME",
         "targets:remove",
         "delete a target's groups, when they hold no rule and are attached to nothing",
         "knock-admin target rm bastion",
@@ -201,7 +205,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = command(
         key,
-        "add",
+        "add NAME --targets NAME [NAME ...] --max DURATION",
         "keys:add",
         "make a key; its value is shown once",
         "knock-admin key add alice --targets bastion web --max 8h",
@@ -211,14 +215,16 @@ def make_parser() -> argparse.ArgumentParser:
     rights(add, required=True)
     show = command(
         key,
-        "ls",
+        "ls [NAME ...]",
         "keys:show",
         "list keys and their rights, never their values",
         "knock-admin key ls",
         changing=False,
     )
     show.add_argument("name", nargs="*", help="only these, by name or id")
-    change = command(key, "set", "keys:change", "change a key's rights", "knock-admin key set alice --max 4h")
+    change = command(
+        key, "set NAME", "keys:change", "change a key's rights", "knock-admin key set alice --max 4h"
+    )
     change.add_argument("name", help="the key's name or id")
     rights(change, required=False)
     change.add_argument("--no-operator", action="store_true", help="may no longer")
@@ -228,11 +234,11 @@ def make_parser() -> argparse.ArgumentParser:
         ("enable", "keys:enable", "let a disabled key knock again"),
         ("rm", "keys:remove", "delete a key; its running grants keep their end"),
     ):
-        one = command(key, name, where, text, f"knock-admin key {name} alice")
+        one = command(key, f"{name} NAME", where, text, f"knock-admin key {name} alice")
         one.add_argument("name", help="the key's name or id")
     rotate = command(
         key,
-        "rotate",
+        "rotate [NAME]",
         "keys:rotate",
         "replace a key; old and new are valid for a while",
         "knock-admin key rotate alice --overlap 24h",
@@ -267,7 +273,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     revoke = command(
         commands,
-        "revoke",
+        "revoke [ID ...]",
         "grants:revoke",
         "end grants early; answers after their rules are gone",
         "knock-admin revoke alice_203-0-113-7_20261123T211719Z_x7k2p9 --reason 'left the team'",
@@ -280,7 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
     revoke.add_argument("--yes", action="store_true", help="do not ask before ending what the filters choose")
     trail = command(
         commands,
-        "trail",
+        "trail [ID]",
         "trail:show",
         "print what happened, oldest first: grants and refusals",
         "knock-admin trail --principal alice --since 7d",

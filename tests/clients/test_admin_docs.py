@@ -115,6 +115,7 @@ class Scene:
 
     def leave_rule(self) -> None:
         groups = json.loads(run(["target", "ls", "bastion", "--json"]))["targets"][0]["groups"]
+        groups = [group for group in groups if group["name"] in ("knock-bastion-1", "knock-bastion-2")]
         tags = [{"Key": "knock:stack", "Value": "knock"}, {"Key": "knock:grant", "Value": "nobody"}]
         self.ec2.authorize_security_group_ingress(
             GroupId=groups[0]["id"],

@@ -368,7 +368,7 @@ def api(well: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(doctor, "PAUSE", 0.02)
     monkeypatch.setattr(doctor, "TEST_PATIENCE", 1.0)
     monkeypatch.setattr(doctor, "TEST_DURATION", 1)
-    monkeypatch.setattr(doctor, "CLOSING_PATIENCE", 1.0)
+    monkeypatch.setattr(doctor, "CLOSING_PATIENCE", 0.2)
     server = Api(well)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
