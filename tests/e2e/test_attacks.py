@@ -378,9 +378,10 @@ class TestBrowsers:
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "x-api-key",
         }
-        for method in ("OPTIONS", "GET", "HEAD"):
-            answer = watched.call(method, path, None, headers=headers)
-            assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+        for method in ("OPTIONS", "GET", "HEAD", "DELETE"):
+            for key in (None, "alice"):
+                answer = watched.call(method, path, key, headers=headers)
+                assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
         assert watched.call("OPTIONS", path, headers=headers).status_code == 403
 
     def test_the_console_is_shut_in(self, watched: Watched) -> None:

@@ -1,0 +1,111 @@
+"""Fifty clients at once, a thousand requests: no grant is lost, nothing fails, nothing stays open.
+
+Each client is an address of its own, since more than thirty at one target with two ports would fill its one
+group: they knock on bastion, whose pool holds them. How fast this goes is the benchmark's to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from tests.e2e.conftest import Stack, start, stop
+
+CLIENTS, ROUNDS = 50, 5  # four requests a round
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    """A stack of its own, so that what is open at the end is this test's."""
+    started = start("moto")
+    yield started
+    stop(started)
+
+
+class Client:
+    """One person at one address: knocks, shows, lists and revokes, again and again."""
+
+    def __init__(self, stack: Stack, number: int) -> None:
+        self.stack = stack
+        self.key = ("alice", "bob")[number % 2]
+        self.source = f"203.0.113.{number}" if number % 5 else f"2001:db8::{number:x}"
+        self.session = requests.Session()
+        self.statuses: Counter[tuple[str, int]] = Counter()
+        self.grants: list[str] = []
+        self.revoked: set[str] = set()
+
+    def ask(self, what: str, method: str, path: str, **more: Any) -> Any:
+        headers = {"x-api-key": self.stack.keys[self.key], "X-Forwarded-For": self.source}
+        url = self.stack.api_url + path
+        answer = self.session.request(method, url, headers=headers, timeout=60, **more)
+        self.statuses[what, answer.status_code] += 1
+        assert answer.status_code < 400, answer.text
+        return answer.json()
+
+    def run(self) -> None:
+        for number in range(ROUNDS):
+            last = number == ROUNDS - 1
+            body = {"targets": ["bastion"], "duration": "3s" if last else "1h"}
+            grant = self.ask("knock", "POST", "/knock", json=body)
+            self.grants.append(grant["id"])
+            shown = self.ask("show", "GET", f"/grants/{grant['id']}")
+            assert shown["source"].partition("/")[0] == self.source
+            assert shown["events"][0]["event"] == "requested"
+            listed = self.ask("list", "GET", "/grants", params={"limit": 100})["grants"]
+            assert last or grant["id"] in [one["id"] for one in listed]
+            if last:  # ends by itself
+                self.ask("show", "GET", f"/grants/{grant['id']}")
+                continue
+            ended = self.ask("revoke", "DELETE", f"/grants/{grant['id']}")
+            assert ended["status"] == "revoked"
+            self.revoked.add(grant["id"])
+
+
+@pytest.mark.timeout(300)
+def test_a_thousand_requests_by_fifty_clients_lose_nothing_and_leave_nothing_open(stack: Stack) -> None:
+    clients = [Client(stack, number) for number in range(1, CLIENTS + 1)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(client.run) for client in clients]:
+            done.result()
+    statuses = sum((client.statuses for client in clients), Counter[tuple[str, int]]())
+    assert sum(statuses.values()) == CLIENTS * ROUNDS * 4 == 1000
+    assert set(statuses) <= {("knock", 201), ("knock", 202), ("show", 200), ("list", 200), ("revoke", 200)}
+
+    stack.wait(lambda: not stack.rules(), "a rule outlived its grant", 60)
+    states = stack.client("stepfunctions")
+
+    def running() -> list[Any]:
+        found: list[Any] = states.list_executions(
+            stateMachineArn=stack.state_machine_arn, statusFilter="RUNNING", maxResults=1000
+        )["executions"]
+        return found
+
+    stack.wait(lambda: not running(), "an execution runs on", 60)
+
+    known = {grant["id"]: grant for grant in every_grant(stack)}
+    assert set(known) == {grant for client in clients for grant in client.grants}
+    revoked = {grant for client in clients for grant in client.revoked}
+    assert {name for name, grant in known.items() if grant["status"] == "revoked"} == revoked
+    assert {grant["status"] for name, grant in known.items() if name not in revoked} == {"expired"}
+
+    def unclosed() -> list[str]:
+        shown = [stack.call("GET", f"/grants/{name}", "operator").json() for name in known]
+        return [one["id"] for one in shown if one["events"][-1]["event"] != "closed"]
+
+    assert stack.wait(lambda: not unclosed(), "a grant is not closed", 60)
+    assert stack.call("GET", "/grants", "operator").json()["grants"] == []
+
+
+def every_grant(stack: Stack) -> Iterator[dict[str, Any]]:
+    query = {"status": "all", "limit": "100"}
+    while True:
+        page = stack.call("GET", "/grants", "operator", params=query).json()
+        yield from page["grants"]
+        if page["cursor"] is None:
+            return
+        query["cursor"] = page["cursor"]
