@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ARN = "arn:aws:states:eu-west-1:123456789012"
 
 
+@pytest.fixture(autouse=True)
+def _logs_of_killed_stacks_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def package() -> None:
     need(

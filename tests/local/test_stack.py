@@ -31,6 +31,11 @@ from tests.local.processes import alive, descendants, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _logs_of_killed_stacks_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with (tmp_path_factory.mktemp("stack") / "log").open("wb") as log, running(output=log) as stack:
