@@ -36,7 +36,7 @@ def handler(event: dict[str, Any], _context: object) -> list[dict[str, object]]:
     logger.append_keys(grant_id=grant.id)
     opened = wiring().operations.authorize(grant)
     count("GrantOpened")
-    logger.info("authorized", extra={"rules": [rule.as_json() for rule in opened]})
+    logger.info("authorized", extra={"grant_id": grant.id, "rules": [rule.as_json() for rule in opened]})
     _report_room(grant, opened)
     return [rule.as_json() for rule in opened]
 

@@ -94,4 +94,4 @@ def _report(done: Revocation, how: str) -> None:
         if how == "expired":
             lag = (now() - done.grant.expires_at).total_seconds() * 1000
             count("RevocationLag", max(lag, 0), MetricUnit.Milliseconds)
-    logger.info("closed", extra=done.as_json() | {"how": how})
+    logger.info("closed", extra=done.as_json() | {"how": how, "closed_now": done.closed_now})

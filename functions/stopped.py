@@ -45,5 +45,5 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
         return {"grant_id": grant_id, "status": "unknown", "revoked": [], "kept": []}
     if done.closed_now:
         count("GrantEnded")
-    logger.info("closed", extra=done.as_json() | {"how": how})
+    logger.info("closed", extra=done.as_json() | {"how": how, "closed_now": done.closed_now})
     return done.as_json()

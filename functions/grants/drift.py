@@ -24,6 +24,8 @@ logger = logging.getLogger("knock")
 # Longer than the tasks' retries need when nothing is wrong, and than any list of AWS's is behind.
 GRACE = timedelta(minutes=10)
 
+BY = "the drift guard"  # who ended a grant, in the trail
+
 UNCLAIMED_RULE = "rule without a live claim"
 GONE_EXECUTION = "live grant without an execution"
 UNCLOSED_GRANT = "ended grant not closed"
@@ -85,7 +87,7 @@ class _Guard:
                     UNCLOSED_GRANT,
                     grant.id,
                     "",
-                    lambda: _closed(operations.revoke(grant.id, "expired", "the drift guard").revoked),
+                    lambda: _closed(operations.revoke(grant.id, "expired", BY).revoked),
                 )
             return
         if self._recent(grant.requested_at):
@@ -99,7 +101,7 @@ class _Guard:
                     GONE_EXECUTION,
                     grant.id,
                     "",
-                    lambda: _closed(operations.revoke(grant.id, how, "the drift guard", reason).revoked),
+                    lambda: _closed(operations.revoke(grant.id, how, BY, reason).revoked),
                 )
                 return
         there = {rule.key for rule in self._rules}

@@ -5,6 +5,8 @@ Each function goes every way it can, mishaps included, so that each permission i
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import sys
 from datetime import timedelta
@@ -14,6 +16,7 @@ from unittest import mock
 
 import boto3
 
+import notify
 from grants.drift import GRACE
 from grants.trail import Trail
 from grants.values import Ports, RuleKey, stamp
@@ -38,6 +41,7 @@ def live(deployed: Deployed) -> list[Request]:
         _force(knock)
         _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
         _drift(knock)
+        _notify(knock, recorder)
         _set_up_and_delete(deployed, recorder)
     assert recorder.unknown == [], "the recorder has to learn what AWS checks for these"
     return list({repr(request): request for request in recorder.requests}.values())
@@ -190,6 +194,17 @@ def _drift(knock: Knock) -> None:
         "live claim without its rule",
         "execution of an ended grant",
     }
+
+
+def _notify(knock: Knock, recorder: Recorder) -> None:
+    grant = knock.open(caller="203.0.113.30")
+    line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
+    batch = {"messageType": "DATA_MESSAGE", "logEvents": [{"timestamp": 0, "message": line}]}
+    data = base64.b64encode(gzip.compress(json.dumps(batch).encode())).decode()
+    notify.wiring.cache_clear()
+    with recorder.function(f"{STACK}-notify"):
+        assert notify.handler({"awslogs": {"data": data}}, None) == {"told": 1}
+    notify.wiring.cache_clear()
 
 
 def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:

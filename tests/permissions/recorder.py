@@ -100,6 +100,12 @@ class Recorder:
     def _stepfunctions(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
         return [(f"states:{operation}", asked.get("stateMachineArn") or asked["executionArn"], {})]
 
+    def _events(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
+        arn = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/default"
+        assert not any("EventBusName" in entry for entry in asked["Entries"])
+        sources = sorted({entry["Source"] for entry in asked["Entries"]})
+        return [(f"events:{operation}", arn, {"events:source": sources})]
+
     def _apigateway(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
         if operation != "GetApiKey":
             return None

@@ -77,6 +77,7 @@ class Deployed:
         functions = {one.ref: one.arn for one in self.template.all("AWS::Lambda::Function")}
         for permission in self.template.all("AWS::Lambda::Permission"):
             asked = permission.properties
+            account = asked.get("SourceAccount")
             arn = functions.get(asked["FunctionName"], asked["FunctionName"])
             statements.setdefault(arn, []).append(
                 {
@@ -85,7 +86,8 @@ class Deployed:
                     "Principal": {"Service": asked["Principal"]},
                     "Action": asked["Action"],
                     "Resource": arn,
-                    "Condition": {"ArnLike": {"aws:SourceArn": asked["SourceArn"]}},
+                    "Condition": {"ArnLike": {"aws:SourceArn": asked["SourceArn"]}}
+                    | ({"StringEquals": {"aws:SourceAccount": account}} if account else {}),
                 }
             )
         for kind in ("AWS::SQS::QueuePolicy", "AWS::SNS::TopicPolicy"):

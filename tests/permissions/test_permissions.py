@@ -20,7 +20,7 @@ from tests.permissions.simulator import Answer, Deployed, Request, deployed
 from tests.template.policies import listed
 
 TASKS = ("AuthorizeRole", "RevokeRole", "StoppedRole", "GuardRole")
-EVERYONE = ("ApiRole", *TASKS, "SetupRole", "GrantsRole")
+EVERYONE = ("ApiRole", *TASKS, "NotifyRole", "SetupRole", "GrantsRole")
 
 # Granted, and not to be seen in a function's own calls: why.
 LAMBDAS_LOG = "Lambda itself writes what a function prints, under the function's role"
@@ -73,7 +73,7 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def judged() -> Judged:
-    here = deployed()
+    here = deployed(EnableNotifications="true")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("AWS_ACCESS_KEY_ID", "testing"), ("AWS_SECRET_ACCESS_KEY", "testing")):
             patch.setenv(name, value)
@@ -92,7 +92,7 @@ def granted(here: Deployed) -> Iterator[tuple[str, str, str]]:
 def denied(requests: list[Request]) -> None:
     """Check that none of these is allowed."""
     assert requests
-    answers = deployed().judge(requests)
+    answers = deployed(EnableNotifications="true").judge(requests)
     wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
     assert wrong == []
 
@@ -126,12 +126,12 @@ class TestWhatIsDone:
     @pytest.mark.parametrize("region", ["eu-central-1", "ap-southeast-2"])
     def test_the_trail_is_in_reach_wherever_it_is(self, judged: Judged, region: str) -> None:
         """Mutation: `Region: !Ref AWS::Region` in KeepTrail."""
-        there = deployed(region)
+        there = deployed(region, EnableNotifications="true")
         settings = there.environment("ApiFunction")
         arn = f"arn:aws:sdb:{settings['TRAIL_REGION']}:{ACCOUNT}:domain/{settings['TRAIL_DOMAIN']}"
         asked = [
             replace(request, resource=arn)
-            for role in ("ApiRole", *TASKS)
+            for role in ("ApiRole", *TASKS, "NotifyRole")
             for request in judged.of(role, "sdb:")
         ]
         assert asked
@@ -154,7 +154,7 @@ class TestWhatIsNotDone:
                     replace(request, resource=here.replace(f":{ACCOUNT}:", f":{OTHER_ACCOUNT}:"))
                 )
             elsewhere.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
-            if not request.action.startswith(("ec2:", "apigateway:")):  # by tag, and by the API's own doing
+            if not request.action.startswith(("ec2:", "apigateway:", "events:")):  # no names of ours there
                 elsewhere.append(replace(request, resource=here.replace(STACK, "another")))
         denied(elsewhere)
 
@@ -260,6 +260,15 @@ class TestWhatIsNotDone:
         if role == "ApiRole":
             ways.append(Request(role, "sdb:DeleteAttributes", trail))
             ways.append(Request(role, "states:ListExecutions", machine))
+        if role == "NotifyRole":
+            ways.append(Request(role, "sdb:PutAttributes", trail))
+        bus = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus"
+        ways += [
+            Request(role, "events:PutEvents", f"{bus}/default", {"events:source": ["another"]}),
+            Request(role, "events:PutEvents", f"{bus}/default", {"events:source": ["knock", "another"]}),
+            Request(role, "events:PutEvents", f"{bus}/default"),
+            Request(role, "events:PutEvents", f"{bus}/another", {"events:source": ["knock"]}),
+        ]
         denied(ways)
 
     def test_a_function_writes_to_its_own_log_alone(self, judged: Judged) -> None:
@@ -269,12 +278,15 @@ class TestWhatIsNotDone:
         }
         asked = {
             (role, log): Request(role, "logs:PutLogEvents", arn)
-            for role in (*TASKS, "ApiRole", "SetupRole")
+            for role in (*TASKS, "ApiRole", "NotifyRole", "SetupRole")
             for log, arn in logs.items()
         }
         answers = judged.deployed.judge(asked.values())
         allowed = {one for one, answer in zip(asked, answers, strict=True) if answer.allowed}
-        own = {(role, role.replace("Role", "FunctionLogs")) for role in (*TASKS, "ApiRole", "SetupRole")}
+        own = {
+            (role, role.replace("Role", "FunctionLogs"))
+            for role in (*TASKS, "ApiRole", "NotifyRole", "SetupRole")
+        }
         assert allowed == own
 
 
@@ -334,6 +346,33 @@ class TestWhoMayCall:
                     here.arn(function),
                     {"aws:SourceArn": other_rule},
                 ),
+            ]
+        )
+
+    def test_only_the_logs_of_this_stack_may_notify(self) -> None:
+        here = deployed(EnableNotifications="true")
+        asked = {
+            log.logical_id: Request(
+                "logs.amazonaws.com",
+                "lambda:InvokeFunction",
+                here.arn("NotifyFunction"),
+                {"aws:SourceArn": log.arn, "aws:SourceAccount": ACCOUNT},
+            )
+            for log in here.template.all("AWS::Logs::LogGroup")
+        }
+        for filter_ in here.template.all("AWS::Logs::SubscriptionFilter"):
+            name = filter_.properties["LogGroupName"]
+            (log,) = (one for one in here.template.all("AWS::Logs::LogGroup") if one.name == name)
+            (answer,) = here.judge([asked[log.logical_id]])
+            assert answer.allowed
+        request = asked["RevokeFunctionLogs"]
+        source = str(request.context["aws:SourceArn"])
+        denied(
+            [
+                replace(
+                    request, context={**request.context, "aws:SourceArn": source.replace("knock", "other")}
+                ),
+                replace(request, context={**request.context, "aws:SourceAccount": OTHER_ACCOUNT}),
             ]
         )
 

@@ -21,7 +21,7 @@ from tests.statemachine.definition import LONGEST_GRANT, load
 from tests.template.policies import actions_of, documents, listed, statements_of
 from tests.template.transform import TEMPLATE, read, transformed
 
-FUNCTIONS = ("Api", "Authorize", "Revoke", "Stopped", "Guard")
+FUNCTIONS = ("Api", "Authorize", "Revoke", "Stopped", "Guard", "Notify")
 EVERYONE_IN_THE_STACK = (*FUNCTIONS, "Setup")
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 HOW_TO_GET_SAM = "make set-up puts it into .venv-sam"
@@ -288,7 +288,7 @@ class TestFunctions:
 
     def test_every_log_is_kept_for_as_long_as_the_parameter_says(self, resources: dict[str, Any]) -> None:
         groups = of_type(resources, "AWS::Logs::LogGroup")
-        assert len(groups) == len(EVERYONE_IN_THE_STACK) + 2
+        assert len(groups) == len(EVERYONE_IN_THE_STACK) + 2  # the gateway's and the state machine's
         for name, group in groups.items():
             assert group["RetentionInDays"] == {"Ref": "LogRetentionDays"}, name
             assert "${AWS::StackName}" in group["LogGroupName"]["Fn::Sub"], name
@@ -611,19 +611,26 @@ class TestAlarms:
 
 class TestNotifications:
     def test_they_are_off_unless_asked_for(self, resources: dict[str, Any]) -> None:
-        for name in ("Notifications", "NotificationsPolicy", "GrantChanged"):
-            assert resources[name]["Condition"] == "NotificationsAreOn"
+        """Mutation: `Condition: NotificationsAreOn` deleted anywhere."""
+        theirs = ("Notify", "Notifications", "GrantChanged", "LogsMayNotify")
+        names = [name for name in resources if name.startswith(theirs) or name.endswith("News")]
+        assert len(names) == 12
+        for name in names:
+            assert resources[name]["Condition"] == "NotificationsAreOn", name
 
-    def test_no_function_takes_part_so_none_can_be_held_up(self, resources: dict[str, Any]) -> None:
-        for name in FUNCTIONS:
+    def test_no_other_function_takes_part_so_none_can_be_held_up(self, resources: dict[str, Any]) -> None:
+        for name in (*FUNCTIONS[:-1], "Setup"):
             assert not {a for a in actions_of(f"{name}Role", resources) if a.startswith(("sns:", "events:"))}
+            variables = resources[f"{name}Function"]["Properties"].get("Environment", {}).get("Variables", {})
+            assert not [variable for variable in variables if "NOTIF" in variable]
 
-    def test_a_message_is_versioned_json(self, resources: dict[str, Any]) -> None:
-        (target,) = resources["GrantChanged"]["Properties"]["Targets"]
-        transformer = target["InputTransformer"]
-        message = json.loads(re.sub(r"<(\w+)>", r'"\1"', transformer["InputTemplate"]))
-        assert message["version"] == 1
-        assert set(transformer["InputPathsMap"]) == set(message) - {"version"}
+    def test_the_topic_gets_what_eventbridge_gets_and_of_this_stack_alone(
+        self, resources: dict[str, Any]
+    ) -> None:
+        rule = resources["GrantChanged"]["Properties"]
+        assert rule["EventPattern"] == {"source": ["knock"], "detail": {"stack": [{"Ref": "AWS::StackName"}]}}
+        (target,) = rule["Targets"]
+        assert (target["Arn"], target["InputPath"]) == ({"Ref": "Notifications"}, "$.detail")
 
 
 class TestOutputs:

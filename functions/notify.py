@@ -1,0 +1,157 @@
+"""Tells EventBridge of grants that opened, ended or failed, and of drift. Deployed only when asked for.
+
+It reads what the other functions write to their logs, by CloudWatch Logs' subscriptions, and asks the trail
+for the rest. So they do nothing for it: no call of theirs can hang, fail or cost a revocation a second
+because somebody wants to hear of it. The alternative, PutEvents at the end of each task, needs a timeout
+that covers name resolution too, and a grant would fail to open when its task runs out of time.
+
+What it says is documented in docs/notifications.md, with a schema. It is best effort, and at least once.
+https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/SubscriptionFilters.html
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from functools import cache, cached_property
+from itertools import islice
+from typing import Any
+
+from grants.drift import BY
+from grants.errors import KnockError
+from grants.values import Grant, show_second, show_time
+from grants.wiring import ONCE, Wiring, logger
+
+VERSION = 1
+SOURCE = "knock"
+DETAIL_TYPES = {
+    "opened": "Knock Grant Opened",
+    "ended": "Knock Grant Ended",
+    "failed": "Knock Grant Failed",
+    "drift": "Knock Drift Found",
+}
+# https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
+MOST_ENTRIES = 10
+
+
+class NotifyWiring(Wiring):
+    """What only this function needs beside the rest."""
+
+    @cached_property
+    def events(self) -> Any:
+        return self.client("events", ONCE)
+
+
+wiring = cache(NotifyWiring)
+
+
+class NotTold(KnockError):
+    """EventBridge did not take all events. Lambda tries the whole batch again, twice."""
+
+
+def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
+    """Tell of what a batch of log lines says. Raises TrailUnavailable, NotTold or botocore's error."""
+    batch = json.loads(gzip.decompress(base64.b64decode(event["awslogs"]["data"])))
+    details = [detail for line, at in _lines(batch) for detail in _details(line, at)]
+    left = iter(details)
+    while some := list(islice(left, MOST_ENTRIES)):
+        said = wiring().events.put_events(Entries=[_entry(detail) for detail in some])
+        if said["FailedEntryCount"]:
+            codes = sorted({entry["ErrorCode"] for entry in said["Entries"] if "ErrorCode" in entry})
+            raise NotTold(f"EventBridge did not take {said['FailedEntryCount']} events: {', '.join(codes)}")
+    return {"told": len(details)}
+
+
+def _entry(detail: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps(detail, ensure_ascii=False)
+    return {"Source": SOURCE, "DetailType": DETAIL_TYPES[detail["event"]], "Detail": text}
+
+
+def _lines(batch: Mapping[str, Any]) -> Iterator[tuple[object, datetime]]:
+    """Give the lines that are JSON, and when each was written. A CONTROL_MESSAGE only tries the way."""
+    for logged in batch["logEvents"] if batch["messageType"] == "DATA_MESSAGE" else ():
+        try:
+            line = json.loads(logged["message"])
+        except ValueError:
+            logger.warning("line_not_read")
+        else:
+            yield line, datetime.fromtimestamp(logged["timestamp"] / 1000, timezone.utc)
+
+
+def _details(line: object, at: datetime) -> Iterable[dict[str, Any]]:
+    """Make of one line what there is to tell: nothing, one event, or several."""
+    match line:
+        case {"message": "authorized", "grant_id": str(grant_id)}:
+            return _of_opening(grant_id)
+        case {"message": "closed", "closed_now": True, "grant_id": str(grant_id)}:
+            return _of_end(grant_id)
+        case {"message": "drift_found", "finding": {} as finding}:
+            return _of_drift(finding, at)
+    return ()
+
+
+def _of_opening(grant_id: str) -> Iterator[dict[str, Any]]:
+    """Tell that a grant opened, and that the grants it renewed ended: those have no line of their own."""
+    grant = wiring().trail.get(grant_id)
+    if grant is None or grant.authorized_at is None:
+        return
+    yield _detail("opened", show_time(grant.authorized_at), grant)
+    renewed = wiring().trail.page(
+        limit=10, principal_id=grant.principal.id, source=grant.source, state="superseded"
+    )
+    yield from (_end(old) for old in renewed.grants if old.ended_by == grant_id)
+
+
+def _of_end(grant_id: str) -> Iterator[dict[str, Any]]:
+    grant = wiring().trail.get(grant_id)
+    if grant and grant.ended_at:
+        yield _end(grant)
+
+
+def _end(grant: Grant) -> dict[str, Any]:
+    """Tell how a grant ended, and by whom, as the trail has it."""
+    at = show_time(grant.ended_at or grant.expires_at)
+    if grant.state == "failed":
+        return _detail("failed", at, grant) | {"why": grant.end_reason or None}
+    end = {"how": grant.state, "by": grant.ended_by, "why": grant.end_reason or None}
+    return _detail("ended", at, grant) | end
+
+
+def _of_drift(finding: Mapping[str, str], at: datetime) -> Iterator[dict[str, Any]]:
+    """Tell of a finding of the drift guard's, and of the grant it ended."""
+    grant = wiring().trail.get(finding["grant_id"]) if finding["grant_id"] else None
+    found = {name: finding[name] or None for name in ("kind", "rule", "did")}
+    detail = _detail("drift", show_time(at), grant) | {"finding": found}
+    # One grant may have several, in one run or in several.
+    name = "/".join((finding["grant_id"] or "none", "drift", detail["at"], finding["kind"], finding["rule"]))
+    yield detail | {"id": name}
+    if grant and grant.ended_at and grant.ended_by == BY:
+        yield _end(grant)
+
+
+def _detail(event: str, at: str, grant: Grant | None) -> dict[str, Any]:
+    """Write what every event has. `id` is the same when one is told twice."""
+    return {
+        "version": VERSION,
+        "event": event,
+        "id": f"{grant.id}/{event}" if grant else event,
+        "at": at,
+        "stack": wiring().settings.stack,
+        "grant": _show(grant) if grant else None,
+    }
+
+
+def _show(grant: Grant) -> dict[str, Any]:
+    return {
+        "id": grant.id,
+        "principal": grant.principal.as_json(),
+        "source": grant.source,
+        "targets": [target.as_json() for target in grant.targets],
+        "requested_at": show_time(grant.requested_at),
+        "expires_at": show_second(grant.expires_at),
+        "reason": grant.reason or None,
+        "execution_arn": wiring().executions.arn(grant.id),
+    }
