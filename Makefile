@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: help local test check types lint format bench mutants soak openapi deploy requirements clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
 deploy: .venv-sam/.done ## deploy to your AWS account, guided
 	.venv-sam/bin/sam build
 	.venv-sam/bin/sam deploy --guided --capabilities CAPABILITY_NAMED_IAM $(ARGS)
+
+release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
+	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
 
 requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
 	for name in requirements requirements-dev requirements-sam; do \

@@ -1,0 +1,84 @@
+"""What a release deploys, as far as grants that run through an update depend on it.
+
+`make release-snapshot VERSION=1.2.3` writes it to `tests/fixtures/releases/`, when a release is made; the
+tests beside this compare the template with the newest one there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.template.policies import listed, statements_of
+from tests.template.transform import ROOT, transformed
+
+RELEASES = ROOT / "tests" / "fixtures" / "releases"
+# What gives a resource its physical name. A change of it is a replacement, as a change of the type is.
+NAMES = (
+    "AlarmName",
+    "DashboardName",
+    "Domain",
+    "FunctionName",
+    "LogGroupName",
+    "Name",
+    "QueueName",
+    "StateMachineName",
+    "StateMachineType",
+    "TopicName",
+    "UsagePlanName",
+)
+
+
+def snapshot() -> dict[str, Any]:
+    """Give what is deployed today: resources by logical id, and what each role may do."""
+    template = transformed()
+    resources = {
+        name: {
+            "type": resource["Type"],
+            "named": {
+                key: resource["Properties"][key] for key in NAMES if key in resource.get("Properties", {})
+            },
+            **{key: resource[key] for key in ("Condition", "DeletionPolicy") if key in resource},
+        }
+        for name, resource in sorted(template["Resources"].items())
+        # API Gateway's deployments are made anew with each change of the API, by design.
+        if resource["Type"] != "AWS::ApiGateway::Deployment"
+    }
+    roles = {
+        name: sorted(permissions(name, template["Resources"]))
+        for name, resource in sorted(template["Resources"].items())
+        if resource["Type"] == "AWS::IAM::Role"
+    }
+    parameters = {
+        name: {key: declared[key] for key in ("Type", "Default") if key in declared}
+        for name, declared in sorted(template["Parameters"].items())
+    }
+    return {
+        "resources": resources,
+        "roles": roles,
+        "parameters": parameters,
+        "outputs": sorted(template["Outputs"]),
+    }
+
+
+def permissions(role: str, resources: dict[str, Any]) -> set[str]:
+    """Write each thing a role may do as one text: action, resource, condition."""
+    return {
+        json.dumps([action, resource, statement.get("Condition")], sort_keys=True)
+        for statement in statements_of(role, resources)
+        for action in listed(statement["Action"])
+        for resource in listed(statement["Resource"])
+    }
+
+
+def newest() -> Path:
+    """Give the snapshot of the newest release."""
+    return max(RELEASES.glob("*.json"), key=lambda path: [int(part) for part in path.stem.split(".")])
+
+
+if __name__ == "__main__":
+    target = RELEASES / f"{sys.argv[1]}.json"
+    target.write_text(json.dumps(snapshot(), indent=1, sort_keys=True) + "\n")
+    print(f"wrote {target.relative_to(ROOT)}")
