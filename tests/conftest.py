@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def program(name: str, how: str, *places: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_aws_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_aws_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a person's own AWS account out of every test."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "KNOCK_")):
@@ -45,7 +44,6 @@ def _no_aws_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
