@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak openapi deploy requirements clean
+.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e release-snapshot requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,10 @@ openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
 deploy: .venv-sam/.done ## deploy to your AWS account, guided
 	.venv-sam/bin/sam build
 	.venv-sam/bin/sam deploy --guided --capabilities CAPABILITY_NAMED_IAM $(ARGS)
+
+e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
+	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \
+	  $(BIN)/python -m pytest tests/signoff --timeout 600 $(ARGS)
 
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
 	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))

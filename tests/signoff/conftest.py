@@ -1,0 +1,176 @@
+"""What the sign-off works with: a stack on AWS when one is named, the local stack otherwise.
+
+    make e2e STACK=knock                 # with your own AWS credentials and region
+
+It makes a security group of its own, attached to nothing and tagged as a target, and an API key of its own in
+the stack's usage plan. Nobody else's groups, keys or grants are touched, and both are removed at the end,
+whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
+import requests
+from botocore.exceptions import ClientError
+
+from grants.trail import Trail
+from knock_admin import stack as stacks
+from knock_admin.aws import Aws
+from tests.e2e.conftest import start, stop
+
+STACK = os.environ.get("KNOCK_SIGNOFF_STACK")  # read here, before a fixture takes a person's settings away
+PORT = 9  # discard: even on an attached group, nobody listens there
+
+
+@pytest.fixture(autouse=True)
+def _no_aws_of_ones_own(request: pytest.FixtureRequest) -> None:
+    """Leave the person's AWS settings alone when their stack is to be signed off; else keep them out."""
+    if not STACK:
+        for name in list(os.environ):
+            if name.startswith(("AWS_", "KNOCK_")):
+                request.getfixturevalue("monkeypatch").delenv(name)
+
+
+@dataclass
+class Deployment:
+    """A deployed stack, and what the sign-off made in it."""
+
+    found: stacks.Stack
+    api_url: str
+    seconds: int  # how long a grant lasts
+    settles: float  # how long AWS may take to follow: rights kept for a minute, keys on their way to the edge
+    key: str = ""
+    key_id: str = ""
+    target: str = ""
+    group: str = ""
+
+    def client(self, service: str, region: str | None = None) -> Any:
+        return self.found.aws.client(service, region)
+
+    @cached_property
+    def trail(self) -> Trail:
+        region = self.found.setting("TRAIL_REGION")
+        return Trail(self.client("sdb", region), self.found.setting("TRAIL_DOMAIN"))
+
+    def call(self, method: str, path: str, **more: Any) -> requests.Response:
+        return requests.request(
+            method, self.api_url + path, headers={"x-api-key": self.key}, timeout=35, **more
+        )
+
+    def open(self, reason: str) -> dict[str, Any]:
+        """Knock for one grant, and wait until its rule is there."""
+        body = {"targets": [self.target], "duration": f"{self.seconds}s", "reason": reason}
+        answer = self.call("POST", "/knock", json=body)
+        assert answer.status_code in (201, 202), answer.text
+        grant: dict[str, Any] = answer.json()
+        self.wait(lambda: self.rules() == {grant["source"]}, "the rule is not there", 20)
+        return grant
+
+    def rules(self) -> set[str]:
+        """List whom the scratch group lets in."""
+        filters = [{"Name": "group-id", "Values": [self.group]}]
+        found = self.client("ec2").describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
+        return {rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in found if not rule["IsEgress"]}
+
+    def status(self, grant: dict[str, Any]) -> str:
+        arn = grant["execution_arn"]
+        status: str = self.client("stepfunctions").describe_execution(executionArn=arn)["status"]
+        return status
+
+    def events(self, grant: dict[str, Any]) -> list[str]:
+        """List what the trail says happened to a grant, read where it is kept."""
+        known = self.trail.get(grant["id"])
+        return [event.event for event in known.events] if known else []
+
+    def wait(self, what: Callable[[], Any], why: str, seconds: float) -> Any:
+        deadline, pause = time.monotonic() + seconds, 0.1
+        while not (found := what()):
+            assert time.monotonic() < deadline, why
+            time.sleep(pause)
+            pause = min(pause * 1.5, 2)
+        return found
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    """The stack that is named, or a local one, with a scratch group and a key; they go again."""
+    with ExitStack() as cleanup:
+        yield _furnish(_on_aws(STACK) if STACK else _local(cleanup), cleanup)
+
+
+def _on_aws(name: str) -> Deployment:
+    found = stacks.find(Aws(), name)
+    return Deployment(found, found.address, seconds=60, settles=180)
+
+
+def _local(cleanup: ExitStack) -> Deployment:
+    local = start("moto")
+    cleanup.callback(stop, local)
+    environment = {
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    patch = cleanup.enter_context(pytest.MonkeyPatch.context())
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    aws = Aws(region=local.region, endpoint_url=local.aws_endpoint_url)
+    return Deployment(stacks.find(aws, None), local.api_url, seconds=4, settles=75)
+
+
+def _furnish(made: Deployment, cleanup: ExitStack) -> Deployment:
+    made.target = f"signoff-{secrets.token_hex(4)}"
+    ec2, gateway = made.client("ec2"), made.client("apigateway")
+    vpc = os.environ.get("KNOCK_SIGNOFF_VPC") or ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    tags = {"knock:stack": made.found.name, "knock:target": made.target, "knock:ports": f"{PORT}/tcp"}
+    made.group = ec2.create_security_group(
+        GroupName=made.target,
+        Description="Scratch group of Knock's sign-off; may be deleted",
+        VpcId=vpc,
+        TagSpecifications=[
+            {
+                "ResourceType": "security-group",
+                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+            }
+        ],
+    )["GroupId"]
+    cleanup.callback(_delete_group, made)
+    key = gateway.create_api_key(
+        name=made.target,
+        enabled=True,
+        tags={"knock:stack": made.found.name, "knock:targets": made.target, "knock:max-duration": "1h"},
+    )
+    made.key, made.key_id = key["value"], key["id"]
+    cleanup.callback(gateway.delete_api_key, apiKey=made.key_id)
+    cleanup.callback(_end_grants, made)
+    gateway.create_usage_plan_key(usagePlanId=made.found.plan["id"], keyId=made.key_id, keyType="API_KEY")
+    made.wait(lambda: _knows(made), "the API does not know the new key and target", made.settles)
+    return made
+
+
+def _knows(made: Deployment) -> bool:
+    answer = made.call("GET", "/whoami")
+    return answer.status_code == 200 and made.target in {one["name"] for one in answer.json()["targets"]}
+
+
+def _end_grants(made: Deployment) -> None:
+    """End what a failed test left open, by the same key."""
+    answer = made.call("GET", "/grants")
+    for grant in answer.json().get("grants", []):
+        made.call("DELETE", f"/grants/{grant['id']}", params={"reason": "end of the sign-off"})
+
+
+def _delete_group(made: Deployment) -> None:
+    try:
+        made.client("ec2").delete_security_group(GroupId=made.group)
+    except ClientError as error:  # by then the whole stack may be gone, and the rest is to be cleaned up too
+        print(f"delete the security group {made.group} yourself: {error}")

@@ -1,0 +1,115 @@
+"""The sign-off: a deployed stack does what Knock is for. On AWS by `make e2e STACK=…`, in CI locally.
+
+A grant is 60 seconds long on AWS. The whole takes about five minutes there, metrics included.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from grants.values import parse_time
+from tests.signoff.conftest import PORT, STACK, Deployment
+
+# From a grant's end to its closed door: Step Functions' own precision, one call of Lambda, one of EC2.
+ON_TIME = timedelta(seconds=10)
+
+
+class TestSignOff:
+    def test_a_grant_opens_and_closes_exactly_at_its_end(self, deployment: Deployment) -> None:
+        assert deployment.rules() == set()
+        grant = deployment.open("sign-off: expiry")
+        assert deployment.status(grant) == "RUNNING"
+        (rule,) = (
+            rule
+            for rule in deployment.client("ec2").describe_security_group_rules(
+                Filters=[{"Name": "group-id", "Values": [deployment.group]}]
+            )["SecurityGroupRules"]
+            if not rule["IsEgress"]
+        )
+        assert (rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) == ("tcp", PORT, PORT)
+        tags = {tag["Key"]: tag["Value"] for tag in rule["Tags"]}
+        assert tags == {"knock:stack": deployment.found.name, "knock:grant": grant["id"]}
+
+        expires_at = parse_time(grant["expires_at"])
+        seconds = (expires_at - datetime.now(UTC)).total_seconds()
+        deployment.wait(
+            lambda: datetime.now(UTC) >= expires_at - timedelta(seconds=1), "time stands still", 90
+        )
+        assert seconds < 2 or deployment.rules() == {grant["source"]}, "it closed before its end"
+        deployment.wait(lambda: deployment.status(grant) == "SUCCEEDED", "its execution runs on", 30)
+        deployment.wait(lambda: deployment.rules() == set(), "its rule is still there", 15)
+        known = deployment.trail.get(grant["id"])
+        assert known
+        assert known.ended_at
+        assert known.closed_at
+        assert expires_at <= known.ended_at <= known.closed_at <= expires_at + ON_TIME
+        assert deployment.events(grant) == ["requested", "authorized", "expired", "closed"]
+
+    def test_a_grant_is_revoked_early(self, deployment: Deployment) -> None:
+        grant = deployment.open("sign-off: revocation")
+        answer = deployment.call("DELETE", f"/grants/{grant['id']}", params={"reason": "done"})
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["status"], answer.json()["ended_by"]) == ("revoked", deployment.target)
+        deployment.wait(lambda: deployment.rules() == set(), "its rule is still there", 15)
+        deployment.wait(lambda: deployment.status(grant) == "ABORTED", "its execution runs on", 15)
+        assert deployment.events(grant) == ["requested", "authorized", "revoked", "closed"]
+
+    def test_stopping_the_execution_revokes_the_grant(self, deployment: Deployment) -> None:
+        grant = deployment.open("sign-off: stop")
+        deployment.client("stepfunctions").stop_execution(
+            executionArn=grant["execution_arn"], cause="sign-off"
+        )
+        deployment.wait(lambda: deployment.rules() == set(), "its rule is still there", 60)
+        deployment.wait(lambda: "closed" in deployment.events(grant), "the trail does not say so", 15)
+        shown = deployment.call("GET", f"/grants/{grant['id']}").json()
+        assert (shown["status"], shown["ended_by"]) == ("revoked", "an AWS operator")
+
+    def test_a_key_opens_nothing_beyond_its_rights(self, deployment: Deployment) -> None:
+        answer = deployment.call("POST", "/knock", json={"targets": [deployment.target], "duration": "2h"})
+        assert answer.status_code in (201, 202, 403), answer.text
+        if answer.status_code != 403:
+            left = parse_time(answer.json()["expires_at"]) - datetime.now(UTC)
+            assert left <= timedelta(hours=1), "longer than the key's tag allows"
+        answer = deployment.call("POST", "/knock", json={"targets": ["no-such-target"]})
+        assert answer.status_code == 403, answer.text
+        assert deployment.call("DELETE", "/grants", params={"principal": "x"}).status_code == 403
+
+
+if STACK:
+
+    class TestMetrics:
+        """On AWS alone: the local stack has no CloudWatch. Other tests read what the functions write."""
+
+        def test_what_the_alarms_watch_is_there(self, deployment: Deployment) -> None:
+            """After the grants above. A metric takes CloudWatch a minute or two."""
+            watch = deployment.client("cloudwatch")
+            for metric, function in (
+                ("GrantOpened", "authorize"),
+                ("GrantEnded", "revoke"),
+                ("RevocationLag", "revoke"),
+                ("Refusal", "api"),
+            ):
+                service = deployment.found.functions[function]["FunctionName"]
+
+                def seen(metric: str = metric, service: str = service) -> bool:
+                    now = datetime.now(UTC)
+                    return bool(
+                        watch.get_metric_statistics(
+                            Namespace="Knock",
+                            MetricName=metric,
+                            Dimensions=[{"Name": "service", "Value": service}],
+                            StartTime=now - timedelta(minutes=15),
+                            EndTime=now + timedelta(minutes=1),
+                            Period=60,
+                            Statistics=["SampleCount"],
+                        )["Datapoints"]
+                    )
+
+                deployment.wait(seen, f"{metric} of {service} is not in CloudWatch", 300)
+
+        def test_no_alarm_went_off(self, deployment: Deployment) -> None:
+            alarms = deployment.client("cloudwatch").describe_alarms(
+                AlarmNamePrefix=f"{deployment.found.name}-", StateValue="ALARM"
+            )["MetricAlarms"]
+            # A new stack's guard has not run yet, and says so.
+            assert {alarm["AlarmName"] for alarm in alarms} <= {f"{deployment.found.name}-GuardSilent"}
