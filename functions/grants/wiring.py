@@ -9,10 +9,12 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.logging.utils import copy_config_to_registered_loggers
 from aws_lambda_powertools.metrics import MetricUnit
@@ -39,6 +41,10 @@ TWICE = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "
 ONCE = Config(connect_timeout=2, read_timeout=8, retries={"mode": "standard", "total_max_attempts": 1})
 
 
+# EC2's model, with the operations of grants/ingress.py alone: local/models.py writes it, and says why.
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
 def now() -> datetime:
     """Read the clock: the only place that does."""
     return datetime.now(timezone.utc)
@@ -61,6 +67,13 @@ def prepare(make: Callable[[], object]) -> None:
         make()
 
 
+@cache
+def _session() -> boto3.Session:
+    core = botocore.session.get_session()
+    core.set_config_variable("data_path", str(MODELS))
+    return boto3.Session(botocore_session=core)
+
+
 class Wiring:
     """One function's clients and what is built on them. Raises BadSetting on a bad environment."""
 
@@ -69,7 +82,7 @@ class Wiring:
         self.settings = Settings.read(os.environ)
 
     def client(self, service: Any, config: Config = TWICE, region: str | None = None) -> BaseClient:
-        client: BaseClient = boto3.client(service, config=config, region_name=region)
+        client: BaseClient = _session().client(service, config=config, region_name=region)
         return client
 
     @cached_property
