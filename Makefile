@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e release-snapshot requirements clean
+.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e cost release-snapshot requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,6 +59,9 @@ deploy: .venv-sam/.done ## deploy to your AWS account, guided
 e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
 	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \
 	  $(BIN)/python -m pytest tests/signoff --timeout 600 $(ARGS)
+
+cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
+	PYTHONPATH=functions $(BIN)/python -m tests.cost.page
 
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
 	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))

@@ -1,0 +1,63 @@
+"""docs/cost.md says what the code does today, at prices that are not old."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from tests.cost.page import DATA, PAGE, SIZES, binding, fixed, measure, page, per_grant
+from tests.template.transform import read
+
+
+def test_the_page_is_what_the_script_makes_of_the_code_today() -> None:
+    """Mutation: one call more in any function. `make cost` mends it."""
+    assert PAGE.read_text() == page(), "run make cost"
+
+
+def test_each_rule_of_a_grant_more_is_one_change_more_at_each_end() -> None:
+    one, _ = measure("22/tcp")
+    two, _ = measure("22/tcp 80/tcp")
+    for function, operation in (
+        ("authorize", "ec2.AuthorizeSecurityGroupIngress"),
+        ("revoke", "ec2.RevokeSecurityGroupIngress"),
+    ):
+        assert two[function, operation] == one[function, operation] + 1 == 2
+
+
+def test_a_grant_costs_less_than_a_hundredth_of_a_cent_more_than_its_transitions() -> None:
+    """A bound on everything else, so that a change that makes grants dear is seen."""
+    prices = per_grant(*measure())
+    assert sum(prices.values()) - prices["Step Functions"] < 0.0001
+
+
+@pytest.mark.parametrize("name", DATA["prices"])
+def test_every_price_has_its_source(name: str) -> None:
+    entry = DATA["prices"][name]
+    assert entry["usd"] > 0
+    assert entry["source"].startswith("https://aws.amazon.com/")
+
+
+def test_the_prices_are_dated() -> None:
+    """In the past; and how old, the page says."""
+    assert date.fromisoformat(DATA["read_on"]) <= datetime.now(UTC).date() + timedelta(days=1)
+    assert DATA["read_on"] in PAGE.read_text()
+
+
+def test_what_the_template_sets_is_what_the_quotas_say() -> None:
+    parameters = read()["Parameters"]
+    (stage,) = (quota for quota in DATA["quotas"] if "StageThrottleRate" in quota["name"])
+    rate, burst = parameters["StageThrottleRate"]["Default"], parameters["StageThrottleBurst"]["Default"]
+    assert stage["limit"] == burst + 60 * rate
+    (group,) = (quota for quota in DATA["quotas"] if quota["name"] == "rules a security group")
+    assert group["limit"] == parameters["RulesPerGroup"]["Default"]
+
+
+def test_what_binds_is_ranked_and_says_what_to_do() -> None:
+    for users in SIZES:
+        shares = [one["share"] for one in binding(users)]
+        assert shares == sorted(shares, reverse=True)
+    assert all(quota["then"].endswith(".") for quota in DATA["quotas"])
+    assert sum(fixed().values()) > 1
+    assert re.search(r"^\| 1,000 \|", PAGE.read_text(), re.MULTILINE)
