@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e cost release-snapshot requirements clean
+.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e scan audit cost release-snapshot requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,6 +22,11 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 .venv-sam/.done: requirements-sam.txt
 	$(PYTHON) -m venv .venv-sam
 	.venv-sam/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sam.txt
+	touch $@
+
+.venv-checkov/.done: requirements-checkov.txt
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-checkov.txt
 	touch $@
 
 node_modules/.done: package.json package-lock.json
@@ -60,6 +65,14 @@ e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
 	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \
 	  $(BIN)/python -m pytest tests/signoff --timeout 600 $(ARGS)
 
+scan: $(VENV)/.dev .venv-checkov/.done ## scan code and template for what should not be there
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local
+	.venv-checkov/bin/checkov --file template.yaml --config-file .checkov.yaml
+
+audit: $(VENV)/.dev ## look the pinned libraries up among known vulnerabilities (needs pypi.org itself)
+	for name in requirements requirements-dev requirements-sam requirements-checkov; do \
+	  $(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $$name.txt || exit 1; done
+
 cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
 	PYTHONPATH=functions $(BIN)/python -m tests.cost.page
 
@@ -67,9 +80,9 @@ release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2
 	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
 
 requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
-	for name in requirements requirements-dev requirements-sam; do \
+	for name in requirements requirements-dev requirements-sam requirements-checkov; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	    --upgrade -o $$name.txt $$name.in || exit 1; done
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-sam node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-sam .venv-checkov node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
