@@ -7,12 +7,10 @@ https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.htm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from grants.errors import GrantNotFound
-from grants.operations import RENEWED_BY, SUPERSEDED
 from grants.values import State
 from grants.wiring import Wiring, count, logger, metrics, prepare
 
@@ -34,11 +32,14 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
     Raises what may pass, so that Lambda tries again and in the end leaves the event in the dead-letter queue.
     """
     detail = event["detail"]
-    grant_id = detail["name"]
+    grant_id, status = detail["name"], detail["status"]
     logger.append_keys(grant_id=grant_id)
-    how, by, reason = _end(detail)
+    how, by = ENDS[status]
+    said = ": ".join(text for text in (detail.get("error"), detail.get("cause")) if text)
     try:
-        done = wiring().operations.revoke(grant_id, how, by, reason)
+        done = wiring().operations.revoke(
+            grant_id, how, by, f"execution {status.lower()}{f' ({said})' if said else ''}"
+        )
     except GrantNotFound:
         logger.warning("grant_not_in_trail")  # somebody's own execution: Knock opens nothing off the record
         return {"grant_id": grant_id, "status": "unknown", "revoked": [], "kept": []}
@@ -46,12 +47,3 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
         count("GrantEnded")
     logger.info("closed", extra=done.as_json() | {"how": how, "closed_now": done.closed_now})
     return done.as_json()
-
-
-def _end(detail: Mapping[str, Any]) -> tuple[State, str, str]:
-    """Say how the grant ended, by whom and why. A renewal stops the execution first and says so in it."""
-    error, cause, status = detail.get("error") or "", detail.get("cause") or "", detail["status"]
-    if error == SUPERSEDED and cause.startswith(RENEWED_BY):
-        return "superseded", cause.removeprefix(RENEWED_BY), ""
-    said = ": ".join(text for text in (error, cause) if text)
-    return *ENDS[status], f"execution {status.lower()}{f' ({said})' if said else ''}"

@@ -144,7 +144,6 @@ class Item:
     grant: Grant
     claims: frozenset[tuple[RuleKey, str]] = frozenset()
     outcomes: frozenset[tuple[RuleKey, str, bool, str]] = frozenset()
-    closers: frozenset[str] = frozenset()
 
     def holding(
         self,
@@ -169,15 +168,11 @@ class Item:
             foreign=Frozen({key: rule_id for key, rule_id, foreign, _ in outcomes if foreign}),
             unsettled=Frozen(unsettled),
         )
-        return Item(grant, claims, outcomes, self.closers)
+        return Item(grant, claims, outcomes)
 
 
 class Trail(_Twin):
-    """Twin of `grants.trail.Trail`. `down` makes every call fail, before any effect.
-
-    With `remembers` off it keeps no events: for searches that compare worlds, and would tell apart those that
-    differ in nothing but the order of what is equal.
-    """
+    """Twin of `grants.trail.Trail`. `down` makes every call fail, before any effect."""
 
     service = "trail"
 
@@ -186,7 +181,6 @@ class Trail(_Twin):
         self.items: dict[str, Item] = {}
         self.refusals: dict[str, Refused] = {}
         self.down = False
-        self.remembers = True
 
     @property
     def grants(self) -> dict[str, Grant]:
@@ -202,7 +196,7 @@ class Trail(_Twin):
         fresh = Grant(
             grant.id, grant.principal, grant.source, tuple(targets), at, grant.expires_at, grant.reason
         )
-        item = Item(self._happened(fresh, Event(at, "requested", grant.principal.name)))
+        item = Item(_happened(fresh, Event(at, "requested", grant.principal.name)))
         self._put(item.holding())
 
     @_call
@@ -241,7 +235,7 @@ class Trail(_Twin):
         item = self._live(grant_id)
         if authorized_at:
             at = _milliseconds(authorized_at)
-            grant = self._happened(replace(item.grant, authorized_at=at), Event(at, "authorized", "knock"))
+            grant = _happened(replace(item.grant, authorized_at=at), Event(at, "authorized", "knock"))
             item = replace(item, grant=grant)
         self._put(
             item.holding(
@@ -269,10 +263,12 @@ class Trail(_Twin):
         if item.grant.state != "live":
             return False
         at = _milliseconds(at)
-        ended = replace(item.grant, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000))
+        closers = item.grant.closers | ({closer} if closer else set())
+        ended = replace(
+            item.grant, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000), closers=closers
+        )
         event = Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})
-        closers = item.closers | ({closer} if closer else set())
-        self._put(replace(item, grant=self._happened(ended, event), closers=closers))
+        self._put(replace(item, grant=_happened(ended, event)))
         return True
 
     @_call
@@ -281,7 +277,7 @@ class Trail(_Twin):
         item = self.items.get(grant_id)
         if item is None or item.grant.closed_at:
             return False
-        self._put(replace(item, closers=item.closers | {closer}))
+        self._put(replace(item, grant=replace(item.grant, closers=item.grant.closers | {closer})))
         return True
 
     @_call
@@ -289,13 +285,8 @@ class Trail(_Twin):
         self._answer()
         item = self.items.get(grant_id)
         if item:
-            self._put(replace(item, closers=item.closers - frozenset(closers)))
-
-    @_call
-    def closers(self, grant_id: str) -> frozenset[str]:
-        self._answer()
-        item = self.items.get(grant_id)
-        return item.closers if item else frozenset()
+            left = item.grant.closers - frozenset(closers)
+            self._put(replace(item, grant=replace(item.grant, closers=left)))
 
     @_call
     def close(
@@ -303,12 +294,12 @@ class Trail(_Twin):
     ) -> bool:
         self._answer()
         item = self.items.get(grant_id)
-        if item is None or item.closers != {closer}:
+        if item is None or item.grant.closers != {closer}:
             return False
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         at = _milliseconds(at)
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
-        self._put(replace(item, grant=self._happened(replace(item.grant, closed_at=at), event)))
+        self._put(replace(item, grant=_happened(replace(item.grant, closed_at=at), event)))
         return True
 
     @_call
@@ -317,7 +308,7 @@ class Trail(_Twin):
         item = self.items.get(grant_id)
         if item is None:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        self._put(replace(item, grant=self._happened(item.grant, replace(event, at=_milliseconds(event.at)))))
+        self._put(replace(item, grant=_happened(item.grant, replace(event, at=_milliseconds(event.at)))))
 
     @_call
     def get(self, grant_id: str) -> Grant | None:
@@ -376,13 +367,6 @@ class Trail(_Twin):
             raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it")
         return item
 
-    def _happened(self, grant: Grant, event: Event) -> Grant:
-        """Add an event: a set in SimpleDB, so that an equal one is one, in the order of their times."""
-        event = replace(event, detail=Frozen({name: _frozen(value) for name, value in event.detail.items()}))
-        if not self.remembers or event in grant.events:
-            return grant
-        return replace(grant, events=tuple(sorted((*grant.events, event), key=lambda event: event.at)))
-
     def _put(self, item: Item) -> None:
         if _pairs(item) > MOST_PAIRS:
             raise InvalidKnock("targets", "the grant has more to record than its item holds")
@@ -398,6 +382,14 @@ def _milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
+def _happened(grant: Grant, event: Event) -> Grant:
+    """Add an event: a set in SimpleDB, so that an equal one is one, in the order of their times."""
+    event = replace(event, detail=Frozen({name: _frozen(value) for name, value in event.detail.items()}))
+    if event in grant.events:
+        return grant
+    return replace(grant, events=tuple(sorted((*grant.events, event), key=lambda event: event.at)))
+
+
 def _frozen(value: object) -> object:
     return FrozenList(value) if isinstance(value, list) else value
 
@@ -409,7 +401,7 @@ def _pairs(item: Item) -> int:
     """
     grant = item.grant
     single = (grant.reason, grant.authorized_at, grant.ended_at, grant.ended_by, grant.end_reason)
-    many = (grant.targets, grant.targets, item.claims, item.outcomes, grant.events, item.closers)
+    many = (grant.targets, grant.targets, item.claims, item.outcomes, grant.events, grant.closers)
     return 9 + sum(map(bool, single)) + sum(map(len, many))
 
 
@@ -569,7 +561,7 @@ class Executions(_Twin):
         super().__init__(hook)
         self.statuses: dict[str, str] = {}
         self.down = False
-        self.stopped: Callable[[str, str, str], None] = lambda _grant_id, _error, _cause: None
+        self.stopped: Callable[[str], None] = lambda _grant_id: None
 
     def arn(self, grant_id: str) -> str:
         return f"arn:aws:states:eu-west-1:123456789012:execution:{STACK}-grants:{grant_id}"
@@ -590,7 +582,7 @@ class Executions(_Twin):
         status = self.statuses.get(grant_id)
         if status == "RUNNING":
             self.statuses[grant_id] = "ABORTED"
-            self.stopped(grant_id, error, cause)
+            self.stopped(grant_id)
         return status is not None
 
     @_call

@@ -56,9 +56,6 @@ logger = logging.getLogger("knock")
 # of the state machine), and the seconds in which EC2 may not show a new rule yet.
 SETTLES = timedelta(seconds=90)
 
-# What an execution is stopped with when its grant is renewed; the new grant's id follows in the cause.
-SUPERSEDED, RENEWED_BY = "Superseded", "renewed by "
-
 # Claims that change at every look, this often in a row, are left to the task's retry.
 LOOKS = 8
 
@@ -85,7 +82,6 @@ class Trail(Protocol):
     ) -> bool: ...
     def begin_closing(self, grant_id: str, closer: str) -> bool: ...
     def leave_closing(self, grant_id: str, closers: Iterable[str]) -> None: ...
-    def closers(self, grant_id: str) -> frozenset[str]: ...
     def close(
         self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str], closer: str
     ) -> bool: ...
@@ -270,15 +266,14 @@ class Operations:
 
         The new grant is open and recorded by now, so access never pauses. Failing here costs nothing
         but tidiness (the old grant ends by its own timer), and must not end the new one: it is logged.
-        Stopped before it is ended: should this run die between the two, the stopped handler does the
-        rest, while an end that nobody acts on would leave its rules open until its timer.
         """
         try:
             for old in self.trail.unclosed(grant.source):
                 now = self.clock()
                 if _renews(grant, old) and (old.live_at(now) or old.ended_by == grant.id):
-                    self.executions.stop(old.id, SUPERSEDED, RENEWED_BY + grant.id)
                     first = self.trail.end(old.id, "superseded", now, grant.id, "", run)
+                    # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
+                    self.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
                     self._close(self._known(old.id), run, first=first)
         except KnockError:
             self.count("SupersedeFailed")
@@ -501,7 +496,7 @@ class Operations:
         for _ in range(2):
             if self.trail.close(grant.id, self.clock(), done.revoked, done.kept, run):
                 return True
-            others = self.trail.closers(grant.id) - {run}
+            others = self._known(grant.id).closers - {run}
             if not others or self._at_work(others):
                 return False
             self.trail.leave_closing(grant.id, others)  # dead, or they had left

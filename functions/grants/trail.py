@@ -185,13 +185,6 @@ class Trail:
         """Record that runs are no longer at work on a grant. Twice is once."""
         self._delete(grant_id, "closer", closers)
 
-    def closers(self, grant_id: str) -> frozenset[str]:
-        """Read the stamps of the runs that are on record as closing a grant."""
-        answer = self._call(
-            "get_attributes", ItemName=grant_id, AttributeNames=["closer"], ConsistentRead=True
-        )
-        return frozenset(pair["Value"] for pair in answer.get("Attributes", []))
-
     def close(
         self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str], closer: str
     ) -> bool:
@@ -414,6 +407,7 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
             rules=rules,
             foreign=foreign,
             unsettled={key: frozenset(left) for key, left in stamps.items() if left},
+            closers=frozenset(many["closer"]),
             events=tuple(events),
         )
     except (KeyError, ValueError, TypeError) as error:

@@ -266,6 +266,7 @@ class Grant:
     unsettled: Mapping[RuleKey, frozenset[str]] = field(
         default_factory=dict
     )  # stamps of claims without outcome
+    closers: frozenset[str] = frozenset()  # stamps of runs that began to close it
     events: tuple[Event, ...] = ()
 
     def live_at(self, now: datetime) -> bool:

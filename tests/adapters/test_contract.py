@@ -231,7 +231,7 @@ class TestClosing:
     def test_it_is_recorded_by_the_only_run_at_work(self, parts: Parts) -> None:
         recorded(parts)
         parts.trail.end("g1", "expired", NOW, "knock", "", RUN)
-        assert parts.trail.closers("g1") == {RUN}
+        assert parts.trail.get("g1").closers == {RUN}
         at = NOW + timedelta(seconds=1)
         closed = parts.trail.close("g1", at, ["sgr-2", "sgr-1"], [str(OTHER), str(KEY)], RUN)
         assert closed is True
@@ -244,7 +244,7 @@ class TestClosing:
         recorded(parts)
         parts.trail.end("g1", "expired", NOW, "knock", "", RUN)
         assert parts.trail.end("g1", "expired", NOW, "knock", "", RUN2) is False
-        assert parts.trail.closers("g1") == {RUN}
+        assert parts.trail.get("g1").closers == {RUN}
 
     def test_it_is_not_recorded_while_another_run_is_at_work(self, parts: Parts) -> None:
         recorded(parts)
@@ -252,7 +252,7 @@ class TestClosing:
         assert parts.trail.begin_closing("g1", RUN2) is True
         assert parts.trail.begin_closing("g1", RUN2) is True
         before = parts.trail.get("g1")
-        assert parts.trail.closers("g1") == {RUN, RUN2}
+        assert before.closers == {RUN, RUN2}
         assert parts.trail.close("g1", NOW, [], [], RUN) is False
         assert parts.trail.close("g1", NOW, [], [], RUN2) is False
         assert parts.trail.get("g1") == before
@@ -280,7 +280,6 @@ class TestClosing:
         assert parts.trail.begin_closing("g9", RUN) is False
         assert parts.trail.close("g9", NOW, [], [], RUN) is False
         parts.trail.leave_closing("g9", {RUN})
-        assert parts.trail.closers("g9") == frozenset()
         assert parts.trail.get("g9") is None
 
     def test_the_same_again_is_once(self, parts: Parts) -> None:
