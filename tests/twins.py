@@ -7,9 +7,8 @@ tests/adapters runs over both, so a twin cannot lie.
 One method is one call to AWS. A `Hook` hears of each before it acts and after, with its arguments and what
 came of it, and may raise in either place: an error before the effect, or an answer that was lost.
 
-What a twin holds are immutable values in a few dictionaries: `World.save` gives all of it as one hashable
-value, and `World.load` goes back to one. What AWS leaves open is a question to the twin's user:
-`Ingress.views` lists all that EC2 may show when it is asked for rules, and `Ingress.choose` picks.
+What a twin holds are immutable values in a few dictionaries. What AWS leaves open is a question to the
+twin's user: `Ingress.views` lists all that EC2 may show when it is asked for rules, and `Ingress.choose` picks.
 """
 
 from __future__ import annotations
@@ -80,20 +79,6 @@ class Clock:
         self.now += by
 
 
-class Frozen(dict[Any, Any]):
-    """A dictionary that nobody changes, so that it can be hashed, and the grant that holds it."""
-
-    def __hash__(self) -> int:  # type: ignore[override]  # dict says None: it cannot know that nobody does
-        return hash(frozenset(self.items()))
-
-
-class FrozenList(list[Any]):
-    """A list that nobody changes."""
-
-    def __hash__(self) -> int:  # type: ignore[override]  # as above
-        return hash(tuple(self))
-
-
 class _Twin:
     service = ""
 
@@ -137,40 +122,6 @@ class Refused:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A grant's item, with what `Grant` shows only in part: which run staked a claim, and what came of it."""
-
-    grant: Grant
-    claims: frozenset[tuple[RuleKey, str]] = frozenset()
-    outcomes: frozenset[tuple[RuleKey, str, bool, str]] = frozenset()
-
-    def holding(
-        self,
-        claims: frozenset[tuple[RuleKey, str]] | None = None,
-        outcomes: frozenset[tuple[RuleKey, str, bool, str]] | None = None,
-    ) -> Item:
-        """Give the item with other claims and outcomes, and the grant that shows them."""
-        claims = self.claims if claims is None else claims
-        outcomes = self.outcomes if outcomes is None else outcomes
-        rules: dict[RuleKey, frozenset[str]] = {}
-        unsettled: dict[RuleKey, frozenset[str]] = {}
-        known = {(key, run) for key, _, _, run in outcomes}
-        for key, stamp in claims - known:
-            unsettled[key] = unsettled.get(key, frozenset()) | {stamp}
-        for key, rule_id, foreign, _ in outcomes:
-            if not foreign:
-                rules[key] = rules.get(key, frozenset()) | {rule_id}
-        grant = replace(
-            self.grant,
-            claims=frozenset(key for key, _ in claims),
-            rules=Frozen(rules),
-            foreign=Frozen({key: rule_id for key, rule_id, foreign, _ in outcomes if foreign}),
-            unsettled=Frozen(unsettled),
-        )
-        return Item(grant, claims, outcomes)
-
-
 class Trail(_Twin):
     """Twin of `grants.trail.Trail`. `down` makes every call fail, before any effect."""
 
@@ -178,26 +129,25 @@ class Trail(_Twin):
 
     def __init__(self, hook: Hook) -> None:
         super().__init__(hook)
-        self.items: dict[str, Item] = {}
+        self.grants: dict[str, Grant] = {}
         self.refusals: dict[str, Refused] = {}
         self.down = False
-
-    @property
-    def grants(self) -> dict[str, Grant]:
-        return {name: item.grant for name, item in self.items.items()}
 
     @_call
     def record_request(self, grant: Grant) -> None:
         self._answer()
-        if grant.id in self.items or grant.id in self.refusals:
+        if grant.id in self.grants or grant.id in self.refusals:
             return
-        at = _milliseconds(grant.requested_at)
-        targets = sorted((replace(t, groups=()) for t in grant.targets), key=lambda target: target.name)
-        fresh = Grant(
-            grant.id, grant.principal, grant.source, tuple(targets), at, grant.expires_at, grant.reason
+        self._put(
+            replace(
+                grant,
+                requested_at=_milliseconds(grant.requested_at),
+                targets=tuple(
+                    sorted((replace(t, groups=()) for t in grant.targets), key=lambda target: target.name)
+                ),
+                events=(Event(_milliseconds(grant.requested_at), "requested", grant.principal.name),),
+            )
         )
-        item = Item(_happened(fresh, Event(at, "requested", grant.principal.name)))
-        self._put(item.holding())
 
     @_call
     def record_refusal(
@@ -205,20 +155,20 @@ class Trail(_Twin):
     ) -> None:
         self._answer()
         self.refusals[refusal_id] = Refused(
-            refusal_id, principal, source, _milliseconds(at), right, _cut(detail, 1000)
+            refusal_id, principal, source, _milliseconds(at), right, detail[:1000]
         )
 
     @_call
-    def add_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
-        item = self._live(grant_id)
-        self._put(item.holding(item.claims | {(key, stamp) for key in keys}))
+    def add_claims(self, grant_id: str, keys: Iterable[RuleKey]) -> None:
+        grant = self._live(grant_id)
+        self._put(replace(grant, claims=grant.claims | frozenset(keys)))
 
     @_call
-    def drop_claim(self, grant_id: str, key: RuleKey, stamp: str) -> None:
+    def drop_claim(self, grant_id: str, key: RuleKey) -> None:
         self._answer()
-        item = self.items.get(grant_id)
-        if item:
-            self._put(item.holding(item.claims - {(key, stamp)}))
+        grant = self.grants.get(grant_id)
+        if grant:
+            self._put(replace(grant, claims=grant.claims - {key}))
 
     @_call
     def record_rule(
@@ -226,95 +176,59 @@ class Trail(_Twin):
         grant_id: str,
         key: RuleKey,
         rule_id: str,
-        stamp: str,
         *,
         foreign: bool = False,
         next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None:
-        item = self._live(grant_id)
+        grant = self._live(grant_id)
+        if foreign:
+            grant = replace(grant, foreign=grant.foreign | {key})
+        else:
+            ids = grant.rules.get(key, frozenset()) | {rule_id}
+            grant = replace(grant, rules={**grant.rules, key: ids})
+        if next_claim:
+            grant = replace(grant, claims=grant.claims | {next_claim})
         if authorized_at:
             at = _milliseconds(authorized_at)
-            grant = _happened(replace(item.grant, authorized_at=at), Event(at, "authorized", "knock"))
-            item = replace(item, grant=grant)
-        self._put(
-            item.holding(
-                item.claims | ({(next_claim, stamp)} if next_claim else set()),
-                item.outcomes | {(key, rule_id, foreign, stamp)},
-            )
-        )
+            grant = _happened(replace(grant, authorized_at=at), Event(at, "authorized", "knock"))
+        self._put(grant)
 
     @_call
-    def hand_over(self, grant_id: str, key: RuleKey, rule_ids: Iterable[str], stamp: str) -> None:
-        item = self._live(grant_id)
-        self._put(
-            item.holding(
-                item.claims | {(key, stamp)},
-                item.outcomes | {(key, rule_id, False, stamp) for rule_id in rule_ids},
-            )
-        )
-
-    @_call
-    def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str, closer: str = "") -> bool:
+    def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool:
         self._answer()
-        item = self.items.get(grant_id)
-        if item is None:
+        grant = self.grants.get(grant_id)
+        if grant is None:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        if item.grant.state != "live":
+        if grant.state != "live":
             return False
         at = _milliseconds(at)
-        closers = item.grant.closers | ({closer} if closer else set())
-        ended = replace(
-            item.grant, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000), closers=closers
-        )
-        event = Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})
-        self._put(replace(item, grant=_happened(ended, event)))
+        ended = replace(grant, state=how, ended_at=at, ended_by=by, end_reason=reason[:1000])
+        self._put(_happened(ended, Event(at, how, by, {"reason": reason[:300]} if reason else {})))
         return True
 
     @_call
-    def begin_closing(self, grant_id: str, closer: str) -> bool:
+    def close(self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str]) -> None:
         self._answer()
-        item = self.items.get(grant_id)
-        if item is None or item.grant.closed_at:
-            return False
-        self._put(replace(item, grant=replace(item.grant, closers=item.grant.closers | {closer})))
-        return True
-
-    @_call
-    def leave_closing(self, grant_id: str, closers: Iterable[str]) -> None:
-        self._answer()
-        item = self.items.get(grant_id)
-        if item:
-            left = item.grant.closers - frozenset(closers)
-            self._put(replace(item, grant=replace(item.grant, closers=left)))
-
-    @_call
-    def close(
-        self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str], closer: str
-    ) -> bool:
-        self._answer()
-        item = self.items.get(grant_id)
-        if item is None or item.grant.closers != {closer}:
-            return False
+        grant = self.grants.get(grant_id)
+        if grant is None or grant.closed_at:
+            return
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         at = _milliseconds(at)
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
-        self._put(replace(item, grant=_happened(replace(item.grant, closed_at=at), event)))
-        return True
+        self._put(_happened(replace(grant, closed_at=at), event))
 
     @_call
     def note(self, grant_id: str, event: Event) -> None:
         self._answer()
-        item = self.items.get(grant_id)
-        if item is None:
+        if grant_id not in self.grants:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        self._put(replace(item, grant=_happened(item.grant, replace(event, at=_milliseconds(event.at)))))
+        self._put(_happened(self.grants[grant_id], replace(event, at=_milliseconds(event.at))))
 
     @_call
     def get(self, grant_id: str) -> Grant | None:
         self._answer()
-        item = self.items.get(grant_id)
-        return item.grant if item else None
+        return self.grants.get(grant_id)
 
     @_call
     def unclosed(self, source: str) -> list[Grant]:
@@ -360,22 +274,17 @@ class Trail(_Twin):
         if self.down:
             raise TrailUnavailable("SimpleDB answered ServiceUnavailable")
 
-    def _live(self, grant_id: str) -> Item:
+    def _live(self, grant_id: str) -> Grant:
         self._answer()
-        item = self.items.get(grant_id)
-        if item is None or item.grant.state != "live":
+        grant = self.grants.get(grant_id)
+        if grant is None or grant.state != "live":
             raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it")
-        return item
+        return grant
 
-    def _put(self, item: Item) -> None:
-        if _pairs(item) > MOST_PAIRS:
+    def _put(self, grant: Grant) -> None:
+        if _pairs(grant) > MOST_PAIRS:
             raise InvalidKnock("targets", "the grant has more to record than its item holds")
-        self.items[item.grant.id] = item
-
-
-def _cut(text: str, most: int) -> str:
-    """Make one printable line of so many bytes of a text."""
-    return "".join(c if c.isprintable() else " " for c in text).encode()[:most].decode(errors="ignore")
+        self.grants[grant.id] = grant
 
 
 def _milliseconds(at: datetime) -> datetime:
@@ -384,24 +293,18 @@ def _milliseconds(at: datetime) -> datetime:
 
 def _happened(grant: Grant, event: Event) -> Grant:
     """Add an event: a set in SimpleDB, so that an equal one is one, in the order of their times."""
-    event = replace(event, detail=Frozen({name: _frozen(value) for name, value in event.detail.items()}))
     if event in grant.events:
         return grant
     return replace(grant, events=tuple(sorted((*grant.events, event), key=lambda event: event.at)))
 
 
-def _frozen(value: object) -> object:
-    return FrozenList(value) if isinstance(value, list) else value
-
-
-def _pairs(item: Item) -> int:
+def _pairs(grant: Grant) -> int:
     """Count the pairs of a grant's item.
 
-    Nine are single and always there: kind, state, closed_at, the principal's two, source, two times, order.
+    Nine are single and always there: kind, state, closed_at, the principal's two, source, the two times, order.
     """
-    grant = item.grant
     single = (grant.reason, grant.authorized_at, grant.ended_at, grant.ended_by, grant.end_reason)
-    many = (grant.targets, grant.targets, item.claims, item.outcomes, grant.events, grant.closers)
+    many = (grant.targets, grant.targets, grant.claims, grant.foreign, grant.events, *grant.rules.values())
     return 9 + sum(map(bool, single)) + sum(map(len, many))
 
 
@@ -603,24 +506,6 @@ class Executions(_Twin):
 # ---------------------------------------------------------------------------- all of it
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that a world holds, but for the switches that make calls fail."""
-
-    now: datetime
-    items: tuple[Item, ...]
-    refusals: tuple[Refused, ...]
-    groups: tuple[tuple[str, int], ...]
-    rules: tuple[Rule, ...]
-    recent: tuple[Change, ...]
-    made: frozenset[tuple[RuleKey, int]]
-    statuses: tuple[tuple[str, str], ...]
-
-    @property
-    def grants(self) -> list[Grant]:
-        return [item.grant for item in self.items]
-
-
 @dataclass(slots=True)
 class World:
     """One stack: the three twins, their clock, and the operations over them."""
@@ -641,27 +526,3 @@ class World:
     def listen(self, hook: Hook) -> None:
         """Let another hook hear of the calls."""
         self.hook = self.trail.hook = self.ingress.hook = self.executions.hook = hook
-
-    def save(self) -> Snapshot:
-        """Give all that is there as one value, the same for the same things done in another order."""
-        return Snapshot(
-            self.clock.now,
-            tuple(self.trail.items[name] for name in sorted(self.trail.items)),
-            tuple(self.trail.refusals.values()),
-            tuple(sorted(self.ingress.groups.items())),
-            tuple(sorted(self.ingress.rules.values(), key=lambda rule: rule.id)),
-            tuple(sorted(self.ingress.recent, key=lambda change: change.rule.id)),
-            frozenset(self.ingress.made.items()),
-            tuple(sorted(self.executions.statuses.items())),
-        )
-
-    def load(self, snapshot: Snapshot) -> None:
-        """Go back to what was saved."""
-        self.clock.now = snapshot.now
-        self.trail.items = {item.grant.id: item for item in snapshot.items}
-        self.trail.refusals = {refusal.id: refusal for refusal in snapshot.refusals}
-        self.ingress.groups = dict(snapshot.groups)
-        self.ingress.rules = {rule.key: rule for rule in snapshot.rules}
-        self.ingress.recent = snapshot.recent
-        self.ingress.made = dict(snapshot.made)
-        self.executions.statuses = dict(snapshot.statuses)

@@ -37,7 +37,6 @@ from .values import (
     parse_time,
     show_second,
     show_time,
-    stamped_at,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 NOT_YET = "-"  # SimpleDB cannot ask for what is missing by index, so "not yet closed" is a value
 LIVE = "live"
-MANY = frozenset({"claim", "rule", "closer", "event", "target", "target_name"})  # the others have one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,57 +102,45 @@ class Trail:
             ],
         )
 
-    def add_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
-        """Stake claims in rules, while the grant is live. Raises GrantEnded. Twice is once.
+    def add_claims(self, grant_id: str, keys: Iterable[RuleKey]) -> None:
+        """Stake claims in rules, while the grant is live. Raises GrantEnded. Twice is once."""
+        self._put_while_live(grant_id, [("claim", str(key)) for key in keys])
 
-        `stamp` names the run that will authorize them: until it records an outcome, nobody else can know it.
-        """
-        self._put_while_live(grant_id, [("claim", f"{key} {stamp}") for key in keys])
-
-    def drop_claim(self, grant_id: str, key: RuleKey, stamp: str) -> None:
-        """Take back a run's claim, whose rule it certainly did not authorize. Twice is once."""
-        self._delete(grant_id, "claim", [f"{key} {stamp}"])
+    def drop_claim(self, grant_id: str, key: RuleKey) -> None:
+        """Take back a claim whose rule certainly was not authorized. Twice is once."""
+        self._call(
+            "delete_attributes",
+            ItemName=grant_id,
+            Attributes=[{"Name": "claim", "Value": str(key)}],
+        )
 
     def record_rule(
         self,
         grant_id: str,
         key: RuleKey,
         rule_id: str,
-        stamp: str,
         *,
         foreign: bool = False,
         next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None:
-        """Record what became of a run's claim, while the grant is live. Raises GrantEnded. Twice is once.
+        """Record what became of a claim, while the grant is live. Raises GrantEnded. Twice is once.
 
         `next_claim` is staked in the same write. `authorized_at` is given with the last rule of a grant:
         one write then says that all is open.
         """
-        outcome = {"key": str(key), "foreign" if foreign else "rule": rule_id, "run": stamp}
-        pairs = [("rule", compact_json(outcome))]
+        pairs = [("rule", compact_json({"key": str(key), "foreign" if foreign else "rule": rule_id}))]
         if next_claim:
-            pairs.append(("claim", f"{next_claim} {stamp}"))
+            pairs.append(("claim", str(next_claim)))
         if authorized_at:
             event = Event(authorized_at, "authorized", "knock")
             pairs += [("authorized_at", show_time(authorized_at)), ("event", compact_json(event.as_json()))]
         self._put_while_live(grant_id, pairs)
 
-    def hand_over(self, grant_id: str, key: RuleKey, rule_ids: Iterable[str], stamp: str) -> None:
-        """Stake a claim in rules that are there, while the grant is live: it closes them from now on.
-
-        Raises GrantEnded. Twice is once.
-        """
-        rules = [{"key": str(key), "rule": rule_id, "run": stamp} for rule_id in rule_ids]
-        self._put_while_live(
-            grant_id, [("claim", f"{key} {stamp}"), *(("rule", compact_json(rule)) for rule in rules)]
-        )
-
-    def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str, closer: str = "") -> bool:
+    def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool:
         """Record the end of a grant and of all its claims. The first writer wins: True says it was this one.
 
-        False says that it had ended before. Raises GrantNotFound. `closer` is the stamp of the run that
-        goes on to close the grant: with the end, it is on record as at work.
+        False says that it had ended before. Raises GrantNotFound.
         """
         event = Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})
         pairs = [
@@ -163,7 +149,6 @@ class Trail:
             ("ended_by", by),
             ("event", compact_json(event.as_json())),
             *([("end_reason", _cut(reason, 1000))] if reason else []),
-            *([("closer", closer)] if closer else []),
         ]
         try:
             self._put(grant_id, pairs, expected={"Name": "state", "Value": LIVE})
@@ -173,37 +158,19 @@ class Trail:
             return False
         return True
 
-    def begin_closing(self, grant_id: str, closer: str) -> bool:
-        """Record that a run begins to close a grant. False says that it is closed, or that there is none."""
-        try:
-            self._put(grant_id, [("closer", closer)], expected={"Name": "closed_at", "Value": NOT_YET})
-        except _ConditionFailed:
-            return False
-        return True
+    def close(self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str]) -> None:
+        """Record that nothing of an ended grant is open. The first time stands.
 
-    def leave_closing(self, grant_id: str, closers: Iterable[str]) -> None:
-        """Record that runs are no longer at work on a grant. Twice is once."""
-        self._delete(grant_id, "closer", closers)
-
-    def close(
-        self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str], closer: str
-    ) -> bool:
-        """Record that nothing of an ended grant is open. False, without a record, where others are at it.
-
-        It is one condition, on `closer`: SimpleDB finds an attribute equal to a value where it has no other.
         `revoked` names rules by id, `kept` by what other live grants claim.
         """
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
-        try:
+        with suppress(_ConditionFailed):
             self._put(
                 grant_id,
                 [("closed_at", show_time(at)), ("event", compact_json(event.as_json()))],
-                expected={"Name": "closer", "Value": closer},
+                expected={"Name": "closed_at", "Value": NOT_YET},
             )
-        except _ConditionFailed:
-            return False
-        return True
 
     def note(self, grant_id: str, event: Event) -> None:
         """Add an event to a grant that exists. Raises GrantNotFound."""
@@ -297,13 +264,10 @@ class Trail:
     def _put(
         self, item: str, pairs: list[tuple[str, str]], expected: Mapping[str, Any] | None = None
     ) -> None:
-        attributes = [{"Name": name, "Value": value, "Replace": name not in MANY} for name, value in pairs]
+        many = {"claim", "rule", "event", "target", "target_name"}
+        attributes = [{"Name": name, "Value": value, "Replace": name not in many} for name, value in pairs]
         extra: dict[str, Any] = {"Expected": expected} if expected else {}
         self._call("put_attributes", ItemName=item, Attributes=attributes, **extra)
-
-    def _delete(self, item: str, name: str, values: Iterable[str]) -> None:
-        pairs = [{"Name": name, "Value": value} for value in values]
-        self._call("delete_attributes", ItemName=item, Attributes=pairs)
 
     def _call(self, operation: str, *, domain: bool = True, **arguments: Any) -> dict[str, Any]:
         if domain:
@@ -313,7 +277,7 @@ class Trail:
         except ClientError as error:
             # Not in client.exceptions: SimpleDB's model does not name these.
             code = error.response["Error"]["Code"]
-            if code in ("ConditionalCheckFailed", "AttributeDoesNotExist", "MultiValuedAttribute"):
+            if code in ("ConditionalCheckFailed", "AttributeDoesNotExist"):
                 raise _ConditionFailed(missing=code == "AttributeDoesNotExist") from error
             if code == "NumberItemAttributesExceeded" and operation == "put_attributes":
                 raise InvalidKnock("targets", "the grant has more to record than its item holds") from error
@@ -352,7 +316,7 @@ def _quote(value: str) -> str:
 def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
     """Read an item. None for one that is no grant; TrailUnavailable for one that cannot be read."""
     one: dict[str, str] = {}
-    many: dict[str, list[str]] = {name: [] for name in MANY}
+    many: dict[str, list[str]] = {"claim": [], "rule": [], "event": [], "target": [], "target_name": []}
     for pair in pairs:
         if pair["Name"] in many:
             many[pair["Name"]].append(pair["Value"])
@@ -362,21 +326,14 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
         return None
     try:
         rules: dict[RuleKey, frozenset[str]] = {}
-        foreign: dict[RuleKey, str] = {}
-        stamps: dict[RuleKey, set[str]] = {}
-        for text in many["claim"]:
-            of, _, stamp = text.partition(" ")
-            stamped_at(stamp)
-            stamps.setdefault(RuleKey.parse(of), set()).add(stamp)
-        claims = frozenset(stamps)
+        foreign: set[RuleKey] = set()
         for text in many["rule"]:
             value = json.loads(text)
             key = RuleKey.parse(value["key"])
-            stamps.get(key, set()).discard(value.get("run"))
             if "rule" in value:
                 rules[key] = rules.get(key, frozenset()) | {value["rule"]}
             else:
-                foreign[key] = value["foreign"]
+                foreign.add(key)
         targets = sorted(
             (
                 Target(value["name"], tuple(Ports.parse(ports) for ports in value["ports"]))
@@ -403,11 +360,9 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
             ended_by=one.get("ended_by", ""),
             end_reason=one.get("end_reason", ""),
             closed_at=None if closed == NOT_YET else parse_time(closed),
-            claims=claims,
+            claims=frozenset(RuleKey.parse(text) for text in many["claim"]),
             rules=rules,
-            foreign=foreign,
-            unsettled={key: frozenset(left) for key, left in stamps.items() if left},
-            closers=frozenset(many["closer"]),
+            foreign=frozenset(foreign),
             events=tuple(events),
         )
     except (KeyError, ValueError, TypeError) as error:

@@ -54,16 +54,6 @@ def parse_time(text: object) -> datetime:
     return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
 
 
-def stamp(at: datetime, token: str) -> str:
-    """Name a run that begins now: `2026-11-23T21:17:19.123Z/x7k2p9`. The token makes it unique."""
-    return f"{show_time(at)}/{token}"
-
-
-def stamped_at(text: str) -> datetime:
-    """Read when a run began from its stamp. Raises ValueError."""
-    return parse_time(text.partition("/")[0])
-
-
 def round_up(at: datetime) -> datetime:
     """Round up to the whole second: a Wait state cuts fractions off, and a grant must not end early."""
     return at if at.microsecond == 0 else at.replace(microsecond=0) + timedelta(seconds=1)
@@ -242,8 +232,7 @@ class Event:
 class Grant:
     """The decision to let one source reach named targets until `expires_at`, and what became of it.
 
-    The first fields are the decision, fixed when it is made. The others are what the trail adds. A stamp
-    says which run of a task wrote something, and when it began (`stamp`).
+    The first fields are the decision, fixed when it is made. The others are what the trail adds.
     """
 
     id: str
@@ -262,11 +251,7 @@ class Grant:
     closed_at: datetime | None = None
     claims: frozenset[RuleKey] = frozenset()
     rules: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
-    foreign: Mapping[RuleKey, str] = field(default_factory=dict)
-    unsettled: Mapping[RuleKey, frozenset[str]] = field(
-        default_factory=dict
-    )  # stamps of claims without outcome
-    closers: frozenset[str] = frozenset()  # stamps of runs that began to close it
+    foreign: frozenset[RuleKey] = frozenset()
     events: tuple[Event, ...] = ()
 
     def live_at(self, now: datetime) -> bool:
