@@ -33,7 +33,7 @@ from grants.errors import (
 )
 from grants.ingress import GroupFull, GroupGone
 from grants.operations import Operations
-from grants.trail import Page
+from grants.trail import Page, _cut
 from grants.values import Event, Grant, Principal, Rule, RuleKey, State
 
 STACK = "knock"
@@ -203,8 +203,8 @@ class Trail(_Twin):
         if grant.state != "live":
             return False
         at = _milliseconds(at)
-        ended = replace(grant, state=how, ended_at=at, ended_by=by, end_reason=reason[:1000])
-        self._put(_happened(ended, Event(at, how, by, {"reason": reason[:300]} if reason else {})))
+        ended = replace(grant, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000))
+        self._put(_happened(ended, Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})))
         return True
 
     @_call

@@ -195,7 +195,7 @@ class TestEnd:
     def test_a_long_reason_is_cut(self, parts: Parts) -> None:
         recorded(parts)
         end(parts, reason="é" * 400)
-        assert parts.trail.get("g1").events[-1].detail == {"reason": "é" * 300}
+        assert parts.trail.get("g1").events[-1].detail == {"reason": "é" * 150}
 
 
 class TestClosing:

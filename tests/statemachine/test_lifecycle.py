@@ -100,7 +100,7 @@ class TestPoolFree:
         knock.open(targets=["bastion"])
         assert "PoolFree" not in dict(knock.metrics)
         knock.open(targets=["web"])
-        assert knock.metrics.count(("PoolFree", 58)) == 1
+        knock.wait(lambda: ("PoolFree", 58) in knock.metrics, "it does not tell")
 
     def test_not_knowing_it_closes_no_door(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(_ingress: object, _group: str) -> dict[int, int]:
