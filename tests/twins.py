@@ -8,7 +8,7 @@ One method is one call to AWS. A `Hook` hears of each before it acts and after, 
 came of it, and may raise in either place: an error before the effect, or an answer that was lost.
 
 What a twin holds are immutable values in a few dictionaries. What AWS leaves open is a question to the
-twin's user: `Ingress.views` lists all that EC2 may show when it is asked for rules, and `Ingress.choose` picks.
+twin's user: `Ingress.views` lists all that EC2 may show when asked for rules, and `Ingress.choose` picks.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def _happened(grant: Grant, event: Event) -> Grant:
 def _pairs(grant: Grant) -> int:
     """Count the pairs of a grant's item.
 
-    Nine are single and always there: kind, state, closed_at, the principal's two, source, the two times, order.
+    Nine are single and always there: kind, state, closed_at, two of the principal, source, two times, order.
     """
     single = (grant.reason, grant.authorized_at, grant.ended_at, grant.ended_by, grant.end_reason)
     many = (grant.targets, grant.targets, grant.claims, grant.foreign, grant.events, *grant.rules.values())
