@@ -19,7 +19,6 @@ import boto3
 import notify
 from grants.drift import GRACE
 from grants.trail import Trail
-from grants.values import Ports, RuleKey, stamp
 from tests.harness import REGION, STACK, Knock, at, running
 from tests.permissions.recorder import Recorder, recording
 from tests.permissions.simulator import Deployed, Request
@@ -39,6 +38,7 @@ def live(deployed: Deployed) -> list[Request]:
         _look(knock)
         _fail(knock)
         _force(knock)
+        _stopped_after_a_crash(knock, recorder)
         _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
         _drift(knock)
         _notify(knock, recorder)
@@ -125,18 +125,12 @@ def _force(knock: Knock) -> None:
 
 
 def _after_a_run_that_died(knock: Knock, domain: str) -> None:
-    """A run recorded a grant's end and died: who comes next gives others back what it may have closed.
-
-    Before that another one died, between a claim and its rule: who comes next has to look for it.
-    """
+    """A run recorded a grant's end and died: who comes next gives others back what it may have closed."""
     trail = Trail(knock.client("sdb"), domain)
     for number, finish in enumerate((_expires, _is_stopped, _is_found)):
         caller = f"203.0.113.{10 + number}"
         knock.open("bob", caller=caller, duration="8h")
         grant = knock.open("alice", caller=caller, duration="1h")
-        group = knock.groups["web"][0]
-        dead = stamp(knock.clock.now() - LATER, "dead")
-        trail.add_claims(grant["id"], [RuleKey(group, Ports.parse("80/tcp"), grant["source"])], dead)
         assert trail.end(grant["id"], "revoked", knock.clock.now(), "alice", "")
         finish(knock, grant)
         knock.wait(
@@ -159,6 +153,20 @@ def _is_found(knock: Knock, grant: Any) -> None:
     kinds = {finding["kind"] for finding in knock.call("guard", {})["findings"]}
     assert "ended grant not closed" in kinds
     assert at(grant["expires_at"]) > knock.clock.now()
+
+
+def _stopped_after_a_crash(knock: Knock, recorder: Recorder) -> None:
+    """A run authorized a rule and died before it could record it: who closes the grant has to look for it."""
+    recorder.crash_after = "AuthorizeSecurityGroupIngress"
+    with mock.patch("api.OPENS_WITHIN", 0.1):
+        answer = knock.request("POST", "/knock", body={"targets": ["bastion"]}, caller="203.0.113.6")
+    assert answer.status == 202, answer.text
+    knock.client("stepfunctions").stop_execution(executionArn=answer.json["execution_arn"])
+    knock.wait(
+        lambda: "203.0.113.6/32" not in {cidr for _, _, cidr in knock.rules()},
+        "its rule stays",
+        step=timedelta(seconds=20),
+    )
 
 
 def _drift(knock: Knock) -> None:

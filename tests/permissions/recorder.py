@@ -16,7 +16,7 @@ from unittest import mock
 
 from botocore.client import BaseClient
 
-from tests.harness import ACCOUNT, REGION, STACK, Knock
+from tests.harness import ACCOUNT, REGION, STACK, Crash, Knock
 from tests.permissions.simulator import Request
 
 PREFIXES = {"stepfunctions": "states", "resourcegroupstaggingapi": "tag"}
@@ -25,9 +25,11 @@ PREFIXES = {"stepfunctions": "states", "resourcegroupstaggingapi": "tag"}
 class Recorder:
     """What was asked for while recording. `unknown` names operations it could not read."""
 
-    def __init__(self) -> None:
+    def __init__(self, ec2: BaseClient) -> None:
+        self._ec2_whole = ec2  # the functions' own knows the operations they call, and no others
         self.requests: list[Request] = []
         self.unknown: list[str] = []
+        self.crash_after = ""  # the operation whose caller dies once, right after it
         self._inside = threading.local()
 
     @property
@@ -66,17 +68,23 @@ class Recorder:
                 self.unknown.append(f"{service}.{operation}")
             for action, resource, context in resources or []:
                 self._add(self._role, action, resource, context)
+            if operation == self.crash_after:
+                self.crash_after = ""
+                real(client, operation, asked)
+                raise Crash(operation)
         return real(client, operation, asked)
 
     # ------------------------------------------------------------------ what AWS checks, service by service
 
-    def _ec2(self, real: Callable[..., Any], client: BaseClient, operation: str, asked: Any) -> Any:
+    def _ec2(self, real: Callable[..., Any], _client: object, operation: str, asked: Any) -> Any:
         if operation == "DescribeSecurityGroupRules":
             return [("ec2:DescribeSecurityGroupRules", "*", {"ec2:Region": REGION})]
         if operation not in ("AuthorizeSecurityGroupIngress", "RevokeSecurityGroupIngress"):
             return None
         arn = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
-        (group,) = real(client, "DescribeSecurityGroups", {"GroupIds": [asked["GroupId"]]})["SecurityGroups"]
+        (group,) = real(self._ec2_whole, "DescribeSecurityGroups", {"GroupIds": [asked["GroupId"]]})[
+            "SecurityGroups"
+        ]
         tags = {tag["Key"]: tag["Value"] for tag in group.get("Tags", [])}
         of_group = {"ec2:Region": REGION, "ec2:SecurityGroupID": group["GroupId"]}
         for key, value in tags.items():
@@ -119,7 +127,7 @@ class Recorder:
 @contextmanager
 def recording(knock: Knock) -> Iterator[Recorder]:
     """Put a recorder between every function and AWS."""
-    recorder = Recorder()
+    recorder = Recorder(knock.client("ec2"))
     real = BaseClient._make_api_call  # type: ignore[attr-defined]
 
     def make_call(client: BaseClient, operation: str, asked: Any) -> Any:

@@ -352,7 +352,7 @@ class TestRoles:
     @pytest.mark.parametrize(
         ("role", "more"),
         [
-            ("AuthorizeRole", {"states:StopExecution"}),
+            ("AuthorizeRole", {"sdb:DeleteAttributes", "states:StopExecution"}),
             ("RevokeRole", set()),
             ("StoppedRole", {"sqs:SendMessage"}),
             (
@@ -376,7 +376,6 @@ class TestRoles:
             "ec2:RevokeSecurityGroupIngress",
             "logs:CreateLogStream",
             "logs:PutLogEvents",
-            "sdb:DeleteAttributes",
             "sdb:GetAttributes",
             "sdb:PutAttributes",
             "sdb:Select",
