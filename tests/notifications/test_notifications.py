@@ -171,7 +171,7 @@ class TestWhatIsTold:
         old = told.knock.open()
         told.deliver("authorized")
         new = told.knock.open()
-        opened, ended = told.deliver("authorized")
+        opened, ended, *_again = told.deliver("authorized")  # at least once: a stopped execution tells too
         assert (opened["event"], opened["grant"]["id"]) == ("opened", new["id"])
         assert (ended["how"], ended["by"], ended["grant"]["id"]) == ("superseded", new["id"], old["id"])
 
@@ -238,6 +238,14 @@ class TestWhatIsNot:
     def test_other_lines(self, told: Told, line: str) -> None:
         assert send([{"timestamp": 0, "message": line}]) == {"told": 0}
         assert told.entries == []
+
+    def test_a_grant_that_had_been_closed_before(self, told: Told) -> None:
+        """Mutation: `closed_now` passed over. The subscription's filter keeps such lines out as well."""
+        grant = told.knock.open(targets=["bastion"])
+        told.knock.request("DELETE", f"/grants/{grant['id']}")
+        for closed_now, expected in ((True, 1), (False, 0)):
+            line = {"message": "closed", "closed_now": closed_now, "grant_id": grant["id"]}
+            assert send([{"timestamp": 0, "message": json.dumps(line)}]) == {"told": expected}
 
     def test_a_control_message(self, told: Told) -> None:
         assert send([{"timestamp": 0, "message": "CWL CONTROL MESSAGE"}], "CONTROL_MESSAGE") == {"told": 0}
