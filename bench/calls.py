@@ -122,8 +122,14 @@ def _count(stack: Stack, number: int) -> tuple[dict[str, float], list[float]]:
 
 def _authorize_calls(stack: Stack, target: str) -> int:
     stack.ask("count")
-    _open(stack, target)
-    wait_until(lambda: True, "", 1)
+    execution = _open(stack, target)["execution_arn"]
+    states = stack.client("stepfunctions")
+
+    def holds() -> bool:  # the function goes on for a moment after the door is open
+        history = states.get_execution_history(executionArn=execution)["events"]
+        return any(event["type"] == "WaitStateEntered" for event in history)
+
+    wait_until(holds, f"{execution} did not come to hold", 30)
     return int(sum(stack.ask("counts")["calls"]["knock-authorize"].values()))
 
 

@@ -187,7 +187,12 @@ def _started(arguments: list[str]) -> Iterator[Stack]:
                 f"the stack ended with {process.wait(10)} before it answered; its words are above"
             )
         stack = Stack(process, json.loads(line), time.perf_counter() - began)
-        yield stack
+        try:
+            yield stack
+        except Exception as error:
+            if code := process.poll():
+                raise BenchError(f"the stack ended with {code} while it was measured: {error}") from error
+            raise
         if process.poll() is None:
             stop(stack)
     finally:
