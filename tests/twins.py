@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
@@ -122,6 +122,36 @@ class Refused:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A grant's item: what its single values say, and the sets that SimpleDB keeps beside them."""
+
+    plain: Grant
+    claims: frozenset[tuple[RuleKey, str]] = frozenset()  # with the stamp
+    told: frozenset[tuple[RuleKey, str, bool, str]] = frozenset()  # the rule's id, foreign, the stamp
+    condemned: frozenset[tuple[RuleKey, str]] = frozenset()
+
+    def read(self) -> Grant:
+        """Give the grant as the adapter reads it."""
+        told = sorted(self.told)
+        stamped = {(key, stamp) for key, _, _, stamp in told}
+        return replace(
+            self.plain,
+            claims=frozenset(key for key, _ in self.claims),
+            unsettled=_gather(self.claims - stamped),
+            outcomes={key: (rule_id, foreign) for key, rule_id, foreign, stamp in told if stamp},
+            rules=_gather((key, rule_id) for key, rule_id, foreign, _ in told if not foreign),
+            condemned=_gather(self.condemned),
+        )
+
+
+def _gather(pairs: Iterable[tuple[RuleKey, str]]) -> dict[RuleKey, frozenset[str]]:
+    found: dict[RuleKey, frozenset[str]] = {}
+    for key, value in pairs:
+        found[key] = found.get(key, frozenset()) | {value}
+    return found
+
+
 class Trail(_Twin):
     """Twin of `grants.trail.Trail`. `down` makes every call fail, before any effect."""
 
@@ -129,7 +159,8 @@ class Trail(_Twin):
 
     def __init__(self, hook: Hook) -> None:
         super().__init__(hook)
-        self.grants: dict[str, Grant] = {}
+        self.items: dict[str, _Item] = {}
+        self.grants: dict[str, Grant] = {}  # the items, as they are read
         self.refusals: dict[str, Refused] = {}
         self.down = False
 
@@ -138,16 +169,15 @@ class Trail(_Twin):
         self._answer()
         if grant.id in self.grants or grant.id in self.refusals:
             return
-        self._put(
-            replace(
-                grant,
-                requested_at=_milliseconds(grant.requested_at),
-                targets=tuple(
-                    sorted((replace(t, groups=()) for t in grant.targets), key=lambda target: target.name)
-                ),
-                events=(Event(_milliseconds(grant.requested_at), "requested", grant.principal.name),),
-            )
+        plain = replace(
+            grant,
+            requested_at=_milliseconds(grant.requested_at),
+            targets=tuple(
+                sorted((replace(t, groups=()) for t in grant.targets), key=lambda target: target.name)
+            ),
+            events=(Event(_milliseconds(grant.requested_at), "requested", grant.principal.name),),
         )
+        self._put(_Item(plain))
 
     @_call
     def record_refusal(
@@ -159,16 +189,16 @@ class Trail(_Twin):
         )
 
     @_call
-    def add_claims(self, grant_id: str, keys: Iterable[RuleKey]) -> None:
-        grant = self._live(grant_id)
-        self._put(replace(grant, claims=grant.claims | frozenset(keys)))
+    def add_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
+        item = self._live(grant_id)
+        self._put(replace(item, claims=item.claims | {(key, stamp) for key in keys}))
 
     @_call
-    def drop_claim(self, grant_id: str, key: RuleKey) -> None:
+    def drop_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
         self._answer()
-        grant = self.grants.get(grant_id)
-        if grant:
-            self._put(replace(grant, claims=grant.claims - {key}))
+        item = self.items.get(grant_id)
+        if item:
+            self._put(replace(item, claims=item.claims - {(key, stamp) for key in keys}))
 
     @_call
     def record_rule(
@@ -176,54 +206,67 @@ class Trail(_Twin):
         grant_id: str,
         key: RuleKey,
         rule_id: str,
+        stamp: str,
         *,
         foreign: bool = False,
-        next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None:
-        grant = self._live(grant_id)
-        if foreign:
-            grant = replace(grant, foreign=grant.foreign | {key})
-        else:
-            ids = grant.rules.get(key, frozenset()) | {rule_id}
-            grant = replace(grant, rules={**grant.rules, key: ids})
-        if next_claim:
-            grant = replace(grant, claims=grant.claims | {next_claim})
+        item = self._live(grant_id)
+        item = replace(item, told=item.told | {(key, rule_id, foreign, stamp)})
         if authorized_at:
             at = _milliseconds(authorized_at)
-            grant = _happened(replace(grant, authorized_at=at), Event(at, "authorized", "knock"))
-        self._put(grant)
+            item = _happened(item, Event(at, "authorized", "knock"), authorized_at=at)
+        self._put(item)
+
+    @_call
+    def hand_over(self, grant_id: str, rules: Mapping[RuleKey, Iterable[str]]) -> None:
+        item = self._live(grant_id)
+        handed = {(key, rule_id, False, "") for key, ids in rules.items() for rule_id in ids}
+        self._put(replace(item, told=item.told | handed))
 
     @_call
     def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool:
         self._answer()
-        grant = self.grants.get(grant_id)
-        if grant is None:
+        item = self.items.get(grant_id)
+        if item is None:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        if grant.state != "live":
+        if item.plain.state != "live":
             return False
         at = _milliseconds(at)
-        ended = replace(grant, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000))
-        self._put(_happened(ended, Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})))
+        event = Event(at, how, by, {"reason": _cut(reason, 300)} if reason else {})
+        self._put(_happened(item, event, state=how, ended_at=at, ended_by=by, end_reason=_cut(reason, 1000)))
         return True
 
     @_call
-    def close(self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str]) -> None:
+    def condemn(self, grant_id: str, decided: int, rules: Mapping[RuleKey, Iterable[str]]) -> bool:
         self._answer()
-        grant = self.grants.get(grant_id)
-        if grant is None or grant.closed_at:
-            return
+        item = self.items.get(grant_id)
+        if item is None or item.plain.closed_at or item.plain.decided != decided:
+            return False
+        condemned = item.condemned | {(key, rule_id) for key, ids in rules.items() for rule_id in ids}
+        self._put(replace(item, plain=replace(item.plain, decided=decided + 1), condemned=condemned))
+        return True
+
+    @_call
+    def close(
+        self, grant_id: str, decided: int, at: datetime, revoked: Iterable[str], kept: Iterable[str]
+    ) -> bool:
+        self._answer()
+        item = self.items.get(grant_id)
+        if item is None or item.plain.closed_at or item.plain.decided != decided:
+            return False
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         at = _milliseconds(at)
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
-        self._put(_happened(replace(grant, closed_at=at), event))
+        self._put(_happened(item, event, closed_at=at, decided=-1))
+        return True
 
     @_call
     def note(self, grant_id: str, event: Event) -> None:
         self._answer()
-        if grant_id not in self.grants:
+        if grant_id not in self.items:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        self._put(_happened(self.grants[grant_id], replace(event, at=_milliseconds(event.at))))
+        self._put(_happened(self.items[grant_id], replace(event, at=_milliseconds(event.at))))
 
     @_call
     def get(self, grant_id: str) -> Grant | None:
@@ -274,38 +317,42 @@ class Trail(_Twin):
         if self.down:
             raise TrailUnavailable("SimpleDB answered ServiceUnavailable")
 
-    def _live(self, grant_id: str) -> Grant:
+    def _live(self, grant_id: str) -> _Item:
         self._answer()
-        grant = self.grants.get(grant_id)
-        if grant is None or grant.state != "live":
+        item = self.items.get(grant_id)
+        if item is None or item.plain.state != "live":
             raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it")
-        return grant
+        return item
 
-    def _put(self, grant: Grant) -> None:
-        if _pairs(grant) > MOST_PAIRS:
+    def _put(self, item: _Item) -> None:
+        if _pairs(item) > MOST_PAIRS:
             raise InvalidKnock("targets", "the grant has more to record than its item holds")
-        self.grants[grant.id] = grant
+        self.items[item.plain.id] = item
+        self.grants[item.plain.id] = item.read()
 
 
 def _milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-def _happened(grant: Grant, event: Event) -> Grant:
+def _happened(item: _Item, event: Event, **changes: Any) -> _Item:
     """Add an event: a set in SimpleDB, so that an equal one is one, in the order of their times."""
-    if event in grant.events:
-        return grant
-    return replace(grant, events=tuple(sorted((*grant.events, event), key=lambda event: event.at)))
+    events = item.plain.events
+    if event not in events:
+        events = tuple(sorted((*events, event), key=lambda event: event.at))
+    return replace(item, plain=replace(item.plain, events=events, **changes))
 
 
-def _pairs(grant: Grant) -> int:
-    """Count the pairs of a grant's item.
+def _pairs(item: _Item) -> int:
+    """Count the pairs of an item.
 
-    Nine are single and always there: kind, state, closed_at, two of the principal, source, two times, order.
+    Ten are single and always there: kind, state, closed_at, decided, two of the principal, source, two
+    times, order.
     """
+    grant = item.plain
     single = (grant.reason, grant.authorized_at, grant.ended_at, grant.ended_by, grant.end_reason)
-    many = (grant.targets, grant.targets, grant.claims, grant.foreign, grant.events, *grant.rules.values())
-    return 9 + sum(map(bool, single)) + sum(map(len, many))
+    many = (grant.targets, grant.targets, grant.events, item.claims, item.told, item.condemned)
+    return 10 + sum(map(bool, single)) + sum(map(len, many))
 
 
 # ---------------------------------------------------------------------------- the groups

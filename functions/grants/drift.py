@@ -68,7 +68,7 @@ class _Guard:
         for grant in self._unclosed:
             yield from self._of_grant(grant)
         # Whatever an unclosed grant claims is its own matter, dealt with just now or left alone.
-        claimed = {key for grant in self._unclosed for key in grant.claims}
+        claimed = {key for grant in self._unclosed for key in grant.keys}
         for rule in self._rules:
             if rule.key not in claimed:
                 yield from self._of_rule(rule)

@@ -1,29 +1,39 @@
-"""The order of calls that keeps the invariants: authorize, revoke, force, supersede, guard.
+"""The order of calls that keeps the invariants: authorize, revoke, force, supersede, restore.
 
-Two ideas carry it, and there is no lock:
+There is no lock. Four rules carry it, and each says what may be done late, twice, or by whoever comes by:
 
-- A claim is written before its rule is authorized, and an ended grant gains no claim. So whoever reads
-  the claims of a source after a grant's end knows every rule that may be open for it.
-- What is done to a rule is level-triggered: act, read the claims again, and act again if the answer has
-  changed. Whoever acts last on a rule has read the claims after acting, so the rule is as they say.
-  A crash in between is made good by the task's retry, which starts from the claims again.
+- **Claim, then look, then authorize.** A claim is written before its rule is authorized, and an ended grant
+  gains none. After its claims a run reads the other grants of its source, and first closes those that ended
+  with a claim on the same rules. So from the look on, whoever ends a grant reads the new claim and leaves it
+  the rule.
+- **An id is condemned on record before it is revoked.** Grants share a rule by its key; a rule's id never
+  comes again. Closing a grant condemns the ids that no live grant claims, in one write under the condition
+  that nobody decided about this grant since the claims were read. A condemned id may be revoked by anybody,
+  at any time, again and again: a rule authorized later has another id.
+- **An id is in the item of a grant that is not closed.** A grant that ends while others claim its rule hands
+  the id over to one of them, under the condition that it is live, before it is recorded as closed. EC2's
+  lists, which may be seconds old, are only asked about what no record can tell.
+- **A run that may still authorize is on record.** A claim carries the stamp of its run until its outcome
+  does too. A run authorizes once a claim, and nothing when it is older than ACTS. A grant with a claim
+  without outcome is closed once SETTLES has passed since the stamp: by then EC2 shows what came of it.
 
-            authorize(A)                           revoke(B), same rule
+            authorize(A)                           close(B), same rule
             claim A ─┐                             end B
-                     │                             read claims: none      (A's claim not yet written)
-            EC2: already there (B's)
-            record                                 EC2: revoke
-                     └───────────────────────────▶ read claims: A's       → authorize again, for A
+                     │                             read the claims: none     (before A's is written)
+            look: B has ended ──▶ close(B) too     condemn B's id ◀─ one of the two; both see which
+                                                   EC2: revoke the id, closed
+            EC2: authorize ─▶ a new id
 
-Every method may run twice, concurrently, late, or after the grant ended.
+Every method may run twice, concurrently, late, or after the grant ended. tests/proofs tries every order.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -37,37 +47,45 @@ from .errors import (
     KnockError,
     PoolExhausted,
     RuleUnsettled,
+    TrailUnavailable,
 )
 from .ingress import GroupFull, GroupGone
-from .values import Grant, Ports, Rule, RuleKey, State, Target, keys_of
+from .values import Grant, Ports, Rule, RuleKey, State, Target, make_stamp, stamped_at
 
 logger = logging.getLogger("knock")
 
-# For how long after a grant's end an authorization of it may still be under way and unseen: the
-# authorize function's timeout (20 s), and the seconds in which EC2 may not show a new rule yet.
+# For how long after its stamp a run authorizes: the authorize function's timeout.
+ACTS = timedelta(seconds=20)
+
+# How long after its stamp what a run did is over, and shows: ACTS, the time EC2 may take over a call that
+# was sent, and the seconds in which EC2 may not show a new rule yet.
 SETTLES = timedelta(seconds=60)
 
-# Claims that change at every look, this often in a row, are left to the task's retry.
+# Grants that change at every look, this often in a row, are left to the task's retry.
 LOOKS = 8
 
 
 class Trail(Protocol):
     """What `trail.Trail` does; the tests' in-memory twin does the same."""
 
-    def add_claims(self, grant_id: str, keys: Iterable[RuleKey]) -> None: ...
-    def drop_claim(self, grant_id: str, key: RuleKey) -> None: ...
+    def add_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None: ...
+    def drop_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None: ...
     def record_rule(
         self,
         grant_id: str,
         key: RuleKey,
         rule_id: str,
+        stamp: str,
         *,
         foreign: bool = False,
-        next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None: ...
+    def hand_over(self, grant_id: str, rules: Mapping[RuleKey, Iterable[str]]) -> None: ...
     def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool: ...
-    def close(self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str]) -> None: ...
+    def condemn(self, grant_id: str, decided: int, rules: Mapping[RuleKey, Iterable[str]]) -> bool: ...
+    def close(
+        self, grant_id: str, decided: int, at: datetime, revoked: Iterable[str], kept: Iterable[str]
+    ) -> bool: ...
     def get(self, grant_id: str) -> Grant | None: ...
     def unclosed(self, source: str) -> list[Grant]: ...
     def all_unclosed(self) -> Iterator[Grant]: ...
@@ -114,29 +132,41 @@ class Opened:
 class Revocation:
     """What ending a grant came to: rules revoked by id, and keys kept for other live grants.
 
-    `closed_now` is False when the grant had been closed before, and there was nothing to do.
+    `closed_now` is False when the grant had been closed before, and there was nothing to do. `failures` says
+    which rules could not be dealt with, `around` which grants of the source were not closed.
     """
 
     grant: Grant
-    status: str
     closed_now: bool = False
     revoked: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    kept: list[RuleKey] = field(default_factory=list)
+    failures: dict[RuleKey, KnockError] = field(default_factory=dict)
+    around: list[Grant] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         return {
             "grant_id": self.grant.id,
-            "status": self.status,
+            "status": self.grant.state,
             "revoked": self.revoked,
-            "kept": self.kept,
+            "kept": [str(key) for key in self.kept],
         }
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run that authorizes for a grant: its stamp, and what it has to answer for."""
+
+    stamp: str
+    claimed: set[RuleKey] = field(default_factory=set)  # without an outcome on record
+    untouched: set[RuleKey] = field(default_factory=set)  # of those: certainly without any effect
+    made: dict[RuleKey, str] = field(default_factory=dict)  # of those: EC2 made this rule
 
 
 @dataclass(frozen=True, slots=True)
 class Operations:
     """The operations over one stack's trail, groups and executions.
 
-    `clock` gives the time, in UTC; `count` adds one to a metric.
+    `clock` gives the time, in UTC; `count` adds one to a metric; `token` makes a run's stamp unique.
     """
 
     trail: Trail
@@ -144,6 +174,7 @@ class Operations:
     executions: Executions
     clock: Callable[[], datetime]
     count: Callable[[str], None] = lambda _metric: None
+    token: Callable[[], str] = lambda: os.urandom(4).hex()
 
     # ------------------------------------------------------------------ authorize
 
@@ -157,100 +188,192 @@ class Operations:
         if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):
             raise InvalidGrant(f"the trail holds no such grant as {asked.id}: nothing is opened for it")
         self._refuse_ended(grant)
-        slots = [self._slot(grant, target, ports) for target, ports in asked.slots()]
-        self._claim(grant, slots[0][1][0])
-        opened: list[Opened] = []
-        try:
+        run = self._run()
+        slots = [(target, self._slot(grant, target, ports)) for target, ports in asked.slots()]
+        opened = []
+        with self._answering_for(grant, run):
+            self._claim(grant, run, {keys[0] for _, keys in slots if keys[0] not in grant.outcomes})
+            others = self._clear(grant, run.claimed)
             for number, (target, keys) in enumerate(slots, 1):
-                opened.append(self._open(grant, target, keys))
-                self._record(grant, opened[-1], slots[number][1][0] if number < len(slots) else None)
+                opened.append(self._open(grant, run, target, keys, others, last=number == len(slots)))
             self._refuse_ended(grant)
-        except GrantEnded:
-            # It ended while this ran. Nobody may come after this to close what was opened just now.
-            self._close(self._known(grant.id), {o.key: o.rule_id for o in opened if not o.foreign})
-            raise
-        self._supersede(grant)
+        self._supersede(grant, others)
         return opened
 
     def _refuse_ended(self, grant: Grant) -> None:
         if not grant.live_at(self.clock()):
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
 
-    def _slot(self, grant: Grant, target: Target, ports: Ports) -> tuple[Target, list[RuleKey]]:
-        """Order a target's groups: those an earlier run of this task claimed first, then by id."""
-        keys = [RuleKey(group, ports, grant.source) for group in sorted(target.groups)]
-        return target, sorted(keys, key=lambda key: key not in grant.claims)
+    def _run(self) -> _Run:
+        return _Run(make_stamp(self.clock(), self.token()))
 
-    def _open(self, grant: Grant, target: Target, keys: list[RuleKey]) -> Opened:
-        """Authorize one rule in the first group of the pool that has room."""
+    def _slot(self, grant: Grant, target: Target, ports: Ports) -> list[RuleKey]:
+        """Order a target's groups: where an earlier run of this task has the rule, what it claimed, by id."""
+        keys = [RuleKey(group, ports, grant.source) for group in sorted(target.groups)]
+        return sorted(keys, key=lambda key: (key not in grant.outcomes, key not in grant.claims))
+
+    @contextmanager
+    def _answering_for(self, grant: Grant, run: _Run) -> Iterator[None]:
+        """Leave nothing that only this run could tell of: it may never be tried again."""
+        try:
+            yield
+        except GrantEnded:
+            # It ended while this ran. Nobody may come after this to close what was opened just now.
+            for key, rule_id in run.made.items():
+                self._give_up(grant, key, rule_id)
+            if run.claimed:
+                self.trail.drop_claims(grant.id, run.claimed, run.stamp)
+            raise
+        except TrailUnavailable:
+            raise  # it would not hear of the claims either
+        except KnockError:
+            if run.untouched:
+                # Failing here costs time only: a claim without outcome is looked after when it has settled.
+                with suppress(KnockError):
+                    self.trail.drop_claims(grant.id, run.untouched, run.stamp)
+            raise
+
+    def _claim(self, grant: Grant, run: _Run, keys: set[RuleKey]) -> None:
+        if keys:
+            self.trail.add_claims(grant.id, keys, run.stamp)
+            run.claimed |= keys
+            run.untouched |= keys
+
+    def _clear(self, grant: Grant, keys: set[RuleKey]) -> list[Grant]:
+        """Look at the other grants of a source, and close those that ended with a claim on these rules.
+
+        Gives the others as they were read, after the claims of this grant. What fails on other rules of
+        theirs is not this grant's matter.
+        """
+        others = [one for one in self.trail.unclosed(grant.source) if one.id != grant.id]
+        for other in others:
+            if other.state != "live" and other.keys & keys:
+                failures = self._try_to_close(other.id).failures
+                for key in sorted(failures.keys() & keys):
+                    raise failures[key]
+        return others
+
+    def _open(
+        self,
+        grant: Grant,
+        run: _Run,
+        target: Target,
+        keys: list[RuleKey],
+        others: list[Grant],
+        *,
+        last: bool,
+    ) -> Opened:
+        """Authorize one rule in the first group of the pool that has room, and record it.
+
+        With the last one of a grant, record that all is open, in the same write. Raises GrantEnded.
+        """
+        last = last and not grant.authorized_at
+        if keys[0] in grant.outcomes:  # of an earlier run of this task
+            rule_id, foreign = grant.outcomes[keys[0]]
+            opened = Opened(keys[0], rule_id, target.name, foreign)
+            if last:
+                self._record(grant, run, opened, last=True)
+            return opened
         for number, key in enumerate(keys):
             if number:
-                self._claim(grant, key)
+                self._claim(grant, run, {key})
+                others = self._clear(grant, {key})
             try:
-                rule_id, foreign = self._authorize_rule(key, grant.id)
-            except (GroupFull, GroupGone, IngressRefused, IngressThrottled) as error:
-                # EC2 did not act. Unless an earlier run of this task left the claim: that one may have.
-                if key not in grant.claims:
-                    self.trail.drop_claim(grant.id, key)
-                if isinstance(error, (IngressRefused, IngressThrottled)):
-                    raise
+                rule_id, foreign = self._authorize_rule(grant, run, key, others)
+            except (GroupFull, GroupGone):
+                self.trail.drop_claims(grant.id, {key}, run.stamp)
+                run.claimed.discard(key)
+                run.untouched.discard(key)
                 continue
-            return Opened(key, rule_id, target.name, foreign)
+            opened = Opened(key, rule_id, target.name, foreign)
+            self._record(grant, run, opened, last=last)
+            return opened
         raise PoolExhausted(
             f"every security group of the target {target.name} is full ({len(keys)} tried); "
             "end a grant, or ask an operator to add a group"
         )
 
-    def _claim(self, grant: Grant, key: RuleKey) -> None:
-        if key not in grant.claims:
-            self.trail.add_claims(grant.id, {key})
-
-    def _record(self, grant: Grant, opened: Opened, following: RuleKey | None) -> None:
-        """Record one rule and claim the following one; with the last, record that all is open.
-
-        One write for both, so that only one claim at a time has an open outcome. Raises GrantEnded.
-        """
+    def _record(self, grant: Grant, run: _Run, opened: Opened, *, last: bool) -> None:
+        run.untouched.discard(opened.key)  # should the answer get lost, it may be recorded
         self.trail.record_rule(
             grant.id,
             opened.key,
             opened.rule_id,
+            run.stamp,
             foreign=opened.foreign,
-            next_claim=following,
-            authorized_at=self.clock() if following is None and not grant.authorized_at else None,
+            authorized_at=self.clock() if last else None,
         )
+        run.claimed.discard(opened.key)
+        run.made.pop(opened.key, None)
 
-    def _authorize_rule(self, key: RuleKey, grant_id: str) -> tuple[str, bool]:
-        """Authorize one rule, or find the one that is there: (its id, whether it is foreign)."""
-        for _ in range(3):
-            rule_id = self.ingress.authorize(key, grant_id)
-            if rule_id:
-                return rule_id, False
-            there = self._look_up(key)
-            if there:
-                return there.id, not self.ingress.is_ours(there)
-        # Revoked between the two calls, or not shown yet.
-        raise RuleUnsettled(f"EC2 has a rule {key} and does not show it yet")
+    def _authorize_rule(self, grant: Grant, run: _Run, key: RuleKey, others: list[Grant]) -> tuple[str, bool]:
+        """Authorize one rule, or find the one that is there: (its id, whether it is foreign).
+
+        Once a claim: what one run may have done to a rule is then one thing.
+        """
+        if self.clock() >= stamped_at(run.stamp) + ACTS:
+            raise RuleUnsettled("this run is too old to authorize anything: another has to")
+        run.untouched.discard(key)
+        try:
+            rule_id = self.ingress.authorize(key, grant.id)
+        except (GroupFull, GroupGone, IngressRefused, IngressThrottled):
+            run.untouched.add(key)
+            raise
+        if rule_id:
+            run.made[key] = rule_id
+            return rule_id, False
+        run.untouched.add(key)
+        # A live grant's, most likely. Whichever id it has by now: who ends before this grant hands it over.
+        known = {
+            rule_id for one in (grant, *others) for rule_id in one.rules.get(key, ()) if one.state == "live"
+        }
+        if known:
+            return max(known), False
+        there = self._look_up(key)
+        if not there:
+            raise RuleUnsettled(f"EC2 has a rule {key} and does not show it yet")
+        return there.id, not self.ingress.is_ours(there)
 
     def _look_up(self, key: RuleKey) -> Rule | None:
         return next((rule for rule in self.ingress.find([key.group]) if rule.key == key), None)
 
-    def _supersede(self, grant: Grant) -> None:
+    def _give_up(self, grant: Grant, key: RuleKey, rule_id: str) -> None:
+        """Close a rule made for a grant that ended before it was recorded, or leave it to who claims it."""
+        for _ in range(LOOKS):
+            around = self.trail.unclosed(grant.source)
+            ended = next((one for one in around if one.id == grant.id), None)
+            heir = _heirs(around, grant.id, self.clock()).get(key)
+            if heir:
+                with suppress(GrantEnded):
+                    self.trail.hand_over(heir.id, {key: {rule_id}})
+                    return
+            # While the claim without outcome stands nobody closes the grant. If somebody has all the same,
+            # this run is long past SETTLES, and nobody relies on the rule.
+            elif ended is None or self.trail.condemn(grant.id, ended.decided, {key: {rule_id}}):
+                self.ingress.revoke(key.group, rule_id)
+                return
+        raise RuleUnsettled("other grants for this source come and go too fast to follow")
+
+    def _supersede(self, grant: Grant, others: list[Grant]) -> None:
         """End the older grants that this one renews: same principal, same source, same targets.
 
         The new grant is open and recorded by now, so access never pauses. Failing here costs nothing
         but tidiness (the old grant ends by its own timer), and must not end the new one: it is logged.
         """
         try:
-            for old in self.trail.unclosed(grant.source):
+            for old in others:
                 now = self.clock()
                 if _renews(grant, old) and (old.live_at(now) or old.ended_by == grant.id):
                     self.trail.end(old.id, "superseded", now, grant.id, "")
-                    # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
-                    self.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
-                    self._close(self._known(old.id))
+                    self._finish_superseding(grant.id, old.id)
         except KnockError:
             self.count("SupersedeFailed")
             logger.exception("supersede_failed", extra={"grant_id": grant.id})
+
+    def _finish_superseding(self, new_id: str, old_id: str) -> None:
+        # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
+        self.executions.stop(old_id, "Superseded", f"renewed by {new_id}")
+        self._close(old_id)
 
     # ------------------------------------------------------------------ revoke
 
@@ -261,7 +384,7 @@ class Operations:
         GrantNotFound; RuleUnsettled when an authorization may be under way still; other Unavailables.
         """
         self.trail.end(grant_id, how, self.clock(), by, reason)
-        return self._close(self._known(grant_id))
+        return self._close(grant_id)
 
     def force(self, state: Grant, rules: Mapping[RuleKey, str], how: State) -> Revocation:
         """Close a grant, without the trail if need be.
@@ -272,7 +395,7 @@ class Operations:
         grants get their rules back.
         """
         try:
-            return self.revoke(state.id, how, "knock", "by force")
+            done = self.revoke(state.id, how, "knock", "by force")
         except (IngressRefused, IngressThrottled, IngressUnavailable, RuleUnsettled):
             raise  # the trail is there, and EC2 is what holds things up
         except Exception as error:  # whatever is wrong with the trail, the door is closed
@@ -280,8 +403,10 @@ class Operations:
             logger.exception("revoking_by_force", extra={"grant_id": state.id})
             revoked = self._close_without_trail(state, rules)
             if isinstance(error, GrantNotFound):
-                return Revocation(state, how, closed_now=True, revoked=revoked)
+                return Revocation(replace(state, state=how), closed_now=True, revoked=revoked)
             raise
+        self._restore(done.grant.source, done.grant.keys)
+        return done
 
     def _close_without_trail(self, state: Grant, rules: Mapping[RuleKey, str]) -> list[str]:
         keys = {
@@ -306,22 +431,30 @@ class Operations:
         return revoked
 
     def revoke_unclaimed(self, rule: Rule) -> bool:
-        """Revoke a rule of ours that no live grant claims. False says that one does, and it stands."""
-        made = {rule.key: rule.id}
-        kept: bool | None = None
-        for _ in range(LOOKS):
-            now = self.clock()
-            live = keys_of(g for g in self.trail.unclosed(rule.key.cidr) if g.live_at(now))
-            if kept is None and rule.key in live:
-                return False
-            if kept == (rule.key in live):
-                return not kept
-            kept = rule.key in live
-            if kept:
-                made |= self._keep(rule.key, live[rule.key])
-            else:
-                self.ingress.revoke(rule.key.group, made[rule.key])
-        raise RuleUnsettled("other grants for this source come and go too fast to follow")
+        """Revoke a rule of ours that no grant claims. False says that one does, and it stands.
+
+        For what the trail has lost sight of: nobody condemned the id, so a grant that came to share the rule
+        in this moment gets one of its own.
+        """
+        if any(rule.key in one.keys for one in self.trail.unclosed(rule.key.cidr)):
+            return False
+        self.ingress.revoke(rule.key.group, rule.id)
+        self._restore(rule.key.cidr, {rule.key})
+        return True
+
+    def _restore(self, source: str, keys: Iterable[RuleKey]) -> None:
+        """See that rules live grants claim are there, after somebody revoked them without asking the trail.
+
+        By authorizing them, not by looking: EC2's answer to a write is true now, a list may be seconds old.
+        """
+        heirs = _heirs(self.trail.unclosed(source), "", self.clock())
+        for key in sorted(heirs.keys() & set(keys)):
+            claimant, run = heirs[key], self._run()
+            with suppress(GrantEnded, GroupGone), self._answering_for(claimant, run):
+                self._claim(claimant, run, {key})
+                others = self._clear(claimant, {key})
+                rule_id, foreign = self._authorize_rule(claimant, run, key, others)
+                self._record(claimant, run, Opened(key, rule_id, "", foreign), last=False)
 
     def _known(self, grant_id: str) -> Grant:
         grant = self.trail.get(grant_id)
@@ -329,81 +462,110 @@ class Operations:
             raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
         return grant
 
-    def _close(self, grant: Grant, just_opened: Mapping[RuleKey, str] | None = None) -> Revocation:
-        """Revoke every rule of an ended grant that no other live grant claims, until that is so.
-
-        Goes on to the other rules when one fails, and raises the first failure at the end.
-        """
-        done = Revocation(grant, grant.state)
-        if grant.closed_at and not just_opened:
-            return done
-        failures: list[KnockError] = []
-        seen: dict[RuleKey, bool] = {}
-        made = dict(just_opened or {})
-        for _ in range(LOOKS):
-            claimed = self._claimed_by_others(grant)
-            stale = [key for key in sorted(grant.claims) if seen.get(key) != (key in claimed)]
-            if not stale:
-                break
-            for key in stale:
-                seen[key] = key in claimed
-                try:
-                    if key in claimed:
-                        made |= self._keep(key, claimed[key])
-                    else:
-                        done.revoked += self._revoke_rule(grant, key, made.get(key))
-                except KnockError as error:
-                    logger.warning("rule_not_closed", extra={"grant_id": grant.id, "rule": str(key)})
-                    failures.append(error)
-        else:
-            failures.append(RuleUnsettled("other grants for this source come and go too fast to follow"))
-        if failures:
-            raise failures[0]
-        done.kept = [str(key) for key, kept in sorted(seen.items()) if kept]
-        self.trail.close(grant.id, self.clock(), done.revoked, done.kept)
-        done.closed_now = True
+    def _close(self, grant_id: str) -> Revocation:
+        """Close an ended grant. Raises the first of what failed, at the end."""
+        done = self._try_to_close(grant_id)
+        for key in sorted(done.failures):
+            raise done.failures[key]
         return done
 
-    def _claimed_by_others(self, grant: Grant) -> dict[RuleKey, Grant]:
-        now = self.clock()
-        return keys_of(
-            other
-            for other in self.trail.unclosed(grant.source)
-            if other.id != grant.id and other.live_at(now)
-        )
+    def _try_to_close(self, grant_id: str) -> Revocation:
+        """Revoke every rule of an ended grant that no other live grant claims, and hand over the others.
 
-    def _keep(self, key: RuleKey, claimant: Grant) -> dict[RuleKey, str]:
-        """See that a rule other live grants claim is there, whoever revoked it meanwhile.
-
-        Gives the rule's id if it was not, and had to be authorized again. By authorizing it, not by
-        looking: EC2's answer to a write is true now, a list may be seconds old.
+        Goes on to the other rules when one fails; the grant is recorded as closed when none did. Twice, and
+        by several at once, is once.
         """
-        with suppress(GroupGone):
-            rule_id = self.ingress.authorize(key, claimant.id)
-            if rule_id:
-                # If the claimant has ended by now, the next look at the claims shows it.
-                with suppress(GrantEnded):
-                    self.trail.record_rule(claimant.id, key, rule_id)
-                return {key: rule_id}
-        return {}
+        done = Revocation(self._known(grant_id))
+        for _ in range(LOOKS):
+            if done.grant.closed_at:
+                return done
+            done.around = self.trail.unclosed(done.grant.source)
+            grant = next((one for one in done.around if one.id == grant_id), None)
+            if grant is None:  # closed by somebody else meanwhile
+                done.grant = self._known(grant_id)
+            elif self._settle(grant, done):
+                return done
+        raise RuleUnsettled("other grants for this source come and go too fast to follow")
 
-    def _revoke_rule(self, grant: Grant, key: RuleKey, just_opened: str | None) -> list[str]:
-        """Revoke the rule of one key: by the ids recorded for it, else by looking it up.
+    def _settle(self, grant: Grant, done: Revocation) -> bool:
+        """Do once what closing a grant takes, by one reading of it. False says to read again."""
+        heirs = _heirs(done.around, grant.id, self.clock())
+        done.failures = {}
+        ids = self._find_ids(grant, done.failures)
+        done.kept = sorted(heirs.keys() & ids.keys())
+        decided = self._condemn(grant, {key: found for key, found in ids.items() if key not in heirs})
+        if decided is None or not self._hand_over(ids, heirs):
+            return False
+        for key in sorted(ids):
+            gone = set(grant.condemned.get(key, ())) | (set() if key in heirs else ids[key])
+            try:
+                done.revoked += self._revoke_rule(key, gone)
+            except KnockError as error:
+                logger.warning("rule_not_closed", extra={"grant_id": grant.id, "rule": str(key)})
+                done.failures[key] = error
+        if done.failures:
+            # What is kept stays so, also for those who read the claims before its heir's was written.
+            return not done.kept or self.trail.condemn(grant.id, decided, {})
+        for old in done.around:
+            if old.ended_by == grant.id:
+                # Its own authorization would have, but may have been stopped with its execution.
+                self._finish_superseding(grant.id, old.id)
+        kept = [str(key) for key in done.kept]
+        done.closed_now = self.trail.close(grant.id, decided, self.clock(), done.revoked, kept)
+        return done.closed_now
 
-        Raises RuleUnsettled when nothing is recorded, nothing shows, and an authorization may still be
-        under way. One rule a key: once one id is revoked, the key has none.
+    def _find_ids(self, grant: Grant, failures: dict[RuleKey, KnockError]) -> dict[RuleKey, set[str]]:
+        """Find the ids of the rules a grant answers for, those condemned left out.
+
+        Where a claim has no outcome, EC2 is asked. Until SETTLES has passed it may not show what the claim's
+        run did, or the run may still be at it: that is a failure, and what shows is dealt with all the same.
         """
-        ids = sorted(grant.rules.get(key, frozenset()) | ({just_opened} if just_opened else set()))
-        for rule_id in ids:
+        ids = {key: set(grant.rules.get(key, ())) for key in grant.keys}
+        for key, stamps in sorted(grant.unsettled.items()):
+            try:
+                there = self._look_up(key)
+            except KnockError as error:
+                failures[key] = error
+                continue
+            if there and self.ingress.is_ours(there):
+                ids[key].add(there.id)
+            if any(self.clock() < stamped_at(stamp) + SETTLES for stamp in stamps):
+                failures[key] = RuleUnsettled(f"whether {key} was authorized cannot be known yet")
+        return {key: found - grant.condemned.get(key, frozenset()) for key, found in ids.items()}
+
+    def _condemn(self, grant: Grant, ids: Mapping[RuleKey, set[str]]) -> int | None:
+        """Condemn rules, if any. Gives how many decisions there are then; None where somebody decided."""
+        going = {key: found for key, found in ids.items() if found}
+        if not going:
+            return grant.decided
+        return grant.decided + 1 if self.trail.condemn(grant.id, grant.decided, going) else None
+
+    def _hand_over(self, ids: Mapping[RuleKey, set[str]], heirs: Mapping[RuleKey, Grant]) -> bool:
+        """Put the ids of rules that others claim into the items of those. False says one of them ended."""
+        by_heir: dict[str, dict[RuleKey, set[str]]] = {}
+        for key, heir in heirs.items():
+            new = ids.get(key, set()) - heir.rules.get(key, frozenset())
+            if new:
+                by_heir.setdefault(heir.id, {})[key] = new
+        for heir_id, rules in by_heir.items():
+            try:
+                self.trail.hand_over(heir_id, rules)
+            except GrantEnded:
+                return False
+        return True
+
+    def _revoke_rule(self, key: RuleKey, ids: Iterable[str]) -> list[str]:
+        """Revoke a rule by the ids it may have. One rule a key: once one is revoked, the key has none."""
+        for rule_id in sorted(ids):
             if self.ingress.revoke(key.group, rule_id):
                 return [rule_id]
-        there = self._look_up(key)
-        if there and self.ingress.is_ours(there):
-            return [there.id] if self.ingress.revoke(key.group, there.id) else []
-        settled = ids or there or key in grant.foreign
-        if not settled and self.clock() < (grant.ended_at or self.clock()) + SETTLES:
-            raise RuleUnsettled(f"whether {key} was authorized cannot be known yet")
         return []
+
+
+def _heirs(around: Iterable[Grant], grant_id: str, now: datetime) -> dict[RuleKey, Grant]:
+    """Map each rule key that live grants claim to the one of them that lasts longest."""
+    live = [one for one in around if one.id != grant_id and one.live_at(now)]
+    return {key: one for one in sorted(live, key=lambda one: (one.expires_at, one.id)) for key in one.claims}
 
 
 def _renews(new: Grant, old: Grant) -> bool:

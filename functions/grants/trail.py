@@ -37,6 +37,7 @@ from .values import (
     parse_time,
     show_second,
     show_time,
+    stamped_at,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 NOT_YET = "-"  # SimpleDB cannot ask for what is missing by index, so "not yet closed" is a value
 LIVE = "live"
+CLOSED = "closed"  # the last decision about a grant's rules
+MANY = ("claim", "rule", "condemned", "event", "target", "target_name")  # the others have one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Trail:
             ("kind", "grant"),
             ("state", LIVE),
             ("closed_at", NOT_YET),
+            ("decided", "0"),
             ("principal_id", grant.principal.id),
             ("principal_name", grant.principal.name),
             ("source", grant.source),
@@ -102,16 +106,19 @@ class Trail:
             ],
         )
 
-    def add_claims(self, grant_id: str, keys: Iterable[RuleKey]) -> None:
-        """Stake claims in rules, while the grant is live. Raises GrantEnded. Twice is once."""
-        self._put_while_live(grant_id, [("claim", str(key)) for key in keys])
+    def add_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
+        """Stake claims in rules, while the grant is live. Raises GrantEnded. Twice is once.
 
-    def drop_claim(self, grant_id: str, key: RuleKey) -> None:
-        """Take back a claim whose rule certainly was not authorized. Twice is once."""
+        `stamp` names the run that will authorize them: until it records an outcome, nobody else knows it.
+        """
+        self._put_while_live(grant_id, [("claim", f"{key} {stamp}") for key in sorted(keys)])
+
+    def drop_claims(self, grant_id: str, keys: Iterable[RuleKey], stamp: str) -> None:
+        """Take back claims of a run that certainly authorized none of their rules. Twice is once."""
         self._call(
             "delete_attributes",
             ItemName=grant_id,
-            Attributes=[{"Name": "claim", "Value": str(key)}],
+            Attributes=[{"Name": "claim", "Value": f"{key} {stamp}"} for key in sorted(keys)],
         )
 
     def record_rule(
@@ -119,23 +126,25 @@ class Trail:
         grant_id: str,
         key: RuleKey,
         rule_id: str,
+        stamp: str,
         *,
         foreign: bool = False,
-        next_claim: RuleKey | None = None,
         authorized_at: datetime | None = None,
     ) -> None:
-        """Record what became of a claim, while the grant is live. Raises GrantEnded. Twice is once.
+        """Record what became of a run's claim, while the grant is live. Raises GrantEnded. Twice is once.
 
-        `next_claim` is staked in the same write. `authorized_at` is given with the last rule of a grant:
-        one write then says that all is open.
+        `authorized_at` is given with the last rule of a grant: one write then says that all is open.
         """
-        pairs = [("rule", compact_json({"key": str(key), "foreign" if foreign else "rule": rule_id}))]
-        if next_claim:
-            pairs.append(("claim", str(next_claim)))
+        outcome = {"key": str(key), "foreign" if foreign else "rule": rule_id, "run": stamp}
+        pairs = [("rule", compact_json(outcome))]
         if authorized_at:
             event = Event(authorized_at, "authorized", "knock")
             pairs += [("authorized_at", show_time(authorized_at)), ("event", compact_json(event.as_json()))]
         self._put_while_live(grant_id, pairs)
+
+    def hand_over(self, grant_id: str, rules: Mapping[RuleKey, Iterable[str]]) -> None:
+        """Have a live grant answer for rules of others, by their ids. Raises GrantEnded. Twice is once."""
+        self._put_while_live(grant_id, _rule_pairs("rule", rules))
 
     def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool:
         """Record the end of a grant and of all its claims. The first writer wins: True says it was this one.
@@ -158,19 +167,29 @@ class Trail:
             return False
         return True
 
-    def close(self, grant_id: str, at: datetime, revoked: Iterable[str], kept: Iterable[str]) -> None:
-        """Record that nothing of an ended grant is open. The first time stands.
+    def condemn(self, grant_id: str, decided: int, rules: Mapping[RuleKey, Iterable[str]]) -> bool:
+        """Decide that rules of an ended grant go. False, with nothing written, where it was decided since.
+
+        `decided` is the number of decisions that the grant had when the claims on its rules were read.
+        """
+        pairs = [*_rule_pairs("condemned", rules), ("decided", str(decided + 1))]
+        return self._put_if_decided(grant_id, decided, pairs)
+
+    def close(
+        self, grant_id: str, decided: int, at: datetime, revoked: Iterable[str], kept: Iterable[str]
+    ) -> bool:
+        """Record that an ended grant answers for nothing any more. False where somebody decided since.
 
         `revoked` names rules by id, `kept` by what other live grants claim.
         """
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
-        with suppress(_ConditionFailed):
-            self._put(
-                grant_id,
-                [("closed_at", show_time(at)), ("event", compact_json(event.as_json()))],
-                expected={"Name": "closed_at", "Value": NOT_YET},
-            )
+        pairs = [
+            ("closed_at", show_time(at)),
+            ("decided", CLOSED),
+            ("event", compact_json(event.as_json())),
+        ]
+        return self._put_if_decided(grant_id, decided, pairs)
 
     def note(self, grant_id: str, event: Event) -> None:
         """Add an event to a grant that exists. Raises GrantNotFound."""
@@ -255,6 +274,13 @@ class Trail:
                 return
             token = {"NextToken": answer["NextToken"]}
 
+    def _put_if_decided(self, grant_id: str, decided: int, pairs: list[tuple[str, str]]) -> bool:
+        try:
+            self._put(grant_id, pairs, expected={"Name": "decided", "Value": str(decided)})
+        except _ConditionFailed:
+            return False
+        return True
+
     def _put_while_live(self, grant_id: str, pairs: list[tuple[str, str]]) -> None:
         try:
             self._put(grant_id, pairs, expected={"Name": "state", "Value": LIVE})
@@ -264,8 +290,7 @@ class Trail:
     def _put(
         self, item: str, pairs: list[tuple[str, str]], expected: Mapping[str, Any] | None = None
     ) -> None:
-        many = {"claim", "rule", "event", "target", "target_name"}
-        attributes = [{"Name": name, "Value": value, "Replace": name not in many} for name, value in pairs]
+        attributes = [{"Name": name, "Value": value, "Replace": name not in MANY} for name, value in pairs]
         extra: dict[str, Any] = {"Expected": expected} if expected else {}
         self._call("put_attributes", ItemName=item, Attributes=attributes, **extra)
 
@@ -305,6 +330,14 @@ def _cut(text: str, most: int) -> str:
     return line.encode()[:most].decode(errors="ignore")
 
 
+def _rule_pairs(name: str, rules: Mapping[RuleKey, Iterable[str]]) -> list[tuple[str, str]]:
+    return [
+        (name, compact_json({"key": str(key), "rule": rule_id}))
+        for key, ids in sorted(rules.items())
+        for rule_id in sorted(ids)
+    ]
+
+
 def _quote(value: str) -> str:
     """Quote a value for a Select: single quotes, doubled inside.
 
@@ -313,10 +346,32 @@ def _quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def _rules(claims: list[str], rules: list[str], condemned: list[str]) -> dict[str, Any]:
+    """Read what a grant claims, and what became of it."""
+    unsettled: dict[RuleKey, set[str]] = {}
+    for text in claims:
+        of, _, stamp = text.partition(" ")
+        stamped_at(stamp)
+        unsettled.setdefault(RuleKey.parse(of), set()).add(stamp)
+    keys = frozenset(unsettled)
+    ids: dict[str, dict[RuleKey, frozenset[str]]] = {"rules": {}, "condemned": {}}
+    outcomes: dict[RuleKey, tuple[str, bool]] = {}
+    for name, texts in (("rules", rules), ("condemned", condemned)):
+        for value in map(json.loads, sorted(texts)):
+            key = RuleKey.parse(value["key"])
+            if "rule" in value:
+                ids[name][key] = ids[name].get(key, frozenset()) | {value["rule"]}
+            if "run" in value:
+                unsettled.get(key, set()).discard(value["run"])
+                outcomes[key] = (value.get("rule") or value["foreign"], "foreign" in value)
+    left = {key: frozenset(stamps) for key, stamps in unsettled.items() if stamps}
+    return {"claims": keys, "unsettled": left, "outcomes": outcomes, **ids}
+
+
 def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
     """Read an item. None for one that is no grant; TrailUnavailable for one that cannot be read."""
     one: dict[str, str] = {}
-    many: dict[str, list[str]] = {"claim": [], "rule": [], "event": [], "target": [], "target_name": []}
+    many: dict[str, list[str]] = {name: [] for name in MANY}
     for pair in pairs:
         if pair["Name"] in many:
             many[pair["Name"]].append(pair["Value"])
@@ -325,15 +380,6 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
     if one.get("kind") != "grant":
         return None
     try:
-        rules: dict[RuleKey, frozenset[str]] = {}
-        foreign: set[RuleKey] = set()
-        for text in many["rule"]:
-            value = json.loads(text)
-            key = RuleKey.parse(value["key"])
-            if "rule" in value:
-                rules[key] = rules.get(key, frozenset()) | {value["rule"]}
-            else:
-                foreign.add(key)
         targets = sorted(
             (
                 Target(value["name"], tuple(Ports.parse(ports) for ports in value["ports"]))
@@ -360,9 +406,8 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
             ended_by=one.get("ended_by", ""),
             end_reason=one.get("end_reason", ""),
             closed_at=None if closed == NOT_YET else parse_time(closed),
-            claims=frozenset(RuleKey.parse(text) for text in many["claim"]),
-            rules=rules,
-            foreign=frozenset(foreign),
+            **_rules(many["claim"], many["rule"], many["condemned"]),
+            decided=-1 if one["decided"] == CLOSED else int(one["decided"]),
             events=tuple(events),
         )
     except (KeyError, ValueError, TypeError) as error:

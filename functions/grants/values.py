@@ -14,7 +14,7 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
@@ -52,6 +52,16 @@ def parse_time(text: object) -> datetime:
     whole, _, fraction = text[:-1].partition(".")
     at = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
     return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
+
+
+def make_stamp(at: datetime, token: str) -> str:
+    """Name a run that begins now: `2026-11-23T21:17:19.123Z/1f0c9a3e`. The token makes it unique."""
+    return f"{show_time(at)}/{token}"
+
+
+def stamped_at(stamp: str) -> datetime:
+    """Read from its stamp when a run began. Raises ValueError."""
+    return parse_time(stamp.partition("/")[0])
 
 
 def round_up(at: datetime) -> datetime:
@@ -232,7 +242,10 @@ class Event:
 class Grant:
     """The decision to let one source reach named targets until `expires_at`, and what became of it.
 
-    The first fields are the decision, fixed when it is made. The others are what the trail adds.
+    The first fields are the decision, fixed when it is made. The others are what the trail adds:
+    `unsettled` are the stamps of claims without an outcome; `outcomes` say which rule a run found or made,
+    and whether it is foreign; `rules` are the ids of Knock's own rules that this grant answers for;
+    `condemned` those decided to go, and `decided` how often that was decided upon.
     """
 
     id: str
@@ -250,8 +263,11 @@ class Grant:
     end_reason: str = ""
     closed_at: datetime | None = None
     claims: frozenset[RuleKey] = frozenset()
+    unsettled: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
+    outcomes: Mapping[RuleKey, tuple[str, bool]] = field(default_factory=dict)
     rules: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
-    foreign: frozenset[RuleKey] = frozenset()
+    condemned: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
+    decided: int = 0
     events: tuple[Event, ...] = ()
 
     def live_at(self, now: datetime) -> bool:
@@ -265,6 +281,11 @@ class Grant:
         if now >= self.expires_at:
             return "expired"
         return "active" if self.authorized_at else "pending"
+
+    @property
+    def keys(self) -> frozenset[RuleKey]:
+        """Give the keys of all rules it claims or answers for."""
+        return self.claims | self.rules.keys()
 
     @property
     def order(self) -> str:
@@ -361,8 +382,3 @@ def _plain(text: str) -> str:
 def compact_json(value: object) -> str:
     """Write JSON without spaces, keys in order: equal values are equal texts, as a SimpleDB set needs."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-
-
-def keys_of(grants: Iterable[Grant]) -> dict[RuleKey, Grant]:
-    """Map each claimed rule key to one grant that claims it."""
-    return {key: grant for grant in grants for key in grant.claims}

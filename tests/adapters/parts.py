@@ -56,6 +56,7 @@ class Parts(Protocol):
     executions: Any
     groups: list[str]
 
+    def now(self) -> datetime: ...
     def add_rule(self, key: RuleKey) -> str: ...
     def remove_rule(self, key: RuleKey, rule_id: str) -> None: ...
     def set_quota(self, rules: int) -> None: ...
@@ -72,6 +73,7 @@ class Twins:
     def __post_init__(self) -> None:
         world = twins.World()
         self.trail, self.ingress, self.executions = world.trail, world.ingress, world.executions
+        self.now = world.clock
         self.groups = ["sg-0a", "sg-0b"]
         for group in self.groups:
             self.ingress.add_group(group)
@@ -105,6 +107,7 @@ class Adapters:
         domain = f"knock-Trail-{number}"
         sdb.create_domain(DomainName=domain)
         self.trail = Trail(sdb, domain)
+        self.now = emulator.clock.now
         self.ingress = Ingress(self.ec2, twins.STACK + str(number))
         self.executions = Executions(emulator.client("stepfunctions"), emulator.machine)
         vpc = self.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]

@@ -15,11 +15,12 @@ import pytest
 from grants.errors import GrantEnded, GrantNotFound, InvalidKnock
 from grants.ingress import GroupFull, GroupGone
 from grants.trail import Page
-from grants.values import Event, Grant, Ports, RuleKey, State, Target
+from grants.values import Event, Grant, Ports, RuleKey, State, Target, make_stamp
 from tests.adapters.parts import ALICE, BOB, HERE, HTTP, HTTPS, NOW, SSH, Parts, grant
 
 KEY = RuleKey("sg-0a", SSH, HERE)
 OTHER = RuleKey("sg-0b", HTTPS, HERE)
+RUN, LATER = make_stamp(NOW, "1f0c9a3e"), make_stamp(NOW + timedelta(seconds=1), "00000000")
 ELSEWHERE = "2001:db8::7/128"
 
 
@@ -27,6 +28,11 @@ def recorded(parts: Parts, grant_id: str = "g1", **changes: Any) -> Grant:
     parts.trail.record_request(grant(grant_id, **changes))
     found: Grant = parts.trail.get(grant_id)
     return found
+
+
+def lasting(parts: Parts, grant_id: str) -> Grant:
+    """A grant that its execution's clock gives another day."""
+    return grant(grant_id, expires_at=parts.now().replace(microsecond=0) + timedelta(days=1))
 
 
 def end(parts: Parts, grant_id: str = "g1", how: State = "revoked", **changes: Any) -> bool:
@@ -84,74 +90,80 @@ class TestRefusal:
 
 
 class TestClaim:
-    def test_it_is_a_set_of_keys(self, parts: Parts) -> None:
+    def test_it_is_a_set_of_keys_each_without_an_outcome(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.add_claims("g1", {KEY})
-        parts.trail.add_claims("g1", [KEY, OTHER])
-        assert parts.trail.get("g1").claims == {KEY, OTHER}
+        parts.trail.add_claims("g1", {KEY}, RUN)
+        parts.trail.add_claims("g1", [KEY, OTHER], RUN)
+        parts.trail.add_claims("g1", [KEY], LATER)
+        found = parts.trail.get("g1")
+        assert found.claims == found.keys == {KEY, OTHER}
+        assert found.unsettled == {KEY: {RUN, LATER}, OTHER: {RUN}}
 
     def test_an_ended_grant_gains_none(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.add_claims("g1", {KEY})
+        parts.trail.add_claims("g1", {KEY}, RUN)
         end(parts)
         with pytest.raises(GrantEnded):
-            parts.trail.add_claims("g1", {OTHER})
+            parts.trail.add_claims("g1", {OTHER}, RUN)
         assert parts.trail.get("g1").claims == {KEY}
 
     def test_a_grant_that_was_not_recorded_gains_none(self, parts: Parts) -> None:
         with pytest.raises(GrantEnded):
-            parts.trail.add_claims("g1", {KEY})
+            parts.trail.add_claims("g1", {KEY}, RUN)
         assert parts.trail.get("g1") is None
 
-    def test_it_can_be_dropped_once_and_again_and_after_the_end(self, parts: Parts) -> None:
+    def test_it_can_be_dropped_by_its_run_once_and_again_and_after_the_end(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.add_claims("g1", {KEY, OTHER})
-        parts.trail.drop_claim("g1", OTHER)
-        parts.trail.drop_claim("g1", OTHER)
+        parts.trail.add_claims("g1", {KEY, OTHER}, RUN)
+        parts.trail.add_claims("g1", {KEY}, LATER)
+        parts.trail.drop_claims("g1", {OTHER}, RUN)
+        parts.trail.drop_claims("g1", {OTHER}, RUN)
         assert parts.trail.get("g1").claims == {KEY}
         end(parts)
-        parts.trail.drop_claim("g1", KEY)
+        parts.trail.drop_claims("g1", {KEY, OTHER}, RUN)
+        assert parts.trail.get("g1").unsettled == {KEY: {LATER}}
+        parts.trail.drop_claims("g1", {KEY}, LATER)
         assert parts.trail.get("g1").claims == frozenset()
 
     def test_dropping_one_of_no_grant_makes_none(self, parts: Parts) -> None:
-        parts.trail.drop_claim("g1", KEY)
+        parts.trail.drop_claims("g1", {KEY}, RUN)
         assert parts.trail.get("g1") is None
 
     def test_more_than_an_item_holds_are_refused_whole(self, parts: Parts) -> None:
         recorded(parts)
         before = parts.trail.get("g1")
-        pairs = 9 + 2 + 1  # the single ones, the target twice, one event
+        pairs = 10 + 2 + 1  # the single ones, the target twice, one event
         keys = [RuleKey("sg-0a", Ports(port, port, "tcp"), HERE) for port in range(1, 256 - pairs + 2)]
         with pytest.raises(InvalidKnock):
-            parts.trail.add_claims("g1", keys)
+            parts.trail.add_claims("g1", keys, RUN)
         assert parts.trail.get("g1") == before
-        parts.trail.add_claims("g1", keys[1:])
+        parts.trail.add_claims("g1", keys[1:], RUN)
         with pytest.raises(InvalidKnock):
-            parts.trail.record_rule("g1", keys[1], "sgr-1")
+            parts.trail.record_rule("g1", keys[1], "sgr-1", RUN)
 
 
 class TestRuleRecord:
     def test_it_says_what_became_of_a_claim(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.record_rule("g1", KEY, "sgr-1")
-        parts.trail.record_rule("g1", KEY, "sgr-1")
-        parts.trail.record_rule("g1", KEY, "sgr-2")
-        parts.trail.record_rule("g1", OTHER, "sgr-3", foreign=True)
+        parts.trail.add_claims("g1", {KEY, OTHER}, RUN)
+        parts.trail.add_claims("g1", {KEY}, LATER)
+        for _ in range(2):
+            parts.trail.record_rule("g1", KEY, "sgr-1", RUN)
         found = parts.trail.get("g1")
+        assert found.unsettled == {KEY: {LATER}, OTHER: {RUN}}
+        parts.trail.record_rule("g1", KEY, "sgr-2", LATER)
+        parts.trail.record_rule("g1", OTHER, "sgr-3", RUN, foreign=True)
+        found = parts.trail.get("g1")
+        assert found.unsettled == {}
+        assert found.claims == {KEY, OTHER}
         assert found.rules == {KEY: {"sgr-1", "sgr-2"}}
-        assert found.foreign == {OTHER}
+        assert found.outcomes == {KEY: ("sgr-2", False), OTHER: ("sgr-3", True)}
         assert found.authorized_at is None
-
-    def test_it_stakes_the_next_claim_in_the_same_write(self, parts: Parts) -> None:
-        recorded(parts)
-        parts.trail.add_claims("g1", {KEY})
-        parts.trail.record_rule("g1", KEY, "sgr-1", next_claim=OTHER)
-        assert parts.trail.get("g1").claims == {KEY, OTHER}
 
     def test_the_last_says_that_all_is_open(self, parts: Parts) -> None:
         recorded(parts)
         at = NOW + timedelta(seconds=1, microseconds=77)
-        parts.trail.record_rule("g1", KEY, "sgr-1", authorized_at=at)
+        parts.trail.record_rule("g1", KEY, "sgr-1", RUN, authorized_at=at)
         found = parts.trail.get("g1")
         assert found.authorized_at == NOW + timedelta(seconds=1)
         assert [event.event for event in found.events] == ["requested", "authorized"]
@@ -162,10 +174,59 @@ class TestRuleRecord:
         end(parts)
         before = parts.trail.get("g1")
         with pytest.raises(GrantEnded):
-            parts.trail.record_rule("g1", KEY, "sgr-1", next_claim=OTHER, authorized_at=NOW)
+            parts.trail.record_rule("g1", KEY, "sgr-1", RUN, authorized_at=NOW)
         assert parts.trail.get("g1") == before
         with pytest.raises(GrantEnded):
-            parts.trail.record_rule("g9", KEY, "sgr-1")
+            parts.trail.record_rule("g9", KEY, "sgr-1", RUN)
+
+
+class TestHandingOver:
+    def test_a_live_grant_answers_for_the_rules_and_its_claim_still_lacks_an_outcome(
+        self, parts: Parts
+    ) -> None:
+        recorded(parts)
+        parts.trail.add_claims("g1", {KEY}, RUN)
+        for _ in range(2):
+            parts.trail.hand_over("g1", {KEY: {"sgr-1", "sgr-2"}, OTHER: {"sgr-3"}})
+        found = parts.trail.get("g1")
+        assert found.rules == {KEY: {"sgr-1", "sgr-2"}, OTHER: {"sgr-3"}}
+        assert found.outcomes == {}
+        assert found.unsettled == {KEY: {RUN}}
+        assert found.claims == {KEY}
+        assert found.keys == {KEY, OTHER}
+
+    def test_an_ended_grant_takes_nothing_over(self, parts: Parts) -> None:
+        recorded(parts)
+        end(parts)
+        for grant_id in ("g1", "g9"):
+            with pytest.raises(GrantEnded):
+                parts.trail.hand_over(grant_id, {KEY: {"sgr-1"}})
+        assert parts.trail.get("g1").rules == {}
+
+
+class TestCondemning:
+    def test_it_is_decided_by_who_knows_of_every_decision_before(self, parts: Parts) -> None:
+        recorded(parts)
+        end(parts)
+        assert parts.trail.get("g1").decided == 0
+        assert parts.trail.condemn("g1", 0, {KEY: {"sgr-1"}, OTHER: {"sgr-2", "sgr-3"}}) is True
+        assert parts.trail.condemn("g1", 0, {KEY: {"sgr-4"}}) is False
+        assert parts.trail.condemn("g1", 1, {KEY: {"sgr-5"}}) is True
+        assert parts.trail.condemn("g1", 2, {}) is True
+        found = parts.trail.get("g1")
+        assert found.decided == 3
+        assert found.condemned == {KEY: {"sgr-1", "sgr-5"}, OTHER: {"sgr-2", "sgr-3"}}
+        assert found.rules == {}
+
+    def test_nothing_is_decided_about_a_closed_grant_or_none(self, parts: Parts) -> None:
+        recorded(parts)
+        end(parts)
+        assert parts.trail.close("g1", 0, NOW, [], []) is True
+        for decided in (0, 1, -1):
+            assert parts.trail.condemn("g1", decided, {KEY: {"sgr-1"}}) is False
+        assert parts.trail.condemn("g9", 0, {KEY: {"sgr-1"}}) is False
+        assert parts.trail.get("g9") is None
+        assert parts.trail.get("g1").condemned == {}
 
 
 class TestEnd:
@@ -203,21 +264,30 @@ class TestClosing:
         recorded(parts)
         end(parts)
         at = NOW + timedelta(seconds=1)
-        parts.trail.close("g1", at, ["sgr-2", "sgr-1"], [str(OTHER), str(KEY)])
+        assert parts.trail.close("g1", 0, at, ["sgr-2", "sgr-1"], [str(OTHER), str(KEY)]) is True
         first = parts.trail.get("g1")
         assert first.closed_at == at
         detail = {"revoked": ["sgr-1", "sgr-2"], "kept": [str(KEY), str(OTHER)]}
         assert first.events[-1] == Event(at, "closed", "knock", detail)
-        parts.trail.close("g1", at + timedelta(1), ["sgr-9"], [])
+        assert parts.trail.close("g1", 0, at + timedelta(1), ["sgr-9"], []) is False
         assert parts.trail.get("g1") == first
 
+    def test_it_is_recorded_by_who_knows_of_every_decision_before(self, parts: Parts) -> None:
+        recorded(parts)
+        end(parts)
+        parts.trail.condemn("g1", 0, {KEY: {"sgr-1"}})
+        assert parts.trail.close("g1", 0, NOW, [], []) is False
+        assert parts.trail.get("g1").closed_at is None
+        assert parts.trail.close("g1", 1, NOW, [], []) is True
+        assert parts.trail.get("g1").closed_at == NOW
+
     def test_it_records_nothing_of_a_grant_there_is_none_of(self, parts: Parts) -> None:
-        parts.trail.close("g1", NOW, [], [])
+        assert parts.trail.close("g1", 0, NOW, [], []) is False
         assert parts.trail.get("g1") is None
 
     def test_its_event_names_some_of_many_rules(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.close("g1", NOW, [f"sgr-{n:017}" for n in range(80)], [str(KEY)] * 80)
+        parts.trail.close("g1", 0, NOW, [f"sgr-{n:017}" for n in range(80)], [str(KEY)] * 80)
         detail = parts.trail.get("g1").events[-1].detail
         assert len(detail["revoked"]) == 20
         assert len(detail["kept"]) == 4
@@ -244,7 +314,7 @@ class TestUnclosed:
         recorded(parts, "elsewhere", source=ELSEWHERE)
         end(parts, "ended")
         end(parts, "closed")
-        parts.trail.close("closed", NOW, [], [])
+        parts.trail.close("closed", 0, NOW, [], [])
         assert sorted(ids(parts.trail.unclosed(HERE))) == ["ended", "live"]
         assert ids(parts.trail.unclosed(ELSEWHERE)) == ["elsewhere"]
         assert parts.trail.unclosed("203.0.113.8/32") == []
@@ -252,8 +322,8 @@ class TestUnclosed:
 
     def test_it_shows_a_grant_whole(self, parts: Parts) -> None:
         recorded(parts)
-        parts.trail.add_claims("g1", {KEY})
-        parts.trail.record_rule("g1", KEY, "sgr-1")
+        parts.trail.add_claims("g1", {KEY, OTHER}, RUN)
+        parts.trail.record_rule("g1", KEY, "sgr-1", RUN)
         assert parts.trail.unclosed(HERE) == [parts.trail.get("g1")]
         assert list(parts.trail.all_unclosed()) == [parts.trail.get("g1")]
 
@@ -414,7 +484,7 @@ class TestExecution:
         assert parts.executions.stop("never", "Revoked", "revoked by bob") is False
 
     def test_it_runs_once_however_often_it_is_started(self, parts: Parts) -> None:
-        made = grant(f"once-{parts.name}")
+        made = lasting(parts, f"once-{parts.name}")
         parts.executions.start(made)
         parts.executions.start(made)
         parts.executions.start(replace(made, reason="another input"))
@@ -422,7 +492,7 @@ class TestExecution:
         assert list(parts.executions.running()).count(made.id) == 1
 
     def test_it_is_stopped_once_and_for_all(self, parts: Parts) -> None:
-        made = grant(f"stopped-{parts.name}")
+        made = lasting(parts, f"stopped-{parts.name}")
         parts.executions.start(made)
         for _ in range(2):
             assert parts.executions.stop(made.id, "Revoked", "revoked by bob: x" * 3000) is True
@@ -432,7 +502,7 @@ class TestExecution:
         assert made.id not in parts.executions.running()
 
     def test_stopping_one_that_ended_by_itself_changes_nothing(self, parts: Parts) -> None:
-        made = grant(f"ended-{parts.name}")
+        made = lasting(parts, f"ended-{parts.name}")
         parts.executions.start(made)
         parts.finish(made.id)
         assert parts.executions.stop(made.id, "Revoked", "") is True
