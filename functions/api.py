@@ -465,10 +465,27 @@ def end_grants(request: Request) -> dict[str, Any]:
 def _end(grant: Grant, rights: Rights, reason: str) -> None:
     """Close a grant by the revoke function, then stop its execution. Either may have happened before."""
     by = rights.principal
-    _invoke_revoke({"how": "revoked", "grant": {"grant_id": grant.id}, "by": by.as_json(), "reason": reason})
+    payload = {"how": "revoked", "grant": {"grant_id": grant.id}, "by": by.as_json(), "reason": reason}
+    try:
+        _invoke_revoke(payload)
+    except Unavailable:
+        # It may be half done. Whoever asked may not ask again: Lambda's queue does, in a minute and in two.
+        _invoke_revoke_later(payload)
+        raise
     cause = f"revoked by {by.name}" + (f": {reason}" if reason else "")
     wiring().executions.stop(grant.id, "Revoked", cause)
     logger.info("revoked", extra={"revoked_grant_id": grant.id, "by": by.name})
+
+
+def _invoke_revoke_later(payload: dict[str, Any]) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        wiring().functions.invoke(
+            FunctionName=wiring().revoke_function, InvocationType="Event", Payload=json.dumps(payload)
+        )
+    except (ClientError, BotoCoreError):
+        logger.exception("revocation_not_queued", extra={"grant_id": payload["grant"]["grant_id"]})
 
 
 def _invoke_revoke(payload: dict[str, Any]) -> None:

@@ -311,7 +311,16 @@ class _Functions:
     def __init__(self, knock: Knock) -> None:
         self._knock = knock
 
-    def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+    def invoke(
+        self,
+        FunctionName: str,  # noqa: N803 - boto3's names
+        Payload: str,  # noqa: N803
+        InvocationType: str = "RequestResponse",  # noqa: N803
+    ) -> dict[str, Any]:
+        if InvocationType == "Event":
+            later = (FunctionName, Payload.encode())
+            threading.Thread(target=self._knock.invoke_later, args=later, daemon=True).start()
+            return {"StatusCode": 202}
         result = self._knock.invoke(FunctionName, Payload.encode())
         answer: dict[str, Any] = {"Payload": io.BytesIO(result.payload)}
         return answer | ({"FunctionError": result.function_error} if result.function_error else {})

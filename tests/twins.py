@@ -147,7 +147,7 @@ class _Item:
 
 def _gather(pairs: Iterable[tuple[RuleKey, str]]) -> dict[RuleKey, frozenset[str]]:
     found: dict[RuleKey, frozenset[str]] = {}
-    for key, value in pairs:
+    for key, value in sorted(pairs):
         found[key] = found.get(key, frozenset()) | {value}
     return found
 
@@ -568,7 +568,10 @@ class World:
         self.trail = Trail(self.hook)
         self.ingress = Ingress(self.hook, self.clock)
         self.executions = Executions(self.hook)
-        self.operations = Operations(self.trail, self.ingress, self.executions, self.clock)
+        numbers = itertools.count()
+        self.operations = Operations(
+            self.trail, self.ingress, self.executions, self.clock, token=lambda: f"{next(numbers):08x}"
+        )
 
     def listen(self, hook: Hook) -> None:
         """Let another hook hear of the calls."""

@@ -48,6 +48,7 @@ from .errors import (
     PoolExhausted,
     RuleUnsettled,
     TrailUnavailable,
+    Unavailable,
 )
 from .ingress import GroupFull, GroupGone
 from .values import Grant, Ports, Rule, RuleKey, State, Target, make_stamp, stamped_at
@@ -357,23 +358,23 @@ class Operations:
     def _supersede(self, grant: Grant, others: list[Grant]) -> None:
         """End the older grants that this one renews: same principal, same source, same targets.
 
-        The new grant is open and recorded by now, so access never pauses. Failing here costs nothing
-        but tidiness (the old grant ends by its own timer), and must not end the new one: it is logged.
+        The new grant is open and recorded by now, so access never pauses. What may pass is raised by the
+        run that opened the grant: the task's retry comes here again. Then failing is logged: it must not
+        end the new grant, and the old one ends by its own timer.
         """
         try:
             for old in others:
                 now = self.clock()
                 if _renews(grant, old) and (old.live_at(now) or old.ended_by == grant.id):
                     self.trail.end(old.id, "superseded", now, grant.id, "")
-                    self._finish_superseding(grant.id, old.id)
-        except KnockError:
+                    # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
+                    self.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
+                    self._close(old.id)
+        except KnockError as error:
+            if isinstance(error, Unavailable) and not grant.authorized_at:
+                raise
             self.count("SupersedeFailed")
             logger.exception("supersede_failed", extra={"grant_id": grant.id})
-
-    def _finish_superseding(self, new_id: str, old_id: str) -> None:
-        # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
-        self.executions.stop(old_id, "Superseded", f"renewed by {new_id}")
-        self._close(old_id)
 
     # ------------------------------------------------------------------ revoke
 
@@ -450,11 +451,18 @@ class Operations:
         heirs = _heirs(self.trail.unclosed(source), "", self.clock())
         for key in sorted(heirs.keys() & set(keys)):
             claimant, run = heirs[key], self._run()
-            with suppress(GrantEnded, GroupGone), self._answering_for(claimant, run):
+            try:
                 self._claim(claimant, run, {key})
                 others = self._clear(claimant, {key})
                 rule_id, foreign = self._authorize_rule(claimant, run, key, others)
                 self._record(claimant, run, Opened(key, rule_id, "", foreign), last=False)
+            except GrantEnded:
+                for rule_id in run.made.values():
+                    self._give_up(claimant, key, rule_id)
+            except (GroupFull, GroupGone):
+                # Its room is taken, or the group is gone: no retry would change that.
+                self.count("RuleLost")
+                logger.exception("rule_lost", extra={"grant_id": claimant.id, "rule": str(key)})
 
     def _known(self, grant_id: str) -> Grant:
         grant = self.trail.get(grant_id)
@@ -509,7 +517,7 @@ class Operations:
         for old in done.around:
             if old.ended_by == grant.id:
                 # Its own authorization would have, but may have been stopped with its execution.
-                self._finish_superseding(grant.id, old.id)
+                self._close(old.id)
         kept = [str(key) for key in done.kept]
         done.closed_now = self.trail.close(grant.id, decided, self.clock(), done.revoked, kept)
         return done.closed_now

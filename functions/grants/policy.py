@@ -41,9 +41,10 @@ EVERY_TARGET = ("*", "@all")
 
 WIDEST = {4: 24, 6: 56}
 
-# A SimpleDB item holds 256 pairs: a claim and a rule for each, and room for what happened.
+# A SimpleDB item holds 256 pairs. A target takes two of its grant's, a rule three: its claim, what became of
+# it, and its end. The rest is for the grant itself, and for what is tried again.
 # https://docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/SDBLimits.html
-MOST_RULES = 80
+MOST_PAIRS = 210
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +244,12 @@ def _targets(
             known = ", ".join(by_name) or "none"
             raise NotAllowed(TAG_TARGETS, f"the key may not open {', '.join(unknown)}; it may open: {known}")
         chosen = [by_name[name] for name in sorted(set(asked))]
-    rules = sum(len(target.ports) for target in chosen)
-    if rules > MOST_RULES:
+    pairs = sum(2 + 3 * len(target.ports) for target in chosen)
+    if pairs > MOST_PAIRS:
         raise InvalidKnock(
-            "targets", f"these targets are {rules} rules, and a grant holds {MOST_RULES} at most: name fewer"
+            "targets",
+            f"{len(chosen)} targets with these ports take {pairs} entries of a grant's record, "
+            f"and {MOST_PAIRS} is the most: name fewer",
         )
     return tuple(chosen)
 
