@@ -76,6 +76,12 @@ audit: $(VENV)/.dev ## look the pinned libraries up among known vulnerabilities 
 cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
 	PYTHONPATH=functions $(BIN)/python -m tests.cost.page
 
+mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test names, and see that it notices
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
+soak: $(VENV)/.dev ## try random schedules for hours (ARGS="--hours 8 --from 123")
+	@PYTHONPATH=functions:clients $(BIN)/python -m tests.proofs.soak $(ARGS)
+
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
 	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
 

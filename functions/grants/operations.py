@@ -158,6 +158,7 @@ class _Run:
     """One run that authorizes for a grant: its stamp, and what it has to answer for."""
 
     stamp: str
+    outcomes: dict[RuleKey, tuple[str, bool]]  # on record, by it or by an earlier run
     claimed: set[RuleKey] = field(default_factory=set)  # without an outcome on record
     untouched: set[RuleKey] = field(default_factory=set)  # of those: certainly without any effect
     made: dict[RuleKey, str] = field(default_factory=dict)  # of those: EC2 made this rule
@@ -189,14 +190,15 @@ class Operations:
         if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):
             raise InvalidGrant(f"the trail holds no such grant as {asked.id}: nothing is opened for it")
         self._refuse_ended(grant)
-        run = self._run()
-        slots = [(target, self._slot(grant, target, ports)) for target, ports in asked.slots()]
+        run = self._run(grant)
+        slots = asked.slots()
         opened = []
         with self._answering_for(grant, run):
-            self._claim(grant, run, {keys[0] for _, keys in slots if keys[0] not in grant.outcomes})
+            firsts = {self._order(grant, run, target, ports)[0] for target, ports in slots}
+            self._claim(grant, run, firsts - run.outcomes.keys())
             others = self._clear(grant, run.claimed)
-            for number, (target, keys) in enumerate(slots, 1):
-                opened.append(self._open(grant, run, target, keys, others, last=number == len(slots)))
+            for number, (target, ports) in enumerate(slots, 1):
+                opened.append(self._open(grant, run, target, ports, others, last=number == len(slots)))
             self._refuse_ended(grant)
         self._supersede(grant, others)
         return opened
@@ -205,13 +207,13 @@ class Operations:
         if not grant.live_at(self.clock()):
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
 
-    def _run(self) -> _Run:
-        return _Run(make_stamp(self.clock(), self.token()))
+    def _run(self, grant: Grant) -> _Run:
+        return _Run(make_stamp(self.clock(), self.token()), dict(grant.outcomes))
 
-    def _slot(self, grant: Grant, target: Target, ports: Ports) -> list[RuleKey]:
-        """Order a target's groups: where an earlier run of this task has the rule, what it claimed, by id."""
+    def _order(self, grant: Grant, run: _Run, target: Target, ports: Ports) -> list[RuleKey]:
+        """Order a target's groups: where the rule is on record, what an earlier run claimed, by id."""
         keys = [RuleKey(group, ports, grant.source) for group in sorted(target.groups)]
-        return sorted(keys, key=lambda key: (key not in grant.outcomes, key not in grant.claims))
+        return sorted(keys, key=lambda key: (key not in run.outcomes, key not in grant.claims))
 
     @contextmanager
     def _answering_for(self, grant: Grant, run: _Run) -> Iterator[None]:
@@ -226,7 +228,7 @@ class Operations:
                 self.trail.drop_claims(grant.id, run.claimed, run.stamp)
             raise
         except TrailUnavailable:
-            raise  # it would not hear of the claims either
+            raise  # what it did not answer may be recorded, and it would not hear of this either
         except KnockError:
             if run.untouched:
                 # Failing here costs time only: a claim without outcome is looked after when it has settled.
@@ -259,7 +261,7 @@ class Operations:
         grant: Grant,
         run: _Run,
         target: Target,
-        keys: list[RuleKey],
+        ports: Ports,
         others: list[Grant],
         *,
         last: bool,
@@ -269,8 +271,9 @@ class Operations:
         With the last one of a grant, record that all is open, in the same write. Raises GrantEnded.
         """
         last = last and not grant.authorized_at
-        if keys[0] in grant.outcomes:  # of an earlier run of this task
-            rule_id, foreign = grant.outcomes[keys[0]]
+        keys = self._order(grant, run, target, ports)
+        if keys[0] in run.outcomes:  # of an earlier run of this task, or of another target with this rule
+            rule_id, foreign = run.outcomes[keys[0]]
             opened = Opened(keys[0], rule_id, target.name, foreign)
             if last:
                 self._record(grant, run, opened, last=True)
@@ -295,7 +298,6 @@ class Operations:
         )
 
     def _record(self, grant: Grant, run: _Run, opened: Opened, *, last: bool) -> None:
-        run.untouched.discard(opened.key)  # should the answer get lost, it may be recorded
         self.trail.record_rule(
             grant.id,
             opened.key,
@@ -305,6 +307,8 @@ class Operations:
             authorized_at=self.clock() if last else None,
         )
         run.claimed.discard(opened.key)
+        run.untouched.discard(opened.key)
+        run.outcomes[opened.key] = opened.rule_id, opened.foreign
         run.made.pop(opened.key, None)
 
     def _authorize_rule(self, grant: Grant, run: _Run, key: RuleKey, others: list[Grant]) -> tuple[str, bool]:
@@ -450,7 +454,7 @@ class Operations:
         """
         heirs = _heirs(self.trail.unclosed(source), "", self.clock())
         for key in sorted(heirs.keys() & set(keys)):
-            claimant, run = heirs[key], self._run()
+            claimant, run = heirs[key], self._run(heirs[key])
             try:
                 self._claim(claimant, run, {key})
                 others = self._clear(claimant, {key})

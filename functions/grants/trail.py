@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 NOT_YET = "-"  # SimpleDB cannot ask for what is missing by index, so "not yet closed" is a value
 LIVE = "live"
+WHILE_LIVE = {"Name": "state", "Value": LIVE}
 CLOSED = "closed"  # the last decision about a grant's rules
 MANY = ("claim", "rule", "condemned", "event", "target", "target_name")  # the others have one value
 
@@ -160,7 +161,7 @@ class Trail:
             *([("end_reason", _cut(reason, 1000))] if reason else []),
         ]
         try:
-            self._put(grant_id, pairs, expected={"Name": "state", "Value": LIVE})
+            self._put(grant_id, pairs, expected=WHILE_LIVE)
         except _ConditionFailed as error:
             if error.missing:
                 raise GrantNotFound(f"the trail holds no grant {grant_id!r}") from error
@@ -283,7 +284,7 @@ class Trail:
 
     def _put_while_live(self, grant_id: str, pairs: list[tuple[str, str]]) -> None:
         try:
-            self._put(grant_id, pairs, expected={"Name": "state", "Value": LIVE})
+            self._put(grant_id, pairs, expected=WHILE_LIVE)
         except _ConditionFailed as error:
             raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it") from error
 

@@ -100,6 +100,9 @@ class TestClaim:
         assert found.unsettled == {KEY: {RUN, LATER}, OTHER: {RUN}}
 
     def test_an_ended_grant_gains_none(self, parts: Parts) -> None:
+        """Mutation: functions/grants/trail.py:
+        `WHILE_LIVE = {"Name": "state", "Value": LIVE}` -> `WHILE_LIVE = None`
+        """
         recorded(parts)
         parts.trail.add_claims("g1", {KEY}, RUN)
         end(parts)
@@ -206,6 +209,9 @@ class TestHandingOver:
 
 class TestCondemning:
     def test_it_is_decided_by_who_knows_of_every_decision_before(self, parts: Parts) -> None:
+        """Mutation: functions/grants/trail.py:
+        `expected={"Name": "decided", "Value": str(decided)}` -> `expected=None`
+        """
         recorded(parts)
         end(parts)
         assert parts.trail.get("g1").decided == 0
@@ -406,6 +412,9 @@ class TestRule:
     @pytest.mark.parametrize("cidr", [HERE, "198.51.100.0/28", ELSEWHERE, "2001:db8::/60"])
     @pytest.mark.parametrize("ports", [SSH, Ports(8000, 8010, "udp")])
     def test_it_is_authorized_once_and_is_ours(self, parts: Parts, cidr: str, ports: Ports) -> None:
+        """Mutation: functions/grants/ingress.py:
+        `if code == "InvalidPermission.Duplicate":` -> `if False:`
+        """
         key = self.key(parts, ports, cidr)
         rule_id = parts.ingress.authorize(key, "g1")
         assert parts.ingress.authorize(key, "g2") is None
@@ -415,6 +424,7 @@ class TestRule:
         assert parts.ingress.ours() == [rule]
 
     def test_it_is_revoked_once(self, parts: Parts) -> None:
+        """Mutation: functions/grants/ingress.py: `if _code(error) in GONE:` -> `if False:`"""
         key = self.key(parts)
         rule_id = parts.ingress.authorize(key, "g1")
         assert parts.ingress.revoke(key.group, rule_id) is True
@@ -423,6 +433,7 @@ class TestRule:
         assert parts.ingress.authorize(key, "g2") not in (None, rule_id)
 
     def test_a_foreign_one_is_there_and_stays_as_it_is(self, parts: Parts) -> None:
+        """Mutation: functions/grants/ingress.py: `return rule.stack == self.stack` -> `return True`"""
         key = self.key(parts)
         rule_id = parts.add_rule(key)
         assert parts.ingress.authorize(key, "g1") is None

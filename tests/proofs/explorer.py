@@ -23,6 +23,7 @@ At the end:       none is open, and every grant that ended is recorded as closed
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -312,13 +313,30 @@ class Explorer:
         self._static = {key: self.world.ingress.rules[key] for key in scenario.foreign}
 
     def explore(self) -> Found:
+        """Walk through every state there is."""
+        start = self._begin()
+        self.found.orders = self._visit(start)
+        return self.found
+
+    def walk(self, dice: random.Random) -> int:
+        """Go one way at random to its end. Gives the number of steps."""
+        state = self._begin()
+        while True:
+            edges = list(self._edges(state))
+            if not edges:
+                self._check_end(state)
+                return len(self._path)
+            told, state = dice.choice(edges)
+            self._path.append(told)
+            self._check(state)
+
+    def _begin(self) -> State:
         grants = {process.grant.id: process.grant for process in self.scenario.processes}
         known = {p.grant.id for p in self.scenario.processes if p.kind == "execution"}
         handlers = [_handler(grant) for name, grant in grants.items() if name in known]
         start = self._capture((*self.scenario.processes, *handlers), self.scenario.faults)
         self._check(start)
-        self.found.orders = self._visit(start)
-        return self.found
+        return start
 
     def _visit(self, state: State) -> int:
         """Walk on from a state; give the number of orders there are from it to an end."""

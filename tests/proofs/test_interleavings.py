@@ -225,5 +225,24 @@ ALL = [
 
 @pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.__name__)
 def test_the_invariants_hold_in_every_order(scenario: Callable[[World], Scenario]) -> None:
+    """No rule outlives its last claim, no grant is cut short, and the claim comes before the door.
+
+    Mutation: functions/grants/operations.py: `if other.state != "live" and other.keys & keys:` -> `if False:`
+    Mutation: functions/grants/operations.py:
+        `grant.decided, going) else None` -> `grant.decided, going) else 1`
+    Mutation: functions/grants/operations.py:
+        `if decided is None or not self._hand_over(ids, heirs):` -> `if decided is None:`
+    Mutation: functions/grants/operations.py:
+        `stamped_at(stamp) + SETTLES for stamp in stamps` -> `stamped_at(stamp) for stamp in stamps`
+    Mutation: functions/grants/operations.py: `self._give_up(grant, key, rule_id)` -> `pass`
+    Mutation: functions/grants/operations.py: `self.trail.add_claims(grant.id, keys, run.stamp)` -> `pass`
+    Mutation: functions/grants/operations.py: `if old.ended_by == grant.id:` -> `if False:`
+    Mutation: functions/grants/operations.py:
+        `if one.id != grant_id and one.live_at(now)` -> `if one.id != grant_id`
+    Mutation: functions/grants/operations.py:
+        `(old.live_at(now) or old.ended_by == grant.id)` -> `old.live_at(now)`
+    Mutation: functions/grants/operations.py:
+        `if isinstance(error, Unavailable) and not grant.authorized_at:` -> `if False:`
+    """
     found = Explorer(scenario(fresh())).explore()
     print(f"interleavings: {scenario.__name__}: {found}")

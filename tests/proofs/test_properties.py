@@ -12,7 +12,14 @@ from datetime import timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from grants.drift import GRACE, guard
 from grants.errors import GrantEnded, GrantNotFound, InvalidGrant, KnockError, PoolExhausted, Unavailable
@@ -266,5 +273,16 @@ def _alike(one: RuleKey, other: RuleKey) -> bool:
     return (":" in one.cidr) == (":" in other.cidr)
 
 
-TestKnocking = Knocking.TestCase
-TestKnocking.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
+    """And the trail explains every rule that ever was.
+
+    Mutation: functions/grants/values.py:
+        `return self.state == "live" and now < self.expires_at` -> `return self.state == "live"`
+    Mutation: functions/grants/operations.py: `ids[key].add(there.id)` -> `pass`
+    Mutation: functions/grants/operations.py:
+        `return there.id, not self.ingress.is_ours(there)` -> `return there.id, False`
+    Mutation: functions/grants/operations.py:
+        `except (GroupFull, GroupGone, IngressRefused, IngressThrottled):` -> `except IngressThrottled:`
+    """
+    often = settings(max_examples=150, stateful_step_count=25, deadline=None)
+    run_state_machine_as_test(Knocking, settings=often)

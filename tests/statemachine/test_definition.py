@@ -50,7 +50,13 @@ def machine() -> dict[str, Any]:
 
 class TestTheDefinition:
     def test_it_keeps_every_promise_of_the_walk(self, machine: dict[str, Any]) -> None:
-        """Mutation: any of `BAD_MACHINES`."""
+        """Any of BAD_MACHINES is noticed, too.
+
+        Mutation: statemachine/grant.asl.json: `"Next": "RollBackIngress"` -> `"Next": "AuthorizationFailed"`
+        Mutation: statemachine/grant.asl.json:
+            `"TimestampPath": "$.expires_at"` -> `"TimestampPath": "$.requested_at"`
+        Mutation: statemachine/grant.asl.json: `"Next": "ForceRevokeIngress"` -> `"Next": "RevocationFailed"`
+        """
         assert problems(machine, input_fields()) == []
 
     def test_its_states_are_the_designs(self, machine: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ class TestKnock:
         assert grant["id"] in rules[0]["Description"]
 
     def test_the_trail_holds_the_intent_before_the_execution_starts(self, knock: Knock) -> None:
-        """Mutation: `executions.start(grant)` moved above `trail.record_request(grant)`."""
+        """Mutation: functions/api.py: `trail.record_request(grant)` -> `executions.start(grant)`"""
         seen: list[object] = []
         knock.before_invoke = lambda name, payload: seen.append(
             knock.grant(payload["grant"]["grant_id"])["status"] if name.endswith("authorize") else None
@@ -232,6 +232,9 @@ class TestTrailOutage:
     def test_a_grant_ends_by_force_when_the_trail_cannot_be_reached_and_the_trail_tells_so_later(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Mutation: functions/grants/operations.py:
+        `revoked = self._close_without_trail(state, rules)` -> `revoked = []`
+        """
         grant = knock.open()
         from grants.trail import Trail
 
@@ -280,6 +283,10 @@ class TestInput:
         assert knock.rules() == set()
 
     def test_an_execution_nobody_knocked_for_opens_nothing(self, knock: Knock) -> None:
+        """Mutation: functions/grants/operations.py:
+        `if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):`
+        -> `if grant is None and not (grant := asked):`
+        """
         value = json.loads((FIXTURES / "v1.json").read_text())
         value["targets"][0]["groups"] = knock.groups["bastion"]
         knock.client("stepfunctions").start_execution(
@@ -289,7 +296,7 @@ class TestInput:
         assert knock.rules() == set()
 
     def test_a_late_authorize_after_the_end_opens_nothing(self, knock: Knock) -> None:
-        """Mutation: `_refuse_ended` that returns at once."""
+        """Mutation: functions/grants/operations.py: `if not grant.live_at(self.clock()):` -> `if False:`"""
         grant = knock.open()
         value = json.loads(knock.execution(grant["id"])["input"])
         knock.request("DELETE", f"/grants/{grant['id']}")

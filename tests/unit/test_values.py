@@ -53,7 +53,10 @@ class TestDuration:
         ],
     )
     def test_a_duration_means_what_it_says(self, text: object, seconds: int) -> None:
-        """Mutation: `_UNITS` with `"h": 60` reads 24 h as 24 minutes."""
+        """A day read as no time at all is how doors stay open.
+
+        Mutation: functions/grants/values.py: `"h": 3_600` -> `"h": 60`
+        """
         assert parse_duration(text) == timedelta(seconds=seconds)
 
     def test_a_bare_number_is_seconds(self) -> None:

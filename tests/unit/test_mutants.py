@@ -1,0 +1,16 @@
+"""The mutations that tests name can be made: `make mutants` makes them, and sees that the tests notice."""
+
+from __future__ import annotations
+
+from tests.mutants import mutations
+
+
+class TestMutations:
+    def test_each_can_be_made_in_one_place(self) -> None:
+        assert [problem for one in mutations() if (problem := one.problem())] == []
+
+    def test_there_are_enough_of_them_in_every_part_that_holds_an_invariant(self) -> None:
+        named = mutations()
+        assert len(named) >= 20
+        parts = {one.file.rpartition("/")[2] for one in named}
+        assert parts >= {"operations.py", "trail.py", "ingress.py", "api.py", "values.py", "grant.asl.json"}
