@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.docs.diagram import README, diagram, put, today
 from tests.docs.player import alike, play
 from tests.e2e.conftest import start, stop
+from tests.template.transform import read
 
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -61,6 +62,45 @@ def test_every_link_within_the_project_leads_to_a_file(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+# What the README calls a type of resource under "What it changes in your AWS account".
+WORDS = {
+    "AWS::ApiGateway::Account": "access logs",
+    "AWS::ApiGateway::ApiKey": "API keys",
+    "AWS::ApiGateway::UsagePlan": "usage plan",
+    "AWS::ApiGateway::UsagePlanKey": "usage plan",
+    "AWS::CloudWatch::Alarm": "alarms",
+    "AWS::CloudWatch::Dashboard": "dashboard",
+    "AWS::Events::Rule": "EventBridge rule",
+    "AWS::IAM::ManagedPolicy": "managed policy",
+    "AWS::IAM::Role": "IAM role",
+    "AWS::Lambda::Function": "sixth",
+    "AWS::Lambda::Permission": "functions",
+    "AWS::Logs::LogGroup": "log groups",
+    "AWS::Logs::SubscriptionFilter": "subscription filters",
+    "AWS::SDB::Domain": "SimpleDB domain",
+    "AWS::SNS::Subscription": "subscription",
+    "AWS::SNS::Topic": "SNS topic",
+    "AWS::SNS::TopicPolicy": "topic",
+    "AWS::SQS::Queue": "SQS queue",
+    "AWS::SQS::QueuePolicy": "SQS queue",
+    "AWS::Serverless::Api": "REST API",
+    "AWS::Serverless::Function": "Lambda functions",
+    "AWS::Serverless::StateMachine": "state machine",
+    "Custom::LastRules": "deleted",
+    "Custom::TrailDomain": "SimpleDB domain",
+}
+
+
+def test_the_readme_names_every_kind_of_thing_that_a_deployment_makes() -> None:
+    resources = read()["Resources"].values()
+    _, _, said = README.read_text().partition("### What it changes in your AWS account")
+    said = re.sub(r"\s+", " ", said.partition("\n## ")[0])
+    assert {resource["Type"] for resource in resources} == set(WORDS)
+    assert {word for word in WORDS.values() if word not in said} == set()
+    functions = [one for one in resources if one["Type"] == "AWS::Serverless::Function"]
+    assert sum("Condition" not in one for one in functions) == 5, "the README says five"
 
 
 def test_every_make_target_the_readme_names_exists() -> None:
