@@ -59,7 +59,7 @@ openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
 
 deploy: .venv-sam/.done ## deploy to your AWS account, guided
 	.venv-sam/bin/sam build
-	.venv-sam/bin/sam deploy --guided --capabilities CAPABILITY_NAMED_IAM $(ARGS)
+	.venv-sam/bin/sam deploy --guided --confirm-changeset --capabilities CAPABILITY_NAMED_IAM $(ARGS)
 
 e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
 	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \

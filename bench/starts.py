@@ -26,6 +26,7 @@ FUNCTIONS = {
     "revoke": "w.operations",
     "stopped": "w.operations",
     "guard": "w.operations",
+    "notify": "w.events, w.trail",
 }
 
 IMPORT = """
@@ -76,7 +77,10 @@ def functions(scale: Scale) -> list[Table]:
     """Measure each function's module in a fresh process: a cold start without Lambda's own part."""
     table = Table(
         "A function's fresh process",
-        notes=["medians; clients: making the AWS clients, once a process; bare: the interpreter alone"],
+        notes=[
+            "medians; clients: making the AWS clients, once a process; bare: the interpreter alone",
+            "notify is deployed only where notifications are asked for",
+        ],
     )
     scripts = {"bare Python": f"import json\n{PEAK}\nprint(json.dumps([0, 0, peak]))"}
     scripts |= {
@@ -85,7 +89,9 @@ def functions(scale: Scale) -> list[Table]:
     }
     variables: dict[str, dict[str, str]] = {"bare Python": {}}
     place = Place("knock", REGION)
-    for function in Deployment(load(ROOT / "template.yaml", place, {})).functions:
+    for function in Deployment(
+        load(ROOT / "template.yaml", place, {"EnableNotifications": "true"})
+    ).functions:
         name = function.handler.partition(".")[0]
         variables[name] = environment(function, region=REGION, endpoint_url="http://127.0.0.1:9")
         del variables[name]["AWS_LAMBDA_INITIALIZATION_TYPE"]  # at which a module makes its clients as well

@@ -45,11 +45,13 @@ Open the door for ten seconds:
 
   curl -X POST -H "x-api-key: {alice}" {api_url}/knock -d '{{"duration": "10s"}}'
 
-See the grant run, as the Step Functions console would show it:
+For `knock`, and for `aws` to see what AWS's own consoles would show, in a second terminal:
 
-  AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local AWS_DEFAULT_REGION={region} \\
-    aws --endpoint-url {aws_endpoint_url} stepfunctions list-executions \\
-    --state-machine-arn {state_machine_arn}
+  export KNOCK_URL={api_url} KNOCK_API_KEY={alice}
+  export AWS_ENDPOINT_URL={aws_endpoint_url} AWS_DEFAULT_REGION={region}
+  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+
+  aws stepfunctions list-executions --state-machine-arn {state_machine_arn}
 """
 
 

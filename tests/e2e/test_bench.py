@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from bench.report import Table, rank, spread
 from tests.conftest import ROOT
+from tests.template.transform import read
 
 PARTS = {"start", "functions", "clients", "knock", "lag", "calls", "list", "load"}
 
@@ -107,12 +109,35 @@ def test_lists_are_measured_at_every_length_of_the_trail(done: tuple[str, dict[s
 def test_functions_clients_and_the_stack_are_started(done: tuple[str, dict[str, Any]]) -> None:
     [functions] = tables(done, "functions")
     bare, *others = functions
-    assert [row["function"] for row in others] == ["api", "authorize", "revoke", "stopped", "guard"]
+    template = read()["Resources"].values()
+    deployed = [one["Properties"] for one in template if one["Type"] == "AWS::Serverless::Function"]
+    assert {f"{row['function']}.handler" for row in others} == {one["Handler"] for one in deployed}
     assert all(row["peak memory MiB"] > bare["peak memory MiB"] for row in others)
     [clients] = tables(done, "clients")
     assert [row["runs"] for row in clients] == [2, 2, 2]
     [starts] = tables(done, "start")
     assert [row["runs"] for row in starts] == [1, 1]
+
+
+def test_the_page_of_figures_has_every_table_with_its_columns_and_functions(
+    done: tuple[str, dict[str, Any]],
+) -> None:
+    def any_number(text: str) -> str:
+        return re.sub(r"\d+", "N", text)  # a full run's sizes are others than a quick one's
+
+    page = any_number((ROOT / "docs" / "benchmarks.md").read_text())
+    for part in done[1]["parts"].values():
+        for table in part["tables"]:
+            _, _, said = page.partition(f"### {any_number(table['title'])}\n")
+            cells = [
+                [cell.strip() for cell in line.strip("|").split("|")]
+                for line in said.partition("\n### ")[0].splitlines()
+                if line.startswith("|")
+            ]
+            assert cells, f"make bench ARGS=--markdown: the page lacks {table['title']}"
+            assert cells[0] == [any_number(column) for column in table["rows"][0]]
+            functions = {row["function"] for row in table["rows"] if "function" in row}
+            assert functions <= {row[0] for row in cells}
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are() -> None:

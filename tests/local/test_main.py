@@ -91,7 +91,9 @@ def test_the_page_has_urls_keys_and_a_line_to_paste(
     assert "alice     a-key" in page
     assert "bastion   22/tcp on sg-1, sg-2" in page
     assert 'curl -X POST -H "x-api-key: a-key" http://127.0.0.1:8080/v1/knock -d' in page
-    assert "aws --endpoint-url http://127.0.0.1:5000 stepfunctions list-executions" in page
+    assert "export KNOCK_URL=http://127.0.0.1:8080/v1 KNOCK_API_KEY=a-key" in page
+    assert "export AWS_ENDPOINT_URL=http://127.0.0.1:5000 AWS_DEFAULT_REGION=" in page
+    assert "aws stepfunctions list-executions --state-machine-arn arn:" in page
     assert "log         standard error" in page
 
 
