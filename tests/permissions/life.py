@@ -42,6 +42,7 @@ def live(deployed: Deployed) -> list[Request]:
         _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
         _drift(knock)
         _notify(knock, recorder)
+        knock.open(caller="203.0.113.40")
         _set_up_and_delete(deployed, recorder)
     assert recorder.unknown == [], "the recorder has to learn what AWS checks for these"
     return list({repr(request): request for request in recorder.requests}.values())
@@ -240,7 +241,8 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
         exec(compile(code, "template.yaml:SetupFunction", "exec"), setup)  # noqa: S102  # our own template
         setup["time"] = SimpleNamespace(sleep=lambda _seconds: None)
         for kind, request, asked in (
-            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail", "Region": REGION}),
+            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail-1c2fa620", "Region": REGION}),
+            ("LastGrants", "Delete", {"StateMachine": deployed.arn("Grants")}),
             ("LastRules", "Delete", {"Stack": STACK}),
         ):
             with recorder.function(f"{STACK}-setup"):
@@ -252,4 +254,4 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
                     },
                     None,
                 )
-    assert answers == ["SUCCESS", "SUCCESS"]
+    assert answers == ["SUCCESS"] * 3
