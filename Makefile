@@ -36,16 +36,17 @@ node_modules/.done: package.json package-lock.json
 local: $(VENV)/.run ## run Knock on this machine
 	$(BIN)/python -m local up $(ARGS)
 
-test: $(VENV)/.dev .venv-sam/.done node_modules/.done ## run every check and test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy functions clients local
+test: check ## run every check and test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
-check: $(VENV)/.dev ## the quick half of `test`: linters and types
+check: $(VENV)/.dev .venv-sam/.done node_modules/.done ## the quick part of `test`: linters, types and fast scanners
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local
+	$(BIN)/cfn-lint template.yaml --regions us-east-1 eu-central-1 ap-southeast-6
+	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=eu-west-1 .venv-sam/bin/sam validate --lint
+	node_modules/.bin/asl-validator --json-path statemachine/grant.asl.json
 
 bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json FILE', '--quick')
 	@$(BIN)/python -m bench $(ARGS)
@@ -65,8 +66,8 @@ e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
 	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \
 	  $(BIN)/python -m pytest tests/signoff --timeout 600 $(ARGS)
 
-scan: $(VENV)/.dev .venv-checkov/.done ## scan code and template for what should not be there
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local
+# Not in `test`: checkov brings a hundred libraries and 300 MB of its own, for one file that changes seldom.
+scan: check .venv-checkov/.done ## every scanner that works offline: those of `check`, and checkov
 	.venv-checkov/bin/checkov --file template.yaml --config-file .checkov.yaml
 
 audit: $(VENV)/.dev ## look the pinned libraries up among known vulnerabilities (needs pypi.org itself)

@@ -39,7 +39,6 @@ _READ = {
     "AWS::IAM::Role",
     "AWS::Lambda::EventInvokeConfig",
     "AWS::Lambda::Function",
-    "AWS::SDB::Domain",
     "AWS::SQS::Queue",
     "AWS::StepFunctions::StateMachine",
     "Custom::TrailDomain",
@@ -364,15 +363,9 @@ class Deployment:
             )
 
     def _domain(self) -> Domain:
-        """Read the trail's domain: a resource, or a custom one where the region has no SimpleDB."""
-        here = [Domain(domain.name, self.place.region) for domain in self._template.all("AWS::SDB::Domain")]
-        elsewhere = [
-            Domain(domain.name, domain.properties["Region"])
-            for domain in self._template.all("Custom::TrailDomain")
-        ]
-        if len(here + elsewhere) != 1:
-            raise TemplateError(f"The template has {len(here + elsewhere)} SimpleDB domains, and not one.")
-        return (here + elsewhere)[0]
+        """Read the trail's domain, which the setup function makes on AWS."""
+        domain = self._template.one("Custom::TrailDomain")
+        return Domain(domain.name, domain.properties["Region"])
 
 
 def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:

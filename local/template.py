@@ -55,6 +55,7 @@ NO_LOCAL_EFFECT = {
     "AWS::SNS::Topic": _ALARMS,
     "AWS::SNS::TopicPolicy": _POLICIES,
     "AWS::SQS::QueuePolicy": _POLICIES,
+    "Custom::LastGrants": "stops what runs when the stack is deleted; here all of AWS goes with the stack",
     "Custom::LastRules": "closes what is open when the stack is deleted; here all of AWS goes with the stack",
 }
 
@@ -129,7 +130,6 @@ _KINDS: dict[str, _Kind] = {
     "AWS::Logs::MetricFilter": _Kind("FilterName"),
     "AWS::Logs::QueryDefinition": _BY_ID,
     "AWS::Logs::SubscriptionFilter": _Kind("FilterName"),
-    "AWS::SDB::Domain": _Kind(),
     "AWS::SNS::Subscription": _Kind(arn="sns:{name}", ref="{arn}"),
     "AWS::SNS::Topic": _Kind("TopicName", "sns:{name}", ref="{arn}", attributes={"TopicName": "{name}"}),
     "AWS::SNS::TopicPolicy": _Kind(),
@@ -138,6 +138,7 @@ _KINDS: dict[str, _Kind] = {
     "AWS::StepFunctions::StateMachine": _Kind(
         "StateMachineName", "states:stateMachine:{name}", ref="{arn}", attributes={"Name": "{name}"}
     ),
+    "Custom::LastGrants": _Kind(),
     "Custom::LastRules": _Kind(),
     "Custom::TrailDomain": _Kind("Domain"),
 }

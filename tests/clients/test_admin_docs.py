@@ -137,7 +137,7 @@ class Alike:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._known = {scene.stack["trail_domain"]: "knock-Trail-1ABC2DEF3GHI"}
+        self._known = {scene.stack["trail_domain"]: "knock-trail-1c2fa620"}
         self._known[scene.balancer.split("/")[-1]] = BALANCER.split("/")[-1]
         plan = scene.gateway.get_usage_plans()["items"][0]
         self._known[plan["id"]] = "p1l2a3n4x5"

@@ -7,6 +7,7 @@ only be assumed, are in docs/cost/prices.json. Times there are assumptions, sinc
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -114,6 +115,9 @@ def binding(users: int) -> list[dict[str, Any]]:
         "rules": users * ASSUMED["live_at_once"],
         "changes": busiest,
         "knocks": busiest,
+        "concurrency": math.ceil(
+            busiest / 60 * (ASSUMED["seconds"]["api"] + ASSUMED["seconds"]["authorize"])
+        ),
         "trail": grants * 12 * 5 * ASSUMED["trail_bytes"],
     }
     ranked = [

@@ -363,7 +363,10 @@ def _resource(resource_type: str, **properties: Any) -> Any:
         ),
         (_add("Grants", DefinitionUri="s3://bucket/key"), "Grants has no DefinitionUri that is a local path"),
         (_add("Grants", DefinitionSubstitutions={"Other": "x"}), r"has \$\{\w+\}; Grants substitutes Other"),
-        (_resource("AWS::SDB::Domain"), "The template has 2 SimpleDB domains"),
+        (
+            _resource("Custom::TrailDomain", ServiceToken="x", Domain="x", Region="eu-west-1"),
+            "2 resources of type Custom::TrailDomain",
+        ),
         (
             _resource("AWS::ApiGateway::UsagePlan", ApiStages=[]),
             "2 resources of type AWS::ApiGateway::UsagePlan",

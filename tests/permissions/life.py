@@ -29,7 +29,9 @@ LATER = GRACE + timedelta(minutes=1)
 def live(deployed: Deployed) -> list[Request]:
     """Run all of it under the names that the template deploys; give what was asked of IAM, each once."""
     environment = deployed.environment("ApiFunction") | {"POWERTOOLS_LOG_LEVEL": "CRITICAL"}
-    with running(**environment) as knock, recording(knock) as recorder:
+    # A knock may take its time here: on a busy machine five seconds are soon over, and 202 is another answer.
+    patient = mock.patch("api.OPENS_WITHIN", 60)
+    with patient, running(**environment) as knock, recording(knock) as recorder:
         knock.add_key("dave", targets="*", max_duration="24h")
         _open_and_expire(knock)
         _renew_where_room_came_back(knock)
@@ -42,6 +44,7 @@ def live(deployed: Deployed) -> list[Request]:
         _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
         _drift(knock)
         _notify(knock, recorder)
+        knock.open(caller="203.0.113.40")
         _set_up_and_delete(deployed, recorder)
     assert recorder.unknown == [], "the recorder has to learn what AWS checks for these"
     return list({repr(request): request for request in recorder.requests}.values())
@@ -240,7 +243,8 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
         exec(compile(code, "template.yaml:SetupFunction", "exec"), setup)  # noqa: S102  # our own template
         setup["time"] = SimpleNamespace(sleep=lambda _seconds: None)
         for kind, request, asked in (
-            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail", "Region": REGION}),
+            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail-1c2fa620", "Region": REGION}),
+            ("LastGrants", "Delete", {"StateMachine": deployed.arn("Grants")}),
             ("LastRules", "Delete", {"Stack": STACK}),
         ):
             with recorder.function(f"{STACK}-setup"):
@@ -252,4 +256,4 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
                     },
                     None,
                 )
-    assert answers == ["SUCCESS", "SUCCESS"]
+    assert answers == ["SUCCESS"] * 3

@@ -7,13 +7,16 @@ go, or to have its reason in UNSEEN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.harness import ACCOUNT, REGION, STACK
 from tests.permissions.life import live
 from tests.permissions.simulator import Answer, Deployed, Request, deployed
@@ -95,6 +98,62 @@ def denied(requests: list[Request]) -> None:
     answers = deployed(EnableNotifications="true").judge(requests)
     wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
     assert wrong == []
+
+
+def keys_of(action: str) -> tuple[set[str], dict[str, set[str]]]:
+    """Look up what AWS documents: an action's own condition keys, and those of each resource type of its."""
+    service, _, name = action.partition(":")
+    data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data" / "actions" / f"{service}.json"
+    found = json.loads(data.read_text())[name.lower()]
+    return set(found["conditionKeys"]), {
+        one["name"]: set(one["conditionKeys"]) for one in found["resourceTypes"]
+    }
+
+
+def unknown_keys(statement: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """List the (action, condition key) pairs of a statement that IAM would never fill in.
+
+    A condition on such a key fails for ever, or, under ForAllValues, holds for ever.
+    """
+    asked = {key for test in statement.get("Condition", {}).values() for key in test}
+    wrong = set()
+    for action in listed(statement["Action"]):
+        own, by_type = keys_of(action)
+        for resource in listed(statement["Resource"]):
+            kind = re.split("[:/]", resource.split(":", 5)[-1])[0]
+            known = {key.partition("/")[0] for key in own | by_type.get(kind, set())}
+            wrong |= {(action, key) for key in asked if key.partition("/")[0] not in known}
+    return wrong
+
+
+class TestConditions:
+    @pytest.mark.parametrize("role", EVERYONE)
+    def test_every_key_is_one_that_aws_fills_in_for_the_action(self, role: str) -> None:
+        """The simulator takes a request's keys as it is told them; AWS sends its own."""
+        documents = deployed(EnableNotifications="true").roles[role]
+        statements = [statement for document in documents for statement in document["Statement"]]
+        assert statements
+        assert {wrong for statement in statements for wrong in unknown_keys(statement)} == set()
+
+    def test_in_the_policy_for_operators_too(self) -> None:
+        policy = json.loads((ROOT / "docs" / "operator-policy.json").read_text())
+        statements = policy["Statement"]
+        assert [one for one in statements if "Condition" in one]
+        assert {wrong for statement in statements for wrong in unknown_keys(statement)} == set()
+
+    @pytest.mark.parametrize(
+        ("action", "resource", "key"),
+        [
+            ("ec2:RevokeSecurityGroupIngress", GROUP, "ec2:CreateAction"),
+            ("ec2:AuthorizeSecurityGroupIngress", RULE, "ec2:ResourceTag/knock:stack"),
+            ("states:StopExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:execution:m:e", "aws:RequestTag/x"),
+        ],
+    )
+    def test_one_that_it_does_not_is_seen(self, action: str, resource: str, key: str) -> None:
+        condition = {"StringEquals": {key: "x"}}
+        assert unknown_keys({"Action": action, "Resource": resource, "Condition": condition}) == {
+            (action, key)
+        }
 
 
 class TestWhatIsDone:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,21 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from tests.template.transform import transformed
+from local.template import Place, load
+from tests.template.transform import TEMPLATE, transformed
 
 REGION = "eu-central-1"
+
+
+@dataclass(frozen=True)
+class OneOf(Place):
+    """A stack with an id of its own, as CloudFormation gives each."""
+
+    stack_id: str = ""
+
+    @property
+    def pseudo_parameters(self) -> dict[str, Any]:
+        return super().pseudo_parameters | {"AWS::StackId": self.arn("cloudformation", self.stack_id)}
 
 
 class Answers(ModuleType):
@@ -96,32 +110,33 @@ def domains(region: str) -> list[str]:
     return list(boto3.client("sdb", region_name=region).list_domains().get("DomainNames", []))
 
 
-class TestTrailElsewhere:
+class TestTrail:
     @pytest.mark.parametrize("request_", ["Create", "Update"])
     def test_the_domain_is_made_in_the_region_of_the_trail(
         self, setup: SimpleNamespace, request_: str
     ) -> None:
-        ask(setup, "TrailDomain", request_, Domain="knock-trail", Region="eu-west-1")
-        assert domains("eu-west-1") == ["knock-trail"]
-        assert setup.answers == [("SUCCESS", "knock-trail", None)]
+        ask(setup, "TrailDomain", request_, Domain="knock-trail-1c2fa620", Region="eu-west-1")
+        assert domains("eu-west-1") == ["knock-trail-1c2fa620"]
+        assert setup.answers == [("SUCCESS", "knock-trail-1c2fa620", None)]
 
-    def test_its_name_is_what_the_functions_are_given(self, setup: SimpleNamespace) -> None:
-        """`!Ref TrailElsewhere` is the physical id, which is what is answered."""
-        properties = transformed()["Resources"]["TrailElsewhere"]["Properties"]
-        assert properties["Domain"] == {"Fn::Sub": "${AWS::StackName}-trail"}
-        (statement,) = (
-            statement
-            for policy in transformed()["Resources"]["SetupRole"]["Properties"]["Policies"]
-            for statement in policy["PolicyDocument"]["Statement"]
-            if statement["Action"] == "sdb:CreateDomain"
-        )
-        assert statement["Resource"]["Fn::Sub"][0].endswith(":domain/${AWS::StackName}-trail")
+    def test_a_stack_made_anew_under_an_old_name_has_a_trail_of_its_own(self) -> None:
+        """Or the claims of grants that ran when the old one was deleted would keep its rules open.
+
+        Mutation: `Domain: !Sub ${AWS::StackName}-trail`.
+        """
+        names = {
+            load(TEMPLATE, OneOf("knock", REGION, stack_id=f"stack/knock/{word}-982a-11e3-aff7-50e2416294e0"))
+            .resources["Trail"]
+            .ref
+            for word in ("1c2fa620", "7e5d44b0")
+        }
+        assert names == {"knock-trail-1c2fa620", "knock-trail-7e5d44b0"}
 
     def test_the_domain_stays_when_the_stack_goes(self, setup: SimpleNamespace) -> None:
-        ask(setup, "TrailDomain", "Create", Domain="knock-trail", Region="eu-west-1")
-        ask(setup, "TrailDomain", "Delete", Domain="knock-trail", Region="eu-west-1")
-        assert domains("eu-west-1") == ["knock-trail"]
-        assert setup.answers[-1] == ("SUCCESS", "knock-trail", None)
+        ask(setup, "TrailDomain", "Create", Domain="knock-trail-x", Region="eu-west-1")
+        ask(setup, "TrailDomain", "Delete", Domain="knock-trail-x", Region="eu-west-1")
+        assert domains("eu-west-1") == ["knock-trail-x"]
+        assert setup.answers[-1] == ("SUCCESS", "knock-trail-x", None)
 
     def test_a_failure_is_answered_with_its_reason(self, setup: SimpleNamespace) -> None:
         """Without an answer CloudFormation would wait until the timeout, and then say nothing of why."""
@@ -130,6 +145,73 @@ class TestTrailElsewhere:
         assert (status, name) == ("FAILED", "x")
         assert reason is not None
         assert "not a region" in reason
+
+
+class TestLastGrants:
+    @pytest.fixture
+    def machine(self, setup: SimpleNamespace) -> str:
+        states = boto3.client("stepfunctions", region_name=REGION)
+        waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": True}}}
+        answer = states.create_state_machine(
+            name="knock-grants",
+            definition=json.dumps(waits),
+            roleArn="arn:aws:iam::123456789012:role/grants",
+        )
+        return str(answer["stateMachineArn"])
+
+    def start(self, machine: str, name: str) -> None:
+        boto3.client("stepfunctions", region_name=REGION).start_execution(stateMachineArn=machine, name=name)
+
+    def by_status(self, machine: str) -> dict[str, str]:
+        states = boto3.client("stepfunctions", region_name=REGION)
+        found = states.list_executions(stateMachineArn=machine)["executions"]
+        return {one["name"]: one["status"] for one in found}
+
+    def test_deleting_the_stack_stops_its_grants_and_one_that_starts_meanwhile(
+        self, setup: SimpleNamespace, machine: str
+    ) -> None:
+        """Mutation: one look instead of three."""
+        self.start(machine, "one")
+        self.start(machine, "two")
+        names = iter(["late"])
+
+        def sleep(seconds: float) -> None:
+            setup.pauses.append(seconds)
+            for name in names:
+                self.start(machine, name)
+
+        setup.code["time"] = SimpleNamespace(sleep=sleep)
+        ask(setup, "LastGrants", "Delete", StateMachine=machine)
+        assert self.by_status(machine) == {"one": "ABORTED", "two": "ABORTED", "late": "ABORTED"}
+        assert setup.answers == [("SUCCESS", "last-grants", None)]
+
+    def test_the_functions_that_close_stopped_grants_are_given_time(
+        self, setup: SimpleNamespace, machine: str
+    ) -> None:
+        """EventBridge tells them some seconds later; what they miss, LastRules closes."""
+        ask(setup, "LastGrants", "Delete", StateMachine=machine)
+        assert setup.pauses[-1] >= 20
+
+    @pytest.mark.parametrize("request_", ["Create", "Update"])
+    def test_no_grant_is_stopped_while_the_stack_lives(
+        self, setup: SimpleNamespace, machine: str, request_: str
+    ) -> None:
+        self.start(machine, "one")
+        ask(setup, "LastGrants", request_, StateMachine=machine)
+        assert self.by_status(machine) == {"one": "RUNNING"}
+        assert setup.answers == [("SUCCESS", "last-grants", None)]
+
+    def test_it_runs_between_the_right_to_start_and_the_state_machine(self) -> None:
+        """CloudFormation deletes in the reverse order of what depends on what.
+
+        Mutations: `DependsOn: LastGrants` deleted; `StateMachine: !Ref Grants` made a text.
+        """
+        resources = transformed()["Resources"]
+        starters = {name for name, one in resources.items() if "states:StartExecution" in str(one)}
+        assert starters == {"ApiRole"}
+        assert resources["ApiRole"]["DependsOn"] == "LastGrants"
+        assert resources["LastGrants"]["Properties"]["StateMachine"] == {"Ref": "Grants"}
+        assert set(resources["LastGrants"]["DependsOn"]) == {"GrantStopped", "GrantStoppedMayInvoke"}
 
 
 class TestLastRules:

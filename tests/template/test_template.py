@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,6 @@ def sam(*arguments: str | Path, cwd: Path) -> None:
 
 
 class TestTools:
-    def test_cfn_lint_finds_nothing(self) -> None:
-        command = Path(sys.executable).with_name("cfn-lint")
-        result = subprocess.run([command, TEMPLATE], capture_output=True, text=True, check=False, timeout=110)
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    def test_sam_finds_nothing(self, tmp_path: Path) -> None:
-        sam("validate", "--lint", cwd=tmp_path)
-
     def test_sam_builds_every_function_with_its_handler(
         self, tmp_path: Path, resources: dict[str, Any]
     ) -> None:
@@ -439,11 +430,10 @@ class TestRoles:
 
 
 class TestTrail:
-    @pytest.mark.parametrize("name", ["Trail", "TrailElsewhere"])
-    def test_it_outlives_the_stack(self, resources: dict[str, Any], name: str) -> None:
+    def test_it_outlives_the_stack(self, resources: dict[str, Any]) -> None:
         """Mutation: `DeletionPolicy: Retain` deleted."""
-        assert resources[name]["DeletionPolicy"] == "Retain"
-        assert resources[name]["UpdateReplacePolicy"] == "Retain"
+        assert resources["Trail"]["DeletionPolicy"] == "Retain"
+        assert resources["Trail"]["UpdateReplacePolicy"] == "Retain"
 
     def test_a_person_may_name_the_regions_that_have_simpledb(self, template: dict[str, Any]) -> None:
         allowed = set(template["Parameters"]["TrailRegion"]["AllowedValues"]) - {""}
@@ -560,6 +550,8 @@ class TestAlarms:
             ("Knock", "PoolFree"),
             ("Knock", "Refusal"),
             ("Knock", "SupersedeFailed"),
+            ("AWS/Lambda", "Errors"),
+            ("AWS/Lambda", "Throttles"),
             ("AWS/States", "ExecutionsFailed"),
             ("AWS/States", "ExecutionsAborted"),
             ("AWS/States", "ExecutionsTimedOut"),
@@ -581,13 +573,6 @@ class TestAlarms:
             assert dimension["Name"] == "service", name
             assert dimension["Value"] == variables["Variables"]["POWERTOOLS_SERVICE_NAME"], name
             assert variables["Variables"]["POWERTOOLS_METRICS_NAMESPACE"] == "Knock"
-
-    @pytest.mark.parametrize(
-        "metric",
-        list(read()["Metadata"]["Knock"]["Metrics"]),
-    )
-    def test_a_metric_in_the_table_is_written_by_the_functions(self, metric: str) -> None:
-        assert metric in _texts_in_functions()
 
     def test_the_dashboard_shows_every_metric_and_every_alarm(self, template: dict[str, Any]) -> None:
         body, variables = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
@@ -657,13 +642,3 @@ def test_no_arn_names_a_partition(resources: dict[str, Any]) -> None:
     ours = {name: value for name, value in resources.items() if name not in ("Api",)}
     written = [text for text in texts(ours) if re.match(r"arn:aws[:-]", text)]
     assert [text for text in written if ":execute-api:" not in text] == []
-
-
-def _texts_in_functions() -> set[str]:
-    """Give every text constant in the functions' code."""
-    return {
-        node.value
-        for path in (ROOT / "functions").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
