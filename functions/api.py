@@ -465,7 +465,12 @@ def end_grants(request: Request) -> dict[str, Any]:
 def _end(grant: Grant, rights: Rights, reason: str) -> None:
     """Close a grant by the revoke function, then stop its execution. Either may have happened before."""
     by = rights.principal
-    payload = {"how": "revoked", "grant": {"grant_id": grant.id}, "by": by.as_json(), "reason": reason}
+    payload = {
+        "how": "revoked",
+        "grant": {"grant_id": grant.id, "source": grant.source},
+        "by": by.as_json(),
+        "reason": reason,
+    }
     try:
         _invoke_revoke(payload)
     except Unavailable:

@@ -31,10 +31,14 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
     if how == "force":
         done = operations.force(Grant.from_input(state), _rules(state), _end_of(state))
     elif how == "revoked":
-        done = operations.revoke(state["grant_id"], "revoked", event["by"]["name"], event.get("reason") or "")
+        done = operations.revoke(
+            state["grant_id"], "revoked", event["by"]["name"], event.get("reason") or "", state.get("source")
+        )
     else:
         try:
-            done = operations.revoke(str(state.get("grant_id")), how, "knock", _reason(state))
+            done = operations.revoke(
+                str(state.get("grant_id")), how, "knock", _reason(state), state.get("source")
+            )
         except GrantNotFound:
             return _close_unrecorded(state, how)
     _report(done, how)

@@ -285,7 +285,7 @@ class Grant:
     @property
     def keys(self) -> frozenset[RuleKey]:
         """Give the keys of all rules it claims or answers for."""
-        return self.claims | self.rules.keys()
+        return self.claims | self.rules.keys() | self.condemned.keys()
 
     @property
     def order(self) -> str:

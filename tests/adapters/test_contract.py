@@ -223,6 +223,7 @@ class TestCondemning:
         assert found.decided == 3
         assert found.condemned == {KEY: {"sgr-1", "sgr-5"}, OTHER: {"sgr-2", "sgr-3"}}
         assert found.rules == {}
+        assert found.keys == {KEY, OTHER}
 
     def test_nothing_is_decided_about_a_closed_grant_or_none(self, parts: Parts) -> None:
         recorded(parts)
