@@ -3,9 +3,9 @@
     python -m tests.docs.player README.md      writes what is true today
 
 A line that begins with `$ ` is run by one shell a page, so variables live on; what follows it is its
-answer. What differs from run to run (ids, times, ports, keys) is replaced by something alike. Whether a
-time is shown with its day depends on the time of day, and the width of a table's columns with it: pages
-are compared without regard to how many spaces there are.
+answer. What differs from run to run (ids, times, ports, keys) is replaced by something alike. It is always
+evening where a page is played: whether a time is shown with its day, and the width of a table's columns
+with it, do not differ.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import re
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "clients")]
 
+from tests.conftest import zone_where_it_is_evening  # noqa: E402  # the path above first
 from tests.e2e.conftest import Stack, start, stop  # noqa: E402  # the path above first
 
 ID = re.compile(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{8}\b")
-DAY = r"[A-Z][a-z]{2} +\d\d? [A-Z][a-z]{2} "
+DAY = r"[A-Z][a-z]{2} \d\d [A-Z][a-z]{2} "
 
 
 class Shell:
@@ -40,7 +42,7 @@ class Shell:
             "PYTHONPATH": str(ROOT / "clients"),
             "HOME": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
-            "TZ": "UTC",
+            "TZ": zone_where_it_is_evening(datetime.now(UTC)),
             "LC_ALL": "C.UTF-8",
             "KNOCK_URL": stack.api_url,
             "KNOCK_API_KEY": stack.keys["alice"],
@@ -88,7 +90,8 @@ def alike(text: str, stack: Stack) -> str:
     text = re.sub(r'"id": "[a-z0-9]{10}"', '"id": "a1b2c3d4e5"', text)
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "2026-11-23T21:17:19.123Z", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z", text)
-    text = re.sub(rf"\b(?:{DAY})?\d\d:\d\d:\d\d UTC", "Tue 24 Nov 05:17:20 UTC", text)
+    text = re.sub(rf"\b{DAY}05:\d\d:\d\d UTC", "Tue 24 Nov 05:17:20 UTC", text)
+    text = re.sub(r"\b21:\d\d:\d\d UTC", "21:17:29 UTC", text)
     text = re.sub(r'"seconds_left": (9|10)\b', '"seconds_left": 10', text)
     return re.sub(r"\b(8 h|7 h 59 min)(?=\W|$)", "7 h 59 min", text)
 
