@@ -50,6 +50,7 @@ class Session:
         """Knock, and remember the grant if it is for the network this machine is on."""
         before, asked_at = network.fingerprint(), time.time()
         grant = self.client.knock(*targets, duration=duration, source=source, reason=reason, wait=wait)
+        state.forget_superseded(self.url, grant)
         if source is None and grant.status == "active" and network.fingerprint() == before:
             state.remember(self.url, grant, before, everything=not targets, asked_at=asked_at)
         if not targets:
@@ -65,7 +66,7 @@ class Session:
         """Knock again for what a grant opens, and remember the new one as the old one was."""
         entry, asked_at = state.entry(grant.id), time.time()
         new = self.client.renew(grant, duration=duration)
-        state.forget(grant.id)
+        state.forget_superseded(self.url, new)
         if entry:
             state.remember(self.url, new, entry["network"], everything=entry["all"], asked_at=asked_at)
         return new
