@@ -347,9 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         print(
-            "knock-admin: boto3 is not installed. It comes with the package's extra `admin`.", file=sys.stderr
+            "knock-admin: boto3 is not installed. It comes with the package's extra `admin`: "
+            "pipx install --force './clients[admin]'",
+            file=sys.stderr,
         )
-        return 1
+        return 2
 
     from knock_admin.errors import AdminError, translated
 

@@ -373,7 +373,7 @@ def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> 
     done = subprocess.run(  # without the extra, a command says what is missing
         [*run, "target", "ls"], capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)}
     )
-    assert (done.returncode, "boto3 is not installed" in done.stderr) == (1, True)
+    assert (done.returncode, "boto3 is not installed" in done.stderr) == (2, True)
 
 
 def test_the_program_imports_nothing_of_the_functions() -> None:
