@@ -44,6 +44,7 @@ Each command has a --help of its own, and takes:
   --profile NAME     the profile to use (or KNOCK_PROFILE)
   --json             print JSON with stable fields
   -q, --quiet        print ids only, and nothing on standard error but errors
+(ssh-config and completion, which print text for other programs, only the first.)
 
 KNOCK_URL and KNOCK_API_KEY win over what is stored.
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API.

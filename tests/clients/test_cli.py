@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.clients.conftest import CLIENTS, Done, wait_until
+from tests.clients.conftest import CLIENTS, ROOT, Api, Done, wait_until
 from tests.clients.double import Double
 
 Run = Callable[..., Done]
@@ -238,6 +240,46 @@ def test_exit_codes_are_as_documented(run: Run, double: Double, monkeypatch: pyt
     done = run("ls")
     assert done.code == 2
     assert "run `knock login`, or set KNOCK_URL and KNOCK_API_KEY" in done.err
+
+
+GRANT = {
+    *("id", "status", "principal", "source", "targets", "requested_at", "expires_at", "seconds_left"),
+    *("reason", "ended_at", "ended_by", "execution_arn"),
+}  # fmt: skip
+WHOAMI = {
+    *("principal", "source", "targets", "default_duration", "max_duration", "any_source", "operator"),
+    "faults",
+}  # fmt: skip
+
+
+def test_the_fields_of_json_are_those_that_the_page_promises(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(api.keys["alice"] + "\n"))
+
+    def said(*words: str) -> dict[str, Any]:
+        done = run(*words, "--json")
+        told: dict[str, Any] = json.loads(done.out or done.err)
+        return told
+
+    opened = said("bastion")
+    grants = [said("ls"), said("renew"), said("revoke")]
+    assert set(opened) == GRANT
+    assert set(said("show", opened["id"])) == GRANT | {"events"}
+    assert [set(told) for told in grants] == [{"grants"}] * 3
+    assert [set(told["grants"][0]) >= GRANT for told in grants] == [True] * 3
+    assert set(said("whoami")) == WHOAMI
+    assert set(said("login", "--url", api.url, "--no-keyring")) == {"profile", "url", "principal", "key_in"}
+    (profile,) = said("profiles")["profiles"]
+    assert set(profile) == {"name", "url", "key_in", "current"}
+    assert set(said("logout")) == {"profile"}
+    assert {"error", "exit_code", "detail", "status", "type", "title"} <= set(said("show", "nope"))
+
+    page = (ROOT / "docs" / "knock.md").read_text()
+    for name in GRANT | WHOAMI | set(profile) | {"events", "error", "exit_code", "detail"}:
+        assert f"`{name}`" in page
 
 
 def test_with_json_an_error_is_json_on_standard_error(run: Run, double: Double) -> None:
