@@ -351,7 +351,6 @@ def _key_in(kept: dict[str, str]) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number from 1 on was expected, not {text!r}")
+    return int(text)

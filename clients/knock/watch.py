@@ -283,7 +283,9 @@ class Watch:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 1 <= seconds <= 3600:
-        raise ValueError
-    return seconds
+    from argparse import ArgumentTypeError
+
+    with contextlib.suppress(ValueError):
+        if 1 <= (seconds := float(text)) <= 3600:
+            return seconds
+    raise ArgumentTypeError(f"a number of seconds from 1 to 3600 was expected, not {text!r}")

@@ -374,6 +374,25 @@ def test_a_reader_that_goes_away_is_no_traceback(spawn: Run) -> None:
     assert (done.code, done.out, done.err) == (1, "", "")
 
 
+def test_what_the_terminals_encoding_lacks_is_no_traceback(
+    spawn: Run, run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = run("bastion", "--reason", "für heute", "-q").out.strip()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONPATH", str(CLIENTS))
+    knock = (sys.executable, "-m", "knock")
+    assert spawn(*knock, "--help").out.startswith("usage: knock [TARGET?]")
+    assert "reason:    f?r heute\n" in spawn(*knock, "show", grant).out
+    said = spawn(*knock, "show", "größe")
+    assert (said.code, "Traceback" in said.err) == (1, False)
+
+
+def test_a_limit_that_is_none_is_said_to_be_one(run: Run) -> None:
+    for limit in ("0", "-1", "many"):
+        done = run("ls", f"--limit={limit}")
+        assert (done.code, f"a number from 1 on was expected, not '{limit}'" in done.err) == (2, True)
+
+
 def test_ctrl_c_ends_with_130_and_without_a_traceback(home: Path, double: Double) -> None:
     double.faults = [10]
     with subprocess.Popen(

@@ -386,4 +386,6 @@ def test_an_old_grant_that_could_not_be_revoked_is_tried_again(watcher: watch.Wa
 
 def test_the_seconds_between_checks_are_bounded(run: Run) -> None:
     for words in (["--every", "0.1"], ["--every", "7200"], ["--every", "often"]):
-        assert run("watch", *words).code == 2
+        done = run("watch", *words)
+        assert done.code == 2
+        assert "a number of seconds from 1 to 3600 was expected" in done.err
