@@ -95,16 +95,23 @@ class Session:
             )
         return chosen
 
-    def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> list[Grant]:
-        """Act on each thing. A refusal of one is shown and the others go on; no answer at all ends it."""
-        done = []
+    def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> tuple[list[Grant], int]:
+        """Act on each thing, show what goes wrong, and give what was done, and the exit code.
+
+        A refusal of one lets the others go on; no answer at all ends it, and what was done is still told.
+        """
+        done, code = [], 0
         for thing in things:
             try:
                 with self.screen.progress(what):
                     done.append(act(thing))
             except (Refusal, GrantNotOpened) as error:
                 self.screen.error(error)
-        return done
+                code = error.exit_code
+            except KnockError as error:
+                self.screen.error(error)
+                return done, error.exit_code
+        return done, code
 
     def notes(self, grant: Grant, *, named_source: bool, host: str | None = None) -> None:
         """Say what may surprise: another address for the next connection, a clock that is off."""

@@ -162,6 +162,18 @@ def test_one_refusal_among_several_is_shown_and_the_others_go_on(run: Run) -> No
     assert done.err == "knock: No such grant: there is no grant 'nobodys' that this key may see\n"
 
 
+def test_what_was_revoked_before_the_api_was_gone_is_told(run: Run, double: Double) -> None:
+    first, second = run("-q", "bastion").out.strip(), run("-q", "web").out.strip()
+    double.faults = [None, *["drop"] * 4]  # one more: the kept connection costs no try
+    done = run("revoke", first, second)
+    assert (done.code, done.out.count("revoked: ")) == (3, 1)
+    assert first in done.out
+    double.faults = [None, *["drop"] * 4]  # one more: the kept connection costs no try
+    done = run("revoke", first, second, "--json")
+    assert [grant["id"] for grant in json.loads(done.out)["grants"]] == [first]
+    assert json.loads(done.err)["exit_code"] == 3
+
+
 def test_renew_knocks_again_for_what_is_open_from_here(run: Run, double: Double) -> None:
     old = run("-q", "bastion", "--for", "2h", "--reason", "on call").out.strip()
     double.source = "198.51.100.9"
