@@ -513,8 +513,10 @@ def whoami(request: Request) -> dict[str, Any]:
     """Tell a person who they are to Knock, and what they may do."""
     rights = request.rights
     targets, _ = wiring().rights.targets()
+    default = wiring().limits.default_duration
     try:
-        longest = show_duration(policy.longest_duration(rights, wiring().limits))
+        longest = policy.longest_duration(rights, wiring().limits)
+        default = min(default, longest)
     except NotAllowed:
         longest = None
     widths = rights.any_source
@@ -524,8 +526,8 @@ def whoami(request: Request) -> dict[str, Any]:
             "principal": rights.principal.as_json(),
             "source": request.caller,
             "targets": [target.as_json() for target in policy.openable(rights, targets)],
-            "default_duration": show_duration(wiring().limits.default_duration),
-            "max_duration": longest,
+            "default_duration": show_duration(default),
+            "max_duration": show_duration(longest) if longest else None,
             "any_source": {"ipv4": widths[4], "ipv6": widths[6]} if widths else None,
             "operator": rights.operator,
             "faults": list(rights.faults),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def program(name: str, how: str, *places: str) -> str:
     need(found, f"{name} is not installed: {how}")
     assert found is not None
     return found
+
+
+def zone_where_it_is_evening(now: datetime) -> str:
+    """Give a TZ, called UTC as the pages have it, in whose clocks it is 21:17 now.
+
+    The clients show a time with its day unless that is today, so what a page shows of a grant of eight hours
+    would depend on the time of day it is played at. In this zone that grant ends tomorrow and one of an hour
+    today, whenever it is.
+    """
+    behind = (now - now.replace(hour=21, minute=17)) // timedelta(minutes=1)
+    sign, (hours, minutes) = "+" if behind >= 0 else "-", divmod(abs(behind), 60)
+    return f"UTC{sign}{hours:02}:{minutes:02}"  # POSIX: what to add to the local time to get UTC
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from . import __version__
@@ -44,6 +45,7 @@ Each command has a --help of its own, and takes:
   --profile NAME     the profile to use (or KNOCK_PROFILE)
   --json             print JSON with stable fields
   -q, --quiet        print ids only, and nothing on standard error but errors
+(ssh-config and completion, which print text for other programs, only the first.)
 
 KNOCK_URL and KNOCK_API_KEY win over what is stored.
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API.
@@ -83,6 +85,7 @@ VALUED = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    speak_as_the_terminal_can()
     if words in (["--version"], ["-V"]):
         print(f"knock {__version__}")
         return 0
@@ -108,6 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def speak_as_the_terminal_can() -> None:
+    """Show what the terminal's encoding lacks as ?: a name that somebody else chose must not be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a program that calls us may have put another thing there
+            stream.reconfigure(errors="replace")
 
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:

@@ -163,7 +163,7 @@ def run_revoke(words: list[str]) -> int:
         if not ids:
             with screen.progress("asking"):
                 ids = api.own_ids(everything=args.all)
-        ended = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
+        ended, code = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
     if args.json:
         screen.json({"grants": [grant.json for grant in ended]})
     else:
@@ -172,7 +172,7 @@ def run_revoke(words: list[str]) -> int:
             screen.data(grant.id if args.quiet else line)
     if not ids:
         screen.note("nothing to revoke: you have no live grant")
-    return 0 if len(ended) == len(ids) else 1
+    return code
 
 
 def run_renew(words: list[str]) -> int:
@@ -198,14 +198,14 @@ def run_renew(words: list[str]) -> int:
                 grants = [api.client.grant(grant_id) for grant_id in args.ids]
             else:
                 grants = api.renewable(everything=args.all)
-        renewed = api.each(grants, lambda grant: api.renew(grant, args.duration), "renewing")
+        renewed, code = api.each(grants, lambda grant: api.renew(grant, args.duration), "renewing")
         if args.json:
             screen.json({"grants": [grant.json for grant in renewed]})
         else:
             for grant in renewed:
                 screen.data(grant.id if args.quiet else say_open(grant))
         api.note_clock()
-    return 0 if len(renewed) == len(grants) else 1
+    return code
 
 
 def run_whoami(words: list[str]) -> int:
@@ -351,7 +351,6 @@ def _key_in(kept: dict[str, str]) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number from 1 on was expected, not {text!r}")
+    return int(text)

@@ -50,6 +50,7 @@ class Session:
         """Knock, and remember the grant if it is for the network this machine is on."""
         before, asked_at = network.fingerprint(), time.time()
         grant = self.client.knock(*targets, duration=duration, source=source, reason=reason, wait=wait)
+        state.forget_superseded(self.url, grant)
         if source is None and grant.status == "active" and network.fingerprint() == before:
             state.remember(self.url, grant, before, everything=not targets, asked_at=asked_at)
         if not targets:
@@ -65,7 +66,7 @@ class Session:
         """Knock again for what a grant opens, and remember the new one as the old one was."""
         entry, asked_at = state.entry(grant.id), time.time()
         new = self.client.renew(grant, duration=duration)
-        state.forget(grant.id)
+        state.forget_superseded(self.url, new)
         if entry:
             state.remember(self.url, new, entry["network"], everything=entry["all"], asked_at=asked_at)
         return new
@@ -94,16 +95,23 @@ class Session:
             )
         return chosen
 
-    def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> list[Grant]:
-        """Act on each thing. A refusal of one is shown and the others go on; no answer at all ends it."""
-        done = []
+    def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> tuple[list[Grant], int]:
+        """Act on each thing, show what goes wrong, and give what was done, and the exit code.
+
+        A refusal of one lets the others go on; no answer at all ends it, and what was done is still told.
+        """
+        done, code = [], 0
         for thing in things:
             try:
                 with self.screen.progress(what):
                     done.append(act(thing))
             except (Refusal, GrantNotOpened) as error:
                 self.screen.error(error)
-        return done
+                code = error.exit_code
+            except KnockError as error:
+                self.screen.error(error)
+                return done, error.exit_code
+        return done, code
 
     def notes(self, grant: Grant, *, named_source: bool, host: str | None = None) -> None:
         """Say what may surprise: another address for the next connection, a clock that is off."""

@@ -74,6 +74,7 @@ def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at
     entries.append(
         {
             "id": grant.id,
+            "principal": grant.principal.id,
             "url": url,
             "network": network,
             "targets": [target.name for target in grant.targets],
@@ -90,6 +91,21 @@ def forget(*grant_ids: str, url: str | None = None) -> None:
     """Drop grants by id, or all of one API."""
     entries = _entries()
     kept = [e for e in entries if e.get("id") not in grant_ids and (url is None or e.get("url") != url)]
+    if len(kept) != len(entries):
+        _write("grants.json", kept)
+
+
+def forget_superseded(url: str, grant: Grant) -> None:
+    """Drop the grants that this one takes the place of, as the API does: same key, source and targets.
+
+    Otherwise a long grant that a short one superseded would be taken for open when that has ended.
+    """
+    new = (url, grant.principal.id, grant.source, {target.name for target in grant.targets})
+    entries = _entries()
+    kept = [
+        e for e in entries
+        if (e.get("url"), e.get("principal"), e.get("source"), set(e.get("targets", ()))) != new
+    ]  # fmt: skip
     if len(kept) != len(entries):
         _write("grants.json", kept)
 

@@ -12,7 +12,9 @@ a byte of traffic. From there:
     the API refuses                     stop, with its reason
 
 SIGINT and SIGTERM stop it: at once while it waits or asks, and after the call while it opens or revokes,
-so that nothing is left half done. The grant then runs to its own end, or is revoked with --revoke.
+so that nothing is left half done. The grant then runs to its own end, or is revoked with --revoke. A second
+signal ends it as it is; not within a second, since `timeout`, and a wrapper that passes a terminal's Ctrl-C
+on, send one request twice.
 The id of its grant is kept, so that a watch that was killed finds, and ends, what it left elsewhere.
 """
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from .client import Grant
 
+SAME_REQUEST = 1.0  # seconds within which a second signal says nothing that the first did not
 LOOK = 3.0  # seconds between looks at this machine's own addresses
 LONGEST_PAUSE = 60.0  # seconds between tries while the API cannot be reached
 
@@ -89,6 +92,7 @@ class Watch:
         self.network = ""
         self.failures = 0
         self._stopping = False
+        self._signalled_at = 0.0
         self._may_interrupt = False
 
     def run(self) -> int:
@@ -232,8 +236,15 @@ class Watch:
             self._may_interrupt = False
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        if self._stopping:
+            if time.monotonic() - self._signalled_at >= SAME_REQUEST:
+                signal.signal(
+                    number, signal.SIG_DFL
+                )  # who asks twice does not want to wait for a call to end
+                signal.raise_signal(number)
+            return
         self._stopping = True
-        signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait for a call to end
+        self._signalled_at = time.monotonic()
         if self._may_interrupt:
             self._may_interrupt = False
             raise _Stop
@@ -241,14 +252,23 @@ class Watch:
     def _stopped(self) -> None:
         self.api.client.close()  # the signal may have come in the middle of an answer
         if self.args.revoke:
-            for grant_id in [*self.left_behind, *([self.grant.id] if self.grant else [])]:
-                ended = self.api.revoke(grant_id, "knock watch was stopped")
-                self._tell("stopped", f"{ended.status}: grant {grant_id}", ended)
+            try:
+                for grant_id in [*self.left_behind, *([self.grant.id] if self.grant else [])]:
+                    with contextlib.suppress(GrantNotFound):
+                        ended = self.api.revoke(grant_id, "knock watch was stopped")
+                        self._tell("stopped", f"{ended.status}: grant {grant_id}", ended)
+            except KnockError:
+                self._tell_left_open("stopped, not revoked")
+                raise
+        else:
+            self._tell_left_open("stopped")
+        if self.grant is not None:  # else what an earlier watch left has not been looked for yet
             state.keep_watch(self._name, [])
-        elif self.grant is not None:
-            state.keep_watch(self._name, [])
+
+    def _tell_left_open(self, what: str) -> None:
+        if self.grant is not None:
             end = show_time(self.grant.expires_at)
-            self._tell("stopped", f"stopped; grant {self.grant.id} stays open until {end}", self.grant)
+            self._tell("stopped", f"{what}; grant {self.grant.id} stays open until {end}", self.grant)
 
     def _tell(self, event: str, detail: str, grant: Grant | None = None) -> None:
         at = datetime.now(timezone.utc)
@@ -263,7 +283,9 @@ class Watch:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 1 <= seconds <= 3600:
-        raise ValueError
-    return seconds
+    from argparse import ArgumentTypeError
+
+    with contextlib.suppress(ValueError):
+        if 1 <= (seconds := float(text)) <= 3600:
+            return seconds
+    raise ArgumentTypeError(f"a number of seconds from 1 to 3600 was expected, not {text!r}")

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from knock import __version__
+from knock.cli import speak_as_the_terminal_can
 from knock_admin import tags
 
 if TYPE_CHECKING:
@@ -339,6 +340,7 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
+    speak_as_the_terminal_can()
     parser = make_parser()
     args = parser.parse_args(argv)
     _defaults(args, parser)
@@ -347,9 +349,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         print(
-            "knock-admin: boto3 is not installed. It comes with the package's extra `admin`.", file=sys.stderr
+            "knock-admin: boto3 is not installed. It comes with the package's extra `admin`: "
+            "pipx install --force './clients[admin]'",
+            file=sys.stderr,
         )
-        return 1
+        return 2
 
     from knock_admin.errors import AdminError, translated
 

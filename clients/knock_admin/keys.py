@@ -117,8 +117,12 @@ def _named(stack: Stack, named: str) -> list[Key]:
     keys = keys_of(stack)
     found = [key for key in keys if key.id == named] or [key for key in keys if key.name == named]
     if not found:
-        raise AdminError(f"The stack {stack.name} has no key {named}; see `knock-admin key ls`.")
+        raise _no_key(stack, named)
     return found
+
+
+def _no_key(stack: Stack, named: str) -> AdminError:
+    return AdminError(f"The stack {stack.name} has no key {named}; see `knock-admin key ls`.")
 
 
 def _arn(stack: Stack, key_id: str) -> str:
@@ -183,7 +187,10 @@ def add(stack: Stack, args: Namespace) -> Result:
 
 def show(stack: Stack, args: Namespace) -> Result:
     """List the stack's keys and their rights; never their values."""
-    keys = [key for key in keys_of(stack) if not args.name or key.name in args.name or key.id in args.name]
+    keys = keys_of(stack)
+    if missing := {*args.name} - {word for key in keys for word in (key.id, key.name)}:
+        raise _no_key(stack, ", ".join(sorted(missing)))
+    keys = [key for key in keys if not args.name or key.name in args.name or key.id in args.name]
     rows = []
     for key in keys:
         for fault in faults_of(key):

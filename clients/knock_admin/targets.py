@@ -130,8 +130,12 @@ def _unfinished(stack: Stack, name: str) -> list[Group]:
 def _existing(stack: Stack, name: str) -> list[Group]:
     pool = pool_of(stack, name)
     if not pool:
-        raise AdminError(f"The stack {stack.name} has no target {name}; see `knock-admin target ls`.")
+        raise _no_target(stack, name)
     return pool
+
+
+def _no_target(stack: Stack, name: str) -> AdminError:
+    return AdminError(f"The stack {stack.name} has no target {name}; see `knock-admin target ls`.")
 
 
 def _interface(each: dict[str, Any]) -> Holder:
@@ -266,13 +270,13 @@ def _rule_ports(rule: dict[str, Any]) -> str:
     return f"{first if first == last else f'{first}-{last}'}/{rule['IpProtocol']}"
 
 
-def _warn_of_world(
+def _beside_the_world(
     aws: Aws, name: str, ports: Sequence[Ports], pool: set[str], holders: list[Holder]
-) -> None:
+) -> list[str]:
+    """Say, a line each, which rules of other groups there make a target pointless."""
     others = {group for holder in holders for group in holder.groups} - pool
-    if others:
-        for line in world_open(aws, ports, others):
-            warn(f"the target {name} guards nothing there: {line}, and is attached beside it")
+    found = world_open(aws, ports, others) if others else []
+    return [f"the target {name} guards nothing there: {line}, and is attached beside it" for line in found]
 
 
 # ---------------------------------------------------------------------------- decide and apply
@@ -358,7 +362,8 @@ def _complete(
             ],
         )
         ec2.delete_tags(Resources=new, Tags=[{"Key": tags.UNFINISHED}])
-    _warn_of_world(aws, name, ports, set(everything), list(holders.values()))
+    for line in _beside_the_world(aws, name, ports, set(everything), list(holders.values())):
+        warn(line)
     lines = [f"made {group} in {vpc['VpcId']}" for group in sorted(made)]
     lines += [f"finished {group.id}" for group in unfinished]
     lines += [f"attached to {holder}" for holder in attached]
@@ -499,16 +504,18 @@ def show(stack: Stack, args: Namespace) -> Result:
     """List the targets: rules used and free by family, and what each group is attached to."""
     aws, groups = stack.aws, all_groups(stack)
     if args.name:
+        if missing := {*args.name} - {group.tags.get(tags.TARGET) for group in groups}:
+            raise _no_target(stack, ", ".join(sorted(missing)))
         groups = [group for group in groups if group.tags.get(tags.TARGET) in args.name]
     ids = [group.id for group in groups]
     room = quota(aws, RULES_PER_GROUP)
     rules, holders = rules_of(aws, ids), holders_of(aws, ids)
     targets: dict[str, dict[str, Any]] = {}
     rows = []
+    warnings: dict[str, None] = {}  # each once, in order: the groups of a pool share what is beside them
     for group in sorted(groups, key=lambda group: (group.tags.get(tags.TARGET, ""), group.id)):
         name, ports = group.tags.get(tags.TARGET, ""), group.tags.get(tags.PORTS, "")
-        for fault in faults_of(group):
-            warn(fault)
+        warnings |= dict.fromkeys(faults_of(group))
         v4, v6 = used(rule for rule in rules if rule["GroupId"] == group.id)
         attached = [holder for holder in holders if group.id in holder.groups]
         targets.setdefault(name, {"name": name, "ports": ports.split(), "groups": []})["groups"].append(
@@ -526,7 +533,9 @@ def show(stack: Stack, args: Namespace) -> Result:
         where = ", ".join(holder.id.split("loadbalancer/")[-1] for holder in attached) or "nothing"
         rows.append((name, ports, group.id, group.vpc, v4, max(0, room - v4), v6, max(0, room - v6), where))
         if not faults_of(group):
-            _warn_of_world(aws, name, group.ports, {*ids}, attached)
+            warnings |= dict.fromkeys(_beside_the_world(aws, name, group.ports, {*ids}, attached))
+    for line in warnings:
+        warn(line)
     header = ("TARGET", "PORTS", "GROUP", "VPC", "V4 USED", "FREE", "V6 USED", "FREE", "ATTACHED TO")
     return Result({"targets": list(targets.values())}, table(rows, header))
 

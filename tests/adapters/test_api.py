@@ -197,6 +197,12 @@ class TestWhoami:
             "faults": [],
         }
 
+    def test_the_default_it_tells_is_the_one_that_a_knock_gets(self, knock: Knock) -> None:
+        knock.add_key("short", targets="bastion", max_duration="1h")
+        said = knock.request("GET", "/whoami", key="short").json
+        assert (said["default_duration"], said["max_duration"]) == ("1h", "1h")
+        assert knock.request("POST", "/knock", key="short").json["seconds_left"] in (3599, 3600)
+
     def test_a_key_without_rights_learns_just_that(self, knock: Knock) -> None:
         knock.add_key("eve")
         said = knock.request("GET", "/whoami", key="eve").json

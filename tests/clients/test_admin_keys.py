@@ -129,7 +129,13 @@ def test_ls_shows_no_key_of_another_plan(world: World) -> None:
     world.gateway.create_api_key(name="stranger", enabled=True)
     add(world)
     assert [key["name"] for key in world.ok("key", "ls", "--json").json["keys"]] == ["alice"]
-    assert world.ok("key", "ls", "bob", "--json").json == {"keys": []}
+    assert world.run("key", "ls", "stranger").code == 1
+
+
+def test_ls_of_what_is_not_there_is_refused(world: World) -> None:
+    ran = world.run("key", "ls", "nobody")
+    assert (ran.code, ran.out) == (1, "")
+    assert "The stack knock has no key nobody" in ran.err
 
 
 def test_set_changes_what_is_named_and_leaves_the_rest(world: World) -> None:

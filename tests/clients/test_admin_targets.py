@@ -377,6 +377,19 @@ def test_ls_shows_only_what_is_named(world: World) -> None:
     assert [(target["name"], target["ports"]) for target in seen] == [("web", ["80/tcp", "443/tcp"])]
 
 
+def test_ls_of_what_is_not_there_is_refused(world: World) -> None:
+    add(world)
+    ran = world.run("target", "ls", "bastion", "vault")
+    assert (ran.code, ran.out) == (1, "")
+    assert "The stack knock has no target vault" in ran.err
+
+
+def test_ls_warns_once_of_what_lies_open_beside_a_whole_pool(world: World) -> None:
+    world.open_rule(world.office, "0.0.0.0/0", port=22, protocol="tcp")
+    add(world, "--eip", world.eip, "--groups", "3")
+    assert world.ok("target", "ls").err.count("guards nothing there") == 1
+
+
 def test_growing_attaches_the_new_groups_where_the_others_are(world: World) -> None:
     add(world, "--eip", world.eip)
     balancer = world.make_balancer(groups=[world.office])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.clients.conftest import CLIENTS, Done, wait_until
+from tests.clients.conftest import CLIENTS, ROOT, Api, Done, wait_until
 from tests.clients.double import Double
 
 Run = Callable[..., Done]
@@ -160,6 +162,18 @@ def test_one_refusal_among_several_is_shown_and_the_others_go_on(run: Run) -> No
     assert done.err == "knock: No such grant: there is no grant 'nobodys' that this key may see\n"
 
 
+def test_what_was_revoked_before_the_api_was_gone_is_told(run: Run, double: Double) -> None:
+    first, second = run("-q", "bastion").out.strip(), run("-q", "web").out.strip()
+    double.faults = [None, *["drop"] * 4]  # one more: the kept connection costs no try
+    done = run("revoke", first, second)
+    assert (done.code, done.out.count("revoked: ")) == (3, 1)
+    assert first in done.out
+    double.faults = [None, *["drop"] * 4]  # one more: the kept connection costs no try
+    done = run("revoke", first, second, "--json")
+    assert [grant["id"] for grant in json.loads(done.out)["grants"]] == [first]
+    assert json.loads(done.err)["exit_code"] == 3
+
+
 def test_renew_knocks_again_for_what_is_open_from_here(run: Run, double: Double) -> None:
     old = run("-q", "bastion", "--for", "2h", "--reason", "on call").out.strip()
     double.source = "198.51.100.9"
@@ -238,6 +252,46 @@ def test_exit_codes_are_as_documented(run: Run, double: Double, monkeypatch: pyt
     done = run("ls")
     assert done.code == 2
     assert "run `knock login`, or set KNOCK_URL and KNOCK_API_KEY" in done.err
+
+
+GRANT = {
+    *("id", "status", "principal", "source", "targets", "requested_at", "expires_at", "seconds_left"),
+    *("reason", "ended_at", "ended_by", "execution_arn"),
+}  # fmt: skip
+WHOAMI = {
+    *("principal", "source", "targets", "default_duration", "max_duration", "any_source", "operator"),
+    "faults",
+}  # fmt: skip
+
+
+def test_the_fields_of_json_are_those_that_the_page_promises(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(api.keys["alice"] + "\n"))
+
+    def said(*words: str) -> dict[str, Any]:
+        done = run(*words, "--json")
+        told: dict[str, Any] = json.loads(done.out or done.err)
+        return told
+
+    opened = said("bastion")
+    grants = [said("ls"), said("renew"), said("revoke")]
+    assert set(opened) == GRANT
+    assert set(said("show", opened["id"])) == GRANT | {"events"}
+    assert [set(told) for told in grants] == [{"grants"}] * 3
+    assert [set(told["grants"][0]) >= GRANT for told in grants] == [True] * 3
+    assert set(said("whoami")) == WHOAMI
+    assert set(said("login", "--url", api.url, "--no-keyring")) == {"profile", "url", "principal", "key_in"}
+    (profile,) = said("profiles")["profiles"]
+    assert set(profile) == {"name", "url", "key_in", "current"}
+    assert set(said("logout")) == {"profile"}
+    assert {"error", "exit_code", "detail", "status", "type", "title"} <= set(said("show", "nope"))
+
+    page = (ROOT / "docs" / "knock.md").read_text()
+    for name in GRANT | WHOAMI | set(profile) | {"events", "error", "exit_code", "detail"}:
+        assert f"`{name}`" in page
 
 
 def test_with_json_an_error_is_json_on_standard_error(run: Run, double: Double) -> None:
@@ -330,6 +384,25 @@ def test_a_reader_that_goes_away_is_no_traceback(spawn: Run) -> None:
     spawn("knock", "bastion")
     done = spawn("bash", "-c", "set -o pipefail; knock ls --json | :")
     assert (done.code, done.out, done.err) == (1, "", "")
+
+
+def test_what_the_terminals_encoding_lacks_is_no_traceback(
+    spawn: Run, run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = run("bastion", "--reason", "für heute", "-q").out.strip()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONPATH", str(CLIENTS))
+    knock = (sys.executable, "-m", "knock")
+    assert spawn(*knock, "--help").out.startswith("usage: knock [TARGET?]")
+    assert "reason:    f?r heute\n" in spawn(*knock, "show", grant).out
+    said = spawn(*knock, "show", "größe")
+    assert (said.code, "Traceback" in said.err) == (1, False)
+
+
+def test_a_limit_that_is_none_is_said_to_be_one(run: Run) -> None:
+    for limit in ("0", "-1", "many"):
+        done = run("ls", f"--limit={limit}")
+        assert (done.code, f"a number from 1 on was expected, not '{limit}'" in done.err) == (2, True)
 
 
 def test_ctrl_c_ends_with_130_and_without_a_traceback(home: Path, double: Double) -> None:

@@ -202,6 +202,7 @@ URL = "https://api.example.com/prod"
 def grant(name: str = "g", *targets: str, seconds: int = 3600) -> Any:
     return SimpleNamespace(
         id=name,
+        principal=SimpleNamespace(id="id-alice"),
         targets=[SimpleNamespace(name=target) for target in targets or ("bastion",)],
         source="203.0.113.7/32",
         seconds_left=seconds,
@@ -274,6 +275,7 @@ def test_a_broken_file_is_as_none(home: Path, content: str) -> None:
     assert state.known(URL, ["bastion"], "here") is None
     assert state.kept_words(URL, "targets", 60) is None
     assert state.kept_watch("w") == []
+    state.forget_superseded(URL, grant())
     remember(grant())
     state.keep_words(URL, "targets", {"bastion": "22/tcp"})
     state.keep_watch("w", ["g"])

@@ -262,6 +262,25 @@ def test_a_renewed_grant_is_known_as_the_old_one_was(run: Run, double: Double, o
     assert double.calls("POST") == 2
 
 
+def test_a_grant_that_a_newer_one_took_the_place_of_is_no_longer_known(
+    run: Run, double: Double, on_double: None
+) -> None:
+    run("bastion", "--for", "8h")
+    run("web", "--for", "8h")
+    assert run("ssh-hook", "--target", "web").err == "", "another target's grant lives on"
+    shorter = run("-q", "bastion", "--for", "10m").out.strip()
+    run("revoke", shorter)
+    assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
+
+
+def test_a_grant_superseded_under_a_named_source_is_no_longer_known(
+    run: Run, double: Double, on_double: None
+) -> None:
+    run("bastion", "--for", "8h")
+    run("bastion", "--for", "10m", "--source", f"{double.source}/32")
+    assert state.known(double.url, ["bastion"], network.fingerprint()) is None
+
+
 def test_another_network_or_a_revocation_makes_the_hook_knock(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,9 +210,33 @@ def test_who_asks_twice_to_stop_is_not_kept_waiting(
     wait_until(lambda: double.calls("POST") == 1)
     watching.process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        watching.process.wait(timeout=0.3)
+        watching.process.wait(timeout=watch.SAME_REQUEST + 0.2)
     watching.process.send_signal(signal.SIGTERM)
     assert watching.process.wait(timeout=3) == -signal.SIGTERM
+
+
+def test_one_request_to_stop_that_comes_as_two_signals_still_revokes(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start("--revoke", "--every", "60")  # so that the next call is the one that revokes
+    grant = watching.said("opened")["grant"]["id"]
+    double.faults = [0.5]
+    watching.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: double.calls("DELETE") == 1)
+    assert watching.stop() == (0, "")
+    assert double.grants[grant]["status"] == "revoked"
+
+
+def test_a_grant_that_could_not_be_revoked_at_the_end_is_named_and_found_by_the_next_watch(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    watching = start("--revoke", "--every", "60")
+    grant = watching.said("opened")["grant"]["id"]
+    double.faults = ["drop"] * 3
+    watching.process.send_signal(signal.SIGTERM)
+    assert watching.process.wait(timeout=20) == 3
+    assert f"not revoked; grant {grant} stays open until" in watching.said("stopped")["detail"]
+    assert start().said("found")["grant"]["id"] == grant
 
 
 def test_what_a_killed_watch_left_elsewhere_is_ended_by_the_next(
@@ -230,6 +254,20 @@ def test_what_a_killed_watch_left_elsewhere_is_ended_by_the_next(
     assert double.grants[left]["status"] == "revoked"
     watching.stop()
     assert state.kept_watch(f"{double.url} bastion") == []
+
+
+def test_a_watch_stopped_before_it_reached_the_api_leaves_what_was_left_to_the_next(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    killed = start("--revoke")
+    left = killed.said("opened")["grant"]["id"]
+    killed.process.kill()
+    killed.process.wait()
+    double.faults = ["drop"] * 3
+    watching = start("--revoke")
+    watching.said("offline")
+    assert watching.stop() == (0, "")
+    assert state.kept_watch(f"{double.url} bastion") == [left]
 
 
 def test_a_pending_grant_is_waited_for_and_a_failed_one_tried_again(
@@ -348,4 +386,6 @@ def test_an_old_grant_that_could_not_be_revoked_is_tried_again(watcher: watch.Wa
 
 def test_the_seconds_between_checks_are_bounded(run: Run) -> None:
     for words in (["--every", "0.1"], ["--every", "7200"], ["--every", "often"]):
-        assert run("watch", *words).code == 2
+        done = run("watch", *words)
+        assert done.code == 2
+        assert "a number of seconds from 1 to 3600 was expected" in done.err
