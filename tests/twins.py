@@ -210,9 +210,11 @@ class Trail(_Twin):
         *,
         foreign: bool = False,
         authorized_at: datetime | None = None,
+        supersedes: Iterable[str] = (),
     ) -> None:
         item = self._live(grant_id)
-        item = replace(item, told=item.told | {(key, rule_id, foreign, stamp)})
+        plain = replace(item.plain, supersedes=item.plain.supersedes | set(supersedes))
+        item = replace(item, plain=plain, told=item.told | {(key, rule_id, foreign, stamp)})
         if authorized_at:
             at = _milliseconds(authorized_at)
             item = _happened(item, Event(at, "authorized", "knock"), authorized_at=at)
@@ -351,7 +353,8 @@ def _pairs(item: _Item) -> int:
     """
     grant = item.plain
     single = (grant.reason, grant.authorized_at, grant.ended_at, grant.ended_by, grant.end_reason)
-    many = (grant.targets, grant.targets, grant.events, item.claims, item.told, item.condemned)
+    sets = (item.claims, item.told, item.condemned, grant.supersedes)
+    many = (grant.targets, grant.targets, grant.events, *sets)
     return 10 + sum(map(bool, single)) + sum(map(len, many))
 
 

@@ -80,6 +80,7 @@ class Trail(Protocol):
         *,
         foreign: bool = False,
         authorized_at: datetime | None = None,
+        supersedes: Iterable[str] = (),
     ) -> None: ...
     def hand_over(self, grant_id: str, rules: Mapping[RuleKey, Iterable[str]]) -> None: ...
     def end(self, grant_id: str, how: State, at: datetime, by: str, reason: str) -> bool: ...
@@ -158,6 +159,7 @@ class _Run:
 
     stamp: str
     outcomes: dict[RuleKey, tuple[str, bool]]  # on record, by it or by an earlier run
+    supersedes: frozenset[str] = frozenset()  # the older grants that this one renews
     claimed: set[RuleKey] = field(default_factory=set)  # without an outcome on record
     untouched: set[RuleKey] = field(default_factory=set)  # of those: certainly without any effect
     made: dict[RuleKey, str] = field(default_factory=dict)  # of those: EC2 made this rule
@@ -196,10 +198,15 @@ class Operations:
             firsts = {self._order(grant, run, target, ports)[0] for target, ports in slots}
             self._claim(grant, run, firsts - run.outcomes.keys())
             others = self._clear(grant, run.claimed)
+            if not grant.authorized_at:
+                now = self.clock()
+                run.supersedes = frozenset(
+                    old.id for old in others if _renews(grant, old) and old.live_at(now)
+                )
             for number, (target, ports) in enumerate(slots, 1):
                 opened.append(self._open(grant, run, target, ports, others, last=number == len(slots)))
             self._refuse_ended(grant)
-        self._supersede(grant, others)
+        self._supersede(grant, [old for old in others if old.id in run.supersedes])
         return opened
 
     def _refuse_ended(self, grant: Grant) -> None:
@@ -207,7 +214,7 @@ class Operations:
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
 
     def _run(self, grant: Grant) -> _Run:
-        return _Run(make_stamp(self.clock(), self.token()), dict(grant.outcomes))
+        return _Run(make_stamp(self.clock(), self.token()), dict(grant.outcomes), grant.supersedes)
 
     def _order(self, grant: Grant, run: _Run, target: Target, ports: Ports) -> list[RuleKey]:
         """Order a target's groups: where the rule is on record, what an earlier run claimed, by id."""
@@ -267,7 +274,8 @@ class Operations:
     ) -> Opened:
         """Authorize one rule in the first group of the pool that has room, and record it.
 
-        With the last one of a grant, record that all is open, in the same write. Raises GrantEnded.
+        With the last one of a grant, record that all is open and what that supersedes, in the same write.
+        Raises GrantEnded.
         """
         last = last and not grant.authorized_at
         keys = self._order(grant, run, target, ports)
@@ -304,6 +312,7 @@ class Operations:
             run.stamp,
             foreign=opened.foreign,
             authorized_at=self.clock() if last else None,
+            supersedes=run.supersedes if last else (),
         )
         run.claimed.discard(opened.key)
         run.untouched.discard(opened.key)
@@ -358,21 +367,20 @@ class Operations:
                 return
         raise RuleUnsettled("other grants for this source come and go too fast to follow")
 
-    def _supersede(self, grant: Grant, others: list[Grant]) -> None:
+    def _supersede(self, grant: Grant, older: list[Grant]) -> None:
         """End the older grants that this one renews: same principal, same source, same targets.
 
-        The new grant is open and recorded by now, so access never pauses. What may pass is raised by the
-        run that opened the grant: the task's retry comes here again. Then failing is logged: it must not
-        end the new grant, and the old one ends by its own timer.
+        The new grant is open by now, and has on record what it supersedes: who ends it does this as well,
+        should nobody have done it. What may pass is raised by the run that opened the grant: the task's
+        retry comes here again. Then failing is logged: it must not end the new grant, and the old one ends
+        by its own timer.
         """
         try:
-            for old in others:
-                now = self.clock()
-                if _renews(grant, old) and (old.live_at(now) or old.ended_by == grant.id):
-                    self.trail.end(old.id, "superseded", now, grant.id, "")
-                    # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
-                    self.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
-                    self._close(old.id, old.source)
+            for old in older:
+                self.trail.end(old.id, "superseded", self.clock(), grant.id, "")
+                # Stopped before it is closed: a retry finds what is unclosed, not what runs on.
+                self.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
+                self._close(old.id, old.source)
         except KnockError as error:
             if isinstance(error, Unavailable) and not grant.authorized_at:
                 raise
@@ -522,8 +530,9 @@ class Operations:
             # What is kept stays so, also for those who read the claims before its heir's was written.
             return not done.kept or self.trail.condemn(grant.id, decided, {})
         for old in around:
-            if old.ended_by == grant.id:
+            if old.id in grant.supersedes:
                 # Its own authorization would have, but may have been stopped with its execution.
+                self.trail.end(old.id, "superseded", self.clock(), grant.id, "")
                 self._close(old.id, old.source)
         kept = [str(key) for key in done.kept]
         done.closed_now = self.trail.close(grant.id, decided, self.clock(), done.revoked, kept)

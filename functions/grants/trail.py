@@ -47,7 +47,15 @@ NOT_YET = "-"  # SimpleDB cannot ask for what is missing by index, so "not yet c
 LIVE = "live"
 WHILE_LIVE = {"Name": "state", "Value": LIVE}
 CLOSED = "closed"  # the last decision about a grant's rules
-MANY = ("claim", "rule", "condemned", "event", "target", "target_name")  # the others have one value
+MANY = (
+    "claim",
+    "rule",
+    "condemned",
+    "supersedes",
+    "event",
+    "target",
+    "target_name",
+)  # the others have one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +139,19 @@ class Trail:
         *,
         foreign: bool = False,
         authorized_at: datetime | None = None,
+        supersedes: Iterable[str] = (),
     ) -> None:
         """Record what became of a run's claim, while the grant is live. Raises GrantEnded. Twice is once.
 
-        `authorized_at` is given with the last rule of a grant: one write then says that all is open.
+        `authorized_at` is given with the last rule of a grant, and the ids of the grants that it supersedes:
+        one write then says that all is open.
         """
         outcome = {"key": str(key), "foreign" if foreign else "rule": rule_id, "run": stamp}
         pairs = [("rule", compact_json(outcome))]
         if authorized_at:
             event = Event(authorized_at, "authorized", "knock")
             pairs += [("authorized_at", show_time(authorized_at)), ("event", compact_json(event.as_json()))]
+        pairs += [("supersedes", older) for older in sorted(supersedes)]
         self._put_while_live(grant_id, pairs)
 
     def hand_over(self, grant_id: str, rules: Mapping[RuleKey, Iterable[str]]) -> None:
@@ -403,6 +414,7 @@ def _grant(name: str, pairs: list[dict[str, str]]) -> Grant | None:
             reason=one.get("reason", ""),
             state=state,  # type: ignore[arg-type]  # checked just above
             authorized_at=parse_time(one["authorized_at"]) if "authorized_at" in one else None,
+            supersedes=frozenset(many["supersedes"]),
             ended_at=parse_time(one["ended_at"]) if "ended_at" in one else None,
             ended_by=one.get("ended_by", ""),
             end_reason=one.get("end_reason", ""),

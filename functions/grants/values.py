@@ -258,6 +258,7 @@ class Grant:
 
     state: State = "live"
     authorized_at: datetime | None = None
+    supersedes: frozenset[str] = frozenset()
     ended_at: datetime | None = None
     ended_by: str = ""
     end_reason: str = ""

@@ -166,8 +166,9 @@ class TestRuleRecord:
     def test_the_last_says_that_all_is_open(self, parts: Parts) -> None:
         recorded(parts)
         at = NOW + timedelta(seconds=1, microseconds=77)
-        parts.trail.record_rule("g1", KEY, "sgr-1", RUN, authorized_at=at)
+        parts.trail.record_rule("g1", KEY, "sgr-1", RUN, authorized_at=at, supersedes=["g0", "g00"])
         found = parts.trail.get("g1")
+        assert found.supersedes == {"g0", "g00"}
         assert found.authorized_at == NOW + timedelta(seconds=1)
         assert [event.event for event in found.events] == ["requested", "authorized"]
         assert found.status_at(at) == "active"

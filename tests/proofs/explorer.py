@@ -163,9 +163,9 @@ def holding(grant: Grant) -> Process:
     return Process(f"execution {grant.id}", "execution", grant, phase="holding", task="expire")
 
 
-def again(grant: Grant) -> Process:
-    """The authorize task delivered a second time, which nobody tries again."""
-    return Process(f"second {grant.id}", "second", grant, task="authorize")
+def again(grant: Grant, which: str = "second") -> Process:
+    """The authorize task delivered once more, which nobody tries again."""
+    return Process(f"{which} {grant.id}", "again", grant, task="authorize")
 
 
 def delete(grant: Grant) -> Process:
@@ -208,7 +208,7 @@ def _ended(process: Process, failed: KnockError | None, *, stopped: bool) -> Pro
         return _again(idle, failed)
     if failed is None and process.task == "revoke":
         return replace(idle, phase="ready", task="stop")
-    if failed is None or process.kind in ("second", "stop") or process.task == "stop":
+    if failed is None or process.kind in ("again", "stop") or process.task == "stop":
         return replace(idle, phase="done")
     return _again(idle, failed)
 
@@ -264,7 +264,7 @@ def _see(item: Any) -> tuple[Any, Grant, int]:
 def _content(grant: Grant) -> tuple[object, ...]:
     times = (grant.authorized_at, grant.ended_at, grant.closed_at)
     parts = (grant.unsettled, grant.outcomes, grant.rules, grant.condemned)
-    ended = (grant.state, grant.ended_by, grant.decided)
+    ended = (grant.state, grant.ended_by, grant.decided, grant.supersedes)
     return (grant.id, *ended, *times, grant.claims, *(frozenset(part.items()) for part in parts))
 
 

@@ -100,6 +100,7 @@ def main() -> None:
     began = told = time.monotonic()
     ends = began + options.hours * 3600
     number, steps = options.first, 0
+    often = 1 if sys.stdout.isatty() else 60
     while time.monotonic() < ends:
         scenario, dice = make_up(number)
         try:
@@ -107,7 +108,7 @@ def main() -> None:
         except Violation as violation:
             raise SystemExit(f"\nschedule {number}: {violation}") from None
         number += 1
-        if time.monotonic() - told >= 1 or time.monotonic() >= ends:
+        if time.monotonic() - told >= often or time.monotonic() >= ends:
             told = time.monotonic()
             share = min(1.0, (told - began) / (ends - began))
             bar = "#" * int(share * 30)
