@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -63,5 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests and proofs run with sockets off: what they test is pure."""
     for item in items:
         folder = Path(str(item.fspath)).relative_to(ROOT / "tests").parts[0]
-        if folder in ("unit", "properties", "interleavings"):
+        if folder in ("unit", "proofs"):
             item.add_marker(pytest.mark.disable_socket)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was tried by the tests that try everything: the sum of each count they record."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if isinstance(value, int):
+                counts[name] += value
+    for name, value in sorted(counts.items()):
+        terminalreporter.write_line(f"tried: {value:,} {name}")

@@ -224,8 +224,7 @@ def test_the_invariants_hold_whatever_fails_at_whichever_call(
         points = [at for at, call in enumerate(clean.calls) if mode in ways_to_fail(call)]
         for at in points:
             run_once(knock, kind, Injector(at, mode), at + 1)
-        record_property("points", len(points))
-        print(f"faults: {kind} x {mode}: {len(points)} points")
+        record_property("faults at calls to AWS", len(points))
 
 
 def ways_to_fail(call: str) -> tuple[str, ...]:

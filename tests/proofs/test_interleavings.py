@@ -130,7 +130,7 @@ def stopped_while_it_opens(world: World) -> Scenario:
 def revoked_while_it_opens_twice(world: World) -> Scenario:
     """The authorize task is delivered twice, and the grant revoked meanwhile."""
     a = knocks(world, "a", ALICE)
-    return Scenario(world, [again(a), again(a, "third"), delete(a)])
+    return Scenario(world, [again(a), again(a, "third"), delete(a)], faults=0)
 
 
 def revoked_and_expired_at_once(world: World) -> Scenario:
@@ -227,13 +227,14 @@ ALL = [
     lists_are_late(one_ends_as_another_opens),
     lists_are_late(revoked_while_it_opens_twice),
     lists_are_late(stopped_while_it_opens),
-    lists_are_late(two_end_as_a_third_opens),
     lists_are_late(foreign_rule),
 ]
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.__name__)
-def test_the_invariants_hold_in_every_order(scenario: Callable[[World], Scenario]) -> None:
+def test_the_invariants_hold_in_every_order(
+    scenario: Callable[[World], Scenario], record_property: Callable[[str, object], None]
+) -> None:
     """No rule outlives its last claim, no grant is cut short, and the claim comes before the door.
 
     Mutation: functions/grants/operations.py: `if other.state != "live" and other.keys & keys:` -> `if False:`
@@ -252,4 +253,5 @@ def test_the_invariants_hold_in_every_order(scenario: Callable[[World], Scenario
         `if isinstance(error, Unavailable) and not grant.authorized_at:` -> `if False:`
     """
     found = Explorer(scenario(fresh())).explore()
-    print(f"interleavings: {scenario.__name__}: {found}")
+    record_property("orders of concurrent calls", found.orders)
+    record_property("states that concurrent calls come to", found.states)

@@ -1,0 +1,199 @@
+"""What the operations do where several calls, clocks or grants would have to meet for it to happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from grants.errors import GrantEnded, IngressRefused, RuleUnsettled, TrailUnavailable
+from grants.operations import ACTS, SETTLES
+from grants.values import Grant, Rule, RuleKey
+from tests.proofs.test_interleavings import (
+    ALICE,
+    BASTION,
+    BOB,
+    CAROL,
+    HTTPS,
+    KEY,
+    SOURCE,
+    WEB,
+    fresh,
+    knocks,
+    opened,
+)
+from tests.twins import Call, Hook, World
+
+WEB_KEY = RuleKey("sg-w", HTTPS, SOURCE)
+
+
+@pytest.fixture
+def world() -> World:
+    return fresh()
+
+
+class At(Hook):
+    """Does something once, before or after a call of some name."""
+
+    def __init__(self, name: str, act: Callable[[], object], *, after: bool = False) -> None:
+        self._name, self._act, self._after = name, act, after
+
+    def before(self, call: Call) -> None:
+        if not self._after:
+            self._once(call)
+
+    def after(self, call: Call, came: object) -> None:
+        if self._after:
+            self._once(call)
+
+    def _once(self, call: Call) -> None:
+        if call.name == self._name:
+            self._name = ""
+            self._act()
+
+
+def state(world: World, grant: Grant) -> Grant:
+    return world.trail.grants[grant.id]
+
+
+class TestAuthorization:
+    def test_a_run_that_is_too_old_authorizes_nothing_and_takes_its_claims_back(self, world: World) -> None:
+        """Mutation: functions/grants/operations.py:
+        `if self.clock() >= stamped_at(run.stamp) + ACTS:` -> `if False:`
+        """
+        grant = knocks(world, "a", ALICE)
+        world.listen(At("unclosed", lambda: world.clock.advance(ACTS)))
+        with pytest.raises(RuleUnsettled, match="too old"):
+            world.operations.authorize(grant)
+        assert world.ingress.rules == {}
+        assert state(world, grant).claims == frozenset()
+        assert len(world.operations.authorize(grant)) == 1
+
+    def test_two_targets_with_one_rule_share_it_to_the_end(self, world: World) -> None:
+        tls = type(WEB)("tls", (HTTPS,), ("sg-w",))
+        grant = knocks(world, "a", ALICE, WEB, tls)
+        first, second, third = world.operations.authorize(grant)
+        assert second.rule_id == third.rule_id != first.rule_id
+        assert (third.target, third.key) == ("tls", second.key)
+        world.operations.revoke("a", "revoked", "alice")
+        assert world.ingress.rules == {}
+
+    def test_what_it_made_is_closed_though_the_grant_was_closed_without_it(self, world: World) -> None:
+        """A function that was frozen for longer than any should be."""
+        grant = knocks(world, "a", ALICE)
+
+        def meanwhile() -> None:
+            world.operations.trail.end("a", "revoked", world.clock(), "alice", "")
+            world.clock.advance(SETTLES)
+            rule = world.ingress.rules.pop(KEY)  # nobody sees it
+            world.operations.revoke("a", "revoked", "alice")
+            world.ingress.rules[KEY] = rule
+
+        world.listen(At("record_rule", meanwhile))
+        with pytest.raises(GrantEnded):
+            world.operations.authorize(grant)
+        assert state(world, grant).closed_at
+        assert world.ingress.rules == {}
+
+    def test_what_it_made_goes_to_who_claims_it_when_the_grant_ended(self, world: World) -> None:
+        grant, bob = knocks(world, "a", ALICE), knocks(world, "b", BOB, hours=2)
+
+        def meanwhile() -> None:
+            world.operations.authorize(bob)
+            world.operations.trail.end("a", "revoked", world.clock(), "alice", "")
+
+        world.listen(At("authorize", meanwhile, after=True))
+        with pytest.raises(GrantEnded):
+            world.operations.authorize(grant)
+        assert KEY in world.ingress.rules
+        world.operations.revoke("a", "revoked", "alice")
+        assert KEY in world.ingress.rules
+        world.operations.revoke("b", "revoked", "bob")
+        assert world.ingress.rules == {}
+
+    def test_a_neighbour_that_cannot_be_closed_for_another_rule_does_not_stand_in_its_way(
+        self, world: World
+    ) -> None:
+        """Nor does whoever closes that one later, by an older reading of the claims, cut it short.
+
+        Mutation: functions/grants/operations.py:
+        `return not done.kept or self.trail.condemn(grant.id, decided, {})` -> `return True`
+        """
+        stuck = opened(world, "a", ALICE, BASTION, WEB)
+        world.ingress.refused = frozenset({"sg-w"})
+        bob = knocks(world, "b", BOB, hours=2)
+
+        def meanwhile() -> None:
+            world.operations.authorize(bob)
+
+        world.listen(At("condemn", meanwhile))
+        with pytest.raises(IngressRefused):
+            world.operations.revoke("a", "revoked", "alice")
+        assert KEY in world.ingress.rules
+        world.ingress.refused = frozenset()
+        world.operations.revoke("a", "revoked", "alice")
+        assert set(world.ingress.rules) == {KEY}
+        assert state(world, stuck).closed_at
+        world.operations.revoke("b", "revoked", "bob")
+        assert world.ingress.rules == {}
+
+    def test_a_neighbour_that_cannot_be_closed_for_this_very_rule_does(self, world: World) -> None:
+        opened(world, "a", ALICE)
+        world.ingress.refused = frozenset({"sg-a"})
+        with pytest.raises(IngressRefused):
+            world.operations.revoke("a", "revoked", "alice")
+        carol = knocks(world, "c", CAROL)
+        with pytest.raises(IngressRefused):
+            world.operations.authorize(carol)
+        assert state(world, carol).claims == frozenset()
+
+
+class TestForce:
+    def test_others_get_their_rules_back_when_the_trail_can_be_asked(self, world: World) -> None:
+        """Mutation: functions/grants/operations.py:
+        `self._restore(done.grant.source, done.grant.keys)` -> `pass`
+        """
+        a, b = opened(world, "a", ALICE), opened(world, "b", BOB)
+        rules = {KEY: world.ingress.rules[KEY].id}
+        world.trail.down = True
+        with pytest.raises(TrailUnavailable):
+            world.operations.force(a, rules, "expired")
+        assert world.ingress.rules == {}
+        world.trail.down = False
+        world.operations.force(a, rules, "expired")
+        assert set(world.ingress.rules) == {KEY}
+        world.operations.revoke(b.id, "revoked", "bob")
+        assert world.ingress.rules == {}
+        assert state(world, b).closed_at
+
+    def test_a_rule_whose_room_was_taken_meanwhile_is_counted_as_lost(self, world: World) -> None:
+        counted: list[str] = []
+        operations = type(world.operations)(
+            world.trail, world.ingress, world.executions, world.clock, counted.append
+        )
+        a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
+        world.ingress.remove_rule(KEY)
+        world.ingress.groups["sg-a"] = 0
+        operations.force(a, {}, "expired")
+        assert counted == ["RuleLost"]
+
+    def test_a_rule_given_back_to_a_grant_that_ends_meanwhile_is_closed(self, world: World) -> None:
+        a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
+        world.ingress.remove_rule(KEY)
+        world.listen(
+            At("authorize", lambda: world.trail.end("b", "revoked", world.clock(), "bob", ""), after=True)
+        )
+        world.operations.force(a, {}, "expired")
+        assert world.ingress.rules == {}
+
+
+class TestUnclaimedRule:
+    def test_who_comes_to_share_it_as_it_goes_gets_one_of_its_own(self, world: World) -> None:
+        world.ingress.add_rule(KEY, world.ingress.stack)
+        bob = knocks(world, "b", BOB)
+        rule: Rule = world.ingress.rules[KEY]
+        world.listen(At("revoke", lambda: world.operations.authorize(bob)))
+        assert world.operations.revoke_unclaimed(rule) is True
+        assert world.ingress.rules[KEY].grant_id == "b"
+        world.operations.revoke("b", "revoked", "bob")
+        assert world.ingress.rules == {}
