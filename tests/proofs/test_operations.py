@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from grants.drift import GRACE, MISSING_RULE, guard
 from grants.errors import GrantEnded, IngressRefused, RuleUnsettled, TrailUnavailable
 from grants.operations import ACTS, SETTLES
 from grants.values import Grant, Rule, RuleKey
@@ -166,16 +167,17 @@ class TestForce:
         assert world.ingress.rules == {}
         assert state(world, b).closed_at
 
-    def test_a_rule_whose_room_was_taken_meanwhile_is_counted_as_lost(self, world: World) -> None:
-        counted: list[str] = []
-        operations = type(world.operations)(
-            world.trail, world.ingress, world.executions, world.clock, counted.append
-        )
+    def test_a_rule_whose_room_was_taken_meanwhile_is_told_to_be_lost(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
         a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
         world.ingress.remove_rule(KEY)
         world.ingress.groups["sg-a"] = 0
-        operations.force(a, {}, "expired")
-        assert counted == ["RuleLost"]
+        world.operations.force(a, {}, "expired")
+        world.executions.finish("a", "SUCCEEDED")
+        assert [record.message for record in caplog.records] == ["rule_lost"]
+        world.clock.advance(GRACE * 2)
+        assert [finding.kind for finding in guard(world.operations)] == [MISSING_RULE]
 
     def test_a_rule_given_back_to_a_grant_that_ends_meanwhile_is_closed(self, world: World) -> None:
         a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
