@@ -30,6 +30,7 @@ from grants.errors import (
     InvalidKnock,
     KnockError,
     NotAllowed,
+    RuleUnsettled,
     TrailUnavailable,
     Unavailable,
 )
@@ -60,6 +61,7 @@ PAGE, LARGEST_PAGE = 50, 100
 CURSOR = re.compile(r"[0-9T:.Z-]{24} [0-9A-Za-z_-]{1,80}", re.ASCII)
 TRY_AGAIN_AFTER = 5  # seconds
 OPENS_WITHIN = 5.0  # seconds a knock waits for its ingress before it answers 202
+SETTLES_WITHIN = 2.0  # seconds a DELETE waits for an authorization under way to close what it opened
 ENDS_WITHIN = 20.0  # seconds one DELETE /grants spends on ending grants; API Gateway gives up after 29
 
 
@@ -471,8 +473,10 @@ def _end(grant: Grant, rights: Rights, reason: str) -> None:
         "by": by.as_json(),
         "reason": reason,
     }
+    deadline = time.monotonic() + SETTLES_WITHIN
     try:
-        _invoke_revoke(payload)
+        while not _invoke_revoke(payload, patient=time.monotonic() < deadline):
+            time.sleep(0.3)
     except Unavailable:
         # It may be half done. Whoever asked may not ask again: Lambda's queue does, in a minute and in two.
         _invoke_revoke_later(payload)
@@ -493,7 +497,8 @@ def _invoke_revoke_later(payload: dict[str, Any]) -> None:
         logger.exception("revocation_not_queued", extra={"grant_id": payload["grant"]["grant_id"]})
 
 
-def _invoke_revoke(payload: dict[str, Any]) -> None:
+def _invoke_revoke(payload: dict[str, Any], *, patient: bool) -> bool:
+    """Run the revoke function. False, if `patient`: an authorization is under way, and soon hears of this."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -504,9 +509,12 @@ def _invoke_revoke(payload: dict[str, Any]) -> None:
         failure = json.loads(said["Payload"].read())
         name, detail = failure.get("errorType", ""), failure.get("errorMessage", "")
         known = getattr(errors, name, None)
+        if known is RuleUnsettled and patient:
+            return False
         if isinstance(known, type) and issubclass(known, Unavailable):
             raise known(f"the grant has ended, and its rules are being closed: {detail}")
         raise EngineUnavailable(f"the revoke function failed: {name}")
+    return True
 
 
 def whoami(request: Request) -> dict[str, Any]:

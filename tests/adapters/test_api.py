@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from grants.errors import EngineUnavailable, RuleUnsettled
+from grants.errors import EngineUnavailable, KnockError, RuleUnsettled, TrailUnavailable
 from grants.executions import Executions
 from tests.harness import MACHINE, Answer, Context, Knock, running
 
@@ -333,6 +333,54 @@ class TestReasonOfAnEnd:
         (said,) = [e["reason"] for e in knock.grant(grant["id"])["events"] if e["event"] == "revoked"]
         assert said.startswith("execution aborted (Stolen: ")
         assert said.isprintable()
+
+
+class TestEndThatFailsAtFirst:
+    @pytest.fixture
+    def fail(self, knock: Knock) -> Callable[[type[KnockError], int], None]:
+        """Have the revoke function fail so many times."""
+
+        def fail(error: type[KnockError], times: int) -> None:
+            left = [times]
+
+            def before(name: str, _payload: object) -> None:
+                if name.endswith("-revoke") and left[0]:
+                    left[0] -= 1
+                    raise error("once more")
+
+            knock.before_invoke = before
+
+        return fail
+
+    def test_an_authorization_under_way_is_waited_for(
+        self, knock: Knock, fail: Callable[[type[KnockError], int], None]
+    ) -> None:
+        grant = knock.open()
+        fail(RuleUnsettled, 2)
+        assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
+        assert knock.rules() == set()
+
+    def test_but_not_for_long(
+        self,
+        knock: Knock,
+        fail: Callable[[type[KnockError], int], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("api.SETTLES_WITHIN", 0.0)
+        grant = knock.open()
+        fail(RuleUnsettled, 1)
+        answer = knock.request("DELETE", f"/grants/{grant['id']}")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+
+    def test_it_is_tried_again_though_nobody_asks_again(
+        self, knock: Knock, fail: Callable[[type[KnockError], int], None]
+    ) -> None:
+        """Mutation: functions/api.py: `_invoke_revoke_later(payload)` -> `pass`"""
+        grant = knock.open()
+        fail(TrailUnavailable, 2)
+        assert knock.request("DELETE", f"/grants/{grant['id']}").status == 503
+        knock.wait(lambda: not knock.rules(), "the rules stay", step=timedelta(seconds=30))
+        assert knock.grant(grant["id"])["ended_by"] == "alice"
 
 
 class TestEndByFilter:
