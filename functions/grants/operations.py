@@ -1,4 +1,4 @@
-"""The order of calls that keeps the invariants: authorize, revoke, force, supersede, restore.
+"""The order of calls that keeps the invariants: authorize, revoke, force, supersede.
 
 There is no lock. Four rules carry it, and each says what may be done late, twice, or by whoever comes by:
 
@@ -23,6 +23,8 @@ There is no lock. Four rules carry it, and each says what may be done late, twic
             look: B has ended ──▶ close(B) too     condemn B's id ◀─ one of the two; both see which
                                                    EC2: revoke the id, closed
             EC2: authorize ─▶ a new id
+
+Only `authorize` authorizes: who closes needs no right to open.
 
 Every method may run twice, concurrently, late, or after the grant ended. tests/proofs tries every order.
 """
@@ -406,11 +408,10 @@ class Operations:
 
         With the trail this is `revoke`. Without it, every rule of ours that the grant can have opened
         goes, whoever else claims it: access may then end early, never late. The trail's error is raised
-        all the same, so that this runs again until the trail can tell what happened; then other live
-        grants get their rules back.
+        all the same, so that this runs again until the trail can tell what happened.
         """
         try:
-            done = self.revoke(state.id, how, "knock", "by force", state.source)
+            return self.revoke(state.id, how, "knock", "by force", state.source)
         except (IngressRefused, IngressThrottled, IngressUnavailable, RuleUnsettled):
             raise  # the trail is there, and EC2 is what holds things up
         except Exception as error:  # whatever is wrong with the trail, the door is closed
@@ -420,8 +421,6 @@ class Operations:
             if isinstance(error, GrantNotFound):
                 return Revocation(replace(state, state=how), closed_now=True, revoked=revoked)
             raise
-        self._restore(done.grant.source, done.grant.keys)
-        return done
 
     def _close_without_trail(self, state: Grant, rules: Mapping[RuleKey, str]) -> list[str]:
         keys = {
@@ -446,36 +445,11 @@ class Operations:
         return revoked
 
     def revoke_unclaimed(self, rule: Rule) -> bool:
-        """Revoke a rule of ours that no grant claims. False says that one does, and it stands.
-
-        For what the trail has lost sight of: nobody condemned the id, so a grant that came to share the rule
-        in this moment gets one of its own.
-        """
+        """Revoke a rule of ours that no grant claims. False says that one does, and it stands."""
         if any(rule.key in one.keys for one in self.trail.unclosed(rule.key.cidr)):
             return False
         self.ingress.revoke(rule.key.group, rule.id)
-        self._restore(rule.key.cidr, {rule.key})
         return True
-
-    def _restore(self, source: str, keys: Iterable[RuleKey]) -> None:
-        """See that rules live grants claim are there, after somebody revoked them without asking the trail.
-
-        By authorizing them, not by looking: EC2's answer to a write is true now, a list may be seconds old.
-        """
-        heirs = _heirs(self.trail.unclosed(source), "", self.clock())
-        for key in sorted(heirs.keys() & set(keys)):
-            claimant, run = heirs[key], self._run(heirs[key])
-            try:
-                self._claim(claimant, run, {key})
-                others = self._clear(claimant, {key})
-                rule_id, foreign = self._authorize_rule(claimant, run, key, others)
-                self._record(claimant, run, Opened(key, rule_id, "", foreign), last=False)
-            except GrantEnded:
-                for rule_id in run.made.values():
-                    self._give_up(claimant, key, rule_id)
-            except (GroupFull, GroupGone):
-                # Its room is taken, or the group is gone: no retry would change that. The drift guard tells.
-                logger.exception("rule_lost", extra={"grant_id": claimant.id, "rule": str(key)})
 
     def _known(self, grant_id: str) -> Grant:
         grant = self.trail.get(grant_id)

@@ -79,7 +79,6 @@ WORDS = {
     "AWS::Lambda::Permission": "functions",
     "AWS::Logs::LogGroup": "log groups",
     "AWS::Logs::SubscriptionFilter": "subscription filters",
-    "AWS::SDB::Domain": "SimpleDB domain",
     "AWS::SNS::Subscription": "subscription",
     "AWS::SNS::Topic": "SNS topic",
     "AWS::SNS::TopicPolicy": "topic",
@@ -88,7 +87,8 @@ WORDS = {
     "AWS::Serverless::Api": "REST API",
     "AWS::Serverless::Function": "Lambda functions",
     "AWS::Serverless::StateMachine": "state machine",
-    "Custom::LastRules": "deleted",
+    "Custom::LastGrants": "live grants",
+    "Custom::LastRules": "every rule of its own",
     "Custom::TrailDomain": "SimpleDB domain",
 }
 

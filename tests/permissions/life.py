@@ -128,7 +128,7 @@ def _force(knock: Knock) -> None:
 
 
 def _after_a_run_that_died(knock: Knock, domain: str) -> None:
-    """A run recorded a grant's end and died: who comes next gives others back what it may have closed."""
+    """A run recorded a grant's end and died: who comes next closes it, and leaves others what they claim."""
     trail = Trail(knock.client("sdb"), domain)
     for number, finish in enumerate((_expires, _is_stopped, _is_found)):
         caller = f"203.0.113.{10 + number}"

@@ -218,7 +218,7 @@ class TestWhatIsNotDone:
         denied(elsewhere)
 
     def test_a_group_without_the_stacks_tag_is_out_of_reach(self) -> None:
-        """Mutation: the Condition of MoveRulesOfTaggedGroups, or of CloseRulesOfTaggedGroups, deleted."""
+        """Mutation: the Condition of OpenTaggedGroups, or of CloseRulesOfTaggedGroups, deleted."""
         wrong: list[dict[str, str]] = [
             {},
             {"knock:stack": "another"},

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from grants.drift import GRACE, MISSING_RULE, guard
 from grants.errors import GrantEnded, IngressRefused, RuleUnsettled, TrailUnavailable
 from grants.operations import ACTS, SETTLES
-from grants.values import Grant, Rule, RuleKey
+from grants.values import Grant, RuleKey
 from tests.proofs.test_interleavings import (
     ALICE,
     BASTION,
@@ -150,10 +149,8 @@ class TestAuthorization:
 
 
 class TestForce:
-    def test_others_get_their_rules_back_when_the_trail_can_be_asked(self, world: World) -> None:
-        """Mutation: functions/grants/operations.py:
-        `self._restore(done.grant.source, done.grant.keys)` -> `pass`
-        """
+    def test_it_closes_without_the_trail_what_others_claim_too_and_tells_later(self, world: World) -> None:
+        """Early, never late. Who lost access knocks again."""
         a, b = opened(world, "a", ALICE), opened(world, "b", BOB)
         rules = {KEY: world.ingress.rules[KEY].id}
         world.trail.down = True
@@ -162,40 +159,10 @@ class TestForce:
         assert world.ingress.rules == {}
         world.trail.down = False
         world.operations.force(a, rules, "expired")
+        assert (state(world, a).state, state(world, b).state) == ("expired", "live")
+        again = knocks(world, "c", BOB, hours=2, after=1)
+        world.operations.authorize(again)
         assert set(world.ingress.rules) == {KEY}
-        world.operations.revoke(b.id, "revoked", "bob")
-        assert world.ingress.rules == {}
-        assert state(world, b).closed_at
-
-    def test_a_rule_whose_room_was_taken_meanwhile_is_told_to_be_lost(
-        self, world: World, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
-        world.ingress.remove_rule(KEY)
-        world.ingress.groups["sg-a"] = 0
-        world.operations.force(a, {}, "expired")
-        world.executions.finish("a", "SUCCEEDED")
-        assert [record.message for record in caplog.records] == ["rule_lost"]
-        world.clock.advance(GRACE * 2)
-        assert [finding.kind for finding in guard(world.operations)] == [MISSING_RULE]
-
-    def test_a_rule_given_back_to_a_grant_that_ends_meanwhile_is_closed(self, world: World) -> None:
-        a, _ = opened(world, "a", ALICE), opened(world, "b", BOB)
-        world.ingress.remove_rule(KEY)
-        world.listen(
-            At("authorize", lambda: world.trail.end("b", "revoked", world.clock(), "bob", ""), after=True)
-        )
-        world.operations.force(a, {}, "expired")
-        assert world.ingress.rules == {}
-
-
-class TestUnclaimedRule:
-    def test_who_comes_to_share_it_as_it_goes_gets_one_of_its_own(self, world: World) -> None:
-        world.ingress.add_rule(KEY, world.ingress.stack)
-        bob = knocks(world, "b", BOB)
-        rule: Rule = world.ingress.rules[KEY]
-        world.listen(At("revoke", lambda: world.operations.authorize(bob)))
-        assert world.operations.revoke_unclaimed(rule) is True
-        assert world.ingress.rules[KEY].grant_id == "b"
-        world.operations.revoke("b", "revoked", "bob")
+        assert state(world, b).state == "superseded"
+        world.operations.revoke("c", "revoked", "bob")
         assert world.ingress.rules == {}

@@ -14,6 +14,9 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
+from local import engine
+from local.clock import Clock
+from local.invocation import InvocationResult
 from local.template import Place, load
 from tests.template.transform import TEMPLATE, transformed
 
@@ -149,7 +152,8 @@ class TestTrail:
 
 class TestLastGrants:
     @pytest.fixture
-    def machine(self, setup: SimpleNamespace) -> str:
+    def machine(self, setup: SimpleNamespace) -> Iterator[str]:
+        running = engine.install(lambda _arn, _payload: InvocationResult(b"null"), clock=Clock())
         states = boto3.client("stepfunctions", region_name=REGION)
         waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": True}}}
         answer = states.create_state_machine(
@@ -157,7 +161,8 @@ class TestLastGrants:
             definition=json.dumps(waits),
             roleArn="arn:aws:iam::123456789012:role/grants",
         )
-        return str(answer["stateMachineArn"])
+        yield str(answer["stateMachineArn"])
+        running.shutdown()
 
     def start(self, machine: str, name: str) -> None:
         boto3.client("stepfunctions", region_name=REGION).start_execution(stateMachineArn=machine, name=name)
@@ -290,5 +295,5 @@ class TestLastRules:
             for name, resource in resources.items()
             if "ec2:AuthorizeSecurityGroupIngress" in str(resource.get("Properties", {}))
         }
-        assert openers == {"IngressPolicy"}
-        assert resources["IngressPolicy"]["DependsOn"] == "LastRules"
+        assert openers == {"AuthorizeRole"}
+        assert resources["AuthorizeRole"]["DependsOn"] == "LastRules"

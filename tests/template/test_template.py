@@ -343,8 +343,16 @@ class TestRoles:
     @pytest.mark.parametrize(
         ("role", "more"),
         [
-            ("AuthorizeRole", {"sdb:DeleteAttributes", "states:StopExecution"}),
-            ("RevokeRole", set()),
+            (
+                "AuthorizeRole",
+                {
+                    "ec2:AuthorizeSecurityGroupIngress",
+                    "ec2:CreateTags",
+                    "sdb:DeleteAttributes",
+                    "states:StopExecution",
+                },
+            ),
+            ("RevokeRole", {"sqs:SendMessage"}),
             ("StoppedRole", {"sqs:SendMessage"}),
             (
                 "GuardRole",
@@ -357,12 +365,10 @@ class TestRoles:
             ),
         ],
     )
-    def test_who_moves_rules_can_do_that_and_little_else(
+    def test_who_closes_rules_can_do_that_and_only_one_can_open_them(
         self, resources: dict[str, Any], role: str, more: set[str]
     ) -> None:
         assert actions_of(role, resources) == more | {
-            "ec2:AuthorizeSecurityGroupIngress",
-            "ec2:CreateTags",
             "ec2:DescribeSecurityGroupRules",
             "ec2:RevokeSecurityGroupIngress",
             "logs:CreateLogStream",
@@ -376,7 +382,7 @@ class TestRoles:
     def test_only_groups_and_rules_with_the_stacks_tag_are_in_reach(
         self, resources: dict[str, Any], name: str
     ) -> None:
-        """Mutation: the Condition of MoveRulesOfTaggedGroups deleted."""
+        """Mutation: the Condition of RevokeRulesOfTaggedGroups or OpenTaggedGroups deleted."""
         stack = {"Ref": "AWS::StackName"}
         for statement in statements_of(f"{name}Role", resources):
             for action in listed(statement["Action"]):
