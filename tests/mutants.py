@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -43,10 +44,6 @@ class Mutation:
             None if count == 1 else f"{self.file} has {self.before!r} {count} times, not once ({self.test})"
         )
 
-    def make(self, tree: Path) -> None:
-        file = tree / self.file
-        file.write_text(file.read_text().replace(self.before, self.after))
-
 
 def mutations() -> list[Mutation]:
     """List those of all tests, in the order of the files."""
@@ -70,23 +67,30 @@ def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{prefix}::{one.name}", ast.get_docstring(one) or ""
 
 
-def survives(mutation: Mutation) -> bool:
-    """Make the change in a copy of the tree and run the test. True says that nobody noticed."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        for name in NEEDED:
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, tree / name)
-        mutation.make(tree)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
+def copy_to(tree: Path) -> None:
+    for name in NEEDED:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tree / name)
+
+
+def survives(mutation: Mutation, tree: Path) -> bool:
+    """Make the change in a copy of the tree, run the test, and undo it. True says that nobody noticed."""
+    file = tree / mutation.file
+    whole = file.read_text()
+    file.write_text(whole.replace(mutation.before, mutation.after))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
+    try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, mutation.test],
             cwd=tree,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
+    finally:
+        file.write_text(whole)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{mutation.test} could not be run:\n{done.stdout}{done.stderr}")
     return done.returncode == 0
@@ -101,15 +105,18 @@ def main() -> None:
     if problems:
         raise SystemExit("\n".join(problems))
     survivors = 0
-    for number, one in enumerate(chosen, 1):
-        began = time.monotonic()
-        survived = survives(one)
-        survivors += survived
-        took = f"{time.monotonic() - began:5.1f} s"
-        said = "SURVIVED" if survived else "noticed "
-        print(
-            f"{number:3}/{len(chosen)} {said} {took}  {one.file}: `{one.before}` -> `{one.after}`", flush=True
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        copy_to(Path(folder))
+        for number, one in enumerate(chosen, 1):
+            began = time.monotonic()
+            survived = survives(one, Path(folder))
+            survivors += survived
+            took = f"{time.monotonic() - began:5.1f} s"
+            said = "SURVIVED" if survived else "noticed "
+            print(
+                f"{number:3}/{len(chosen)} {said} {took}  {one.file}: `{one.before}` -> `{one.after}`",
+                flush=True,
+            )
     print(f"{len(chosen) - survivors} passed, {survivors} failed")
     if survivors:
         raise SystemExit(1)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -408,7 +409,11 @@ def test_a_limit_that_is_none_is_said_to_be_one(run: Run) -> None:
 def test_ctrl_c_ends_with_130_and_without_a_traceback(home: Path, double: Double) -> None:
     double.faults = [10]
     with subprocess.Popen(
-        ["knock", "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["knock", "ls"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as a shell's foreground has it
     ) as running:
         wait_until(lambda: double.calls("GET") == 1)
         running.send_signal(signal.SIGINT)

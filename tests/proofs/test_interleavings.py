@@ -70,6 +70,16 @@ def open_together(world: World) -> Scenario:
     return Scenario(world, [execution(a), execution(b)])
 
 
+def two_open_where_one_has_just_gone(world: World) -> Scenario:
+    """EC2 may still show the rule that is gone, in place of the one that is there."""
+    world.ingress.lags = LAGS
+    opened(world, "a", ALICE)
+    world.operations.revoke("a", "revoked", "alice")
+    world.executions.finish("a", "SUCCEEDED")
+    b, c = knocks(world, "b", BOB), knocks(world, "c", CAROL, hours=2)
+    return Scenario(world, [execution(b), execution(c)])
+
+
 def one_ends_as_another_opens(world: World) -> Scenario:
     """One grant's end and another's beginning fall into one second."""
     a = opened(world, "a", ALICE)
@@ -205,6 +215,7 @@ def lists_are_late(scenario: Callable[[World], Scenario]) -> Callable[[World], S
 
 ALL = [
     open_together,
+    two_open_where_one_has_just_gone,
     one_ends_as_another_opens,
     renewal,
     renewal_while_the_old_one_expires,
