@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from grants.errors import GrantEnded, IngressRefused, RuleUnsettled, TrailUnavailable
+from grants.errors import GrantEnded, IngressRefused, InvalidGrant, RuleUnsettled, TrailUnavailable
 from grants.operations import ACTS, SETTLES
-from grants.values import Grant, RuleKey
+from grants.values import Grant, RuleKey, make_stamp
 from tests.proofs.test_interleavings import (
     ALICE,
     BASTION,
@@ -111,6 +113,55 @@ class TestAuthorization:
         world.operations.revoke("b", "revoked", "bob")
         assert world.ingress.rules == {}
 
+    def test_an_input_that_is_not_what_the_trail_recorded_opens_nothing(self, world: World) -> None:
+        """Mutation: functions/grants/operations.py:
+        `if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):`
+        -> `if grant is None:`
+        """
+        grant = knocks(world, "a", ALICE)
+        for other in (
+            replace(grant, expires_at=grant.expires_at + timedelta(days=1)),
+            replace(grant, source="198.51.100.1/32"),
+            replace(grant, id="b"),
+        ):
+            with pytest.raises(InvalidGrant):
+                world.operations.authorize(other)
+        assert world.ingress.rules == {}
+
+    def test_it_takes_its_claims_back_when_ec2_refuses(self, world: World) -> None:
+        """So that the grant is closed at once, and not when a claim without an outcome has settled.
+
+        Mutation: functions/grants/operations.py:
+        `except (GroupFull, GroupGone, IngressRefused, IngressThrottled):` -> `except GroupFull:`
+        """
+        world.ingress.refused = frozenset({"sg-a"})
+        grant = knocks(world, "a", ALICE, BASTION, WEB)
+        with pytest.raises(IngressRefused):
+            world.operations.authorize(grant)
+        assert state(world, grant).claims == frozenset()
+        world.operations.revoke("a", "failed", "knock")
+        assert state(world, grant).closed_at
+
+    def test_what_it_supersedes_is_ended_by_who_ends_it_should_it_die(self, world: World) -> None:
+        """Mutation: functions/grants/operations.py: `if old.id in grant.supersedes:` -> `if False:`"""
+        older = opened(world, "a", ALICE)
+        newer = knocks(world, "b", ALICE, hours=2, after=1)
+
+        class Gone(BaseException):
+            pass
+
+        def die() -> None:
+            raise Gone
+
+        world.listen(At("end", die))
+        with pytest.raises(Gone):
+            world.operations.authorize(newer)
+        assert state(world, older).state == "live"
+        world.operations.revoke("b", "revoked", "alice")
+        assert (state(world, older).state, state(world, older).ended_by) == ("superseded", "b")
+        assert state(world, older).closed_at
+        assert world.ingress.rules == {}
+
     def test_a_neighbour_that_cannot_be_closed_for_another_rule_does_not_stand_in_its_way(
         self, world: World
     ) -> None:
@@ -119,18 +170,14 @@ class TestAuthorization:
         Mutation: functions/grants/operations.py:
         `return not done.kept or self.trail.condemn(grant.id, decided, {})` -> `return True`
         """
-        stuck = opened(world, "a", ALICE, BASTION, WEB)
-        world.ingress.refused = frozenset({"sg-w"})
+        stuck = opened(world, "a", ALICE)
+        world.trail.add_claims("a", {WEB_KEY}, make_stamp(world.clock(), "gone"))  # a run died of it
         bob = knocks(world, "b", BOB, hours=2)
-
-        def meanwhile() -> None:
-            world.operations.authorize(bob)
-
-        world.listen(At("condemn", meanwhile))
-        with pytest.raises(IngressRefused):
+        world.listen(At("condemn", lambda: world.operations.authorize(bob)))
+        with pytest.raises(RuleUnsettled):
             world.operations.revoke("a", "revoked", "alice")
-        assert KEY in world.ingress.rules
-        world.ingress.refused = frozenset()
+        assert set(world.ingress.rules) == {KEY}
+        world.clock.advance(SETTLES)
         world.operations.revoke("a", "revoked", "alice")
         assert set(world.ingress.rules) == {KEY}
         assert state(world, stuck).closed_at

@@ -278,11 +278,8 @@ def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
 
     Mutation: functions/grants/values.py:
         `return self.state == "live" and now < self.expires_at` -> `return self.state == "live"`
-    Mutation: functions/grants/operations.py: `ids[key].add(there.id)` -> `pass`
     Mutation: functions/grants/operations.py:
         `return there.id, not self.ingress.is_ours(there)` -> `return there.id, False`
-    Mutation: functions/grants/operations.py:
-        `except (GroupFull, GroupGone, IngressRefused, IngressThrottled):` -> `except IngressThrottled:`
     """
     often = settings(max_examples=150, stateful_step_count=25, deadline=None)
     run_state_machine_as_test(Knocking, settings=often)

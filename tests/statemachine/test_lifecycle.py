@@ -283,10 +283,6 @@ class TestInput:
         assert knock.rules() == set()
 
     def test_an_execution_nobody_knocked_for_opens_nothing(self, knock: Knock) -> None:
-        """Mutation: functions/grants/operations.py:
-        `if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):`
-        -> `if grant is None and not (grant := asked):`
-        """
         value = json.loads((FIXTURES / "v1.json").read_text())
         value["targets"][0]["groups"] = knock.groups["bastion"]
         knock.client("stepfunctions").start_execution(
