@@ -195,6 +195,20 @@ class TestAuthorization:
         assert state(world, carol).claims == frozenset()
 
 
+class TestRevocation:
+    def test_a_grant_whose_time_is_up_keeps_nothing_open(self, world: World) -> None:
+        """Though its own execution has not ended it yet, or never will.
+
+        Mutation: functions/grants/values.py:
+        `return self.state == "live" and now < self.expires_at` -> `return self.state == "live"`
+        """
+        opened(world, "a", ALICE, hours=2)
+        other = opened(world, "b", BOB)
+        world.clock.now = other.expires_at
+        world.operations.revoke("a", "revoked", "alice")
+        assert world.ingress.rules == {}
+
+
 class TestForce:
     def test_it_closes_without_the_trail_what_others_claim_too_and_tells_later(self, world: World) -> None:
         """Early, never late. Who lost access knocks again."""

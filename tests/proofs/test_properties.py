@@ -276,8 +276,6 @@ def _alike(one: RuleKey, other: RuleKey) -> bool:
 def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
     """And the trail explains every rule that ever was.
 
-    Mutation: functions/grants/values.py:
-        `return self.state == "live" and now < self.expires_at` -> `return self.state == "live"`
     Mutation: functions/grants/operations.py:
         `return there.id, not self.ingress.is_ours(there)` -> `return there.id, False`
     """
