@@ -23,6 +23,7 @@ At the end:       none is open, and every grant that ended is recorded as closed
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -314,8 +315,12 @@ class Explorer:
 
     def explore(self) -> Found:
         """Walk through every state there is."""
-        start = self._begin()
-        self.found.orders = self._visit(start)
+        gc.disable()  # what is kept is kept to the end, and looked through in vain again and again
+        try:
+            self.found.orders = self._visit(self._begin())
+        finally:
+            gc.enable()
+            _seen.clear()
         return self.found
 
     def walk(self, dice: random.Random) -> int:

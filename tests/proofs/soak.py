@@ -27,6 +27,7 @@ from tests.proofs.explorer import (
     holding,
     stop,
 )
+from tests.proofs.test_interleavings import LARGER, fresh
 from tests.twins import LAGS, World
 
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
@@ -95,8 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--from", dest="first", type=int, default=0, help="the number to start at")
     parser.add_argument("--hours", type=float, default=1.0, help="how long (default: %(default)s)")
+    parser.add_argument(
+        "--larger", action="store_true", help="first try every order of what is too large for the tests"
+    )
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    for scenario_of in LARGER if options.larger else []:
+        found = Explorer(scenario_of(fresh())).explore()
+        print(f"{scenario_of.__name__}: {found.states:,} states, {found.orders:,} orders", flush=True)
     began = told = time.monotonic()
     ends = began + options.hours * 3600
     number, steps = options.first, 0

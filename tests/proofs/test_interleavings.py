@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -211,6 +212,16 @@ def lists_are_late(scenario: Callable[[World], Scenario]) -> Callable[[World], S
     return late
 
 
+def with_a_fault(scenario: Callable[[World], Scenario]) -> Callable[[World], Scenario]:
+    """One run dies at one call, or one answer is lost."""
+
+    def faulty(world: World) -> Scenario:
+        return replace(scenario(world), faults=1)
+
+    faulty.__name__ = f"{scenario.__name__}_with_a_fault"
+    return faulty
+
+
 ALL = [
     open_together,
     two_open_where_one_has_just_gone,
@@ -227,16 +238,24 @@ ALL = [
     revoked_and_expired_at_once,
     all_three_end_at_once,
     two_end_as_a_third_opens,
-    one_ends_as_two_open,
     shared_port,
     pool_spills,
     pool_exhausted,
     foreign_rule,
     lists_are_late(open_together),
     lists_are_late(one_ends_as_another_opens),
-    lists_are_late(revoked_while_it_opens_twice),
     lists_are_late(stopped_while_it_opens),
     lists_are_late(foreign_rule),
+]
+
+# Minutes each, with a fault: `make soak ARGS=--larger`.
+LARGER = [
+    one_ends_as_two_open,
+    lists_are_late(revoked_while_it_opens_twice),
+    with_a_fault(two_end_as_a_third_opens),
+    with_a_fault(renewal_that_is_stopped),
+    with_a_fault(renewal_that_is_revoked_before_it_has_ended_the_old_one),
+    with_a_fault(revoked_while_it_opens_twice),
 ]
 
 
