@@ -191,6 +191,8 @@ def decide(
 
     `caller` is the CIDR the gateway saw, `random` a short text that makes the grant's id unique.
     """
+    # As it is recorded and shown: else a grant could seem to last a second longer than was asked for.
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
     source = _source(knock.source, rights, caller)
     chosen = _targets(knock.targets, rights, targets)
     duration = _duration(knock.duration, rights, limits)

@@ -135,6 +135,7 @@ def test_a_kept_key_that_is_no_longer_valid_is_forgotten_at_the_start(stack: Sta
     key = stack.person()
     page = visitor.open()
     visitor.come_in(page, key, keep=True)
+    page.wait_for_load_state("networkidle")  # or it would hear of it before it starts anew
     stack.disable(key)
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("Your session has ended")

@@ -87,6 +87,20 @@ class TestTargets:
 
 
 class TestDuration:
+    def test_it_is_counted_from_the_millisecond_that_is_recorded(self) -> None:
+        just_after = NOW.replace(microsecond=7)
+        grant = decide(
+            Knock(duration=timedelta(minutes=90)),
+            read_rights(ALICE, TAGS | {"knock:targets": "*"}),
+            {"bastion": Target("bastion", (SSH,), ("sg-1",))},
+            CALLER,
+            DAY,
+            just_after,
+            "x",
+        )
+        assert grant.requested_at.microsecond == 0
+        assert grant.expires_at - grant.requested_at == timedelta(minutes=90)
+
     def test_up_to_the_keys_maximum_is_given(self) -> None:
         grant = ask(Knock(duration=timedelta(hours=8)))
         assert grant.expires_at - NOW < timedelta(hours=8, seconds=1)
