@@ -95,7 +95,10 @@ def _all(stack: Stack) -> list[Key]:
 
 
 def keys_of(stack: Stack) -> list[Key]:
-    """List the keys in the stack's usage plan, by name and then by age."""
+    """List the keys in the stack's usage plan, by name, and one that retires before its successor.
+
+    Their age alone does not tell: two keys may be of one second.
+    """
     members = {
         each["id"]
         for each in stack.aws.pages(
@@ -105,7 +108,7 @@ def keys_of(stack: Stack) -> list[Key]:
     oldest = datetime.min.replace(tzinfo=timezone.utc)
     return sorted(
         (key for key in _all(stack) if key.id in members),
-        key=lambda key: (key.name, key.made_at or oldest, key.id),
+        key=lambda key: (key.name, tags.RETIRES_AT not in key.tags, key.made_at or oldest, key.id),
     )
 
 

@@ -211,6 +211,18 @@ def test_what_is_done_to_a_name_is_done_to_both_keys_of_a_rotation(world: World)
     assert all_keys(world) == []
 
 
+def test_the_key_that_retires_is_listed_before_its_successor_though_both_are_of_one_second(
+    world: World,
+) -> None:
+    for name in "abcdef":  # ids are random: by id alone, one in 64 runs would have all of them in order
+        world.ok("key", "add", name, "--targets", "*", "--max", "8h")
+        world.ok("key", "rotate", name)
+    keys = world.ok("key", "ls", "--json").json["keys"]
+    assert [(key["name"], bool(key["retires_at"])) for key in keys] == [
+        (name, old) for name in "abcdef" for old in (True, False)
+    ]
+
+
 def test_a_second_rotation_waits_for_the_end_of_the_first(world: World) -> None:
     add(world)
     world.ok("key", "rotate", "alice")
