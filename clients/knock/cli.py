@@ -48,7 +48,7 @@ Each command has a --help of its own, and takes:
 (ssh-config and completion, which print text for other programs, only the first.)
 
 KNOCK_URL and KNOCK_API_KEY win over what is stored.
-Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API.
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 130 interrupted.
 
 examples:
   knock                          everything you may open, for the default time

@@ -65,6 +65,8 @@ class Ledger:
     done: list[Call] = field(default_factory=list)
     last: Call | None = None
     """The call that was tried last, whatever became of it."""
+    unanswered: list[Call] = field(default_factory=list)
+    """Calls that change something, sent and not answered: nobody knows whether they were done."""
 
     def plan(self, call: str, parameters: dict[str, Any]) -> None:
         """List a call that is no operation of AWS's."""
@@ -150,6 +152,8 @@ class Aws:
     ) -> tuple[AWSResponse, dict[str, Any]] | None:
         call: Call = context["knock_call"]
         if not self.ledger.dry_run or call.reads:
+            if not call.reads:
+                self.ledger.unanswered.append(call)
             return None
         self.ledger.planned.append(call)
         answer = _placeholders(model.output_shape, len(self.ledger.planned))
@@ -162,6 +166,8 @@ class Aws:
         self, http_response: AWSResponse, parsed: dict[str, Any], context: dict[str, Any], **_: object
     ) -> None:
         call: Call = context["knock_call"]
+        if call in self.ledger.unanswered:
+            self.ledger.unanswered.remove(call)
         failed = http_response.status_code >= 300 or "FunctionError" in parsed
         if call.reads or self.ledger.dry_run or failed:
             return

@@ -1,6 +1,6 @@
 """The command line: arguments, help, exit codes.
 
-Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach AWS.
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach AWS, 130 interrupted (as `knock` has them).
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from knock_admin.aws import Aws, Ledger
     from knock_admin.output import Result
 
-EXITS = "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach AWS."
+EXITS = "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach AWS, 130 interrupted."
+
+AGAIN = {
+    "doctor:doctor": "What the test is known to have made is removed again, but for what a warning above "
+    "names. Run again, doctor begins anew.",
+    "grants:guard": "The drift guard goes on in AWS, and mends what it finds. "
+    "Run the same command again to see what is left then.",
+}
+"""What running the same command again does, where that is not to go on."""
 
 
 def _checked(read: Callable[[str], Any], show: Callable[[Any], str] | None = None) -> Callable[[str], str]:
@@ -344,6 +352,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     _defaults(args, parser)
+    try:
+        return _main(args)
+    except KeyboardInterrupt:  # while the libraries are read: nothing has been done yet
+        print("knock-admin: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(args: argparse.Namespace) -> int:
     # Imported late: boto3 takes some 150 ms, which --help and a mistyped option need not wait for.
     try:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -370,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise translated(error, aws.ledger.last if aws else None) from error
     except AdminError as error:
         print(f"knock-admin: {error}", file=sys.stderr)
-        _tell_done(aws.ledger if aws else None)
+        _tell_done(aws.ledger if aws else None, args)
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe has seen enough; Python would complain at exit when it flushes.
@@ -378,8 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("knock-admin: interrupted", file=sys.stderr)
-        _tell_done(aws.ledger if aws else None)
-        return 1
+        _tell_done(aws.ledger if aws else None, args, interrupted=True)
+        return 130
 
 
 def _defaults(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -439,14 +455,19 @@ def _finish(result: Result, ledger: Ledger, args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _tell_done(ledger: Ledger | None) -> None:
-    """Say what a command that failed had changed before."""
-    if not ledger or not ledger.done:
+def _tell_done(ledger: Ledger | None, args: argparse.Namespace, *, interrupted: bool = False) -> None:
+    """Say what a command that failed had changed before, and what running it again does."""
+    if not ledger:
         return
-    print("Done before that:", file=sys.stderr)
-    for call in ledger.done:
-        print(f"  {call.name} {json.dumps(call.parameters, default=str)}", file=sys.stderr)
-    print("Run the same command again: it goes on where this one stopped.", file=sys.stderr)
+    unknown = ledger.unanswered if interrupted else []
+    for heading, calls in (("Done before that:", ledger.done), ("Not known whether done:", unknown)):
+        if calls:
+            print(heading, file=sys.stderr)
+        for call in calls:
+            print(f"  {call.name} {json.dumps(call.parameters, default=str)}", file=sys.stderr)
+    if ledger.done or unknown:
+        usual = "Run the same command again: it goes on where this one stopped."
+        print(AGAIN.get(args.run, usual), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from knock_admin import trail
 from knock_admin.errors import AdminError, UsageError, already_done, translated
-from knock_admin.output import Result, progress, table, visible
+from knock_admin.output import Result, note, progress, table, visible
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -156,7 +156,12 @@ def _confirm(question: str) -> None:
 
 
 def guard(stack: Stack, _args: Namespace) -> Result:
-    """Run the drift guard now: it mends what it can and tells what it found; exit code 1 then."""
+    """Run the drift guard now: it mends what it can and tells what it found; exit code 1 then.
+
+    The function looks and mends in one and has no way to only look, so a dry run can list the call alone.
+    """
+    if stack.aws.ledger.dry_run:
+        note("what the guard would find, and mend, is not known before it has run: it does both in one")
     findings: list[dict[str, str]] = invoke(stack, "guard", {}).get("findings", [])
     if not findings:
         return Result({"findings": []}, ["The drift guard found nothing."])

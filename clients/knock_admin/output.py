@@ -92,6 +92,11 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Say what a reader should know beside the data."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def progress(text: str) -> None:
     """Say how far long work has come, when somebody is watching."""
     if sys.stderr.isatty():

@@ -347,8 +347,45 @@ def test_an_interrupt_says_what_was_done(world: World, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(targets, "_close_way_out", interrupt)
     ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
-    assert ran.code == 1
+    assert ran.code == 130, "as the shell has it for a program that Ctrl-C ended, and as knock does"
     assert ran.err.startswith("knock-admin: interrupted\nDone before that:\n  ec2:CreateSecurityGroup")
+    assert ran.err.endswith("Run the same command again: it goes on where this one stopped.\n")
+    assert "Not known" not in ran.err
+
+
+def test_an_interrupt_names_the_call_that_had_no_answer_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Endpoint.make_request
+
+    def interrupted(self: Any, operation_model: Any, request_dict: Any) -> Any:
+        if operation_model.name in ("CreateUsagePlanKey", "Invoke"):
+            raise KeyboardInterrupt
+        return whole(self, operation_model, request_dict)
+
+    monkeypatch.setattr(Endpoint, "make_request", interrupted)
+    ran = world.run("key", "add", "bob", "--targets", "*", "--max", "8h")
+    said = ran.err.splitlines()
+    assert (ran.code, said[0], said[1]) == (130, "knock-admin: interrupted", "Done before that:")
+    assert said[2].startswith("  apigateway:CreateApiKey {")
+    assert said[3] == "Not known whether done:"
+    assert said[4].startswith("  apigateway:CreateUsagePlanKey {")
+    ran = world.run("guard")
+    assert ran.code == 130
+    assert "Not known whether done:\n  lambda:Invoke {" in ran.err
+    assert "The drift guard goes on in AWS" in ran.err
+    assert "where this one stopped" not in ran.err
+
+
+def test_an_interrupt_while_the_libraries_are_read_is_one_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_main", interrupt)
+    assert cli.main(["target", "ls"]) == 130
+    assert capsys.readouterr().err == "knock-admin: interrupted\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,7 +439,9 @@ def test_a_knock_that_is_refused_is_a_failure_and_leaves_nothing(well: World, ap
 def test_an_interrupt_cleans_up_too(well: World, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_await_rights", lambda *_: signal.raise_signal(signal.SIGTERM))
     ran = well.run("doctor", "--test-grant", "--api-url", api.url)
-    assert (ran.code, "interrupted" in ran.err) == (1, True)
+    assert (ran.code, "interrupted" in ran.err) == (130, True)
+    assert "known to have made is removed again" in ran.err
+    assert "where this one stopped" not in ran.err, "it begins anew"
     assert leftovers(well) == []
 
 

@@ -190,6 +190,15 @@ def test_what_the_guard_finds_is_printed_and_is_exit_code_1(world: World) -> Non
     assert world.run("guard", "--json").json == {"findings": [finding]}
 
 
+def test_a_dry_run_of_the_guard_says_that_it_cannot_tell_what_would_be_done(world: World) -> None:
+    world.functions["guard"] = lambda _: pytest.fail("it was run")
+    ran = world.ok("guard", "--dry-run")
+    assert "is not known before it has run" in ran.err
+    (line,) = ran.out.splitlines()[1:]
+    assert "lambda:Invoke" in line
+    assert world.ok("guard", "--dry-run", "--json").json["dry_run"] is True
+
+
 def test_a_guard_that_fails_says_with_what(world: World) -> None:
     def fail(_: Any) -> None:
         raise RuntimeError("no trail")
