@@ -45,7 +45,7 @@ Each command has a --help of its own, and takes:
   --profile NAME     the profile to use (or KNOCK_PROFILE)
   --json             print JSON with stable fields
   -q, --quiet        print ids only, and nothing on standard error but errors
-(ssh-config and completion, which print text for other programs, only the first.)
+(ssh-config and completion print text for other programs, and have no --quiet.)
 
 KNOCK_URL and KNOCK_API_KEY win over what is stored.
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 130 interrupted.
@@ -136,7 +136,7 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def parser(
-    command: str, about: str, *examples: str, usage: str | None = None, output: bool = True
+    command: str, about: str, *examples: str, usage: str | None = None, json: bool = True, quiet: bool = True
 ) -> argparse.ArgumentParser:
     """Make the parser of one command, with its examples and the options that all commands share."""
     made = argparse.ArgumentParser(
@@ -148,7 +148,8 @@ def parser(
         allow_abbrev=False,
     )
     made.add_argument("--profile", metavar="NAME", help="the profile to use (or KNOCK_PROFILE)")
-    if output:
+    if json:
         made.add_argument("--json", action="store_true", help="print JSON with stable fields")
+    if quiet:
         made.add_argument("-q", "--quiet", action="store_true", help="print ids only, and no notes")
     return made

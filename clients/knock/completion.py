@@ -76,10 +76,15 @@ def run_completion(words: list[str]) -> int:
         'eval "$(knock completion bash)"          in ~/.bashrc',
         'eval "$(knock completion zsh)"           in ~/.zshrc, after compinit',
         "knock completion fish > ~/.config/fish/completions/knock.fish",
-        output=False,
+        quiet=False,
     )
     made.add_argument("shell", choices=sorted(SCRIPTS))
-    print(SCRIPTS[made.parse_args(words).shell], end="")
+    args = made.parse_args(words)
+    script = SCRIPTS[args.shell]
+    if args.json:
+        Screen(as_json=True).json({"shell": args.shell, "script": script})
+    else:
+        print(script, end="")
     return 0
 
 
@@ -100,9 +105,9 @@ def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
     if previous in VALUED:
         return _values(previous, profile)
     if last.startswith("-"):
-        shared = ["--profile", "--help"]
+        shared = ["--profile", "--json", "--help"]
         if command not in ("ssh-config", "completion"):
-            shared += ["--json", "--quiet"]
+            shared.append("--quiet")
         options = [*_OPTIONS.get(command, []), *shared]
         return [(option, "option") for option in options]
     if command in ("show", "revoke", "renew"):

@@ -41,7 +41,7 @@ def run_ssh_config(words: list[str]) -> int:
         "knock ssh-config bastion > ~/.ssh/knock.conf    and at the top of ~/.ssh/config: Include knock.conf",
         "knock ssh-config bastion db --target bastion --for 8h",
         "knock ssh-config --proxy-command bastion",
-        output=False,
+        quiet=False,
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as it is typed after ssh")
     made.add_argument("--target", action="append", metavar="NAME", help="what to open (default: all you may)")
@@ -52,7 +52,13 @@ def run_ssh_config(words: list[str]) -> int:
     for host in args.hosts:
         if not re.fullmatch(r"[A-Za-z0-9_*?.:-]+", host) or host.startswith("-"):
             raise ConfigurationError(f"{host!r} is not a host name or pattern")
-    print(block(args), end="")
+    text = block(args)
+    if args.json:
+        from .screen import Screen
+
+        Screen(as_json=True).json({"hosts": args.hosts, "config": text})
+    else:
+        print(text, end="")
     return 0
 
 
@@ -119,7 +125,8 @@ def run_ssh_hook(words: list[str]) -> int:
         "ssh-hook",
         "What `knock ssh-config` lets ssh run.",
         "knock ssh-hook --target bastion",
-        output=False,
+        json=False,
+        quiet=False,
     )
     _hook_options(made)
     made.add_argument(
@@ -165,7 +172,8 @@ def run_ssh_proxy(words: list[str]) -> int:
         "ssh-proxy",
         "What the ProxyCommand of `knock ssh-config --proxy-command` runs, with ProxyUseFdpass yes.",
         "knock ssh-proxy --target bastion -- bastion.example.com 22",
-        output=False,
+        json=False,
+        quiet=False,
     )
     _hook_options(made)
     made.add_argument("host", metavar="HOST")

@@ -288,11 +288,26 @@ def test_the_fields_of_json_are_those_that_the_page_promises(
     (profile,) = said("profiles")["profiles"]
     assert set(profile) == {"name", "url", "key_in", "current"}
     assert set(said("logout")) == {"profile"}
+    assert set(said("ssh-config", "bastion")) == {"hosts", "config"}
+    assert set(said("completion", "bash")) == {"shell", "script"}
     assert {"error", "exit_code", "detail", "status", "type", "title"} <= set(said("show", "nope"))
 
     page = (ROOT / "docs" / "knock.md").read_text()
-    for name in GRANT | WHOAMI | set(profile) | {"events", "error", "exit_code", "detail"}:
+    others = {"events", "error", "exit_code", "detail", "hosts", "config", "shell", "script"}
+    for name in GRANT | WHOAMI | set(profile) | others:
         assert f"`{name}`" in page
+
+
+def test_what_is_text_for_other_programs_is_the_same_text_in_json(run: Run) -> None:
+    for words in (["ssh-config", "bastion", "db", "--for", "8h"], ["completion", "zsh"]):
+        told = json.loads(run(*words, "--json").out)
+        text = told.pop("config", None) or told.pop("script")
+        assert text == run(*words).out
+        assert told in ({"hosts": ["bastion", "db"]}, {"shell": "zsh"})
+    done = run("ssh-config", "no host", "--json")
+    assert (done.code, done.out, json.loads(done.err)["error"]) == (2, "", "ConfigurationError")
+    for command in ("ssh-config", "completion"):
+        assert run(command, "bash", "--quiet").code == 2
 
 
 def test_with_json_an_error_is_json_on_standard_error(run: Run, double: Double) -> None:
