@@ -17,8 +17,8 @@ usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR]
        knock.sh revoke ID... [--reason TEXT]
        knock.sh whoami
 
-open and revoke print a line a grant; the others print the API's JSON as it is. "open" may be left out, unless
-a target is named like a command.
+open and revoke print a line a grant; show and whoami print the API's JSON as it is, and ls all of its pages as
+one. "open" may be left out, unless a target is named like a command.
 
   KNOCK_URL        the API's URL, https://HOST/STAGE     (or the file ~/.config/knock/url)
   KNOCK_API_KEY    the key       (or KNOCK_KEY_FILE, or the file ~/.config/knock/key, mode 0600)
@@ -166,6 +166,38 @@ scalars() {
 # field PATH: its value in $answer, or nothing.
 field() { scalars | sed -n "s/^$1 //p" | sed 1q; }
 
+# Print the inside of the list "grants" in $answer on one line, and ":" with the cursor on the next; nothing when
+# there is no such list. All of it stays as the API wrote it. A record is what stands between two quotes, so that
+# no string has to be read character by character: pages are long.
+page() {
+    printf '%s\n' "$answer" | awk '
+    BEGIN { RS = "\"" }
+    inside {
+        string = string $0
+        if (match($0, /\\+$/) && RLENGTH % 2) { string = string "\""; next } # an escaped quote ends no string
+        inside = 0
+        if (taking) printf "\"%s\"", string
+        else if (depth == 1 && !wanted) name = string
+        else if (depth == 1 && name == "cursor") cursor = string
+        next
+    }
+    {
+        for (i = 1; i <= length($0); i++) {
+            c = substr($0, i, 1)
+            if (c == "{" || c == "[") {
+                depth++
+                if (depth == 2 && c == "[" && name == "grants") { taking = found = 1; continue }
+            }
+            else if (c == "}" || c == "]") { depth--; if (depth == 1) taking = 0 }
+            else if (depth == 1 && c == ":") wanted = 1
+            else if (depth == 1 && c == ",") wanted = 0
+            if (taking) printf "%s", (c == "\n" ? " " : c)
+        }
+        inside = 1; string = ""
+    }
+    END { if (found) printf "\n:%s\n", cursor }'
+}
+
 # Print a text as a JSON string. Control characters are refused before this.
 quoted() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; 1s/^/"/; $s/$/"/'; }
 
@@ -209,6 +241,40 @@ open_targets() {
     names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ')
     printf 'open: %s from %s until %s (%s s left), grant %s\n' \
         "${names% }" "$(field source)" "$(field expires_at)" "$(field seconds_left)" "$grant"
+}
+
+# All pages as one, in the shape of the API's answer. Nothing is printed before the last is there, so that what is
+# printed is whole. Should there be more than 100 pages, the cursor says so, as the API's does, and so does exit
+# code 1.
+list_grants() {
+    grants='' after='' pages=0 most=100
+    while [ "$pages" -lt "$most" ]; do
+        pages=$((pages + 1))
+        call GET "/grants?limit=100${all:+&status=all}${after:+&cursor=$(escaped "$after")}"
+        list=$(page)
+        case $list in
+        *:*) ;;
+        *)
+            say "$url answered with something that is not from the Knock API"
+            exit 3
+            ;;
+        esac
+        after=${list##*"
+":}
+        list=${list%"
+":*}
+        case $list in
+        *[!\ ]*) grants="$grants${grants:+, }$list" ;;
+        esac
+        [ -n "$after" ] || break
+    done
+    if [ -z "$after" ]; then
+        printf '{"grants": [%s], "cursor": null}\n' "$grants"
+        return
+    fi
+    printf '{"grants": [%s], "cursor": "%s"}\n' "$grants" "$after"
+    say "there are more grants than these, which are the newest"
+    exit 1
 }
 
 # A refusal of one does not keep the others open; without an answer there is no point in going on.
@@ -281,10 +347,7 @@ main() {
     find_access
     case $command in
     open) open_targets ;;
-    ls)
-        call GET "/grants${all:+?status=all}"
-        printf '%s\n' "$answer"
-        ;;
+    ls) list_grants ;;
     show)
         call GET "/grants/$(escaped "$1")"
         printf '%s\n' "$answer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -137,6 +138,11 @@ class OnDouble:
         assert self.double
         self.double.source = address
 
+    def give_pages_of(self, size: int) -> None:
+        """Let lists come in pages this small, whatever a client asks for."""
+        assert self.double
+        self.double.page = size
+
     def lets_in(self, source: str, target: str) -> bool:
         """Say whether a packet from a source passes the target's security groups."""
         assert self.double
@@ -191,6 +197,9 @@ class OnStack:
     def come_from(self, address: str) -> None:
         self.edge.source = address
 
+    def give_pages_of(self, size: int) -> None:
+        self.edge.page = size
+
     def lets_in(self, source: str, target: str) -> bool:
         groups = [{"Name": "group-id", "Values": self._groups[target]}]
         rules = self._ec2.describe_security_group_rules(Filters=groups)["SecurityGroupRules"]
@@ -213,6 +222,7 @@ class Edge:
 
     def __init__(self, api_url: str) -> None:
         self.source = "203.0.113.7"
+        self.page = 0  # how long a list's pages are, in place of the limit that was asked for
         parts = urlsplit(api_url)
         edge = self
 
@@ -226,9 +236,10 @@ class Edge:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                path = re.sub(r"\blimit=\d+", f"limit={edge.page}", self.path) if edge.page else self.path
                 far = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
                 with closing(far):
-                    far.request(self.command, self.path, body, headers | {"X-Forwarded-For": edge.source})
+                    far.request(self.command, path, body, headers | {"X-Forwarded-For": edge.source})
                     answer = far.getresponse()
                     content = answer.read()
                 self.send_response_only(answer.status)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,12 @@ def as_alice(api: Api, monkeypatch: pytest.MonkeyPatch, home: Path) -> Api:
     return api
 
 
+@pytest.fixture
+def as_alice_on_double(double: Double, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+
+
 def test_open_ls_show_and_revoke_are_one_round(sh: Run, as_alice: Api) -> None:
     opened = sh("bastion", "web", "--for", "90m", "--reason", 'say "hi" \\ $(id) ü %41')
     match = re.fullmatch(
@@ -82,6 +89,76 @@ def test_open_ls_show_and_revoke_are_one_round(sh: Run, as_alice: Api) -> None:
     assert json.loads(sh("ls").out)["grants"] == []
     assert json.loads(sh("ls", "--all").out)["grants"][0]["id"] == match[2]
     assert json.loads(sh("whoami").out)["principal"]["name"] == "alice"
+
+
+def test_ls_gives_the_grants_of_every_page(sh: Run, as_alice: Api) -> None:
+    odd = ['"]}, "cursor": "none", "grants": [{', "ends with \\", '\\" {[ü:,]} \\\\"', "", "plain"]
+    with as_alice.client("alice") as client:
+        for number, reason in enumerate(odd):
+            client.knock(("bastion", "web")[number % 2], duration=f"{number + 1}h", reason=reason or None)
+        everything = [grant.json for grant in client.grants(status="all")]
+    as_alice.give_pages_of(2)
+    done = sh("ls", "--all")
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    assert told["cursor"] is None
+    assert [timeless(grant) for grant in told["grants"]] == [timeless(grant) for grant in everything]
+    assert {grant["reason"] for grant in told["grants"]} >= {*odd[:3], None, "plain"}
+    assert [grant["status"] for grant in json.loads(sh("ls").out)["grants"]] == ["active"] * 2
+
+
+def timeless(grant: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a grant what is another a second later."""
+    return {name: value for name, value in grant.items() if name != "seconds_left"}
+
+
+def test_ls_asks_for_large_pages_and_a_further_one_only_when_there_is_one(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    assert sh("ls").out == '{"grants": [], "cursor": null}\n'
+    for target in ("bastion", "web"):
+        sh(target)
+    double.seen.clear()
+    double.page = 1
+    assert sh("ls").code == 0
+    paths = [call[1] for call in double.seen]
+    assert paths == ["/prod/grants?limit=100", "/prod/grants?limit=100&cursor=1"]
+    assert double.keys["alice"] not in "".join(paths)
+
+
+def test_ls_prints_nothing_when_a_later_page_does_not_come(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    for target in ("bastion", "web"):
+        sh(target)
+    double.page = 1
+    double.faults = [0, "drop"]
+    done = sh("ls")
+    assert (done.code, done.out) == (3, "")
+    double.faults = [0, (429, {}, {"message": "Too Many Requests"})]
+    done = sh("ls")
+    assert (done.code, done.out) == (1, "")
+    double.faults = [0, (200, {}, {"items": []})]
+    done = sh("ls")
+    assert (done.code, done.out) == (3, "")
+    assert "not from the Knock API" in done.err
+
+
+def test_ls_stops_after_many_pages_and_says_so(
+    shell: list[str], double: Double, as_alice_on_double: None, home: Path, spawn: Run
+) -> None:
+    text = SCRIPT.read_text()
+    assert text.count("most=100") == 1
+    short = home / "knock.sh"
+    short.write_text(text.replace("most=100", "most=3"))
+    double.page = 1
+    one = {**double.knock("alice", {})[2], "reason": "again and again"}
+    double.faults = [(200, {}, {"grants": [one], "cursor": "a+/="})] * 5
+    done = spawn(*shell, str(short), "ls")
+    assert (done.code, len(double.faults)) == (1, 2)
+    assert json.loads(done.out) == {"grants": [one] * 3, "cursor": "a+/="}
+    assert done.err == "knock.sh: there are more grants than these, which are the newest\n"
+    assert double.seen[-1][1].endswith("&cursor=a%2b%2f%3d"), "as a URL has it"
 
 
 def test_without_targets_everything_is_opened_from_any_place_of_the_options(sh: Run, as_alice: Api) -> None:
