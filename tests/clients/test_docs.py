@@ -1,8 +1,8 @@
 """The users' pages in docs/: every transcript is run again, and every example is one that works.
 
-`python tests/clients/test_docs.py` writes the answers anew. Ids, times and addresses of the stack differ from
-run to run, so both sides are made to look alike before they are compared. It is always evening where a page
-is played, so that which times carry their day is compared too.
+`python tests/clients/test_docs.py` writes the answers and the reference anew. Ids, times and addresses of the
+stack differ from run to run, so both sides are made to look alike before they are compared. It is always
+evening where a page is played, so that which times carry their day is compared too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ if __name__ == "__main__":
         str(Path(__file__).resolve().parents[2] / "clients"),
     ]
 
+from knock.cli import COMMANDS
 from tests.clients.conftest import CLIENTS, ROOT, Done, OnStack
 from tests.conftest import program, zone_where_it_is_evening
 
 PAGES = ["knock.md", "ssh.md", "watch.md", "knock-sh.md"]
+REFERENCE = ROOT / "docs" / "knock-reference.md"
 Run = Callable[..., Done]
 
 
@@ -128,11 +130,29 @@ def test_every_transcript_is_what_the_program_prints_today(
 ) -> None:
     file = ROOT / "docs" / name
     page = file.read_text()
-    assert len(commands(page)) >= 2
+    assert commands(page), "a page shows what it tells of"
     played = alike(play(page, on_stack, at_home))
     if os.environ.get("WRITE_DOCS"):
         file.write_text(played)
     assert alike(page).splitlines() == played.splitlines()
+
+
+def test_the_reference_is_the_help_of_every_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = [
+        "# knock: every command's help",
+        "",
+        "Written by the program itself; `tests/clients/test_docs.py` keeps it so.",
+        "[Using Knock](knock.md) shows the commands at work.",
+    ]
+    for command in ("", *(name for name in COMMANDS if not name.startswith("_"))):
+        prog = f"knock {command}".rstrip()
+        helped = run(*prog.split()[1:], "--help")
+        assert (helped.code, helped.err) == (0, "")
+        lines += ["", f"## {prog}", "", "```console", f"$ {prog} --help", *helped.out.splitlines(), "```"]
+    if os.environ.get("WRITE_DOCS"):
+        REFERENCE.write_text("\n".join(lines) + "\n")
+    assert REFERENCE.read_text().splitlines() == lines
 
 
 def test_the_systemd_unit_runs_a_command_that_is_understood() -> None:
@@ -167,4 +187,4 @@ def understood(words: list[str]) -> None:
 
 if __name__ == "__main__":
     os.environ["WRITE_DOCS"] = "1"
-    sys.exit(pytest.main([__file__, "-q", "-k", "transcript"]))
+    sys.exit(pytest.main([__file__, "-q", "-k", "transcript or reference"]))
