@@ -49,7 +49,7 @@ _classes: dict[str, Any] = {}
 _make_class = ClientCreator._create_client_class  # type: ignore[attr-defined]  # not in the stubs
 
 
-def _client_class(self: ClientCreator, service: str, model: Any) -> Any:
+def client_class(self: ClientCreator, service: str, model: Any) -> Any:
     """Make the class of a service's clients, once: EC2's has 700 methods."""
     if service not in _classes:
         _classes[service] = _make_class(self, service, model)
@@ -240,7 +240,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     local.simpledb.install()
     # Reading botocore's models takes most of a test's time: once is enough. They do not change.
     monkeypatch.setattr("botocore.session.create_loader", lambda *_: LOADER)
-    monkeypatch.setattr(ClientCreator, "_create_client_class", _client_class)
+    monkeypatch.setattr(ClientCreator, "_create_client_class", client_class)
     monkeypatch.setattr("moto.ec2.models.amis.settings.ec2_load_default_amis", lambda: False)
     with mock_aws(config={"lambda": {"use_docker": False}}):
         yield

@@ -292,7 +292,7 @@ def test_the_fields_of_json_are_those_that_the_page_promises(
     assert set(said("completion", "bash")) == {"shell", "script"}
     assert {"error", "exit_code", "detail", "status", "type", "title"} <= set(said("show", "nope"))
 
-    page = (ROOT / "docs" / "knock.md").read_text()
+    page = (ROOT / "docs" / "knock" / "scripts.md").read_text()
     others = {"events", "error", "exit_code", "detail", "hosts", "config", "shell", "script"}
     for name in GRANT | WHOAMI | set(profile) | others:
         assert f"`{name}`" in page
