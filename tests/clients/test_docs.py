@@ -155,11 +155,36 @@ def test_the_reference_is_the_help_of_every_command(run: Run, monkeypatch: pytes
     assert REFERENCE.read_text().splitlines() == lines
 
 
+def systemd_unit() -> str:
+    """Give the unit that the page on watching shows."""
+    text = (ROOT / "docs" / "watch.md").read_text()
+    found = re.search(r"```ini\n(.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    verifier = program("systemd-analyze", "apt install systemd")
+    knock = tmp_path / ".local" / "bin" / "knock"  # a command that is not there would be told
+    knock.parent.mkdir(parents=True)
+    knock.write_text("#!/bin/sh\n")
+    knock.chmod(0o755)
+    (tmp_path / "knock-watch.service").write_text(systemd_unit())
+    done = subprocess.run(
+        [verifier, "--user", "verify", tmp_path / "knock-watch.service"],
+        env={"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, ""), "an unknown setting is only a warning"
+
+
 def test_the_systemd_unit_runs_a_command_that_is_understood() -> None:
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    text = (ROOT / "docs" / "watch.md").read_text()
-    unit.read_string(re.search(r"```ini\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    unit.read_string(systemd_unit())
     words = shlex.split(unit["Service"]["ExecStart"])
     assert words[0] == "%h/.local/bin/knock"
     understood(words[1:])
