@@ -264,13 +264,6 @@ class Trail(_Twin):
         return True
 
     @_call
-    def note(self, grant_id: str, event: Event) -> None:
-        self._answer()
-        if grant_id not in self.items:
-            raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-        self._put(_happened(self.items[grant_id], replace(event, at=_milliseconds(event.at))))
-
-    @_call
     def get(self, grant_id: str) -> Grant | None:
         self._answer()
         return self.grants.get(grant_id)

@@ -203,17 +203,6 @@ class Trail:
         ]
         return self._put_if_decided(grant_id, decided, pairs)
 
-    def note(self, grant_id: str, event: Event) -> None:
-        """Add an event to a grant that exists. Raises GrantNotFound."""
-        try:
-            self._put(
-                grant_id,
-                [("event", compact_json(event.as_json()))],
-                expected={"Name": "kind", "Value": "grant"},
-            )
-        except _ConditionFailed as error:
-            raise GrantNotFound(f"the trail holds no grant {grant_id!r}") from error
-
     # ------------------------------------------------------------------ reading
 
     def get(self, grant_id: str) -> Grant | None:

@@ -84,8 +84,6 @@ class TestRefusal:
         assert list(parts.trail.all_unclosed()) == []
         assert parts.trail.page(limit=10) == Page((), None)
         with pytest.raises(GrantNotFound):
-            parts.trail.note("r1", Event(NOW, "seen", "bob"))
-        with pytest.raises(GrantNotFound):
             end(parts, "r1")
 
 
@@ -301,18 +299,12 @@ class TestClosing:
         assert len(detail["kept"]) == 4
 
 
-class TestNote:
-    def test_it_adds_an_event_in_the_order_of_time(self, parts: Parts) -> None:
+class TestEvents:
+    def test_they_are_in_the_order_of_time_whenever_they_were_written(self, parts: Parts) -> None:
         recorded(parts)
-        late, early = (Event(NOW + timedelta(days=d), f"day {d}", "bob", {"n": d}) for d in (2, 1))
-        for event in (late, early, early):
-            parts.trail.note("g1", event)
-        assert parts.trail.get("g1").events[1:] == (early, late)
-
-    def test_there_is_none_of_a_grant_that_was_not_recorded(self, parts: Parts) -> None:
-        with pytest.raises(GrantNotFound):
-            parts.trail.note("g1", Event(NOW, "seen", "bob"))
-        assert parts.trail.get("g1") is None
+        end(parts, at=NOW + timedelta(days=2))
+        parts.trail.close("g1", 0, NOW + timedelta(days=1), [], [])
+        assert [event.event for event in parts.trail.get("g1").events] == ["requested", "closed", "revoked"]
 
 
 class TestUnclosed:
