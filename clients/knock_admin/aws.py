@@ -15,6 +15,7 @@ import io
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.awsrequest import AWSResponse
@@ -105,9 +106,14 @@ class Aws:
         return self._session.get_partition_for_region(str(self.region))
 
     @property
-    def domain(self) -> str:
-        """Give the domain that the region's services answer under; mostly `amazonaws.com`."""
-        return ".".join(self.client("apigateway").meta.endpoint_url.split("//")[1].split(".")[2:])
+    def domain(self) -> str | None:
+        """Give the domain that the region's services answer under; mostly `amazonaws.com`.
+
+        None where they answer elsewhere: at an endpoint of one's own, as the local stack is.
+        """
+        host = urlsplit(self.client("apigateway").meta.endpoint_url).hostname or ""
+        _, region, domain = (*host.split(".", 2), "", "")[:3]
+        return domain if region == self.region else None
 
     @property
     def trail_regions(self) -> list[str]:

@@ -72,9 +72,10 @@ class Stack:
         if self.api_url:
             return self.api_url
         stages = self.plan.get("apiStages") or []
-        if len(stages) != 1:
+        domain = self.aws.domain
+        if len(stages) != 1 or not domain:
             raise AdminError("Where is the knock API? Name it with --api-url or KNOCK_URL.")
-        return f"https://{stages[0]['apiId']}.execute-api.{self.aws.region}.{self.aws.domain}/{stages[0]['stage']}"
+        return f"https://{stages[0]['apiId']}.execute-api.{self.aws.region}.{domain}/{stages[0]['stage']}"
 
 
 def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: str | None = None) -> Stack:

@@ -484,6 +484,22 @@ def test_the_apis_address_follows_from_the_usage_plan(well: World) -> None:
     assert re.fullmatch(rf"https://\w+\.execute-api\.{REGION}\.amazonaws\.com/v1", stack.address)
 
 
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4566", "http://localhost:4566", "http://[::1]:4566"])
+def test_the_apis_address_is_not_made_up_of_an_endpoint_of_ones_own(
+    well: World, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    from knock_admin.aws import Aws
+    from knock_admin.errors import AdminError
+    from knock_admin.stack import find
+
+    stack = find(Aws(region=REGION), STACK)
+    assert stack.plan["apiStages"]  # asked for here, and kept
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    stack.aws._clients.clear()
+    with pytest.raises(AdminError, match="Name it with --api-url or KNOCK_URL"):
+        _ = stack.address
+
+
 def test_without_an_address_the_test_grant_says_how_to_name_it(world: World) -> None:
     ran = world.run("doctor", "--test-grant")
     assert (ran.code, "Name it with --api-url or KNOCK_URL" in ran.out) == (1, True)
