@@ -159,11 +159,14 @@ def settle(run: Run, injector: Injector) -> None:
 
     knock.wait(alices_over, f"{injector.hit}: an execution never ends", 60, step=timedelta(minutes=3))
 
-    def alices_ended() -> bool:
-        return not [g for g in run.grants() if (g["principal"]["name"], g["status"]) == ("alice", "active")]
-
-    # A stopped execution ends the grant through an event, which is tried again when it fails.
+    # One that ran to its end has ended its grant; another does by an event, tried again when it fails.
     outlives = f"{injector.mode} at {injector.hit}: alice's grant outlives its execution"
+
+    def alices_ended() -> bool:
+        live = [g for g in run.grants() if (g["principal"]["name"], g["status"]) == ("alice", "active")]
+        assert "SUCCEEDED" not in {knock.execution_status(grant["id"]) for grant in live}, outlives
+        return not live
+
     knock.wait(alices_ended, outlives, 60, step=timedelta(seconds=30))
     live = [grant for grant in run.grants() if grant["status"] == "active"]
     wanted = set(run.static)
