@@ -1,4 +1,4 @@
-"""The drift guard's entry point: daily, and when an operator asks for it."""
+"""The drift guard's entry point: hourly, and when an operator asks for it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ prepare(lambda: wiring().operations)
 
 @metrics.log_metrics
 def handler(_event: dict[str, Any], _context: object) -> dict[str, list[dict[str, str]]]:
-    """Compare trail, rules and executions, mend what has drifted, and tell. Expected to find nothing.
+    """Compare trail, ledgers, rules and executions, mend what has drifted, and tell: mostly of nothing.
 
-    The metric DriftFound is written every time, 0 too: an alarm can then tell silence from calm.
+    Each finding is logged as soon as it is made, so that what was mended before a failure is told. The
+    metric DriftFound is written every time, 0 too: an alarm can then tell silence from calm.
     """
-    findings = [finding.as_json() for finding in guard(wiring().operations)]
-    count("DriftFound", len(findings))
-    for finding in findings:
-        logger.error("drift_found", extra={"finding": finding})
+    findings: list[dict[str, str]] = []
+    try:
+        for finding in guard(wiring().operations):
+            findings.append(finding.as_json())
+            logger.error("drift_found", extra={"finding": finding.as_json()})
+    finally:
+        count("DriftFound", len(findings))
     return {"findings": findings}

@@ -21,8 +21,8 @@ from itertools import islice
 from typing import Any
 
 from grants.drift import BY
-from grants.errors import KnockError
-from grants.values import Grant, show_second, show_time
+from grants.errors import KnockError, StoreRefused
+from grants.values import Grant, Record, show_second, show_time
 from grants.wiring import ONCE, Wiring, logger
 
 VERSION = 1
@@ -53,7 +53,7 @@ class NotTold(KnockError):
 
 
 def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
-    """Tell of what a batch of log lines says. Raises TrailUnavailable, NotTold or botocore's error."""
+    """Tell of what a batch of log lines says. Raises StoreUnavailable, StoreRefused, NotTold, botocore's."""
     batch = json.loads(gzip.decompress(base64.b64decode(event["awslogs"]["data"])))
     details = [detail for line, at in _lines(batch) for detail in _details(line, at)]
     left = iter(details)
@@ -94,42 +94,45 @@ def _details(line: object, at: datetime) -> Iterable[dict[str, Any]]:
 
 
 def _of_opening(grant_id: str) -> Iterator[dict[str, Any]]:
-    """Tell that a grant opened, and that the grants it renewed ended: those have no line of their own."""
-    grant = wiring().trail.get(grant_id)
-    if grant is None or grant.authorized_at is None:
+    """Tell that a grant opened, and that the one it renewed ended: that has no line of its own."""
+    record = wiring().trail.get(grant_id)
+    if record is None or record.authorized_at is None:
         return
-    yield _detail("opened", show_time(grant.authorized_at), grant)
-    renewed = wiring().trail.page(
-        limit=10, principal_id=grant.principal.id, source=grant.source, state="superseded"
-    )
-    yield from (_end(old) for old in renewed.grants if old.ended_by == grant_id)
+    yield _detail("opened", show_time(record.authorized_at), record.grant)
+    old = wiring().trail.get(record.grant.renews) if record.grant.renews else None
+    if old and old.ended_at and old.state == "superseded" and old.ended_by == grant_id:
+        yield _end(old)
 
 
 def _of_end(grant_id: str) -> Iterator[dict[str, Any]]:
-    grant = wiring().trail.get(grant_id)
-    if grant and grant.ended_at:
-        yield _end(grant)
+    record = wiring().trail.get(grant_id)
+    if record and record.ended_at:
+        yield _end(record)
 
 
-def _end(grant: Grant) -> dict[str, Any]:
+def _end(record: Record) -> dict[str, Any]:
     """Tell how a grant ended, and by whom, as the trail has it."""
-    at = show_time(grant.ended_at or grant.expires_at)
-    if grant.state == "failed":
-        return _detail("failed", at, grant) | {"why": grant.end_reason or None}
-    end = {"how": grant.state, "by": grant.ended_by, "why": grant.end_reason or None}
-    return _detail("ended", at, grant) | end
+    at = show_time(record.ended_at or record.grant.expires_at)
+    if record.state == "failed":
+        return _detail("failed", at, record.grant) | {"why": record.end_reason or None}
+    end = {"how": record.state, "by": record.ended_by, "why": record.end_reason or None}
+    return _detail("ended", at, record.grant) | end
 
 
 def _of_drift(finding: Mapping[str, str], at: datetime) -> Iterator[dict[str, Any]]:
     """Tell of a finding of the drift guard's, and of the grant it ended."""
-    grant = wiring().trail.get(finding["grant_id"]) if finding["grant_id"] else None
+    try:
+        record = wiring().trail.get(finding["grant_id"]) if finding["grant_id"] else None
+    except StoreRefused:  # a record that cannot be read may be what was found
+        logger.warning("record_not_read", exc_info=True)
+        record = None
     found = {name: finding[name] or None for name in ("kind", "rule", "did")}
-    detail = _detail("drift", show_time(at), grant) | {"finding": found}
+    detail = _detail("drift", show_time(at), record.grant if record else None) | {"finding": found}
     # One grant may have several, in one run or in several.
     name = "/".join((finding["grant_id"] or "none", "drift", detail["at"], finding["kind"], finding["rule"]))
     yield detail | {"id": name}
-    if grant and grant.ended_at and grant.ended_by == BY:
-        yield _end(grant)
+    if record and record.ended_at and record.ended_by == BY:
+        yield _end(record)
 
 
 def _detail(event: str, at: str, grant: Grant | None) -> dict[str, Any]:

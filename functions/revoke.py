@@ -1,82 +1,141 @@
-"""Closes a grant: for RevokeIngress, RollBackIngress and the force states, and for early revocation."""
+"""Closes a grant: for its execution's tasks, for early revocation, and for whatever ended it from outside.
+
+| `how` | from | with |
+|---|---|---|
+| `expired`, `failed` | RevokeIngress, RollBackIngress | `grant`: the execution's state |
+| `force` | ForceRevokeIngress, ForceRollBackIngress | the same |
+| `revoked` | `DELETE /grants/{id}` | `grant`: the input, or its id alone; `by`, `reason`, `request` |
+| `close`, `force-close` | the closings' machine | `closing`: an event, or a payload as for `revoked` |
+
+Nothing of a payload is trusted: an input under another grant's id closes nothing, and ids of rules count only
+where EC2 shows them as Knock's own and as this grant's. What is no such payload is refused and logged, since
+another try would not mend it. How long a closing goes on is its state machine's to know.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
 
-from grants.errors import GrantNotFound, InvalidGrant
-from grants.operations import Revocation
-from grants.values import Grant, Ports, RuleKey
+from grants.closing import (
+    End,
+    Revocation,
+    close,
+    close_by_id,
+    close_tagged,
+    closed_before,
+    force,
+    revoke_own,
+)
+from grants.errors import GrantNotFound, InvalidGrant, StoreRefused, StoreUnavailable
+from grants.operations import Operations
+from grants.trail import cut
+from grants.values import GRANT_ID, Grant, Opened, RuleKey, State
 from grants.wiring import Wiring, count, logger, metrics, now, prepare
 
 wiring = cache(Wiring)
 prepare(lambda: wiring().operations)
 
+# As which a payload ends a grant early; as any other it is revoked.
+EARLY: dict[str, State] = {"superseded": "superseded", "failed": "failed"}
+
+RULE_ID = re.compile(r"sgr-[0-9a-f]{1,40}", re.ASCII)
+
+# Who stopped an execution is in CloudTrail only: the event does not say.
+STOPPED: dict[str, tuple[State, str]] = {
+    "ABORTED": ("revoked", "an AWS operator"),
+    "FAILED": ("failed", "knock"),
+    "TIMED_OUT": ("revoked", "knock"),
+}
+
 
 @metrics.log_metrics
 def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
-    """End the grant in `event["grant"]` as `event["how"]` says, and close what it opened.
+    """Close a grant as `event["how"]` says. Twice is once.
 
-    Twice is once. Running executions of earlier deployments call this with the payloads of theirs: only
-    `how` and `grant.grant_id` are relied on, but for force, which reads the execution's whole state.
+    Running executions of earlier deployments call this with the payloads of theirs. Raises what is worth
+    another try, and what only an operator can mend: the state machines try again for long either way.
     """
-    how, state = event["how"], event["grant"]
-    logger.append_keys(grant_id=str(state.get("grant_id")))
-    operations = wiring().operations
-    if how == "force":
-        done = operations.force(Grant.from_input(state), _rules(state), _end_of(state))
-    elif how == "revoked":
-        done = operations.revoke(
-            state["grant_id"], "revoked", event["by"]["name"], event.get("reason") or "", state.get("source")
-        )
-    else:
-        try:
-            done = operations.revoke(
-                str(state.get("grant_id")), how, "knock", _reason(state), state.get("source")
-            )
-        except GrantNotFound:
-            return _close_unrecorded(state, how)
-    _report(done, how)
-    return done.as_json()
-
-
-def _close_unrecorded(state: Mapping[str, Any], how: str) -> dict[str, object]:
-    """Close what the execution's own state names, when the trail holds no such grant.
-
-    An input that is no grant was refused by AuthorizeIngress too, before anything was opened.
-    """
-    logger.error("grant_not_in_trail")
+    how = event["how"]
     try:
-        grant = Grant.from_input(state)
+        done = _close(how, event)
     except InvalidGrant as error:
-        return {
-            "grant_id": state.get("grant_id"),
-            "status": "failed",
-            "revoked": [],
-            "kept": [],
-            "note": str(error),
-        }
-    done = wiring().operations.force(grant, _rules(state), _end_of(state))
-    _report(done, how)
+        logger.error("input_is_no_grant", extra={"detail": str(error), "by_task": cut(str(how), 80)})
+        done = Revocation(_id_of(event.get("grant")), "failed")
+    if done.closed_now:
+        count("GrantEnded")
+        if done.state == "expired" and done.expires_at:
+            lag = (now() - done.expires_at).total_seconds() * 1000
+            count("RevocationLag", max(lag, 0), MetricUnit.Milliseconds)
+    logger.info(
+        "closed", extra=done.as_json() | {"how": done.state, "by_task": how, "closed_now": done.closed_now}
+    )
     return done.as_json()
 
 
-def _rules(state: Mapping[str, Any]) -> dict[RuleKey, str]:
-    """Read the rules AuthorizeIngress answered with. Foreign ones are not Knock's to close."""
-    return {
-        RuleKey(rule["group"], Ports.parse(rule["ports"]), state["source"]): rule["rule"]
-        for rule in state.get("rules", [])
-        if not rule["foreign"]
-    }
+def _close(how: object, event: Mapping[str, Any]) -> Revocation:
+    """Close what a payload names. Raises InvalidGrant for one that names no grant."""
+    if how in ("close", "force-close"):
+        closing, forced = _object(event.get("closing")), how == "force-close"
+        if "detail" in closing:
+            return _close_stopped(_object(closing["detail"]), forced=forced)
+        return _close_handed_over(closing, forced=forced)
+    if how == "revoked":
+        return _close_early(event, forced=False)
+    if how in ("expired", "failed", "force"):
+        return _close_own(how, _object(event.get("grant")))
+    raise InvalidGrant("the payload does not say how to close a grant")
 
 
-def _end_of(state: Mapping[str, Any]) -> Any:
-    return "expired" if "rules" in state else "failed"
+def _object(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidGrant("the payload is not of the shape that closes a grant")
+    return value
+
+
+def _id_of(value: object) -> str:
+    """Read a grant's id as it may be answered and logged, whatever it is."""
+    return cut(str(value.get("grant_id")), 80) if isinstance(value, Mapping) else ""
+
+
+def _name(value: object) -> str:
+    """Read a grant's id where it stands alone. EC2 would read others of its letters as wildcards."""
+    if not isinstance(value, str) or not GRANT_ID.fullmatch(value):
+        raise InvalidGrant("the payload names a grant by what is no grant's id")
+    return value
+
+
+# ---------------------------------------------------------------------------- an execution's own tasks
+
+
+def _close_own(how: str, state: Mapping[str, Any]) -> Revocation:
+    logger.append_keys(grant_id=_id_of(state))
+    grant, forced = Grant.from_input(state), how == "force"
+    failed = how == "failed" or "rules" not in state
+    # A failed AuthorizeIngress has answered nothing: what stands there then is of whoever started this.
+    opened = {} if failed or "rollback_error" in state else _own_rules(state, grant)
+    end = End("failed" if failed else "expired", "knock", _reason(state) if failed else "", closer=how)
+    if not forced:
+        return close(wiring().operations, grant, end, opened)
+    try:
+        return force(wiring().forcing, grant, end, opened)
+    except GrantNotFound:  # an execution under another name, and AuthorizeIngress has recorded nothing
+        return _close_unknown(wiring().forcing, grant.id, forced=True)
+
+
+def _own_rules(state: Mapping[str, Any], grant: Grant) -> dict[RuleKey, str]:
+    """Read the rules AuthorizeIngress answered with, foreign ones left out; none that cannot be read."""
+    with suppress(KeyError, TypeError, ValueError):
+        opened = [Opened.from_json(rule, grant.source) for rule in state.get("rules", ())]
+        own = [rule for rule in opened if not rule.foreign and RULE_ID.fullmatch(rule.rule_id)]
+        return {rule.key: rule.rule_id for rule in own if rule.key in grant.rule_keys}
+    return {}
 
 
 def _reason(state: Mapping[str, Any]) -> str:
@@ -92,10 +151,116 @@ def _reason(state: Mapping[str, Any]) -> str:
     return f"{name}: {cause}" if cause else name
 
 
-def _report(done: Revocation, how: str) -> None:
-    if done.closed_now:
-        count("GrantEnded")
-        if how == "expired":
-            lag = (now() - done.grant.expires_at).total_seconds() * 1000
-            count("RevocationLag", max(lag, 0), MetricUnit.Milliseconds)
-    logger.info("closed", extra=done.as_json() | {"how": how, "closed_now": done.closed_now})
+# ---------------------------------------------------------------------------- early
+
+
+def _close_early(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
+    """Close a grant that somebody ended, or that a newer one renewed; then stop its execution."""
+    operations, value = wiring().forcing if forced else wiring().operations, _object(payload.get("grant"))
+    by = cut(str(_object(payload.get("by")).get("name")), 256)
+    reason = cut(str(payload.get("reason") or ""), 1000)
+    how = EARLY.get(str(payload.get("how")), "revoked")
+    end = End(how, by, reason, closer=str(payload.get("request") or how))
+    logger.append_keys(grant_id=_id_of(value))
+    grant = Grant.from_input(value) if "targets" in value else None
+    grant_id = grant.id if grant else _name(value.get("grant_id"))
+    if grant is None:
+        with _or_by_tag(operations, grant_id, forced=forced):
+            done = close_by_id(operations, grant_id, end)
+    else:
+        done = force(operations, grant, end) if forced else close(operations, grant, end)
+    cause = f"{how} by {by}" + (f": {reason}" if reason else "")
+    operations.executions.stop(grant_id, how.capitalize(), cause)
+    return done
+
+
+# ---------------------------------------------------------------------------- from outside
+
+
+def _close_handed_over(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
+    """Close what the API, a renewal or a stack's deletion could not close at once."""
+    try:
+        return _close_early(payload, forced=forced)
+    except GrantNotFound:  # its execution never started
+        operations = wiring().forcing if forced else wiring().operations
+        return _close_unknown(operations, _name(payload["grant"]["grant_id"]), forced=forced)
+
+
+def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
+    """Close the grant of an execution that was stopped, that failed or that timed out.
+
+    Its grant is the one its input is of, whose id mostly is its name. One that was started under another name
+    is its grant's timer all the same, unless the grant's own execution runs.
+    """
+    operations = wiring().forcing if forced else wiring().operations
+    name, status = _name(detail.get("name")), detail.get("status")
+    logger.append_keys(grant_id=name)
+    if status not in STOPPED:
+        raise InvalidGrant("the event is not of an execution that was stopped, failed or timed out")
+    how, by = STOPPED[status]
+    said = ": ".join(str(text) for text in (detail.get("error"), detail.get("cause")) if text)
+    end = End(
+        how, by, f"execution {status.lower()}{f' ({said})' if said else ''}", closer=f"stopped {status}"
+    )
+    grant = _stopped_grant(operations, name, detail.get("input"))
+    grant_id = grant.id if grant else name
+    if grant_id != name and _runs(operations, grant_id):
+        logger.warning("grant_has_its_own_execution", extra={"input_of": grant_id})
+        return Revocation(grant_id, "live")
+    try:
+        record = operations.trail.get(grant_id)
+        if record and record.closed_at:
+            return closed_before(record)
+        grant = grant or (record.grant if record else None)
+    except Exception:
+        if not forced:
+            raise
+        logger.exception("trail_not_read")  # force goes without it
+    if grant is None:
+        return _close_unknown(operations, grant_id, forced=forced)
+    try:
+        return force(operations, grant, end) if forced else close(operations, grant, end)
+    except GrantNotFound:  # an event made by hand, or an execution under another name that recorded nothing
+        return _close_unknown(operations, grant_id, forced=forced)
+
+
+def _stopped_grant(operations: Operations, name: str, text: object) -> Grant | None:
+    """Read a stopped execution's grant, None where its input is no grant's. An event lacks a large input."""
+    if text is None:
+        execution = operations.executions.describe(name)
+        text = execution.input if execution else ""
+    try:
+        return Grant.from_input(json.loads(text))  # type: ignore[arg-type]  # no text is a TypeError
+    except (TypeError, ValueError, RecursionError, InvalidGrant):
+        return None
+
+
+def _runs(operations: Operations, grant_id: str) -> bool:
+    """Say whether a grant's own execution holds its timer: one of its name that runs with its input."""
+    execution = operations.executions.describe(grant_id)
+    if execution is None or execution.status != "RUNNING":
+        return False
+    grant = _stopped_grant(operations, grant_id, execution.input)
+    return grant is not None and grant.id == grant_id
+
+
+def _close_unknown(operations: Operations, grant_id: str, *, forced: bool) -> Revocation:
+    """Close by the rules' tags what neither the event nor the trail can tell of; mostly there is nothing."""
+    logger.warning("grant_not_in_trail")
+    done = Revocation(grant_id, "unknown")
+    with _or_by_tag(operations, grant_id, forced=forced):
+        done.revoked = close_tagged(operations, grant_id)
+    return done
+
+
+@contextmanager
+def _or_by_tag(operations: Operations, grant_id: str, *, forced: bool) -> Iterator[None]:
+    """By force, revoke what carries a grant's tag where trail or ledger fails; the error is still raised."""
+    try:
+        yield
+    except (StoreUnavailable, StoreRefused):
+        if forced:
+            count("RevocationForced")
+            logger.exception("revoking_by_force")
+            revoke_own(operations, grant_id)
+        raise

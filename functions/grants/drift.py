@@ -1,28 +1,32 @@
-"""The drift guard: compares the trail, the rules tagged for this stack and the running executions.
+"""The drift guard: compares the trail, the ledgers, the rules tagged for this stack and running executions.
 
-It is a smoke detector, not a sweeper: nothing depends on it, and it is expected to find nothing. What it
-finds is something that was lost on the way, an event of EventBridge's most likely (AWS delivers those at
-best effort). It closes what should be closed, and never touches a foreign rule.
+It is a smoke detector, not a sweeper: nothing depends on it but what a lost stop event left, and it is
+expected to find nothing. It closes what should be closed, through the ledger as everybody does, and never
+touches a foreign rule.
 
-Rules are listed before the trail is read: a claim is written before its rule, so the trail explains
-every rule in the list. What happened in the last GRACE is left alone: its own machinery is at work on it.
+Each step stands alone: one that fails is a finding, and the others go on. What cannot be read, and times in
+the future, are findings too. What happened in the last GRACE is left alone: its own machinery is at work on
+it. Rules are listed before the ledgers are read: a claim is written before its rule, so the ledgers explain
+every rule in the list.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
 
+from .closing import End, close, finish_closing, own_rules
 from .errors import GrantNotFound, KnockError
+from .ledger import Ledger, attempted_at, record_found, release, tidy
+from .ledgers import Snapshot, Unreadable
 from .operations import Operations
-from .values import Grant, Rule, RuleKey, State
+from .timing import GRACE
+from .values import Record, Rule, RuleKey, State, show_time, when_named
 
 logger = logging.getLogger("knock")
-
-# Longer than the tasks' retries need when nothing is wrong, and than any list of AWS's is behind.
-GRACE = timedelta(minutes=10)
 
 BY = "the drift guard"  # who ended a grant, in the trail
 
@@ -30,7 +34,14 @@ UNCLAIMED_RULE = "rule without a live claim"
 GONE_EXECUTION = "live grant without an execution"
 UNCLOSED_GRANT = "ended grant not closed"
 MISSING_RULE = "live claim without its rule"
+MISSING_CLAIM = "live grant without its claim"
+LEFT_CLAIM = "claim without a live grant"
 LEFT_EXECUTION = "execution of an ended grant"
+UNREADABLE = "item that cannot be read"
+FUTURE = "time in the future"
+NOT_LOOKED = "could not look"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,104 +57,228 @@ class Finding:
         return {"kind": self.kind, "grant_id": self.grant_id, "rule": self.rule, "did": self.did}
 
 
-def guard(operations: Operations) -> list[Finding]:
-    """Find every drift and mend it, one at a time: a failure is in its finding and stops no other.
+def guard(operations: Operations) -> Iterator[Finding]:
+    """Find every drift and mend it, one at a time; each finding is given as soon as it is made.
 
-    Twice finds nothing the second time, but for live claims whose rule is missing: those are reported
-    only, since somebody took the rule away by hand and may have meant it. Raises TrailUnavailable,
-    IngressUnavailable or EngineUnavailable when there is nothing to compare.
+    Twice finds nothing the second time, but for what is only reported: a live claim whose rule is missing,
+    since somebody took it away by hand and may have meant it, what cannot be read, and times in the future.
     """
-    return list(_Guard(operations).findings())
+    return _Guard(operations).findings()
 
 
+@dataclass(slots=True)
 class _Guard:
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
-        self._now = operations.clock()
-        self._rules = operations.ingress.ours()
-        self._running = set(operations.executions.running())
-        self._unclosed = list(operations.trail.all_unclosed())
+    operations: Operations
+    now: datetime = field(init=False)
+    rules: list[Rule] | None = None
+    running: dict[str, datetime] | None = None
+    records: dict[str, Record] = field(default_factory=dict)
+    ledgers: dict[str, Snapshot] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)  # grants whose records cannot be read
+    unknown: set[str] | None = None  # sources whose ledgers cannot be read; None where none could be listed
+
+    def __post_init__(self) -> None:
+        self.now = self.operations.clock()
 
     def findings(self) -> Iterator[Finding]:
-        for grant in self._unclosed:
-            yield from self._of_grant(grant)
-        # Whatever an unclosed grant claims is its own matter, dealt with just now or left alone.
-        claimed = {key for grant in self._unclosed for key in grant.keys}
-        for rule in self._rules:
-            if rule.key not in claimed:
-                yield from self._of_rule(rule)
-        known = {grant.id for grant in self._unclosed}
-        for name in sorted(self._running - known):
-            yield from self._of_execution(name)
+        operations = self.operations
+        self.rules = yield from self._look("rules", operations.ingress.ours)
+        self.running = yield from self._look("executions", lambda: dict(operations.executions.running()))
+        records = yield from self._look("trail", lambda: list(operations.trail.unclosed()))
+        ledgers = yield from self._look("ledgers", lambda: list(operations.ledgers.all()))
+        for item in (*(records or ()), *(ledgers or ())):
+            if isinstance(item, Unreadable):
+                yield Finding(UNREADABLE, item.name, "", f"reported: {item.why}"[:300])
+        if ledgers is not None:
+            self.unknown = {item.name for item in ledgers if isinstance(item, Unreadable)}
+        self.unread = {item.name for item in records or () if isinstance(item, Unreadable)}
+        self.records = {item.id: item for item in records or () if isinstance(item, Record)}
+        self.ledgers = {item.ledger.source: item for item in ledgers or () if isinstance(item, Snapshot)}
+        for record in self.records.values():
+            yield from self._each(record.id, self._of_record(record))
+        if records is not None and ledgers is not None:
+            for snapshot in self.ledgers.values():
+                yield from self._each(snapshot.ledger.source, self._of_ledger(snapshot))
+            for rule in self.rules or ():
+                yield from self._each(rule.grant_id or "", self._of_rule(rule))
+        for name, started in sorted((self.running or {}).items()):
+            if name not in self.records.keys() | self.unread:
+                yield from self._each(name, self._of_execution(name, started))
+
+    def _look(self, what: str, look: Callable[[], T]) -> Generator[Finding, None, T | None]:
+        """Look at one side of the comparison; None, and a finding, where that fails."""
+        try:
+            return look()
+        except KnockError as error:
+            logger.exception("drift_not_looked_for", extra={"what": what})
+            yield Finding(NOT_LOOKED, "", "", f"failed: the {what} could not be listed: {error}")
+            return None
+
+    def _each(self, name: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """Give the findings of one step; one that fails is a finding too, and stops no other step."""
+        try:
+            yield from findings
+        except KnockError as error:
+            logger.exception("drift_not_looked_for", extra={"grant_id": name})
+            yield Finding(NOT_LOOKED, name, "", f"failed: {error}")
 
     def _recent(self, at: datetime) -> bool:
-        return self._now - at < GRACE
+        return abs(self.now - at) < GRACE
 
-    def _of_grant(self, grant: Grant) -> Iterator[Finding]:
-        operations = self._operations
-        if not grant.live_at(self._now):
-            if not self._recent(grant.ended_at or grant.expires_at):
-                yield _mend(
-                    UNCLOSED_GRANT,
-                    grant.id,
-                    "",
-                    lambda: _closed(operations.revoke(grant.id, "expired", BY).revoked),
-                )
+    def _future(self, grant_id: str, what: str, times: Iterable[datetime | None]) -> Iterator[Finding]:
+        """Report a time that is still to come: what waits for it would wait for as long."""
+        at = max((at for at in times if at), default=self.now)
+        if at >= self.now + GRACE:
+            yield Finding(FUTURE, grant_id, what, f"reported: {show_time(at)}")
+
+    # ------------------------------------------------------------------ one grant, one ledger, one rule, …
+
+    def _of_record(self, record: Record) -> Iterator[Finding]:
+        operations, grant = self.operations, record.grant
+        times = (grant.requested_at, record.authorized_at, record.ended_at)
+        yield from self._future(record.id, "", times)
+        if not record.live_at(self.now):
+            if not self._recent(record.ended_at or grant.expires_at):
+                yield self._close(UNCLOSED_GRANT, record, "expired", "")
             return
         if self._recent(grant.requested_at):
             return
-        if grant.id not in self._running:
-            status = operations.executions.status(grant.id)
+        if self.running is not None and record.id not in self.running:
+            execution = operations.executions.describe(record.id)  # a list may have left it out
+            status = execution.status if execution else "gone"
             if status != "RUNNING":
                 how: State = "failed" if status == "FAILED" else "revoked"
-                reason = f"its execution is {(status or 'gone').lower()}"
-                yield _mend(
-                    GONE_EXECUTION,
-                    grant.id,
-                    "",
-                    lambda: _closed(operations.revoke(grant.id, how, BY, reason).revoked),
-                )
+                yield self._close(GONE_EXECUTION, record, how, f"its execution is {status.lower()}")
                 return
-        there = {rule.key for rule in self._rules}
-        for key in sorted(grant.claims - there):
-            if not self._somebodys(key):
-                yield Finding(MISSING_RULE, grant.id, str(key), "reported")
+        yield from self._of_live(record)
 
-    def _somebodys(self, key: RuleKey) -> bool:
-        """Say whether any rule, a foreign one too, lets the claim's source in."""
-        return any(rule.key == key for rule in self._operations.ingress.find([key.group]))
+    def _of_live(self, record: Record) -> Iterator[Finding]:
+        """Report what a live grant lacks: its claim, or a rule somebody took away."""
+        snapshot = self.ledgers.get(record.grant.source)
+        if not record.authorized_at or self.rules is None:
+            return
+        claim = snapshot.ledger.claims.get(record.id) if snapshot else None
+        own, found = own_rules(record), list[Finding]()
+        if claim is None and own and self.unknown is not None and record.grant.source not in self.unknown:
+            found.append(Finding(MISSING_CLAIM, record.id, "", "reported: its rules are closed at its end"))
+        there = {rule.key for rule in self.rules}
+        for key in sorted(own.keys() - there):
+            if not any(rule.key == key for rule in self.operations.ingress.find([key.group])):
+                found.append(Finding(MISSING_RULE, record.id, str(key), "reported"))
+        if found:
+            now = self.operations.trail.get(record.id)
+            if now and now.state == "live":  # else it has ended since it was listed, and rightly lacks both
+                yield from found
+
+    def _close(self, kind: str, record: Record, how: State, reason: str) -> Finding:
+        end = End(how, BY, reason, closer=BY)
+
+        def act() -> str:
+            return _closed(close(self.operations, record.grant, end, own_rules(record)).revoked)
+
+        return _mend(kind, record.id, "", act)
+
+    def _of_ledger(self, snapshot: Snapshot) -> Iterator[Finding]:
+        """Release claims of grants that are over, finish what is closing, and drop what time has ended."""
+        operations, source, ledger = self.operations, snapshot.ledger.source, snapshot.ledger
+        rules = ledger.rules.values()
+        attempts = {attempted_at(attempt) for rule in rules for attempt in rule.attempts}
+        ids = {at for rule in rules for at in rule.ids.values()}
+        yield from self._future(
+            "", source, {*attempts, *ids, *ledger.tombstones.values(), *ledger.released.values()}
+        )
+        for grant_id in sorted(snapshot.ledger.claims):
+            if self._is_over(grant_id):
+                yield _mend(
+                    LEFT_CLAIM,
+                    grant_id,
+                    "",
+                    lambda name=grant_id: self._release(source, name),  # type: ignore[misc]
+                )
+        old = set() if any(map(self._recent, ledger.released.values())) else self._left_closing(ledger)
+        if old:
+            yield _mend(
+                UNCLAIMED_RULE, "", ", ".join(map(str, sorted(old)))[:300], lambda: self._finish(source, old)
+            )
+        operations.change(source, lambda ledger: tidy(ledger, operations.clock()))
+
+    def _left_closing(self, ledger: Ledger) -> set[RuleKey]:
+        """Give the rules that are closing, and that nobody is at work on."""
+        unclosed = (record for record in self.records.values() if record.grant.source == ledger.source)
+        ending = (r.grant for r in unclosed if self._recent(r.ended_at or r.grant.expires_at))
+        busy = {key for grant in ending for key in grant.rule_keys}
+        return {
+            key
+            for key, rule in ledger.closing(ledger.rules.keys() - busy).items()
+            if not any(map(self._recent, {*rule.ids.values(), *map(attempted_at, rule.attempts)}))
+        }
+
+    def _is_over(self, grant_id: str) -> bool:
+        """Say whether a claim's grant is over: it has ended, or it has neither a record nor an execution."""
+        at = when_named(grant_id)
+        if grant_id in self.records.keys() | self.unread or (at and self._recent(at)):
+            return False  # an unclosed one is closed by its record, and an unreadable one is reported
+        record = self.operations.trail.get(grant_id)
+        if record is not None:
+            return record.closed_at is not None and not self._recent(record.closed_at)
+        execution = self.operations.executions.describe(grant_id)
+        return execution is None or execution.status != "RUNNING"
+
+    def _release(self, source: str, grant_id: str) -> str:
+        operations = self.operations
+        snapshot = operations.change(source, lambda ledger: release(ledger, grant_id, operations.clock()))
+        revoked: list[str] = []
+        finish_closing(operations, source, snapshot.ledger.rules, snapshot, revoked)
+        return _closed(revoked)
+
+    def _finish(self, source: str, rule_keys: set[RuleKey]) -> str:
+        revoked: list[str] = []
+        finish_closing(self.operations, source, rule_keys, revoked=revoked)
+        return _closed(revoked)
 
     def _of_rule(self, rule: Rule) -> Iterator[Finding]:
-        """Close a rule of ours nobody claims, unless a claim came since the trail was read."""
-        closed: list[bool] = []
+        """Find a rule of Knock's that no ledger knows: closed, unless a live grant opened or claims it."""
+        if any(snapshot.ledger.knows(rule.id) for snapshot in self.ledgers.values()):
+            return
+        record = self.records.get(rule.grant_id or "")
+        if record and (record.live_at(self.now) or self._recent(record.grant.expires_at)):
+            return  # its own end finds the rule by its tag
+        source = record.grant.source if record else rule.key.cidr
+        closed: list[str] = []
 
-        def close() -> str:
-            closed.append(self._operations.revoke_unclaimed(rule))
-            return _closed([rule.id])
+        def act() -> str:
+            operations = self.operations
+            snapshot = operations.change(
+                source, lambda ledger: record_found(ledger, {rule.key: {rule.id}}, operations.clock())
+            )
+            finish_closing(operations, source, {rule.key}, snapshot, closed)
+            return _closed(closed)
 
-        finding = _mend(UNCLAIMED_RULE, rule.grant_id or "", f"{rule.id} {rule.key}", close)
-        if closed != [False]:
+        finding = _mend(UNCLAIMED_RULE, rule.grant_id or "", f"{rule.id} {rule.key}", act)
+        if closed or finding.did.startswith("failed"):
             yield finding
 
-    def _of_execution(self, name: str) -> Iterator[Finding]:
+    def _of_execution(self, name: str, started: datetime) -> Iterator[Finding]:
         """Stop an execution that outlived its grant: the console's list is of live grants."""
-        grant = self._operations.trail.get(name)
-        if grant is None:
-            yield Finding(LEFT_EXECUTION, name, "", "reported: the trail holds no such grant")
-        elif grant.ended_at and grant.closed_at and not self._recent(grant.ended_at):
-            cause = f"the grant is {grant.state}"
+        record = self.operations.trail.get(name)
+        if record is None:
+            if not self._recent(started):
+                yield Finding(LEFT_EXECUTION, name, "", "reported: the trail holds no such grant")
+        elif record.ended_at and record.closed_at and not self._recent(record.ended_at):
+            cause = f"the grant is {record.state}"
             yield _mend(
                 LEFT_EXECUTION,
                 name,
                 "",
                 lambda: (
-                    "stopped" if self._operations.executions.stop(name, "Drift", cause) else "gone by itself"
+                    "stopped" if self.operations.executions.stop(name, "Drift", cause) else "gone by itself"
                 ),
             )
 
 
-def _closed(rules: list[str]) -> str:
-    return f"closed {', '.join(rules)}" if rules else "closed; nothing was open"
+def _closed(rules: Iterable[str]) -> str:
+    names = ", ".join(rules)
+    return f"closed {names}" if names else "closed; nothing was open"
 
 
 def _mend(kind: str, grant_id: str, rule: str, act: Callable[[], str]) -> Finding:

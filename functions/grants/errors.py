@@ -1,22 +1,29 @@
 """Every error of Knock's own. A class's name is also the error name in the state machine.
 
     KnockError
-    ├── Refusal                 the answer is no, and will be no again
+    ├── Refusal                 the answer is no, and trying again gives the same
     │   ├── InvalidKnock        400  the request does not say what it should
     │   ├── NotAllowed          403  the key lacks a right
-    │   ├── InvalidTag          403  a tag on the key cannot be read, so it gives no right
+    │   │   └── InvalidTag      403  a tag on the key cannot be read, so it gives no right
     │   ├── GrantNotFound       404
+    │   ├── TooManyGrants       409  the principal holds as many live grants as it may
+    │   ├── SourceFull          409  the source's ledger holds as many claims or rules as it may
     │   ├── PoolExhausted       409  every security group of a target is full
+    │   ├── TargetGone          409  a target's security groups exist no more, or are no target's any more
     │   ├── GrantEnded               the grant is over: nothing may be opened for it
-    │   ├── InvalidGrant             an execution's input is not a grant this stack recorded
-    │   └── IngressRefused           EC2 will not do it: missing permission, bad group
+    │   ├── InvalidGrant             an execution's input is not a grant that may be opened
+    │   ├── IngressRefused           EC2 refuses for good: missing permission, bad group
+    │   └── StoreRefused             trail or ledger refuses for good, or holds what cannot be read
     └── Unavailable             503  worth another try
-        ├── TrailUnavailable         SimpleDB
-        ├── IngressUnavailable       EC2
-        ├── IngressThrottled         EC2's request limit
+        ├── StoreUnavailable         trail or ledger did not answer
+        ├── IngressUnavailable       EC2 did not answer; whether it acted is not known
+        ├── IngressThrottled         EC2's request limit; it did not act
         ├── EngineUnavailable        Step Functions or Lambda
         ├── RightsUnavailable        API Gateway or the tagging API, when asked what a key may do
         └── RuleUnsettled            what became of a rule cannot be known yet
+
+Beside these, adapters answer with GroupFull, GroupGone, RuleDuplicate and RuleNotFound (`ingress`) and with
+Conflict (`store`): answers to a call, which `operations`, `trail` and `ledgers` handle.
 
 No error of boto3 or of the standard library leaves the adapters.
 """
@@ -73,10 +80,27 @@ class GrantNotFound(Refusal):
     title = "No such grant"
 
 
+class TooManyGrants(Refusal):
+    """The principal holds as many live grants as it may. The detail names those to end."""
+
+    title = "Too many grants at once"
+
+
+class SourceFull(Refusal):
+    """The source holds as many claims or rules as one may. Names no grant: others share the address."""
+
+    title = "Too many grants for one source"
+
+
+class TargetGone(Refusal):
+    """No security group of a target carries its tags any more. Not the same as a full pool."""
+
+    title = "A target has no security group any more"
+
+
 class PoolExhausted(Refusal):
     """No security group of a target has room for another rule."""
 
-    status = 409
     title = "No room left in the security groups of a target"
 
 
@@ -87,9 +111,9 @@ class GrantEnded(Refusal):
 
 
 class InvalidGrant(Refusal):
-    """An execution's input that is not a grant, or not the one the trail recorded under its id."""
+    """An execution's input that is not a grant, or one that tags and limits do not allow."""
 
-    title = "The execution's input is not a recorded grant"
+    title = "The execution's input is not a grant that may be opened"
 
 
 class IngressRefused(Refusal):
@@ -99,6 +123,13 @@ class IngressRefused(Refusal):
     title = "EC2 refuses to change a security group"
 
 
+class StoreRefused(Refusal):
+    """Trail or ledger refuses for good: no such domain, no permission, an item that cannot be read."""
+
+    status = 503
+    title = "The trail or the ledger refuses"
+
+
 class Unavailable(KnockError):
     """Something Knock needs did not answer. The same call may succeed in a moment."""
 
@@ -106,8 +137,8 @@ class Unavailable(KnockError):
     title = "Try again in a moment"
 
 
-class TrailUnavailable(Unavailable):
-    """SimpleDB did not answer, or refused for now."""
+class StoreUnavailable(Unavailable):
+    """Trail or ledger did not answer, or refused for now. What was written is not known."""
 
 
 class IngressUnavailable(Unavailable):
@@ -127,4 +158,4 @@ class RightsUnavailable(Unavailable):
 
 
 class RuleUnsettled(Unavailable):
-    """An authorization was under way when its grant ended, and what became of it cannot be known yet."""
+    """What an attempt came to, or whether a rule is gone, cannot be known yet. Later it can."""

@@ -5,12 +5,15 @@ Every method is one call (`running` one a page).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import EngineUnavailable
+from .operations import Execution
 from .values import Grant, compact_json
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ class Executions:
     def start(self, grant: Grant) -> None:
         """Start the grant's execution. Twice is once: the same name and input are one execution.
 
-        A name that exists with another state is also ours: ids are random, so nobody else took it.
+        A name that exists with another state is also ours: the id follows from the input.
         https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html
         """
         try:
@@ -57,19 +60,18 @@ class Executions:
             raise EngineUnavailable(f"Step Functions did not stop {grant_id}: {_code(failure)}") from failure
         return True
 
-    def status(self, grant_id: str) -> str | None:
-        """Read an execution's status (`RUNNING`, `SUCCEEDED`, …), or None where none has that name."""
+    def describe(self, grant_id: str) -> Execution | None:
+        """Read an execution's status and input, or None where none has that name. Eventually consistent."""
         try:
             answer = self._client.describe_execution(executionArn=self.arn(grant_id))
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "ExecutionDoesNotExist":
                 return None
             raise EngineUnavailable(f"Step Functions did not describe {grant_id}: {_code(error)}") from error
-        status: str = answer["status"]
-        return status
+        return Execution(answer["status"], answer.get("input", ""))
 
-    def running(self) -> Iterator[str]:
-        """Walk through the names of the running executions. Eventually consistent."""
+    def running(self) -> Iterator[tuple[str, datetime]]:
+        """Walk through the running executions: name, and when it started. Eventually consistent."""
         token: dict[str, str] = {}
         while True:
             try:
@@ -79,10 +81,30 @@ class Executions:
             except (ClientError, BotoCoreError) as error:
                 raise EngineUnavailable(f"Step Functions did not list executions: {_code(error)}") from error
             for execution in answer["executions"]:
-                yield execution["name"]
+                yield execution["name"], execution["startDate"]
             if not answer.get("nextToken"):
                 return
             token = {"nextToken": answer["nextToken"]}
+
+
+class Closings:
+    """The executions of the state machine that closes grants from outside theirs, however long that takes."""
+
+    def __init__(self, client: BaseClient, machine_arn: str) -> None:
+        self._client: Any = client
+        self._machine_arn = machine_arn
+
+    def start(self, grant_id: str, closing: Mapping[str, Any]) -> None:
+        """Start one. Each call is one of its own: closing twice is once."""
+        name = f"{grant_id[:63]}_{os.urandom(8).hex()}"
+        try:
+            self._client.start_execution(
+                stateMachineArn=self._machine_arn, name=name, input=compact_json(closing)
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise EngineUnavailable(
+                f"Step Functions did not start the closing of {grant_id}: {_code(error)}"
+            ) from error
 
 
 def _code(error: ClientError | BotoCoreError) -> str:

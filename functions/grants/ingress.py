@@ -1,16 +1,18 @@
-"""EC2 security group rules, one at a time.
+"""EC2 security group rules, several of one group a call.
 
-"Already there" and "already gone" are answers, not errors: `authorize` gives None for a rule that
-exists, `revoke` False for one that does not. Every method is one call to EC2 (`find` one a page).
+Answers are answers: RuleDuplicate, RuleNotFound, GroupFull and GroupGone say that a call was refused as a
+whole and changed nothing. Every method is one call to EC2, or one a page.
 
-One permission a call: several are all or nothing, and a rule that is already there would keep the
-others out. https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_AuthorizeSecurityGroupIngress.html
+EC2 adds several permissions of one call all or none
+(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_AuthorizeSecurityGroupIngress.html): who hears of
+a refusal tries one at a time.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -26,15 +28,35 @@ THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "Reque
 # EC2's own errors; it may have acted all the same.
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
 TRANSIENT = {"InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable", "InsufficientCapacity"}
+MOST_VALUES = 200  # of the filters of one call: https://github.com/gjbae1212/gossm/issues/31
 GONE = {"InvalidPermission.NotFound", "InvalidSecurityGroupRuleId.NotFound", "InvalidGroup.NotFound"}
 
 
 class GroupFull(KnockError):
-    """The security group has as many rules as its quota allows."""
+    """The security group has no room for what was to be added; nothing was."""
 
 
 class GroupGone(KnockError):
-    """There is no such security group any more."""
+    """There is no such security group any more, or EC2 does not know it yet."""
+
+
+class RuleDuplicate(KnockError):
+    """A rule that was to be added is there already, or EC2 still says so; nothing was added."""
+
+
+class RuleNotFound(KnockError):
+    """A rule that was to be removed is not there, or EC2 does not know it yet; nothing was removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A security group as EC2 shows it: its tags, the rules it has, and how many of them count for a
+    family."""
+
+    id: str
+    tags: Mapping[str, str]
+    rule_keys: frozenset[RuleKey]
+    used: Mapping[int, int]
 
 
 class Ingress:
@@ -44,117 +66,158 @@ class Ingress:
         self._client: Any = client
         self.stack = stack
 
-    def authorize(self, key: RuleKey, grant_id: str) -> str | None:
-        """Add one rule, tagged with the stack and the grant. Gives its id, or None where it is already there.
+    def authorize(self, group: str, ports: Sequence[Ports], cidr: str, grant_id: str) -> dict[RuleKey, str]:
+        """Add rules to one group in one call, tagged with the stack and the grant. Gives their ids by key.
 
-        Raises GroupFull, GroupGone; IngressThrottled when EC2 did not act; IngressUnavailable when that
-        is not known; IngressRefused.
+        Raises RuleDuplicate, GroupFull and GroupGone where EC2 added none; IngressThrottled when it did not
+        act; IngressUnavailable when that is not known; IngressRefused.
         """
-        version = ipaddress.ip_network(key.cidr).version
-        # The description is for people: what counts are the tags.
-        range_ = {"CidrIp" if version == 4 else "CidrIpv6": key.cidr, "Description": f"Knock {grant_id}"}
+        tags = [{"Key": TAG_STACK, "Value": self.stack}, {"Key": TAG_GRANT, "Value": grant_id}]
         try:
             answer = self._client.authorize_security_group_ingress(
-                GroupId=key.group,
-                IpPermissions=[
-                    {
-                        "IpProtocol": key.ports.protocol,
-                        "FromPort": key.ports.first,
-                        "ToPort": key.ports.last,
-                        "IpRanges" if version == 4 else "Ipv6Ranges": [range_],
-                    }
-                ],
-                TagSpecifications=[
-                    {
-                        "ResourceType": "security-group-rule",
-                        "Tags": [
-                            {"Key": TAG_STACK, "Value": self.stack},
-                            {"Key": TAG_GRANT, "Value": grant_id},
-                        ],
-                    }
-                ],
+                GroupId=group,
+                IpPermissions=[_permission(one, cidr, grant_id) for one in ports],
+                TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": tags}],
             )
         except ClientError as error:
             code = _code(error)
             if code == "InvalidPermission.Duplicate":
-                return None
+                raise RuleDuplicate(f"{group} has one of the rules already") from error
             if code == "RulesPerSecurityGroupLimitExceeded":
-                raise GroupFull(f"{key.group} has no room for another rule") from error
+                raise GroupFull(f"{group} has no room for another rule") from error
             if code == "InvalidGroup.NotFound":
-                raise GroupGone(f"{key.group} does not exist any more") from error
-            raise _translate(error, "authorize_security_group_ingress", key.group) from error
+                raise GroupGone(f"{group} does not exist any more") from error
+            raise _translate(error, "authorize_security_group_ingress", group) from error
         except BotoCoreError as error:
             raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
-        rule_id: str = answer["SecurityGroupRules"][0]["SecurityGroupRuleId"]
-        return rule_id
+        rules = [rule for value in answer["SecurityGroupRules"] if (rule := _rule(value))]
+        made = {rule.key: rule.id for rule in rules}
+        if made.keys() != {RuleKey(group, one, cidr) for one in ports}:
+            raise IngressUnavailable(f"EC2's answer about {group} names other rules than were asked for")
+        return made
 
-    def revoke(self, group: str, rule_id: str) -> bool:
-        """Remove one rule by its id. True says it was there, False that it was already gone."""
+    def revoke(self, group: str, rule_ids: Sequence[str]) -> frozenset[str]:
+        """Remove rules of one group by their ids, in one call. Gives those that EC2 names as removed.
+
+        EC2 may answer success for what was not there, so an id that the answer does not name counts as not
+        known:
+        https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupIngress.html
+        Raises RuleNotFound where it refused the call as a whole; IngressThrottled, IngressUnavailable,
+        IngressRefused.
+        """
         try:
-            self._client.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[rule_id])
+            answer = self._client.revoke_security_group_ingress(
+                GroupId=group, SecurityGroupRuleIds=sorted(rule_ids)
+            )
         except ClientError as error:
             if _code(error) in GONE:
-                return False
+                raise RuleNotFound(f"{group} has not all of {', '.join(sorted(rule_ids))}") from error
             raise _translate(error, "revoke_security_group_ingress", group) from error
         except BotoCoreError as error:
             raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
-        return True
+        removed = {rule["SecurityGroupRuleId"] for rule in answer.get("RevokedSecurityGroupRules", [])}
+        return frozenset(removed & set(rule_ids))
+
+    def groups(self, groups: Iterable[str]) -> dict[str, Group]:
+        """Describe those of some groups that there are: tags, rules and room at once. Eventually
+        consistent."""
+        pages = self._pages("describe_security_groups", "SecurityGroups", "group-id", groups)
+        return {value["GroupId"]: _group(value) for value in pages}
 
     def find(self, groups: Iterable[str]) -> list[Rule]:
-        """List the ingress rules of some groups that name a CIDR. Groups that are gone have none.
+        """List the ingress rules of some groups. Groups that are gone have none.
 
         Eventually consistent: a rule made in the last seconds may be missing, one removed may be there.
         https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html
         """
-        return self._describe([{"Name": "group-id", "Values": sorted(set(groups))}])
+        return self._describe("group-id", groups)
 
-    def used(self, group: str) -> dict[int, int]:
-        """Count a group's ingress rules by IP version, as its quota counts them. Eventually consistent.
+    def tagged(self, grant_id: str) -> list[Rule]:
+        """List the rules that were made for a grant, in whatever group. Eventually consistent, as `find`."""
+        made = self._describe(f"tag:{TAG_GRANT}", [grant_id])
+        # A filter reads * and ? as wildcards: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html
+        return [rule for rule in made if self.is_ours(rule) and rule.grant_id == grant_id]
 
-        A rule that names a group counts for both; one that names a prefix list counts for more than is seen.
-        https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
-        """
-        used = {4: 0, 6: 0}
-        for value in self._list([{"Name": "group-id", "Values": [group]}]):
-            for version, other in ((4, "CidrIpv6"), (6, "CidrIpv4")):
-                used[version] += not value["IsEgress"] and other not in value
-        return used
+    def show(self, rule_ids: Iterable[str]) -> list[Rule]:
+        """List those of some rules, by id, that EC2 shows. Eventually consistent, as `find`."""
+        wanted = set(rule_ids)
+        return [rule for rule in self._describe("security-group-rule-id", wanted) if rule.id in wanted]
 
     def ours(self) -> list[Rule]:
         """List every rule tagged for this stack, in whatever group. Eventually consistent, as `find`."""
-        return self._describe([{"Name": f"tag:{TAG_STACK}", "Values": [self.stack]}])
+        return self._describe(f"tag:{TAG_STACK}", [self.stack])
 
     def is_ours(self, rule: Rule) -> bool:
         """Say whether Knock made the rule. Any other is foreign, and never touched."""
         return rule.stack == self.stack
 
-    def _describe(self, filters: list[dict[str, Any]]) -> list[Rule]:
-        return [rule for value in self._list(filters) if (rule := _rule(value))]
+    def _describe(self, name: str, values: Iterable[str]) -> list[Rule]:
+        pages = self._pages("describe_security_group_rules", "SecurityGroupRules", name, values)
+        return [rule for value in pages if (rule := _rule(value))]
 
-    def _list(self, filters: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        token: dict[str, str] = {}
-        while True:
-            try:
-                answer = self._client.describe_security_group_rules(Filters=filters, MaxResults=1000, **token)
-            except ClientError as error:
-                if _code(error) == "InvalidGroup.NotFound":
-                    return
-                raise _translate(error, "describe_security_group_rules", "") from error
-            except BotoCoreError as error:
-                raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
-            yield from answer["SecurityGroupRules"]
-            if not answer.get("NextToken"):
-                return
-            token = {"NextToken": answer["NextToken"]}
+    def _pages(self, operation: str, what: str, name: str, values: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Walk through all that a filter finds, with as many calls as its values and the pages need."""
+        wanted = sorted(set(values))
+        for at in range(0, len(wanted), MOST_VALUES):
+            asked: dict[str, Any] = {
+                "Filters": [{"Name": name, "Values": wanted[at : at + MOST_VALUES]}],
+                "MaxResults": 1000,
+            }
+            while True:
+                try:
+                    answer = getattr(self._client, operation)(**asked)
+                except ClientError as error:
+                    raise _translate(error, operation, "") from error
+                except BotoCoreError as error:
+                    raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
+                yield from answer[what]
+                if not answer.get("NextToken"):
+                    break
+                asked["NextToken"] = answer["NextToken"]
+
+
+def _permission(ports: Ports, cidr: str, grant_id: str) -> dict[str, Any]:
+    version = ipaddress.ip_network(cidr).version
+    # The description is for people: what counts are the tags.
+    range_ = {"CidrIp" if version == 4 else "CidrIpv6": cidr, "Description": f"Knock {grant_id}"}
+    return {
+        "IpProtocol": ports.protocol,
+        "FromPort": ports.first,
+        "ToPort": ports.last,
+        "IpRanges" if version == 4 else "Ipv6Ranges": [range_],
+    }
+
+
+def _group(value: dict[str, Any]) -> Group:
+    """Read a group. A rule that names a group counts for both families, as in the quota.
+
+    https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+    """
+    keys: set[RuleKey] = set()
+    used = {4: 0, 6: 0}
+    for permission in value.get("IpPermissions", []):
+        v4 = [range_["CidrIp"] for range_ in permission.get("IpRanges", [])]
+        v6 = [range_["CidrIpv6"] for range_ in permission.get("Ipv6Ranges", [])]
+        both = len(permission.get("UserIdGroupPairs", [])) + len(permission.get("PrefixListIds", []))
+        used[4] += len(v4) + both
+        used[6] += len(v6) + both
+        if permission["IpProtocol"] in ("tcp", "udp"):
+            ports = Ports(permission["FromPort"], permission["ToPort"], permission["IpProtocol"])
+            keys |= {RuleKey(value["GroupId"], ports, str(ipaddress.ip_network(cidr))) for cidr in (*v4, *v6)}
+    tags = {tag["Key"]: tag["Value"] for tag in value.get("Tags", [])}
+    return Group(value["GroupId"], tags, frozenset(keys), used)
 
 
 def _rule(value: dict[str, Any]) -> Rule | None:
-    cidr = value.get("CidrIpv4") or value.get("CidrIpv6")
-    if value["IsEgress"] or not cidr or value["IpProtocol"] not in ("tcp", "udp"):
+    """Read an ingress rule, also one that an operator has changed into what Knock would not make; None for
+    egress."""
+    if value["IsEgress"]:
         return None
+    cidr = value.get("CidrIpv4") or value.get("CidrIpv6")
+    other = value.get("PrefixListId") or value.get("ReferencedGroupInfo", {}).get("GroupId", "")
     tags = {tag["Key"]: tag["Value"] for tag in value.get("Tags", [])}
-    ports = Ports(value["FromPort"], value["ToPort"], value["IpProtocol"])
-    key = RuleKey(value["GroupId"], ports, str(ipaddress.ip_network(cidr)))
+    ports = Ports(value.get("FromPort", -1), value.get("ToPort", -1), value["IpProtocol"])
+    key = RuleKey(value["GroupId"], ports, str(ipaddress.ip_network(cidr)) if cidr else other)
     return Rule(value["SecurityGroupRuleId"], key, tags.get(TAG_STACK), tags.get(TAG_GRANT))
 
 

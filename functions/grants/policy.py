@@ -9,21 +9,38 @@ The answer is a grant, or one of the refusals of `errors` with the right that is
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from .errors import GrantNotFound, InvalidKnock, InvalidTag, NotAllowed
+from .errors import (
+    InvalidGrant,
+    InvalidKnock,
+    InvalidTag,
+    NotAllowed,
+    RuleUnsettled,
+    TargetGone,
+    TooManyGrants,
+)
+from .timing import TAGS_LAG
 from .values import (
+    LARGEST_INPUT,
+    LONGEST_TEXT,
+    MOST_GROUPS,
+    MOST_RULES,
+    MOST_TARGETS,
     TARGET_NAME,
     Grant,
     Ports,
     Principal,
     Target,
-    name_grant,
+    compact_json,
+    cut_to_milliseconds,
     parse_duration,
     round_up,
     show_duration,
+    show_time,
 )
 
 TAG_STACK = "knock:stack"
@@ -34,6 +51,8 @@ TAG_TARGETS = "knock:targets"
 TAG_MAX_DURATION = "knock:max-duration"
 TAG_ANY_SOURCE = "knock:any-source"
 TAG_OPERATOR = "knock:operator"
+TAG_MAX_LIVE = "knock:max-live"
+TAG_NAME = "knock:name"
 
 # "@all" says the same as "*" for tools that keep to the characters AWS recommends in tags, without "*".
 # https://docs.aws.amazon.com/tag-editor/latest/userguide/best-practices-and-strats.html
@@ -41,10 +60,9 @@ EVERY_TARGET = ("*", "@all")
 
 WIDEST = {4: 24, 6: 56}
 
-# A SimpleDB item holds 256 pairs. A target takes two of its grant's, a rule three: its claim, what became of
-# it, and its end. The rest is for the grant itself, and for what is tried again.
-# https://docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/SDBLimits.html
-MOST_PAIRS = 210
+# When the second decision is made, an execution has just started: its task is tried again for minutes.
+OLDEST_REQUEST = timedelta(hours=1)
+CLOCKS_DIFFER = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,7 @@ class Rights:
     max_duration: timedelta | None = None
     any_source: Mapping[int, int] | None = None
     operator: bool = False
+    max_live: int | None = None
     faults: tuple[str, ...] = ()
 
     def may_open(self, name: str) -> bool:
@@ -69,6 +88,10 @@ def read_rights(principal: Principal, tags: Mapping[str, str]) -> Rights:
 
     def fault(tag: str, expected: str) -> None:
         faults.append(f"the tag {tag} of the key {principal.name!r} cannot be read: {expected}")
+
+    if len(principal.name) > LONGEST_TEXT or not principal.name.isprintable():
+        principal = Principal(principal.id, principal.id)  # a grant in such a name cannot be recorded
+        fault(TAG_NAME, f"one line of {LONGEST_TEXT} printable characters at most was expected")
 
     names = tags.get(TAG_TARGETS, "").split()
     every = any(name in EVERY_TARGET for name in names)
@@ -94,6 +117,10 @@ def read_rights(principal: Principal, tags: Mapping[str, str]) -> Rights:
     if operator not in ("true", "false"):
         fault(TAG_OPERATOR, "true or false was expected")
 
+    max_live = tags.get(TAG_MAX_LIVE)
+    if max_live is not None and not re.fullmatch(r"[1-9]\d{0,3}", max_live, re.ASCII):
+        fault(TAG_MAX_LIVE, "a number from 1 to 9999 was expected")
+
     return Rights(
         principal,
         frozenset() if every else frozenset(names),
@@ -101,6 +128,7 @@ def read_rights(principal: Principal, tags: Mapping[str, str]) -> Rights:
         longest,
         widths,
         operator == "true",
+        int(max_live) if max_live and not any(f" {TAG_MAX_LIVE} " in text for text in faults) else None,
         tuple(faults),
     )
 
@@ -168,14 +196,17 @@ class Knock:
     duration: timedelta | None = None
     source: str | None = None
     reason: str = ""
+    renews: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The stack's own: how long a grant is when nobody says, and at most."""
+    """The stack's own: how long a grant is when nobody says, and at most; how many a principal holds at
+    once."""
 
     default_duration: timedelta
     max_duration: timedelta
+    max_live: int = 20
 
 
 def decide(
@@ -185,26 +216,126 @@ def decide(
     caller: str,
     limits: Limits,
     now: datetime,
-    random: str,
+    nonce: str,
 ) -> Grant:
     """Decide on a knock: the grant, or a refusal raised.
 
-    `caller` is the CIDR the gateway saw, `random` a short text that makes the grant's id unique.
+    `caller` is the CIDR the gateway saw, `nonce` a random text that makes the grant's id unique.
     """
     # As it is recorded and shown: else a grant could seem to last a second longer than was asked for.
-    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    now = cut_to_milliseconds(now)
     source = _source(knock.source, rights, caller)
     chosen = _targets(knock.targets, rights, targets)
     duration = _duration(knock.duration, rights, limits)
-    return Grant(
-        id=name_grant(rights.principal, source, now, random),
-        principal=rights.principal,
-        source=source,
-        targets=chosen,
-        requested_at=now,
-        expires_at=round_up(now + duration),
+    grant = Grant.decide(
+        rights.principal,
+        source,
+        chosen,
+        now,
+        round_up(now + duration),
         reason=knock.reason,
+        by_name=knock.targets is not None,
+        renews=knock.renews,
+        nonce=nonce,
     )
+    size = len(compact_json(grant.as_input()).encode())
+    if size > LARGEST_INPUT:
+        raise InvalidKnock("targets", f"these targets take {size} bytes to record: name fewer")
+    return grant
+
+
+def refuse_excess(rights: Rights, limits: Limits, live: int, names: Sequence[str]) -> None:
+    """Refuse a knock of a principal that holds `live` grants, if those are as many as it may; `names` are
+    some.
+
+    Knocks in flight together are not seen; they exceed the limit by the plan's burst at most. Raises
+    TooManyGrants, InvalidTag.
+    """
+    _refuse_faults(rights, TAG_MAX_LIVE)
+    most = max_live(rights, limits)
+    if live >= most:
+        some = ", ".join(names[:5]) + (", …" if live > len(names[:5]) else "")
+        raise TooManyGrants(f"the key holds {live} live grants, and {most} is the most: end one of {some}")
+
+
+def max_live(rights: Rights, limits: Limits) -> int:
+    """Give how many grants the principal may hold at once."""
+    return rights.max_live or limits.max_live
+
+
+# ---------------------------------------------------------------------------- the second decision
+
+
+def confirm(
+    grant: Grant, tags: Mapping[str, Mapping[str, str]], stack: str, limits: Limits, now: datetime
+) -> tuple[tuple[Target, ...], tuple[str, ...]]:
+    """Decide again, trusting nothing of an execution's input: (the targets that may be opened, names left
+    out).
+
+    `tags` are those of the groups that there are. Of a target's groups those count that live tags give it
+    with these ports. Raises InvalidGrant; TargetGone for a target that was asked for by name and has no group
+    left, or where none has; RuleUnsettled while its tags may not show yet.
+    """
+    _confirm_source(grant.source)
+    _confirm_times(grant, limits, now)
+    names = [target.name for target in grant.targets]
+    if len(set(names)) < len(names) or not all(map(TARGET_NAME.fullmatch, names)):
+        raise InvalidGrant("a grant's targets have names, each its own")
+    confirmed, left_out = [], []
+    for target in grant.targets:
+        groups = _confirmed_groups(target, tags, stack)
+        if groups:
+            confirmed.append(replace(target, groups=groups))
+        else:
+            left_out.append(target.name)
+    if left_out and (grant.by_name or not confirmed):
+        if now < grant.requested_at + TAGS_LAG:
+            raise RuleUnsettled(f"EC2 does not show the tags of {', '.join(left_out)} yet")
+        raise TargetGone(f"no security group is tagged for {', '.join(left_out)} any more: ask an operator")
+    return tuple(confirmed), tuple(left_out)
+
+
+def _confirm_source(source: str) -> None:
+    network = ipaddress.ip_network(source)
+    if network.prefixlen < WIDEST[network.version]:
+        raise InvalidGrant(f"{source} is wider than /24 (IPv4) or /56 (IPv6)")
+    if network.num_addresses > 1 and _refused(network):
+        raise InvalidGrant(f"{source} is {_refused(network)}, and not a single address")
+
+
+def _confirm_times(grant: Grant, limits: Limits, now: datetime) -> None:
+    if not now - OLDEST_REQUEST <= grant.requested_at <= now + CLOCKS_DIFFER:
+        raise InvalidGrant(
+            f"it was asked for at {show_time(grant.requested_at)}, and now is {show_time(now)}"
+        )
+    if not grant.requested_at < grant.expires_at <= round_up(grant.requested_at + limits.max_duration):
+        raise InvalidGrant(f"it lasts longer than this stack allows: {show_duration(limits.max_duration)}")
+
+
+def _confirmed_groups(target: Target, tags: Mapping[str, Mapping[str, str]], stack: str) -> tuple[str, ...]:
+    """Give the groups of a target that live tags give it. Raises InvalidGrant where they say something else
+    of all."""
+    groups, differ = [], ""
+    for group in sorted(set(target.groups)):
+        live = tags.get(group, {})
+        if TAG_STACK not in live or TAG_TARGET not in live:
+            continue  # gone, released, or not shown yet
+        if live[TAG_STACK] != stack or live[TAG_TARGET] != target.name:
+            differ = f"{group} is not of the target {target.name}"
+        elif _read_ports(live.get(TAG_PORTS, "")) != target.ports:
+            differ = f"{group} has the ports {live.get(TAG_PORTS, '')!r}, not those of the grant"
+        else:
+            groups.append(group)
+    if differ and not groups:
+        raise InvalidGrant(f"the security groups' tags say otherwise: {differ}")
+    return tuple(groups)
+
+
+def _read_ports(text: str) -> tuple[Ports, ...] | None:
+    try:
+        return tuple(sorted({Ports.parse(word) for word in text.split()}))
+    except ValueError:
+        return None
 
 
 def openable(rights: Rights, targets: Mapping[str, Target]) -> list[Target]:
@@ -246,12 +377,22 @@ def _targets(
             known = ", ".join(by_name) or "none"
             raise NotAllowed(TAG_TARGETS, f"the key may not open {', '.join(unknown)}; it may open: {known}")
         chosen = [by_name[name] for name in sorted(set(asked))]
-    pairs = sum(2 + 3 * len(target.ports) for target in chosen)
-    if pairs > MOST_PAIRS:
+    rules = sum(len(target.ports) for target in chosen)
+    if len(chosen) > MOST_TARGETS:
+        raise InvalidKnock(
+            "targets", f"these are {len(chosen)} targets, and {MOST_TARGETS} is the most: name fewer"
+        )
+    if rules > MOST_RULES:
         raise InvalidKnock(
             "targets",
-            f"{len(chosen)} targets with these ports take {pairs} entries of a grant's record, "
-            f"and {MOST_PAIRS} is the most: name fewer",
+            f"{len(chosen)} targets with these ports take {rules} rules, and {MOST_RULES} is the most: "
+            "name fewer",
+        )
+    groups = sum(len(target.groups) for target in chosen)
+    if groups > MOST_GROUPS:
+        raise InvalidKnock(
+            "targets",
+            f"these targets have {groups} security groups, and {MOST_GROUPS} is the most: name fewer",
         )
     return tuple(chosen)
 
@@ -301,6 +442,14 @@ _REFUSED = [
 ]
 
 
+def _refused(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str | None:
+    """Say of what refused kind a network is, if it is of any."""
+    kinds = (
+        kind for refused, kind in _REFUSED if network.version == refused.version and network.overlaps(refused)
+    )
+    return next(kinds, None)
+
+
 def _source(asked: str | None, rights: Rights, caller: str) -> str:
     if asked is None:
         return caller
@@ -318,19 +467,11 @@ def _source(asked: str | None, rights: Rights, caller: str) -> str:
     _refuse_faults(rights, TAG_ANY_SOURCE)
     if rights.any_source is None:
         raise NotAllowed(TAG_ANY_SOURCE, f"the key may only open for the address it calls from, {caller}")
-    for refused, kind in _REFUSED:
-        if network.version == refused.version and network.overlaps(refused):
-            raise InvalidKnock("source", f"{network} is {kind}: name a public address")
+    if kind := _refused(network):
+        raise InvalidKnock("source", f"{network} is {kind}: name a public address")
     if network.prefixlen < rights.any_source[network.version]:
         raise NotAllowed(
             TAG_ANY_SOURCE,
             f"{network} is wider than the key may name: /{rights.any_source[network.version]}",
         )
     return str(network)
-
-
-def check_visible(grant: Grant | None, rights: Rights, grant_id: str) -> Grant:
-    """Give the grant if the caller may see it: their own, or any for an operator. Else GrantNotFound."""
-    if grant is None or not (rights.operator or grant.principal.id == rights.principal.id):
-        raise GrantNotFound(f"there is no grant {grant_id!r} that this key may see")
-    return grant

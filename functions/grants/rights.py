@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import NotAllowed, RightsUnavailable
-from .policy import TAG_STACK, TAG_TARGETS, Rights, read_rights, read_targets
+from .policy import TAG_NAME, TAG_STACK, TAG_TARGETS, Rights, read_rights, read_targets
 from .values import Principal, Target
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ class RightsReader:
         self, apigateway: BaseClient, tagging: BaseClient, stack: str, clock: Callable[[], datetime]
     ) -> None:
         self._apigateway: Any = apigateway
+        region, partition = apigateway.meta.region_name, apigateway.meta.partition
+        self._keys_arn = f"arn:{partition}:apigateway:{region}::/apikeys"
         self._tagging: Any = tagging
         self._stack = stack
         self._kept = _Kept(clock)
 
     def of_key(self, key_id: str) -> Rights:
-        """Read what a key may do. Raises NotAllowed for a key that is gone or disabled, RightsUnavailable."""
+        """Read what a key may do. Raises NotAllowed for a key that is gone, RightsUnavailable."""
         return self._kept.get(f"key {key_id}", lambda: self._read_key(key_id))
 
     def targets(self) -> tuple[dict[str, Target], list[str]]:
@@ -63,19 +65,22 @@ class RightsReader:
         return self._kept.get("targets", self._read_targets)
 
     def _read_key(self, key_id: str) -> Rights:
+        """Read a key's tags by a call that carries tags alone: GetApiKey can be made to give the value.
+
+        Whether the key is enabled is the gateway's to know: it let the request in.
+        https://docs.aws.amazon.com/apigateway/latest/api/API_GetTags.html
+        """
         try:
-            key = self._apigateway.get_api_key(apiKey=key_id, includeValue=False)
+            answer = self._apigateway.get_tags(resourceArn=f"{self._keys_arn}/{key_id}")
         except ClientError as error:
-            if error.response["Error"]["Code"] == "NotFoundException":
+            code = error.response["Error"]["Code"]
+            if code == "NotFoundException":
                 raise NotAllowed(TAG_TARGETS, "the key does not exist any more") from error
-            raise RightsUnavailable(
-                f"API Gateway answered {error.response['Error']['Code']} when asked for the key's tags"
-            ) from error
+            raise RightsUnavailable(f"API Gateway answered {code} when asked for the key's tags") from error
         except BotoCoreError as error:
             raise RightsUnavailable(f"API Gateway did not answer: {type(error).__name__}") from error
-        if not key.get("enabled", True):
-            raise NotAllowed(TAG_TARGETS, "the key is disabled")
-        return read_rights(Principal(key["id"], key.get("name") or key["id"]), key.get("tags", {}))
+        tags = answer.get("tags", {})
+        return read_rights(Principal(key_id, tags.get(TAG_NAME) or key_id), tags)
 
     def _read_targets(self) -> tuple[dict[str, Target], list[str]]:
         groups: dict[str, dict[str, str]] = {}

@@ -10,12 +10,13 @@ CIDR), whatever its description says
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
@@ -27,6 +28,21 @@ ENDS: tuple[State, ...] = ("expired", "revoked", "superseded", "failed")
 # Step Functions waits for a year at most, and so does an execution.
 # https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
 LONGEST = timedelta(days=365)
+
+DIGITS = 16  # of the digest in a grant's id: nobody finds a second input for one in a grant's lifetime
+
+# What the trail records of an input (an item has 256 pairs of 1,024 bytes), and one text of it in characters.
+LARGEST_INPUT = 30_000
+LONGEST_TEXT = 256
+
+# Targets and rules one grant may have, so that its record holds them all. A source may hold as many rules
+# (ledger.MAX_RULES), so with more a grant could never open.
+MOST_TARGETS = 50
+MOST_RULES = 128
+
+# Security groups of a grant's targets together: as many as EC2 takes as the values of one filter.
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html
+MOST_GROUPS = 200
 
 
 # ---------------------------------------------------------------------------- times and durations
@@ -42,7 +58,8 @@ def show_second(at: datetime) -> str:
     return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+# Of this millennium: other years are written or added to differently than they are read.
+_TIME = re.compile(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
 def parse_time(text: object) -> datetime:
@@ -54,14 +71,9 @@ def parse_time(text: object) -> datetime:
     return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
 
 
-def make_stamp(at: datetime, token: str) -> str:
-    """Name a run that begins now: `2026-11-23T21:17:19.123Z/1f0c9a3e`. The token makes it unique."""
-    return f"{show_time(at)}/{token}"
-
-
-def stamped_at(stamp: str) -> datetime:
-    """Read from its stamp when a run began. Raises ValueError."""
-    return parse_time(stamp.partition("/")[0])
+def cut_to_milliseconds(at: datetime) -> datetime:
+    """Cut a time to what `show_time` writes."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def round_up(at: datetime) -> datetime:
@@ -240,12 +252,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The decision to let one source reach named targets until `expires_at`, and what became of it.
+    """The decision to let one source reach named targets until `expires_at`: an execution's input.
 
-    The first fields are the decision, fixed when it is made. The others are what the trail adds:
-    `unsettled` are the stamps of claims without an outcome; `outcomes` say which rule a run found or made,
-    and whether it is foreign; `rules` are the ids of Knock's own rules that this grant answers for;
-    `condemned` those decided to go, and `decided` how often that was decided upon.
+    `by_name` says that the knock named its targets: one that cannot be opened then fails the grant, and is
+    left out of it otherwise. `renews` is the id of the principal's own grant that ends once this one is open.
+    The id follows from all the rest (`Grant.decide`), so that nobody can run another grant under it; `nonce`
+    keeps two knocks of one moment apart.
     """
 
     id: str
@@ -255,47 +267,47 @@ class Grant:
     requested_at: datetime
     expires_at: datetime
     reason: str = ""
+    by_name: bool = True
+    renews: str | None = None
+    nonce: str = ""
 
-    state: State = "live"
-    authorized_at: datetime | None = None
-    supersedes: frozenset[str] = frozenset()
-    ended_at: datetime | None = None
-    ended_by: str = ""
-    end_reason: str = ""
-    closed_at: datetime | None = None
-    claims: frozenset[RuleKey] = frozenset()
-    unsettled: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
-    outcomes: Mapping[RuleKey, tuple[str, bool]] = field(default_factory=dict)
-    rules: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
-    condemned: Mapping[RuleKey, frozenset[str]] = field(default_factory=dict)
-    decided: int = 0
-    events: tuple[Event, ...] = ()
+    @classmethod
+    def decide(
+        cls,
+        principal: Principal,
+        source: str,
+        targets: tuple[Target, ...],
+        requested_at: datetime,
+        expires_at: datetime,
+        **rest: Any,
+    ) -> Grant:
+        """Make a grant with the id that follows from its content."""
+        grant = cls("", principal, source, targets, requested_at, expires_at, **rest)
+        return replace(grant, id=grant._own_id())
+
+    def _own_id(self) -> str:
+        content = {name: value for name, value in self.as_input().items() if name != "grant_id"}
+        digest = hashlib.sha256(compact_json(content).encode()).hexdigest()[:DIGITS]
+        return name_grant(self.principal, self.source, self.requested_at, digest)
 
     def live_at(self, now: datetime) -> bool:
-        """Say whether its claims count: not ended, and its end ahead."""
-        return self.state == "live" and now < self.expires_at
-
-    def status_at(self, now: datetime) -> str:
-        """Give the status people see: pending, active, or how it ended."""
-        if self.state != "live":
-            return self.state
-        if now >= self.expires_at:
-            return "expired"
-        return "active" if self.authorized_at else "pending"
-
-    @property
-    def keys(self) -> frozenset[RuleKey]:
-        """Give the keys of all rules it claims or answers for."""
-        return self.claims | self.rules.keys() | self.condemned.keys()
+        """Say whether its end is ahead."""
+        return now < self.expires_at
 
     @property
     def order(self) -> str:
         """A text that sorts as grants were asked for, and is unique."""
         return f"{show_time(self.requested_at)} {self.id}"
 
-    def slots(self) -> list[tuple[Target, Ports]]:
-        """List what has to be opened: each target's each range of ports, once."""
-        return [(target, ports) for target in self.targets for ports in target.ports]
+    @property
+    def rule_keys(self) -> frozenset[RuleKey]:
+        """Give the key of every rule it may have: each range of ports in each group of the target's pool."""
+        return frozenset(
+            RuleKey(group, ports, self.source)
+            for target in self.targets
+            for ports in target.ports
+            for group in target.groups
+        )
 
     def as_input(self) -> dict[str, Any]:
         """Write the input of this grant's execution (docs/architecture.md: version 1)."""
@@ -305,39 +317,114 @@ class Grant:
             "principal": self.principal.as_json(),
             "source": self.source,
             "targets": [target.as_json() | {"groups": list(target.groups)} for target in self.targets],
+            "by_name": self.by_name,
             "requested_at": show_time(self.requested_at),
             "expires_at": show_second(self.expires_at),
             "reason": self.reason,
-        }
+            "nonce": self.nonce,
+        } | ({"renews": self.renews} if self.renews else {})
 
     @classmethod
     def from_input(cls, value: object) -> Grant:
-        """Read an execution's input, of this version or an earlier one, or its later state.
+        """Read an execution's input, or its later state. What a task added (`rules`, `error`, …) is passed
+        over.
 
-        What a task added (`rules`, `error`, …) is passed over. Raises InvalidGrant naming what is wrong:
-        a bad `expires_at` must stop here, since a Wait state would die of it after the door was opened.
+        Raises InvalidGrant naming what is wrong: an id that is not that of its content, a text or a list
+        longer than the trail records, a bad `expires_at`, of which a Wait state would die after the door was
+        opened.
         """
         try:
             if not isinstance(value, Mapping):
                 raise ValueError("an object was expected")
             if value.get("version", 1) != 1:
                 raise ValueError(f"version {value['version']!r} is newer than this code")
-            expires_at = parse_time(value["expires_at"])
-            if expires_at.microsecond:
-                raise ValueError("expires_at must be a whole second")
-            network = ipaddress.ip_network(value["source"])
-            return cls(
+            grant = cls(
                 id=_text(value["grant_id"]),
                 principal=Principal(_text(value["principal"]["id"]), _text(value["principal"]["name"])),
-                source=str(network),
+                source=_canonical(value["source"]),
                 targets=_targets(value["targets"]),
                 requested_at=parse_time(value["requested_at"]),
-                expires_at=expires_at,
-                reason=str(value.get("reason", "")),
+                expires_at=_whole_second(value["expires_at"]),
+                reason=_text(value["reason"], empty=True),
+                by_name=value["by_name"] is True,
+                renews=_text(value["renews"]) if "renews" in value else None,
+                nonce=_text(value["nonce"], empty=True),
             )
+            size = len(compact_json(grant.as_input()).encode())
+            if size > LARGEST_INPUT:
+                raise ValueError(f"it has {size} bytes, and {LARGEST_INPUT} are the most that is recorded")
+            own_id = grant._own_id()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidGrant(f"the execution's input is not a grant: {what}"[:500]) from error
+        if own_id != grant.id:
+            raise InvalidGrant(
+                f"the input is not that of the grant {grant.id[:80]!r}: its own id is {own_id}"
+            )
+        return grant
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One rule a grant reaches its target by. A foreign one was there before, and stays."""
+
+    key: RuleKey
+    rule_id: str
+    target: str
+    foreign: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule_id,
+            "group": self.key.group,
+            "ports": str(self.key.ports),
+            "target": self.target,
+            "foreign": self.foreign,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], source: str) -> Opened:
+        """Read what `as_json` wrote. Raises KeyError, TypeError, ValueError."""
+        key = RuleKey(_text(value["group"]), Ports.parse(value["ports"]), source)
+        return cls(key, _text(value["rule"]), _text(value["target"]), value["foreign"] is True)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A grant in the trail, and what became of it.
+
+    `state` is `live` until the end is written, once; `closed_at` says that all its rules are gone or another
+    grant's. `closer` names the request that recorded this, so that its second try knows its own writing.
+    `unopened` says that it was recorded as ended, so nothing can have been opened for it.
+    """
+
+    grant: Grant
+    state: State = "live"
+    authorized_at: datetime | None = None
+    opened: tuple[Opened, ...] = ()
+    ended_at: datetime | None = None
+    ended_by: str = ""
+    end_reason: str = ""
+    closed_at: datetime | None = None
+    closer: str = ""
+    unopened: bool = False
+    events: tuple[Event, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.grant.id
+
+    def live_at(self, now: datetime) -> bool:
+        """Say whether it has not ended, and its end is ahead."""
+        return self.state == "live" and self.grant.live_at(now)
+
+    def status_at(self, now: datetime) -> str:
+        """Give the status people see: pending, active, or how it ended."""
+        if self.state != "live":
+            return self.state
+        if now >= self.grant.expires_at:
+            return "expired"
+        return "active" if self.authorized_at else "pending"
 
 
 def _targets(values: Any) -> tuple[Target, ...]:
@@ -351,28 +438,48 @@ def _targets(values: Any) -> tuple[Target, ...]:
     )
     if not targets or not all(target.ports and target.groups for target in targets):
         raise ValueError("a grant has targets, and each has ports and groups")
+    if len(targets) > MOST_TARGETS or sum(len(target.ports) for target in targets) > MOST_RULES:
+        raise ValueError(f"{MOST_TARGETS} targets and {MOST_RULES} rules are the most that is recorded")
+    if sum(len(target.groups) for target in targets) > MOST_GROUPS:
+        raise ValueError(f"its targets have more than {MOST_GROUPS} groups")
     return targets
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
+def _text(value: object, *, empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or empty):
         raise ValueError(f"a text was expected, not {value!r}"[:100])
+    if len(value) > LONGEST_TEXT or not value.isprintable():
+        raise ValueError(f"one line of {LONGEST_TEXT} characters at most was expected, not {value!r}"[:100])
     return value
+
+
+def _canonical(value: object) -> str:
+    text = _text(value)
+    if str(ipaddress.ip_network(text)) != text:
+        raise ValueError(f"the source {text!r} is not written as EC2 writes it")
+    return text
+
+
+def _whole_second(value: object) -> datetime:
+    at = parse_time(value)
+    if at.microsecond:
+        raise ValueError("expires_at must be a whole second")
+    return at
 
 
 # An execution's name: https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html
 GRANT_ID = re.compile(r"[0-9A-Za-z_-]{1,80}", re.ASCII)
 
 
-def name_grant(principal: Principal, source: str, at: datetime, random: str) -> str:
+def name_grant(principal: Principal, source: str, at: datetime, digest: str) -> str:
     """Name a grant so that the list of running executions reads at a glance: who, from where, when.
 
-    Example: `alice_203-0-113-7_20261123T211719Z_x7k2p9`. 80 characters of [0-9A-Za-z_-] at most.
+    Example: `alice_203-0-113-7_20261123T211719Z_9f86d081884c7d65`. 80 characters of [0-9A-Za-z_-] at most.
     """
     network = ipaddress.ip_network(source)
     where = str(network.network_address) if network.num_addresses == 1 else str(network)
     stamp = at.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    tail = f"_{_plain(where)}_{stamp}_{random}"
+    tail = f"_{_plain(where)}_{stamp}_{digest}"
     return (_plain(principal.name).strip("-") or "key")[: 80 - len(tail)] + tail
 
 
@@ -381,5 +488,25 @@ def _plain(text: str) -> str:
 
 
 def compact_json(value: object) -> str:
-    """Write JSON without spaces, keys in order: equal values are equal texts, as a SimpleDB set needs."""
+    """Write JSON without spaces, keys in order: equal values are equal texts."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def canonical_source(text: str) -> str:
+    """Write an address or a CIDR as its canonical CIDR: `2001:DB8::7` is `2001:db8::7/128`. Raises
+    ValueError."""
+    if "%" in text:
+        raise ValueError("an address with a zone reaches nobody from outside: name it without")
+    return str(ipaddress.ip_network(text)) if "/" in text else source_of(text)
+
+
+_NAMED = re.compile(r"[0-9A-Za-z-]+_[0-9A-Za-z-]+_(\d{8}T\d{6})Z_[0-9a-f]" + f"{{{DIGITS}}}", re.ASCII)
+
+
+def when_named(grant_id: str) -> datetime | None:
+    """Read from a grant's id when it was asked for, to the second; None where it does not say."""
+    match = _NAMED.fullmatch(grant_id)
+    try:
+        return datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=timezone.utc) if match else None
+    except ValueError:
+        return None

@@ -1,0 +1,431 @@
+"""The ledger of one source: which grants claim which rules, and what is known of each rule. Pure.
+
+Everything about the rules of one source is decided in one item, by compare-and-set: `operations` reads the
+ledger, applies one of the transitions below, and writes it if its token still holds. A transition is a
+function `ledger, event, now → ledger`; applying it twice gives the same as once. docs/protocol.md has the
+whole protocol.
+
+What holds of every ledger here:
+
+- A rule is *open* or *closing*. A rule that no live grant claims is closing.
+- A rule with an id that is closing never becomes open again: the id goes first, and the rule is then
+  authorized anew.
+- An id is revoked only once the ledger has it as closing. Ids never return, so a late revoke is harmless.
+- An *attempt* is one run that may create the rule, until its result is recorded. A rule leaves the ledger
+  when it has neither an id nor an attempt.
+- A *tombstone* is an id lately revoked: EC2 may still list it, or call its rule a duplicate. It stays for
+  SETTLES.
+- A grant that has ended is on record as *released*, for SETTLES too: a close that comes again knows that the
+  ledger was not lost, and a run that comes late claims nothing.
+
+The alternative, an item a grant, needs several writes that have to be seen together, and an item a rule
+cannot be ended with its grant in one write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from .errors import GrantEnded, SourceFull
+from .timing import SETTLES, SKEW
+from .values import RuleKey, compact_json, cut_to_milliseconds, parse_time, show_second, show_time
+
+MAX_CLAIMS = 64
+MAX_RULES = 128
+
+# Bytes. What a store holds of one ledger (`ledgers`), and how much of it a claim may fill: ids that are found
+# and tombstones need the rest, so that closing never needs room.
+LARGEST = 250 * 1024
+CLAIM_ROOM = 160 * 1024
+ID_BYTES = 60  # one id with its time, as text
+
+# Grants lately released that are kept: failed ones come as fast as somebody starts them, and may not fill the
+# item.
+MOST_RELEASED = 256
+
+TRY_LATER = "end some, or try again in a few minutes"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A live grant's reference to rules.
+
+    `foreign` are rules that Knock did not make, by key, with their ids.
+    """
+
+    expires_at: datetime
+    rule_keys: frozenset[RuleKey] = frozenset()
+    foreign: Mapping[RuleKey, str] = field(default_factory=dict)
+
+    def counts_at(self, now: datetime) -> bool:
+        """Say whether it still counts; clocks differ, so it does for SKEW longer than its grant."""
+        return now < self.expires_at + SKEW
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRule:
+    """What is known of one rule: its ids with the time of their record, and the attempts without a result."""
+
+    closing: bool = False
+    ids: Mapping[str, datetime] = field(default_factory=dict)
+    attempts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The claims on, and the rules of, one source. An empty one proves nothing: an item can be lost."""
+
+    source: str
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    rules: Mapping[RuleKey, LedgerRule] = field(default_factory=dict)
+    tombstones: Mapping[str, datetime] = field(default_factory=dict)
+    released: Mapping[str, datetime] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.claims or self.rules or self.tombstones or self.released)
+
+    def closing(self, rule_keys: Iterable[RuleKey]) -> dict[RuleKey, LedgerRule]:
+        """Give those of some rules that are closing."""
+        wanted = frozenset(rule_keys)
+        return {key: rule for key, rule in sorted(self.rules.items()) if rule.closing and key in wanted}
+
+    def knows(self, rule_id: str) -> bool:
+        """Say whether an id is one of its rules', or was until lately."""
+        return rule_id in self.tombstones or any(rule_id in rule.ids for rule in self.rules.values())
+
+    def has_trace(self, grant_id: str) -> bool:
+        """Say whether it holds or held a grant's claim. An open grant's ledger that has no trace of it was
+        lost.
+        """
+        return grant_id in self.claims or grant_id in self.released
+
+    def claimed(self, without: Iterable[str] = ()) -> frozenset[RuleKey]:
+        """Give the keys that grants claim, some grants left out."""
+        left_out = set(without)
+        return frozenset(
+            key for grant, claim in self.claims.items() if grant not in left_out for key in claim.rule_keys
+        )
+
+
+def name_attempt(at: datetime, token: str) -> str:
+    """Name an attempt that begins now: `2026-11-23T21:17:19.123Z/1f0c9a3e`. The token makes it unique."""
+    return f"{show_time(at)}/{token}"
+
+
+def attempted_at(attempt: str) -> datetime:
+    """Read from its name when an attempt began. Raises ValueError."""
+    return parse_time(attempt.partition("/")[0])
+
+
+def quiescent(attempt: str, now: datetime) -> bool:
+    """Say whether an attempt's effect, if it has one, is final and visible."""
+    return now >= attempted_at(attempt) + SETTLES
+
+
+# ---------------------------------------------------------------------------- results of an attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The rule has this id: the attempt made it, or found it as one of Knock's own."""
+
+    rule_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A rule that Knock did not make lets the source in already."""
+
+    rule_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The attempt certainly made no rule, since the group is full or gone: the grant claims it no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """The attempt made no rule, since its run ended before that. The claim stays: the grant's next run goes
+    on.
+    """
+
+
+Result = Made | Foreign | Nothing | Unsent
+
+
+# ---------------------------------------------------------------------------- transitions
+
+
+def claim(
+    ledger: Ledger,
+    grant_id: str,
+    expires_at: datetime,
+    rule_keys: Iterable[RuleKey],
+    attempt: str,
+    now: datetime,
+    renews: str | None = None,
+) -> Ledger:
+    """Add a grant's claim on some rules, and its attempt to each that it may create.
+
+    A rule with an id that is closing is claimed and gets no attempt: it has to go first. One that is closing
+    with attempts alone is open again, since there is no id that anybody could be revoking. Raises SourceFull;
+    the grant that is renewed counts in no bound. Raises GrantEnded for a grant that was released: nobody
+    might come after the run that claims for it.
+    """
+    if grant_id in ledger.released:
+        raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it")
+    new = frozenset(rule_keys)
+    before = _drop_expired(ledger, now)
+    claims, rules = dict(before.claims), dict(before.rules)
+    mine = claims.get(grant_id, Claim(expires_at))
+    claims[grant_id] = replace(mine, rule_keys=mine.rule_keys | new)
+    for key in new:
+        rule = rules.get(key, LedgerRule())
+        if not (rule.closing and rule.ids):
+            rules[key] = LedgerRule(False, rule.ids, rule.attempts | {attempt})
+    after = _tidy(replace(before, claims=claims, rules=rules), now)
+    _refuse_excess(after, grant_id, new, {renews} if renews else set())
+    return after
+
+
+def _refuse_excess(ledger: Ledger, grant_id: str, new: frozenset[RuleKey], renewed: set[str]) -> None:
+    """Raise SourceFull where a claim exceeds the bounds, which every operation's cost follows from."""
+    others = ledger.claims.keys() - renewed - {grant_id}
+    if len(others) >= MAX_CLAIMS:
+        raise SourceFull(
+            f"the source has {len(others)} live grants, and {MAX_CLAIMS} is the most: {TRY_LATER}"
+        )
+    only_renewed = ledger.claimed(without=ledger.claims.keys() - renewed) - ledger.claimed(without=renewed)
+    rules = (ledger.rules.keys() | ledger.claimed()) - only_renewed
+    if len(rules) > MAX_RULES:
+        raise SourceFull(
+            f"the source would have {len(rules)} rules, and {MAX_RULES} is the most: {TRY_LATER}"
+        )
+    reserved = ID_BYTES * sum(len(rule.attempts) for rule in ledger.rules.values())
+    if new and len(encode(ledger)) + reserved > CLAIM_ROOM:
+        raise SourceFull(f"too much has happened to the source's rules in the last minutes: {TRY_LATER}")
+
+
+def record_results(
+    ledger: Ledger, grant_id: str, attempt: str, results: Mapping[RuleKey, Result], now: datetime
+) -> Ledger:
+    """Record what an attempt came to. A rule without a live claim is closing, and one that was closing stays
+    so.
+
+    An id that is on record under another key was changed there by hand, and goes with the key that EC2 shows;
+    one that is closing there goes first, and is no result here.
+    """
+    ledger = _tidy(ledger, now)
+    claims, rules = dict(ledger.claims), dict(ledger.rules)
+    mine = claims.get(grant_id)
+    for key, result in results.items():
+        rule = rules.get(key, LedgerRule())
+        ids = dict(rule.ids)
+        if isinstance(result, Made) and result.rule_id not in ledger.tombstones:
+            elsewhere = next((k for k, r in rules.items() if k != key and result.rule_id in r.ids), None)
+            if elsewhere and not rules[elsewhere].closing:
+                other = rules[elsewhere]
+                left = {name: at for name, at in other.ids.items() if name != result.rule_id}
+                rules[elsewhere] = replace(other, ids=left)
+            if not elsewhere or not rules[elsewhere].closing:
+                ids.setdefault(result.rule_id, cut_to_milliseconds(now))
+        rules[key] = replace(rule, ids=ids, attempts=rule.attempts - {attempt})
+        if mine and isinstance(result, Foreign):
+            foreign = {**mine.foreign, key: result.rule_id}
+            mine = replace(mine, rule_keys=mine.rule_keys - {key}, foreign=foreign)
+        elif mine and isinstance(result, Nothing) and not ids:
+            mine = replace(mine, rule_keys=mine.rule_keys - {key})
+    if mine:
+        claims[grant_id] = mine
+    return _tidy(replace(ledger, claims=claims, rules=rules), now)
+
+
+def release(ledger: Ledger, grant_id: str, now: datetime, untouched: str | None = None) -> Ledger:
+    """Drop the claim of a grant that has ended. `untouched` is an attempt of its own that sent no call to
+    EC2.
+    """
+    rules = ledger.rules
+    if untouched:
+        rules = {key: replace(rule, attempts=rule.attempts - {untouched}) for key, rule in rules.items()}
+    ledger = replace(ledger, rules=rules)
+    known = grant_id in ledger.released and grant_id not in ledger.claims
+    return _tidy(ledger if known else _drop(ledger, {grant_id}, now), now)
+
+
+def record_revoked(
+    ledger: Ledger,
+    gone: Mapping[RuleKey, Iterable[str]],
+    silent: Mapping[RuleKey, Iterable[str]],
+    now: datetime,
+) -> Ledger:
+    """Record ids that are gone, and quiescent attempts that EC2 shows nothing of."""
+    rules, tombstones = dict(ledger.rules), dict(ledger.tombstones)
+    for key in gone.keys() | silent.keys():
+        lost, quiet = set(gone.get(key, ())), set(silent.get(key, ()))
+        tombstones |= dict.fromkeys(sorted(lost), cut_to_milliseconds(now))
+        if rule := rules.get(key):
+            left = {name: at for name, at in rule.ids.items() if name not in lost}
+            rules[key] = replace(rule, ids=left, attempts=rule.attempts - quiet)
+    return _tidy(replace(ledger, rules=rules, tombstones=tombstones), now)
+
+
+def record_lost(ledger: Ledger, rule_ids: Iterable[str], now: datetime) -> Ledger:
+    """Record ids that force revoked: tombstones, whoever claims their rules."""
+    lost = set(rule_ids)
+    gone = {key: lost & rule.ids.keys() for key, rule in ledger.rules.items() if lost & rule.ids.keys()}
+    return record_revoked(ledger, gone, {}, now)
+
+
+def record_found(ledger: Ledger, found: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
+    """Record ids of Knock's own that the ledger did not know: open where a live grant claims the rule, else
+    closing.
+    """
+    ledger = _tidy(ledger, now)
+    rules, claimed = dict(ledger.rules), ledger.claimed()
+    for key, names in found.items():
+        for name in sorted(names):
+            if ledger.knows(name):
+                continue
+            rule = rules.get(key, LedgerRule(closing=key not in claimed))
+            rules[key] = replace(rule, ids={**rule.ids, name: cut_to_milliseconds(now)})
+    return _tidy(replace(ledger, rules=rules), now)
+
+
+def tidy(ledger: Ledger, now: datetime) -> Ledger:
+    """Drop what time alone has ended: claims that ended, and tombstones and released grants older than
+    SETTLES.
+    """
+    return _tidy(ledger, now)
+
+
+def _drop_expired(ledger: Ledger, now: datetime) -> Ledger:
+    return _drop(ledger, {name for name, claim in ledger.claims.items() if not claim.counts_at(now)}, now)
+
+
+def _drop(ledger: Ledger, grants: set[str], now: datetime) -> Ledger:
+    if not grants:
+        return ledger
+    claims = {name: claim for name, claim in ledger.claims.items() if name not in grants}
+    released = {**ledger.released, **dict.fromkeys(sorted(grants), cut_to_milliseconds(now))}
+    return replace(ledger, claims=claims, released=released)
+
+
+def _tidy(ledger: Ledger, now: datetime) -> Ledger:
+    """Bring a ledger to rest after a transition: see the module's list of what holds of every ledger."""
+    ledger = _drop_expired(ledger, now)
+    claimed = ledger.claimed()
+    rules = {}
+    for key, rule in ledger.rules.items():
+        attempts = rule.attempts
+        # Of old attempts one stands for all: it says that EC2 has to be looked at before the rule leaves. The
+        # ids do not tell: one may be gone, or have been given other ports by hand, and an attempt have made
+        # another.
+        old = sorted(name for name in attempts if quiescent(name, now))
+        attempts -= set(old[:-1])
+        if rule.ids or attempts:
+            rules[key] = LedgerRule(rule.closing or key not in claimed, rule.ids, attempts)
+    return replace(
+        ledger,
+        rules=rules,
+        tombstones={name: at for name, at in ledger.tombstones.items() if now < at + SETTLES},
+        released=_latest({name: at for name, at in ledger.released.items() if now < at + SETTLES}),
+    )
+
+
+def _latest(released: Mapping[str, datetime]) -> Mapping[str, datetime]:
+    """Give the latest MOST_RELEASED: of one that is left out, a close that comes again looks in EC2 once
+    more.
+    """
+    if len(released) <= MOST_RELEASED:
+        return released
+    return dict(sorted(released.items(), key=lambda one: (one[1], one[0]))[-MOST_RELEASED:])
+
+
+# ---------------------------------------------------------------------------- as text
+
+
+def encode(ledger: Ledger) -> bytes:
+    """Write a ledger as JSON in ASCII, its rule keys once. Equal ledgers are equal texts."""
+    keys = sorted(
+        ledger.rules.keys() | {k for c in ledger.claims.values() for k in (*c.rule_keys, *c.foreign)}
+    )
+    number = {key: n for n, key in enumerate(keys)}
+    content = {
+        "keys": [_show_key(key, ledger.source) for key in keys],
+        "claims": {
+            grant: {
+                "until": show_second(claim.expires_at),
+                "rules": sorted(number[key] for key in claim.rule_keys),
+            }
+            | ({"foreign": _foreign(claim, number)} if claim.foreign else {})
+            for grant, claim in ledger.claims.items()
+        },
+        "rules": {
+            str(number[key]): {
+                "phase": "closing" if rule.closing else "open",
+                "ids": {name: show_time(at) for name, at in rule.ids.items()},
+                "attempts": sorted(rule.attempts),
+            }
+            for key, rule in ledger.rules.items()
+        },
+        "tombstones": {name: show_time(at) for name, at in ledger.tombstones.items()},
+        "released": {name: show_time(at) for name, at in ledger.released.items()},
+    }
+    return compact_json(content).encode("ascii")
+
+
+def _foreign(claim: Claim, number: Mapping[RuleKey, int]) -> dict[str, str]:
+    return {str(number[key]): rule_id for key, rule_id in claim.foreign.items()}
+
+
+def _show_key(key: RuleKey, source: str) -> str:
+    text = str(key)
+    return text.removesuffix("/" + source) if key.cidr == source else text
+
+
+def _read_key(text: str, source: str) -> RuleKey:
+    return RuleKey.parse(text if text.count("/") > 3 else f"{text}/{source}")
+
+
+def decode(text: bytes, source: str) -> Ledger:
+    """Read what `encode` wrote. Raises ValueError on anything else."""
+    try:
+        content = json.loads(text)
+        keys = [_read_key(key, source) for key in content["keys"]]
+        return Ledger(
+            source,
+            {
+                grant: Claim(
+                    parse_time(value["until"]),
+                    frozenset(keys[n] for n in value["rules"]),
+                    {keys[int(n)]: _name(rule_id) for n, rule_id in value.get("foreign", {}).items()},
+                )
+                for grant, value in content["claims"].items()
+            },
+            {keys[int(n)]: _read_rule(value) for n, value in content["rules"].items()},
+            {name: parse_time(at) for name, at in content["tombstones"].items()},
+            {name: parse_time(at) for name, at in content["released"].items()},
+        )
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"this is no ledger: {type(error).__name__} {error}"[:200]) from error
+
+
+def _read_rule(value: Mapping[str, object]) -> LedgerRule:
+    phase, ids, attempts = value["phase"], value["ids"], value["attempts"]
+    if phase not in ("open", "closing") or not isinstance(ids, dict) or not isinstance(attempts, list):
+        raise ValueError(f"no rule's phase, ids and attempts: {value!r}"[:200])
+    for attempt in attempts:
+        attempted_at(attempt)
+    return LedgerRule(
+        phase == "closing", {_name(name): parse_time(at) for name, at in ids.items()}, frozenset(attempts)
+    )
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a rule's id was expected, not {value!r}"[:100])
+    return value
