@@ -44,9 +44,10 @@ check: $(VENV)/.dev .venv-sam/.done node_modules/.done ## the quick part of `tes
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local
-	$(BIN)/cfn-lint template.yaml --regions us-east-1 eu-central-1 ap-southeast-6
+	$(BIN)/cfn-lint template.yaml --regions us-east-1 eu-central-1 ap-southeast-6 cn-north-1 us-gov-west-1
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=eu-west-1 .venv-sam/bin/sam validate --lint
 	node_modules/.bin/asl-validator --json-path statemachine/grant.asl.json
+	node_modules/.bin/asl-validator --json-path statemachine/close.asl.json
 
 bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json FILE', '--quick')
 	@$(BIN)/python -m bench $(ARGS)

@@ -73,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what runs the state machine: moto (embedded), stepfunctions-local (npm), or the http:// address"
         " of a Step Functions endpoint",
     )
+    up.add_argument(
+        "--store",
+        choices=("simpledb", "dynamodb"),
+        help="what keeps trail and ledger (the template's default, simpledb)",
+    )
     up.add_argument("--json", action="store_true", help="print one line of JSON instead of a page")
     up.add_argument(
         "--verbose", action="store_true", help="print requests and what functions print to standard error"
@@ -113,6 +118,7 @@ def _up(asked: argparse.Namespace) -> int:
             aws_port=asked.aws_port,
             duration=asked.duration,
             engine=asked.engine,
+            store=asked.store,
             output=2 if asked.verbose else log.fileno(),
         )
         try:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from moto.apigateway.models import apigateway_backends
 from moto.apigateway.utils import ApigwRestApiIdentifier, ApigwUsagePlanIdentifier
@@ -30,16 +31,17 @@ from moto.moto_server import werkzeug_app
 from moto.sqs.models import sqs_backends
 from moto.utilities.id_generator import moto_id_manager
 
-from local import ec2, engine, events, operators, simpledb
+from local import dynamodb, ec2, engine, events, operators, simpledb
 from local.clock import Clock
-from local.deployment import Deployment, EventRule, Function, RestApi
+from local.deployment import Deployment, EventRule, Function, RestApi, Table
+from local.events import StartExecution
 from local.gateway import Caller, UsageLimits
 from local.invocation import InvocationError
 from local.lambdas import Runtime
 from local.serving import WsgiApp
 from local.template import Place, TemplateError
 
-__all__ = ["Client", "Embedded", "deploy"]
+__all__ = ["Client", "Embedded", "deploy", "make_tables"]
 
 Client = Callable[..., Any]
 """Makes a boto3 client of a service: `client("ec2")`, `client("sdb", region="us-east-1")`."""
@@ -48,8 +50,13 @@ Client = Callable[..., Any]
 class Embedded:
     """moto as one AWS, running the functions of `runtime` on `clock`."""
 
-    def __init__(self, runtime: Runtime, clock: Clock, place: Place, *, own_engine: bool) -> None:
-        """Mend moto in this process and empty it; `own_engine` says whether executions run here."""
+    def __init__(
+        self, runtime: Runtime, clock: Clock, place: Place, *, start_elsewhere: StartExecution | None = None
+    ) -> None:
+        """Mend moto in this process and empty it.
+
+        `start_elsewhere` starts what EventBridge's rules start, where executions run on an engine outside.
+        """
         self._place = place
         self._clock = clock
         self._runtime = runtime
@@ -58,12 +65,15 @@ class Embedded:
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could ask it
         simpledb.install()
+        dynamodb.install()
         ec2.install()
         operators.install()
         BackendDict.reset()
-        self.deliveries = events.install(runtime.invoke_later, clock=clock)
         self.engine: engine.Engine | None = None
-        if own_engine:
+        if start_elsewhere:
+            self.deliveries = events.install(runtime.invoke_later, start_elsewhere, clock=clock)
+        else:
+            self.deliveries = events.install(runtime.invoke_later, clock=clock)
             self.engine = engine.install(runtime.invoke, clock=clock, publish=self.deliveries.publish)
         LambdaSimpleBackend.invoke = _lambda_api(runtime)  # type: ignore[method-assign]
         runtime.reserved = self._reserved
@@ -101,6 +111,7 @@ class Embedded:
             now = self._clock.now()
             event = {
                 "version": "0",
+                "id": str(uuid4()),
                 "detail-type": "Scheduled Event",
                 "source": "aws.events",
                 "account": self._place.account,
@@ -110,7 +121,7 @@ class Embedded:
                 "detail": {},
             }
             for target in rule.targets:
-                self._runtime.invoke_later(target["Arn"], json.dumps(event).encode())
+                self.deliveries.deliver(rule.arn, target, event)
             self._clock.at(now + every, run)
 
         self._clock.at(self._clock.now() + every, run)
@@ -188,17 +199,19 @@ def _limits(plan: Any) -> UsageLimits:
     )
 
 
-def deploy(stack: Deployment, client: Client, *, state_machine: bool) -> None:
-    """Make what the template says; `state_machine` says whether that too, or another engine has it."""
-    client("sdb", region=stack.domain.region).create_domain(DomainName=stack.domain.name)
+def deploy(stack: Deployment, client: Client, *, state_machines: bool) -> None:
+    """Make what the template says; `state_machines` says whether those too, or another engine has them."""
+    for domain in stack.domains:
+        client("sdb", region=domain.region).create_domain(DomainName=domain.name)
+    if stack.tables:
+        make_tables(stack.tables, client("dynamodb"))
     for queue in stack.queues:
         client("sqs").create_queue(QueueName=queue.name, Attributes=dict(queue.attributes))
     roles = iam_backends[stack.place.account][stack.place.partition]  # a client of IAM is slow to make
     for role in stack.roles:
         roles.create_role(role.name, json.dumps(role.trust), "/", None, "", [], "3600")
     _deploy_functions(stack.functions, client("lambda"))
-    if state_machine:
-        machine = stack.state_machine
+    for machine in stack.state_machines if state_machines else ():
         client("stepfunctions").create_state_machine(
             name=machine.name,
             definition=machine.definition,
@@ -208,6 +221,17 @@ def deploy(stack: Deployment, client: Client, *, state_machine: bool) -> None:
         )
     _deploy_rules(stack.event_rules, client("events"))
     _deploy_api(stack, client("apigateway"))
+
+
+def make_tables(tables: Iterable[Table], dynamodb: Any) -> None:
+    """Make DynamoDB tables, empty, through a client."""
+    for table in tables:
+        dynamodb.create_table(TableName=table.name, **table.definition)
+        if table.backed_up:
+            recovery = {"PointInTimeRecoveryEnabled": True}
+            dynamodb.update_continuous_backups(
+                TableName=table.name, PointInTimeRecoverySpecification=recovery
+            )
 
 
 def _deploy_functions(functions: Iterable[Function], lambda_: Any) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "Role",
     "Route",
     "StateMachine",
+    "Table",
     "UsagePlan",
 ]
 
@@ -35,13 +36,14 @@ _READ = {
     "AWS::ApiGateway::Stage",
     "AWS::ApiGateway::UsagePlan",
     "AWS::ApiGateway::UsagePlanKey",
+    "AWS::DynamoDB::Table",
     "AWS::Events::Rule",
     "AWS::IAM::Role",
     "AWS::Lambda::EventInvokeConfig",
     "AWS::Lambda::Function",
     "AWS::SQS::Queue",
     "AWS::StepFunctions::StateMachine",
-    "Custom::TrailDomain",
+    "Custom::Domain",
 }
 
 
@@ -162,6 +164,16 @@ class Domain:
     region: str
 
 
+@dataclass(frozen=True)
+class Table:
+    """A DynamoDB table: what CreateTable takes of it, and whether it keeps backups of every moment."""
+
+    logical_id: str
+    name: str
+    definition: Mapping[str, Any]
+    backed_up: bool
+
+
 class Deployment:
     """The parts of one stack. Making it reads them all, so it raises every TemplateError there is."""
 
@@ -179,10 +191,19 @@ class Deployment:
         self.rest_api = self._rest_api()
         self.usage_plan = self._usage_plan()
         self.keys = tuple(self._keys())
-        self.state_machine = self._state_machine()
+        self.state_machines = tuple(self._state_machines())
         self.event_rules = tuple(self._event_rules())
         self.queues = tuple(self._queues())
-        self.domain = self._domain()
+        self.domains = tuple(self._domains())
+        self.tables = tuple(self._tables())
+
+    def output(self, name: str) -> str:
+        """Give an output of the stack; raise TemplateError when the template has no such."""
+        if name not in self._template.outputs:
+            raise TemplateError(
+                f"The template has no output {name}, which the local stack tells its clients."
+            )
+        return text(self._template.outputs[name])
 
     def _functions(self) -> Iterator[Function]:
         configs = {
@@ -308,8 +329,11 @@ class Deployment:
             enabled = text(key.properties.get("Enabled", False)).lower() == "true"
             yield Key(key.name, enabled, _tags(key.properties), key.ref in attached)
 
-    def _state_machine(self) -> StateMachine:
-        machine = self._template.one("AWS::StepFunctions::StateMachine")
+    def _state_machines(self) -> Iterator[StateMachine]:
+        for machine in self._template.all("AWS::StepFunctions::StateMachine"):
+            yield self._state_machine(machine)
+
+    def _state_machine(self, machine: Resource) -> StateMachine:
         machine.sets_only(
             "DefinitionS3Location", "DefinitionSubstitutions", "LoggingConfiguration", "RoleArn",
             "StateMachineName", "StateMachineType", "Tags", "TracingConfiguration",
@@ -362,10 +386,31 @@ class Deployment:
                 queue.name, {name: text(value) for name, value in queue.properties.items() if name in read}
             )
 
-    def _domain(self) -> Domain:
-        """Read the trail's domain, which the setup function makes on AWS."""
-        domain = self._template.one("Custom::TrailDomain")
-        return Domain(domain.name, domain.properties["Region"])
+    def _domains(self) -> Iterator[Domain]:
+        """Read the domains, which the setup function makes on AWS."""
+        for domain in self._template.all("Custom::Domain"):
+            domain.sets_only("Name", "Nearest", "Region", "ServiceTimeout", "ServiceToken")
+            yield Domain(domain.name, domain.attributes["Region"])
+
+    def _tables(self) -> Iterator[Table]:
+        taken = (
+            "AttributeDefinitions",
+            "BillingMode",
+            "DeletionProtectionEnabled",
+            "GlobalSecondaryIndexes",
+            "KeySchema",
+            "Tags",
+        )
+        for table in self._template.all("AWS::DynamoDB::Table"):
+            table.sets_only(*taken, "PointInTimeRecoverySpecification")
+            properties = table.properties
+            recovery = properties.get("PointInTimeRecoverySpecification", {})
+            yield Table(
+                table.logical_id,
+                table.name,
+                {name: properties[name] for name in taken if name in properties},
+                recovery.get("PointInTimeRecoveryEnabled", False),
+            )
 
 
 def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:

@@ -90,6 +90,9 @@ Publish = Callable[[str, str, dict[str, Any]], None]
 # seconds; https://docs.aws.amazon.com/lambda/latest/dg/configuration-timeout.html, and some to answer
 _LONGEST_INVOCATION = 960
 
+# bytes; https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html
+_LONGEST_EVENT_DATA = 248 * 1024
+
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -607,10 +610,16 @@ def _function_error(payload: str) -> tuple[str, str]:
 def _status_change(execution: Any) -> dict[str, Any]:
     """Describe an execution as "Step Functions Execution Status Change" does; moto emits no such events.
 
+    Input that makes the event too large is left out.
+
     https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html
     """
     status = execution.exec_status.value
     succeeded = status == "SUCCEEDED"
+    output = _json(execution.output) if succeeded else None
+    # Measured as it is written into the event: as a text, with its quotes escaped.
+    room = _LONGEST_EVENT_DATA - len(json.dumps(output))
+    included = len(json.dumps(execution.execution_input)) <= room
     return {
         "detail-type": "Step Functions Execution Status Change",
         "source": "aws.states",
@@ -622,9 +631,9 @@ def _status_change(execution: Any) -> dict[str, Any]:
             "status": status,
             "startDate": _milliseconds(execution.start_date),
             "stopDate": _milliseconds(execution.stop_date) if execution.stop_date else None,
-            "input": execution.execution_input,
-            "output": _json(execution.output) if succeeded else None,
-            "inputDetails": {"included": True},
+            "input": execution.execution_input if included else None,
+            "output": output,
+            "inputDetails": {"included": included},
             "outputDetails": {"included": True} if succeeded else None,
             "error": execution.error,
             "cause": execution.cause,

@@ -1,12 +1,12 @@
-"""EventBridge that delivers: rules reach Lambda targets, refusals are retried, the lost go to their queue.
+"""EventBridge that delivers: to functions and state machines, with retries and dead-letter queues.
 
-moto 5.2.5 matches events to rules and then raises for a Lambda target. Here what matches is handed to
-Lambda's queue, as EventBridge does: on threads of its own, after PutEvents has answered. When Lambda refuses
-(`InvocationError`: no such function, no permission, a fault of the service), the target's RetryPolicy and
-then its DeadLetterConfig apply
+moto 5.2.5 matches events to rules and then raises for a function or a state machine. Here what matches is
+handed to Lambda's queue, or starts an execution, as EventBridge does: on threads of its own, after PutEvents
+has answered. When the target refuses (`InvocationError`: no such function, no permission, a fault of the
+service), the target's RetryPolicy and then its DeadLetterConfig apply
 (https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-event-delivery.html); pauses are on the
-engine's clock. What the function makes of the event is Lambda's business and its queue's
-(`local.lambdas.Runtime.invoke_later`), of which EventBridge never hears.
+engine's clock. What a function or an execution makes of the event is Lambda's business and its queue's
+(`local.lambdas.Runtime.invoke_later`), or Step Functions', of which EventBridge never hears.
 
     deliveries = install(runtime.invoke_later, clock=clock)
     deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")   # an event that gets lost
@@ -22,15 +22,19 @@ import dataclasses
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import uuid4
 
 from jsonpath_ng.ext import parser as jsonpath
-from moto.events.models import UNDEFINED, EventPattern, Rule, events_backends
+from moto.core.exceptions import AWSError, ServiceException
+from moto.events.exceptions import ValidationException
+from moto.events.models import UNDEFINED, EventPattern, EventsBackend, Rule, events_backends
 from moto.events.utils import EventTemplateParser
 from moto.sqs.models import sqs_backends
+from moto.stepfunctions.exceptions import ExecutionAlreadyExists
+from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 from moto.utilities.arns import parse_arn
 
 from local.clock import Clock
@@ -45,11 +49,17 @@ Event = dict[str, Any]
 InvokeLater = Callable[[str, bytes], object]
 """Puts a payload (JSON) on a function's queue, by ARN; raises InvocationError when Lambda refuses."""
 
+StartExecution = Callable[[str, str, bytes], object]
+"""Starts an execution: the machine's ARN, its name, the input (JSON); raises InvocationError when refused.
+
+The same name and input again, of an execution that runs or has ended, is no error."""
+
 _LONGEST_PAUSE = timedelta(minutes=10)  # AWS says "exponential back off and jitter" and gives no figures
 
-# What EventBridge does not retry: Lambda's error code, and what EventBridge calls it.
+# What EventBridge does not retry: the target's error code, and what EventBridge calls it.
 _FINAL = {
     "ResourceNotFoundException": "NO_RESOURCE",
+    "StateMachineDoesNotExist": "NO_RESOURCE",
     "AccessDeniedException": "NO_PERMISSIONS",
     "InvalidParameterValueException": "INVALID_PARAMETER",
 }
@@ -57,21 +67,25 @@ _FINAL = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Delivery:
-    """One event on its way to one Lambda target."""
+    """One event on its way to one target. Each try starts an execution under the same `name`."""
 
     rule_arn: str
     target: dict[str, Any]
     event: Event
     payload: bytes
     since: datetime
+    name: str
     retries: int = 0
 
 
 class Deliveries:
-    """Carries events from rules to Lambda's queue. Made by `install`."""
+    """Carries events from rules to Lambda's queue and to state machines. Made by `install`."""
 
-    def __init__(self, invoke_later: InvokeLater, clock: Clock, workers: int) -> None:
+    def __init__(
+        self, invoke_later: InvokeLater, start_execution: StartExecution, clock: Clock, workers: int
+    ) -> None:
         self._invoke_later = invoke_later
+        self._start_execution = start_execution
         self._clock = clock
         self._workers = Workers("delivery", workers)
         self._lost: Callable[[Event], bool] = lambda _: False
@@ -88,21 +102,29 @@ class Deliveries:
         self._workers.submit(lambda: self._route(account, region, event))
 
     def send(self, rule: Rule, event: Event, transform_input: bool = True) -> None:
-        """Send an event to a rule's targets, if it matches; returns before a Lambda target has it."""
+        """Send an event to each of a rule's targets, if it matches.
+
+        Returns before a function or a state machine has it.
+        """
         if self._lost(event) or not _applies(rule, event):
             return
         others = []
         for target in rule.targets:
-            if parse_arn(target["Arn"]).service == "lambda":
-                payload = json.dumps(_target_input(target, event)).encode()
-                delivery = _Delivery(rule.arn, target, event, payload, self._clock.now())
-                self._workers.submit(lambda delivery=delivery: self._attempt(delivery))  # type: ignore[misc]
+            if parse_arn(target["Arn"]).service in ("lambda", "states"):
+                self.deliver(rule.arn, target, event)
             else:
                 others.append(target)
         if others:
             rest = copy.copy(rule)
             rest.targets = others
             _plain_send_to_targets(rest, event, transform_input)
+
+    def deliver(self, rule_arn: str, target: Mapping[str, Any], event: Event) -> None:
+        """Carry an event to a function or a state machine, as the target says; returns before it is there."""
+        payload = json.dumps(_target_input(target, event)).encode()
+        name = f"{event['id']}_{uuid4()}"
+        delivery = _Delivery(rule_arn, dict(target), event, payload, self._clock.now(), name)
+        self._workers.submit(lambda: self._attempt(delivery))
 
     def shutdown(self) -> None:
         """Drop what is not delivered yet, and what comes; a second call does nothing."""
@@ -127,8 +149,12 @@ class Deliveries:
                 log.exception("rule %s could not send an event to its targets", rule.name)
 
     def _attempt(self, delivery: _Delivery) -> None:
+        arn = delivery.target["Arn"]
         try:
-            self._invoke_later(delivery.target["Arn"], delivery.payload)
+            if parse_arn(arn).service == "states":
+                self._start_execution(arn, delivery.name, delivery.payload)
+            else:
+                self._invoke_later(arn, delivery.payload)
         except InvocationError as error:
             self._refused(delivery, error)
 
@@ -174,10 +200,32 @@ class Deliveries:
 
 _deliveries: Deliveries
 _plain_send_to_targets: Callable[..., None] = Rule.send_to_targets
+_plain_put_targets: Callable[..., None] = EventsBackend.put_targets
 
 
-def install(invoke_later: InvokeLater, *, clock: Clock | None = None, workers: int = 16) -> Deliveries:
-    """Make moto's EventBridge in this process deliver to Lambda targets.
+def _start_here(arn: str, name: str, payload: bytes) -> None:
+    """Start an execution on moto's Step Functions, in this process."""
+    place = parse_arn(arn)
+    try:
+        stepfunctions_parser_backends[place.account][place.region].start_execution(
+            arn, name, payload.decode()
+        )
+    except ExecutionAlreadyExists:
+        pass
+    except AWSError as error:
+        raise InvocationError(error.TYPE or "", error.message) from error
+    except ServiceException as error:
+        raise InvocationError(error.code, error.message) from error
+
+
+def install(
+    invoke_later: InvokeLater,
+    start_execution: StartExecution = _start_here,
+    *,
+    clock: Clock | None = None,
+    workers: int = 16,
+) -> Deliveries:
+    """Make moto's EventBridge in this process deliver to functions and state machines.
 
     Called again, it replaces the deliveries; the ones before are shut down. Works for `mock_aws` and for a
     moto server in this process.
@@ -185,8 +233,9 @@ def install(invoke_later: InvokeLater, *, clock: Clock | None = None, workers: i
     global _deliveries
     if "_deliveries" in globals():
         _deliveries.shutdown()
-    _deliveries = Deliveries(invoke_later, clock or Clock(), workers)
+    _deliveries = Deliveries(invoke_later, start_execution, clock or Clock(), workers)
     for owner, name, mended in (
+        (EventsBackend, "put_targets", _put_targets),
         (Rule, "send_to_targets", _send_to_targets),
         (EventPattern, "matches_event", _matches_event),
     ):
@@ -195,8 +244,21 @@ def install(invoke_later: InvokeLater, *, clock: Clock | None = None, workers: i
 
 
 def _send_to_targets(self: Rule, original_event: Event, transform_input: bool = True) -> None:
-    """Deliver to Lambda targets; moto raises NotImplementedError for them, out of PutEvents."""
+    """Deliver to functions and state machines; moto raises NotImplementedError for them, out of PutEvents."""
     _deliveries.send(self, original_event, transform_input)
+
+
+def _put_targets(
+    self: EventsBackend, name: str, event_bus_arn: str | None, targets: list[dict[str, Any]]
+) -> None:
+    """Refuse a state machine without the role to start it under, which moto does not ask for.
+
+    https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-identity-based.html#eb-target-permissions
+    """
+    for target in targets:
+        if ":states:" in target["Arn"] and not target.get("RoleArn"):
+            raise ValidationException(f"RoleArn is required for target {target['Arn']}.")
+    _plain_put_targets(self, name, event_bus_arn, targets)
 
 
 def _applies(rule: Rule, event: Event) -> bool:
@@ -246,7 +308,7 @@ def _visible(event: Event) -> Event:
     return shown
 
 
-def _target_input(target: dict[str, Any], event: Event) -> Any:
+def _target_input(target: Mapping[str, Any], event: Event) -> Any:
     """Return what a target is called with: its own Input, a part of the event, or all of it.
 
     https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_Target.html

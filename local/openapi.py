@@ -94,15 +94,18 @@ def schemas() -> Json:
         "expires_at": moment("When it ends by itself", SECOND),
         "seconds_left": {"type": "integer", "minimum": 0, "description": "0 when it has ended"},
         "reason": or_null(text("As knocked")),
+        "renews": or_null(GRANT_ID_TEXT | {"description": "The grant it replaces once it is open"}),
         "ended_at": or_null(moment("When it ended")),
         "ended_by": or_null(text("Who ended it: a name, the id of the grant that took its place, or knock")),
         "execution_arn": text("Its execution in Step Functions", pattern="^arn:"),
+        "caller": text("The CIDR this call came from", format=CIDR),
     }
     event = {
         "at": moment("When it happened"),
         "event": text(enum=["requested", "authorized", *ENDS, "closed"]),
         "by": text("Who did it"),
         "reason": text("Why it ended"),
+        "left_out": {"type": "array", "items": text(), "description": "The targets that could not be opened"},
         "revoked": {"type": "array", "items": text(), "description": "The ids of the rules revoked"},
         "kept": {"type": "array", "items": text(), "description": "The rules other live grants claim"},
     }
@@ -112,6 +115,8 @@ def schemas() -> Json:
         "targets": {"type": "array", "items": ref("Target"), "description": "What the key may open"},
         "default_duration": text("Of a grant when a knock names none", format=DURATION),
         "max_duration": or_null(text("The longest grant the key may have; null is none", format=DURATION)),
+        "max_live": {"type": "integer", "minimum": 0, "description": "The most grants it may have at once"},
+        "live": {"type": "integer", "minimum": 0, "description": "How many grants it has now"},
         "any_source": or_null(
             closed(
                 "The shortest prefixes of sources the key may name; null is no other source than its own",
@@ -151,6 +156,9 @@ def schemas() -> Json:
             )
         ),
         "reason": or_null(line("reason", "One line for the trail") | {"examples": ["on call"]}),
+        "renews": or_null(
+            GRANT_ID_TEXT | {"description": "An own grant, which ends as superseded once the new one is open"}
+        ),
     }
     return {
         "Principal": closed(
@@ -163,7 +171,7 @@ def schemas() -> Json:
                 "ports": {"type": "array", "minItems": 1, "items": text(examples=["22/tcp"])},
             },
         ),
-        "Event": closed("One thing that happened to a grant", event, "reason", "revoked", "kept"),
+        "Event": closed("One thing that happened to a grant", event, "reason", "left_out", "revoked", "kept"),
         "Grant": closed("The decision to let one source reach targets, and what became of it", grant),
         "WholeGrant": closed(
             "A grant with its events",
@@ -200,7 +208,7 @@ PARAMETERS: dict[str, Json] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": api.LARGEST_PAGE, "default": api.PAGE},
     "cursor": text("The `cursor` of the page before", format=CURSOR),
     "principal": line("principal", "The name of an API key; for operators"),
-    "source": line("source", "A CIDR, as grants show it"),
+    "source": line("source", "A CIDR or an address, in any form") | {"format": CIDR},
     "target": line("target", "The name of a target"),
     "reason": line("reason", "One line for the trail"),
 }
@@ -229,28 +237,29 @@ def problem(error: type[KnockError]) -> Json:
         "detail": text("What was wrong, for a person"),
         "field": text("Which part of the request is malformed"),
         "right": text("Which tag of the key is missing"),
+        "grant_id": GRANT_ID_TEXT | {"description": "The grant that may have started"},
     }
     said, _ = sample(error)
-    return closed(
-        (inspect.getdoc(error) or "").partition("\n")[0],
-        {name: words.get(name, {"const": value}) for name, value in said.items()},
-    )
+    described = {name: words.get(name, {"const": value}) for name, value in said.items()}
+    # Only of a knock whose grant has started, or may have.
+    started = {"grant_id": words["grant_id"]} if error in RAISES["knock"] else {}
+    return closed((inspect.getdoc(error) or "").partition("\n")[0], described | started, *started)
 
 
 _ANY = [KnockError, InvalidKnock, NotAllowed, errors.RightsUnavailable]
-_TRAIL = [*_ANY, errors.TrailUnavailable]
+_TRAIL = [*_ANY, errors.StoreUnavailable, errors.StoreRefused]
 _EVERY = list(tree())
 _LATER = [error for error in _EVERY if issubclass(error, Unavailable)]
 
 RAISES: dict[str, list[type[KnockError]]] = {
     # A knock answers for the task that opens, too: whatever that task fails with.
-    "knock": [error for error in _EVERY if error is not errors.GrantNotFound],
+    "knock": _EVERY,
     "knock_without_body": [error for error in _EVERY if error is not errors.GrantNotFound],
     "list_grants": _TRAIL,
     "end_grants": [*_TRAIL, *_LATER],
-    "show_grant": [*_TRAIL, errors.GrantNotFound],
+    "show_grant": [*_TRAIL, errors.EngineUnavailable, errors.GrantNotFound],
     "end_grant": [*_TRAIL, *_LATER, errors.GrantNotFound],
-    "whoami": _ANY,
+    "whoami": _TRAIL,
     "console": [KnockError],
 }
 

@@ -59,11 +59,17 @@ LOCAL_PARAMETERS = {
 TARGETS = {"bastion": (["22/tcp"], 2), "web": (["80/tcp", "443/tcp"], 1)}
 
 LONGEST = "24h"
+# principal's name -> what its key may; the tag knock:name is made of the name
 KEYS = {
     "alice": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
     "bob": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
-    "operator": {"knock:targets": "*", "knock:max-duration": LONGEST, "knock:operator": "true"},
-    "ci": {"knock:targets": "*", "knock:max-duration": LONGEST, "knock:any-source": "/28 /60"},
+    "operator": {"knock:targets": "@all", "knock:max-duration": LONGEST, "knock:operator": "true"},
+    "ci": {
+        "knock:targets": "@all",
+        "knock:max-duration": LONGEST,
+        "knock:any-source": "/28 /60",
+        "knock:max-live": "1000",
+    },
 }
 
 
@@ -90,6 +96,7 @@ class Options:
     aws_port: int = 0
     duration: str | None = None  # DefaultDuration; None leaves the template's
     engine: str = "moto"  # or stepfunctions-local, or the address of a Step Functions endpoint
+    store: str | None = None  # TrailStore, simpledb or dynamodb; None leaves the template's
     stack_name: str = "knock"
     region: str = REGION
     parameters: Mapping[str, str] = field(default_factory=dict)  # the template's, over LOCAL_PARAMETERS
@@ -107,7 +114,11 @@ class Summary:
     aws_endpoint_url: str
     region: str
     state_machine_arn: str
-    trail_domain: str
+    closings_arn: str
+    trail_store: str
+    trail_domain: str  # of DynamoDB, a table's name
+    ledger_domain: str
+    refusals_domain: str
     keys: Mapping[str, str]
     targets: Mapping[str, Mapping[str, list[str]]]
 
@@ -159,7 +170,9 @@ class Stack:
 
         from local.aws import Embedded, deploy  # moto takes its time; the functions load meanwhile
 
-        self.aws: Embedded = Embedded(self.runtime, self.clock, self.place, own_engine=other is None)
+        self.aws: Embedded = Embedded(
+            self.runtime, self.clock, self.place, start_elsewhere=other.start if other else None
+        )
         self._stops.callback(self.aws.stop)
         if other:
             other.publish = self.aws.publish
@@ -167,7 +180,7 @@ class Stack:
         self._serve(self.endpoint, aws, "aws")
         self._session = boto3.Session("local", "local", region_name=self.place.region)
         self.aws_endpoint_url = aws_url
-        deploy(self.deployment, self.client, state_machine=other is None)
+        deploy(self.deployment, self.client, state_machines=other is None)
         for rule in self.deployment.event_rules:
             if rule.schedule and rule.enabled:
                 self.aws.schedule(rule)
@@ -182,8 +195,12 @@ class Stack:
             console_url=f"{api_url}/console",
             aws_endpoint_url=aws_url,
             region=self.place.region,
-            state_machine_arn=self.deployment.state_machine.arn,
-            trail_domain=self.deployment.domain.name,
+            state_machine_arn=self.deployment.output("StateMachineArn"),
+            closings_arn=self.deployment.output("ClosingsArn"),
+            trail_store=self.deployment.output("TrailStore"),
+            trail_domain=self.deployment.output("TrailDomain"),
+            ledger_domain=self.deployment.output("LedgerDomain"),
+            refusals_domain=self.deployment.output("RefusalsDomain"),
             keys=keys,
             targets=targets,
         )
@@ -215,7 +232,7 @@ class Stack:
             listening.close()
 
     def _other_engine(self, aws_url: str) -> OtherEngine | None:
-        """Start or find the engine asked for, and give it the state machine; None is the embedded one."""
+        """Start or find the engine asked for, and give it the state machines; None is the embedded one."""
         asked = self.options.engine
         if asked == "moto":
             return None
@@ -229,15 +246,15 @@ class Stack:
             raise StackError(
                 f"There is no engine {asked!r}: it is moto, stepfunctions-local, or an address that begins http://."
             )
-        machine = self.deployment.state_machine
-        arn = other.create(
-            name=machine.name, definition=machine.definition, role=machine.role, region=self.place.region
-        )
-        if arn != machine.arn:
-            raise StackError(
-                f"The engine at {other.url} calls the state machine {arn}, and the template {machine.arn}."
-                " Run the engine for the same region and account."
+        for machine in self.deployment.state_machines:
+            arn = other.create(
+                name=machine.name, definition=machine.definition, role=machine.role, region=self.place.region
             )
+            if arn != machine.arn:
+                raise StackError(
+                    f"The engine at {other.url} calls a state machine {arn}, and the template {machine.arn}."
+                    " Run the engine for the same region and account."
+                )
         return other
 
     def _make_targets(self) -> dict[str, dict[str, list[str]]]:
@@ -269,7 +286,9 @@ class Stack:
         keys = {}
         for name, tags in KEYS.items():
             value = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
-            made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
+            made = apigateway.create_api_key(
+                name=name, value=value, enabled=True, tags={"knock:name": name, **tags}
+            )
             apigateway.create_usage_plan_key(
                 usagePlanId=self.deployment.usage_plan.id, keyId=made["id"], keyType="API_KEY"
             )
@@ -281,6 +300,8 @@ def _parameters(options: Options) -> dict[str, str]:
     parameters = {**LOCAL_PARAMETERS, **options.parameters}
     if options.duration is not None:
         parameters["DefaultDuration"] = options.duration
+    if options.store is not None:
+        parameters["TrailStore"] = options.store
     return parameters
 
 

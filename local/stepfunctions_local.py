@@ -9,6 +9,12 @@ The npm engine listens on every interface, outlives its parent and knows no Para
 `stepfunctions_local.js`, which makes it listen on loopback alone, end when the stack's end of its standard
 input closes, however that comes about, and fill in a task's Parameters, so that the very definition that
 deploys runs on it too.
+
+What it cannot show, of both state machines: it knows no Retry, so the first error of a task, a transient one
+too, goes straight to the Catch: a RevokeIngress or Close that would have waited for an attempt to settle is
+followed by force at once, and force by the Fail state. A Fail state ends SUCCEEDED there, so a closing that
+failed cannot be told from one that did not, and raises no event. Stopping an execution does not keep its next
+task from running. `tests/local/test_second_engine.py` shows each of these.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from local.endpoint import Answer, Call, Forward, failure
+from local.invocation import InvocationError
 
 __all__ = ["Engine", "EngineNotFound", "Npm", "NpmEngine"]
 
@@ -103,6 +110,17 @@ class Engine:
         if answer.status == 200 and before.get("status") == "RUNNING":
             self.publish(_aborted(before, json.loads(call.body), json.loads(answer.body)))
         return answer
+
+    def start(self, machine: str, name: str, payload: bytes) -> None:
+        """Start an execution for EventBridge; raises InvocationError when the engine refuses."""
+        asked = {"stateMachineArn": machine, "name": name, "input": payload.decode()}
+        answer = self._ask("StartExecution", json.dumps(asked).encode(), machine.split(":")[3])
+        if answer.status == 200:
+            return
+        said = json.loads(answer.body)
+        code = str(said.get("__type")).rpartition("#")[2]
+        if code != "ExecutionAlreadyExists":
+            raise InvocationError(code, str(said.get("message")))
 
     def create(self, *, name: str, definition: str, role: str, region: str) -> str:
         """Create the state machine, or update what is there; return its ARN. Raises EngineNotFound."""

@@ -80,6 +80,10 @@ class Place:
         return f"arn:{self.partition}:{service}:{region}:{self.account}:{resource}"
 
     @property
+    def url_suffix(self) -> str:
+        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+
+    @property
     def pseudo_parameters(self) -> dict[str, Any]:
         return {
             "AWS::AccountId": self.account,
@@ -88,7 +92,7 @@ class Place:
             "AWS::Region": self.region,
             "AWS::StackId": self.arn("cloudformation", f"stack/{self.stack_name}/local"),
             "AWS::StackName": self.stack_name,
-            "AWS::URLSuffix": "amazonaws.com",
+            "AWS::URLSuffix": self.url_suffix,
         }
 
 
@@ -106,7 +110,7 @@ class _Kind:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
-_QUEUE_URL = "https://sqs.{region}.amazonaws.com/{account}/{name}"
+_QUEUE_URL = "https://sqs.{region}.{url_suffix}/{account}/{name}"
 _BY_ID = _Kind(ref="{id}")
 _KINDS: dict[str, _Kind] = {
     "AWS::ApiGateway::Account": _BY_ID,
@@ -119,6 +123,7 @@ _KINDS: dict[str, _Kind] = {
     "AWS::CloudWatch::Alarm": _Kind("AlarmName", "cloudwatch:alarm:{name}"),
     "AWS::CloudWatch::CompositeAlarm": _Kind("AlarmName", "cloudwatch:alarm:{name}"),
     "AWS::CloudWatch::Dashboard": _Kind("DashboardName"),
+    "AWS::DynamoDB::Table": _Kind("TableName", "dynamodb:table/{name}"),
     "AWS::Events::Rule": _Kind("Name", "events:rule/{name}"),
     "AWS::IAM::ManagedPolicy": _Kind("ManagedPolicyName", "iam:policy/{name}", ref="{arn}"),
     "AWS::IAM::Policy": _Kind("PolicyName"),
@@ -138,9 +143,9 @@ _KINDS: dict[str, _Kind] = {
     "AWS::StepFunctions::StateMachine": _Kind(
         "StateMachineName", "states:stateMachine:{name}", ref="{arn}", attributes={"Name": "{name}"}
     ),
+    "Custom::Domain": _Kind(),
     "Custom::LastGrants": _Kind(),
     "Custom::LastRules": _Kind(),
-    "Custom::TrailDomain": _Kind("Domain"),
 }
 
 
@@ -322,12 +327,24 @@ class Template:
         if kind.name and kind.name in declared.get("Properties", {}):
             given = self._resolve(declared["Properties"][kind.name], f"{logical_id}.{kind.name}")
             name = name if given is _NO_VALUE else text(given)
-        known = {"name": name, "id": word[12:22].lower(), **vars(self.place)}
+        known = {"name": name, "id": word[12:22].lower(), "url_suffix": self.place.url_suffix}
+        known |= vars(self.place)
         attributes = {attribute: value.format(**known) for attribute, value in kind.attributes.items()}
+        if declared["Type"] == "Custom::Domain":
+            known["name"], attributes["Region"] = self._answer_for_domain(logical_id, word)
         if kind.arn:
             service, _, resource = kind.arn.format(**known).partition(":")
             known["arn"] = attributes["Arn"] = self.place.arn(service, resource)
-        return kind.ref.format(**known), name, attributes
+        return kind.ref.format(**known), known["name"], attributes
+
+    def _answer_for_domain(self, logical_id: str, word: str) -> tuple[str, str]:
+        """Give the name and the region of a domain, as the template's setup function does on AWS."""
+        asked = self._resolve(self._declared[logical_id].get("Properties", {}), logical_id)
+        missing = {"Name", "Region"} - set(asked)
+        region = asked.get("Region") or asked.get("Nearest", {}).get(self.place.region)
+        if missing or not region:
+            raise TemplateError(f"{logical_id} has no Name, or no Region and none near {self.place.region}.")
+        return f"{asked['Name']}-{word[:8].lower()}", region
 
     # Intrinsic functions
 
