@@ -11,7 +11,7 @@ export LC_ALL
 
 usage() {
     cat <<'END'
-usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR]
+usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID]
        knock.sh ls [--all]
        knock.sh show ID
        knock.sh revoke ID... [--reason TEXT]
@@ -20,12 +20,16 @@ usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR]
 open and revoke print a line a grant; show and whoami print the API's JSON as it is, and ls all of its pages as
 one. "open" may be left out, unless a target is named like a command.
 
+Each knock is a grant of its own. knock.sh keeps no record of what it opened, so it renews nothing by itself:
+--renews ID names an own grant that ends once the new one is open. What another grant of the same key keeps open
+is said on standard error, of an address that has no more than 100 live grants.
+
   KNOCK_URL        the API's URL, https://HOST/STAGE     (or the file ~/.config/knock/url)
   KNOCK_API_KEY    the key       (or KNOCK_KEY_FILE, or the file ~/.config/knock/key, mode 0600)
 
 examples:
   knock.sh bastion --for 8h --reason 'on call'
-  knock.sh revoke alice_203-0-113-7_20261123T211719Z_x7k2p9
+  knock.sh revoke alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081
 END
 }
 
@@ -84,7 +88,10 @@ call() {
                 --request "$method" "$@" --url "$url$path"
     ); then
         say "cannot reach the API at $url"
-        [ "$method" = GET ] || say "whether it was done is not known: look with knock.sh ls, or do it again"
+        case $method in
+        POST) say "whether it was done is not known: look with knock.sh ls; another knock opens one beside it" ;;
+        DELETE) say "whether it was done is not known: look with knock.sh ls, or do it again" ;;
+        esac
         exit 3
     fi
     status=${answer##*"
@@ -105,6 +112,13 @@ refused() {
     case $answer in
     *'"detail"'* | *'"title"'*)
         say "$(field title): $(field detail)"
+        maybe=$(field grant_id)
+        [ -z "$maybe" ] || say "it may be open all the same: look with knock.sh ls, end it with knock.sh revoke $maybe"
+        case $(field type) in
+        *:too-many-grants) say "end one with knock.sh revoke ID, or take the place of one with --renews ID" ;;
+        *:source-full) say "grants of this source, yours or others', must end first: knock.sh ls shows yours" ;;
+        *:target-gone) say "knock.sh whoami shows what you may open now" ;;
+        esac
         ;;
     *'"Forbidden"'*) say "the key is not accepted: it is wrong, disabled or another API's" ;;
     *'"Missing Authentication Token"'*)
@@ -222,6 +236,7 @@ open_targets() {
     if [ -n "$duration" ]; then body="$body${body:+,}\"duration\":$(quoted "$duration")"; fi
     if [ -n "$source" ]; then body="$body${body:+,}\"source\":$(quoted "$source")"; fi
     if [ -n "$reason" ]; then body="$body${body:+,}\"reason\":$(quoted "$reason")"; fi
+    if [ -n "$renews" ]; then body="$body${body:+,}\"renews\":$(quoted "$renews")"; fi
     call POST /knock "{$body}"
     grant=$(field id)
     tries=0
@@ -241,6 +256,37 @@ open_targets() {
     names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ')
     printf 'open: %s from %s until %s (%s s left), grant %s\n' \
         "${names% }" "$(field source)" "$(field expires_at)" "$(field seconds_left)" "$grant"
+    named=$renews
+    others sooner "this ends sooner than what is open already: "
+}
+
+# others KIND WORDS: say, after the words, which other grants of the same principal and source are open to the
+# targets of the grant in $answer: to any of them (KIND is "any"), or to all and for longer ("sooner"). Those in
+# $named end by this very command. That the API cannot tell fails nothing: what was asked for is done.
+others() {
+    this=$(scalars)
+    path="/grants?limit=100&source=$(escaped "$(field source)")"
+    (
+        call GET "$path" 2>/dev/null
+        { printf '%s\n' "$this" && echo "the others" && scalars; } | awk -v kind="$1" -v named=" $named " '
+        /^the others$/ { rest = 1; next }
+        { path = $1; value = substr($0, length(path) + 2); split(path, part, ".") }
+        !rest && part[1] == "targets" && part[3] == "name" { wanted[value] = 1; n++ }
+        !rest { mine[path] = value; next }
+        part[1] != "grants" { next }
+        { k = part[2]; if (k >= count) count = k + 1 }
+        part[3] == "targets" && part[5] == "name" { if (value in wanted) shared[k]++; next }
+        { at = part[3] (part[4] == "" ? "" : "." part[4]); its[k, at] = value }
+        END {
+            for (k = 0; k < count; k++) {
+                if (its[k, "id"] == mine["id"] || index(named, " " its[k, "id"] " ")) continue
+                if (its[k, "status"] != "active" || its[k, "principal.id"] != mine["principal.id"]) continue
+                if (kind == "any" ? !shared[k] : shared[k] < n) continue
+                if (kind == "sooner" && its[k, "expires_at"] <= mine["expires_at"]) continue
+                print "still open until " its[k, "expires_at"] " by " its[k, "id"]
+            }
+        }'
+    ) | while IFS= read -r line; do say "$2$line"; done
 }
 
 # All pages as one, in the shape of the API's answer. Nothing is printed before the last is there, so that what is
@@ -279,7 +325,7 @@ list_grants() {
 
 # A refusal of one does not keep the others open; without an answer there is no point in going on.
 revoke_ids() {
-    worst=0
+    worst=0 named="$*"
     for id in "$@"; do
         path="/grants/$(escaped "$id")"
         [ -z "$reason" ] || path="$path?reason=$(escaped "$reason")"
@@ -287,6 +333,7 @@ revoke_ids() {
         (
             call DELETE "$path"
             printf '%s: %s\n' "$(field status)" "$id"
+            others any ""
         ) || code=$?
         [ "$code" -lt 3 ] || exit "$code"
         [ "$code" = 0 ] || worst=$code
@@ -302,7 +349,7 @@ main() {
         shift
         ;;
     esac
-    targets='' duration='' reason='' source='' all='' words=0
+    targets='' duration='' reason='' source='' renews='' all='' words=0
     # Words that are no options are put back behind the others: after the loop they are all that is left.
     count=$#
     while [ "$count" -gt 0 ]; do
@@ -314,12 +361,13 @@ main() {
             usage
             exit 0
             ;;
-        --for | --reason | --source)
+        --for | --reason | --source | --renews)
             [ "$count" -gt 0 ] || misused "$word wants a value"
             check_text "$1"
             case $command$word in
             open--for) duration=$1 ;;
             open--source) source=$1 ;;
+            open--renews) renews=$1 ;;
             open--reason | revoke--reason) reason=$1 ;;
             *) misused "$command takes no $word" ;;
             esac

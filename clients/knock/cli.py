@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HELP = """\
-usage: knock [TARGET…] [--for 8h] [--reason TEXT] [--source CIDR]
+usage: knock [TARGET…] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID | --new]
        knock COMMAND …
 
 Open a few ports to your own address, for a bounded time.
@@ -32,7 +32,7 @@ commands:
   open [TARGET…]     the same as knock [TARGET…], also for a target named like a command
   ls                 list live grants
   show ID            one grant and what happened to it
-  renew [ID…]        knock again for what is open, for as long again
+  renew [ID…]        knock again in place of what you opened, for as long again
   revoke [ID…]       end grants now
   whoami             who you are, which address the API sees, what you may open
   watch [TARGET…]    keep access open while the address changes
@@ -78,7 +78,7 @@ COMMANDS = {
 # Options that take the next word: needed to find the command behind them.
 VALUED = (
     *("--profile", "--for", "--reason", "--source", "--wait", "--target", "--status", "--principal"),
-    *("--limit", "--every", "--url", "--host"),
+    *("--limit", "--every", "--url", "--host", "--renews"),
 )
 
 

@@ -49,7 +49,9 @@ class Grant:
     """The decision to let `source` reach `targets` until `expires_at`, and what became of it.
 
     `status` is pending, active, expired, revoked, superseded or failed. `seconds_left` is by the API's
-    clock at the time of the answer. `events` is filled by `Client.grant` only.
+    clock at the time of the answer. `renews` is the id of the grant it takes the place of, or empty.
+    `caller` is the source that the API saw this very call come from, whatever the grant's own is.
+    `events` is filled by `Client.grant` and `Client.revoke` only.
     """
 
     id: str
@@ -64,6 +66,8 @@ class Grant:
     ended_at: datetime | None
     ended_by: str
     execution_arn: str
+    renews: str = ""
+    caller: str = ""
     events: tuple[Mapping[str, Any], ...] = ()
     json: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -94,6 +98,8 @@ class Grant:
                 ended_at=parse_time(value["ended_at"]) if value.get("ended_at") else None,
                 ended_by=str(value.get("ended_by") or ""),
                 execution_arn=str(value.get("execution_arn") or ""),
+                renews=str(value.get("renews") or ""),
+                caller=str(value.get("caller") or ""),
                 events=tuple(dict(event) for event in value.get("events") or ()),
                 json=value,
             )
@@ -105,7 +111,8 @@ class Grant:
 class Whoami:
     """What the API says about the key and the caller: who, from where, what the key may open.
 
-    `max_duration` is None for a key that may open nothing for any time.
+    `max_duration` is None for a key that may open nothing for any time. The key has `live` grants now and
+    may have `max_live` at once.
     """
 
     principal: Principal
@@ -114,6 +121,8 @@ class Whoami:
     default_duration: str = ""
     max_duration: str | None = None
     operator: bool = False
+    max_live: int = 0
+    live: int = 0
     json: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -127,6 +136,8 @@ class Whoami:
                 default_duration=str(value.get("default_duration") or ""),
                 max_duration=value.get("max_duration"),
                 operator=bool(value.get("operator")),
+                max_live=int(value.get("max_live") or 0),
+                live=int(value.get("live") or 0),
                 json=value,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -203,12 +214,15 @@ class Client:
         duration: str | int | timedelta | None = None,
         source: str | None = None,
         reason: str | None = None,
+        renews: str | None = None,
         wait: float = 60.0,
     ) -> Grant:
         """Ask to be let in, and give the grant once it is active.
 
         Without targets: all the key may open. `duration` is like "8h", or in seconds; without it the
-        stack's default. Knocking again renews: the new grant supersedes the old one, with no gap.
+        stack's default. Each knock opens a grant of its own, beside those that are open. `renews` is the id
+        of an own grant that this one takes the place of: it ends, superseded, once the new one is open; one
+        that has ended is passed over, and another's raises GrantNotFound.
         A grant still pending after `wait` seconds raises GrantNotOpened, as one that failed does; with
         `wait=0` it is returned as it is.
         """
@@ -221,6 +235,8 @@ class Client:
             body["source"] = source
         if reason:
             body["reason"] = reason
+        if renews:
+            body["renews"] = renews
         grant = Grant.from_json(self._transport.call("POST", "/knock", body=body))
         return self.wait_until_active(grant, wait) if wait > 0 else grant
 
@@ -277,9 +293,9 @@ class Client:
                 return
             query["cursor"] = str(page["cursor"])
 
-    def own_grants(self) -> list[Grant]:
-        """Give the key's own live grants, for an operator too."""
-        me = self.whoami()
+    def own_grants(self, me: Whoami | None = None) -> list[Grant]:
+        """Give the key's own live grants, for an operator too. `me`: what whoami said, if it is known."""
+        me = me or self.whoami()
         # Only an operator may ask by name; names need not be unique, ids are.
         grants = self.grants(principal=me.principal.name if me.operator else None)
         return [grant for grant in grants if grant.principal.id == me.principal.id]
@@ -294,12 +310,16 @@ class Client:
     def renew(
         self, grant: Grant, *, duration: str | int | timedelta | None = None, wait: float = 60.0
     ) -> Grant:
-        """Knock again for what a grant opens, from its source, for as long as it was asked for."""
+        """Knock again for what a grant opens, from its source, for as long as it was asked for.
+
+        The new grant takes its place: it ends, superseded, once the new one is open, and there is no gap.
+        """
         return self.knock(
             *(target.name for target in grant.targets),
             duration=grant.duration if duration is None else duration,
             source=grant.source,
             reason=grant.reason,
+            renews=grant.id,
             wait=wait,
         )
 

@@ -2,7 +2,8 @@
 
 Each takes its words, prints its data and gives its exit code; errors of `knock.errors` go through to
 `knock.cli`, which prints them. With --json a command prints the API's own objects: one grant for open and
-show, {"grants": […]} for ls, revoke and renew, the answer of GET /whoami for whoami.
+show, {"grants": […]} for ls, revoke and renew, the answer of GET /whoami for whoami. revoke adds
+`still_open`: the grants that keep open what the ended ones were for.
 """
 
 from __future__ import annotations
@@ -14,37 +15,61 @@ import sys
 from . import config, state
 from .cli import parser
 from .client import Client, Grant
-from .errors import ConfigurationError
+from .errors import CannotReach, ConfigurationError, KnockError
 from .screen import Screen, say_open, show_event, show_left, show_targets, show_time
-from .session import Session
+from .session import Session, say_still_open
 
 
 def run_open(words: list[str]) -> int:
     """`knock [open] [TARGET…]`"""
     made = parser(
         "open",
-        "Open targets to your address, and say what is open, from where, until when. Knocking again renews.",
+        "Open targets to your address, and say what is open, from where, until when. Each knock is a grant\n"
+        "of its own. One by hand, for longer, takes the place of what was opened by hand on this machine\n"
+        "for the same targets. One with --json or -q, as in a script, never does.",
         "knock bastion --for 8h --reason 'on call'",
         "knock open ls                        a target named like a command",
         "knock --source 203.0.113.7/32        for another address, if your key may",
-        usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--json | -q]",
+        usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--renews ID | --new] "
+        "[--json | -q]",
     )
     made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
     made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
     made.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
+    made.add_argument("--renews", metavar="ID", help="an own grant that ends once this one is open")
+    made.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
     made.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a pending grant (60)")
     args = made.parse_args(words)
+    if args.renews and args.new:
+        made.error("--renews and --new contradict each other: use one")
     screen = Screen(args.json, args.quiet)
+    by = _opener(args)
     with Session(args.profile, screen) as api:
         with screen.progress("knocking"):
-            grant = api.open(args.targets, args.duration, args.reason, args.source, args.wait)
+            earlier = None
+            if by == "hand" and not args.new and not args.renews:
+                earlier = api.earlier(args.targets, args.duration, args.source)
+            grant = api.open(
+                args.targets, args.duration, args.reason, args.source, args.wait,
+                by=by, renews=args.renews, earlier=earlier,
+            )  # fmt: skip
         if args.json:
             screen.json(grant.json)
         else:
             screen.data(grant.id if args.quiet else say_open(grant))
+        screen.flush()
+        if earlier and grant.renews == earlier:
+            screen.note(f"it takes the place of {earlier}, opened here before (--new opens one beside it)")
+        if not args.quiet:
+            api.note_sooner(grant)
         api.notes(grant, named_source=args.source is not None)
     return 0
+
+
+def _opener(args: argparse.Namespace) -> state.Opener:
+    """Tell a person's command from a script's: ids and JSON are for programs, which end what they opened."""
+    return "script" if args.quiet or args.json else "hand"
 
 
 def run_ls(words: list[str]) -> int:
@@ -107,7 +132,7 @@ def run_show(words: list[str]) -> int:
     made = parser(
         "show",
         "Show one grant and what happened to it.",
-        "knock show alice_203-0-113-7_20261123T211719Z_x7k2p9",
+        "knock show alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081",
     )
     made.add_argument("id", metavar="ID", help="as knock ls shows it")
     args = made.parse_args(words)
@@ -127,6 +152,7 @@ def run_show(words: list[str]) -> int:
         "principal": f"{grant.principal.name} ({grant.principal.id})",
         "source": grant.source,
         "targets": show_targets(grant.targets),
+        "renews": grant.renews,
         "requested": show_time(grant.requested_at),
         "until": show_time(grant.expires_at),
         "ended": ended,
@@ -145,7 +171,8 @@ def run_revoke(words: list[str]) -> int:
     """`knock revoke [ID… | --all]`"""
     made = parser(
         "revoke",
-        "End grants now. The rules are gone when this returns. Connections that are open stay open.",
+        "End grants now. The rules are gone when this returns; what another live grant keeps open is said.\n"
+        "Connections that are open stay open.",
         "knock revoke                         the one grant you have",
         "knock revoke ID --reason 'laptop lost'",
         "knock revoke --all                   all of yours",
@@ -164,29 +191,47 @@ def run_revoke(words: list[str]) -> int:
             with screen.progress("asking"):
                 ids = api.own_ids(everything=args.all)
         ended, code = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
+        if not args.json:
+            for grant in ended:
+                line = f"{grant.status}: {show_targets(grant.targets)} from {grant.source}, grant {grant.id}"
+                screen.data(grant.id if args.quiet else line)
+            screen.flush()
+        heard = (args.json or not args.quiet) and code != CannotReach.exit_code
+        left = _still_open(api, ended, screen) if heard else None
     if args.json:
-        screen.json({"grants": [grant.json for grant in ended]})
-    else:
-        for grant in ended:
-            line = f"{grant.status}: {show_targets(grant.targets)} from {grant.source}, grant {grant.id}"
-            screen.data(grant.id if args.quiet else line)
+        told = None if left is None else [grant.json for grant in left]
+        screen.json({"grants": [grant.json for grant in ended], "still_open": told})
     if not ids:
         screen.note("nothing to revoke: you have no live grant")
     return code
+
+
+def _still_open(api: Session, ended: list[Grant], screen: Screen) -> list[Grant] | None:
+    """Say what other grants keep open. None when that could not be asked: these have ended all the same."""
+    try:
+        left = api.beside(ended)
+    except KnockError as error:
+        screen.note(f"what other grants keep open could not be asked: {error}")
+        return None
+    for grant in left:
+        screen.note(say_still_open(grant))
+    return left
 
 
 def run_renew(words: list[str]) -> int:
     """`knock renew [ID… | --all]`"""
     made = parser(
         "renew",
-        "Knock again for what is open, for as long as it was asked for. Access is not interrupted.",
-        "knock renew                          what is open from the address you are at",
+        "Knock again in place of what is open, for as long as it was asked for. Access is not interrupted.\n"
+        "Without an ID: what was opened by hand on this machine. What a script, a watch or another machine\n"
+        "opened is renewed only when it is named.",
+        "knock renew                          what you opened from the address you are at",
         "knock renew ID --for 4h",
         "knock renew --all",
         usage="knock renew [ID… | --all] [--for TIME] [--json | -q]",
     )
     made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
-    made.add_argument("--all", action="store_true", help="all your own live grants, from any source")
+    made.add_argument("--all", action="store_true", help="what you opened from any source")
     made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
     args = made.parse_args(words)
     if args.all and args.ids:
@@ -198,7 +243,8 @@ def run_renew(words: list[str]) -> int:
                 grants = [api.client.grant(grant_id) for grant_id in args.ids]
             else:
                 grants = api.renewable(everything=args.all)
-        renewed, code = api.each(grants, lambda grant: api.renew(grant, args.duration), "renewing")
+        by = _opener(args)
+        renewed, code = api.each(grants, lambda grant: api.renew(grant, args.duration, by), "renewing")
         if args.json:
             screen.json({"grants": [grant.json for grant in renewed]})
         else:
@@ -231,6 +277,8 @@ def run_whoami(words: list[str]) -> int:
             screen.data(f"may open {show_targets(me.targets) or 'nothing'}")
             if me.max_duration:
                 screen.data(f"for {me.max_duration} at most, {me.default_duration} if nothing is said")
+            if me.max_live:
+                screen.data(f"{me.live} of at most {me.max_live} grants at once are live")
             if widths := me.json.get("any_source"):
                 screen.data(
                     f"from another source too, up to /{widths['ipv4']} (IPv4), /{widths['ipv6']} (IPv6)"

@@ -16,7 +16,7 @@ from .screen import Screen, plain
 FRESH = {"targets": 600.0, "grants": 30.0}  # seconds; targets are an operator's to change, grants come and go
 
 _OPTIONS = {
-    "open": ["--for", "--reason", "--source", "--wait"],
+    "open": ["--for", "--reason", "--source", "--renews", "--new", "--wait"],
     "ls": ["--all", "--status", "--principal", "--source", "--target", "--limit"],
     "show": [],
     "renew": ["--all", "--for"],
@@ -128,6 +128,8 @@ def _values(option: str, profile: str | None) -> list[tuple[str, str]]:
         return [(name, "profile") for name in _profiles()]
     if option == "--for":
         return [(duration, "duration") for duration in ("30m", "1h", "4h", "8h", "24h")]
+    if option == "--renews":
+        return _known(profile, "grants")
     if option == "--target":
         return _known(profile, "targets")
     if option == "--status":

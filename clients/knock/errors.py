@@ -11,8 +11,12 @@
     │   │   ├── KeyRejected     403 of the gateway: the key is wrong, disabled, or another API's
     │   │   ├── NotAllowed      403: the key lacks `right`
     │   │   ├── GrantNotFound   404
-    │   │   └── PoolExhausted   409: no room left in the security groups of a target
-    │   └── Unavailable         503 and its like: try again, after `retry_after` seconds if given
+    │   │   ├── PoolExhausted   409: no room left in the security groups of a target
+    │   │   ├── SourceFull      409: this source has as many grants and rules as one may have
+    │   │   ├── TooManyGrants   409: the key has as many live grants as it may have
+    │   │   └── TargetGone      409: a target was taken away while it was being opened
+    │   └── Unavailable         503 and its like: try again, after `retry_after` seconds if given;
+    │       │                   with a `grant_id`, that grant may be open all the same
     │       └── Throttled       429: too many requests
     └── GrantNotOpened          the knock was accepted, and `grant` did not become active
 
@@ -82,6 +86,12 @@ class Problem(KnockError):
         for name, value in (("field", self.field), ("right", self.right)):
             if value and str(value) not in text:
                 text += f" ({name}: {value})"
+        self.grant_id: str | None = problem.get("grant_id")
+        if self.grant_id:
+            text += (
+                f". Grant {self.grant_id} may be open all the same: look with `knock ls`, and end it with "
+            )
+            text += f"`knock revoke {self.grant_id}`"
         super().__init__(text)
 
 
@@ -109,8 +119,23 @@ class PoolExhausted(Refusal):
     """No security group of a target has room for another rule."""
 
 
+class SourceFull(Refusal):
+    """The source has as many live grants, or rules, as one source may have, whoever they are of."""
+
+
+class TooManyGrants(Refusal):
+    """The key has as many live grants as it may have; `detail` names those that can be ended."""
+
+
+class TargetGone(Refusal):
+    """A target lost its security groups between the decision and the opening of its ports."""
+
+
 class Unavailable(Problem):
-    """The API cannot do it now. The same call may succeed later."""
+    """The API cannot do it now. The same call may succeed later.
+
+    With a `grant_id` it answers a knock whose execution may have started: that grant may be open.
+    """
 
 
 class Throttled(Unavailable):

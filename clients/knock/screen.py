@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .errors import GrantNotOpened, KnockError, Problem
+from .errors import GrantNotOpened, KnockError, Problem, SourceFull, TargetGone, TooManyGrants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .client import Grant, Target
+
+
+# What a person can do about a refusal, in this program's own commands; the API cannot know them.
+HINTS: dict[type[KnockError], str] = {
+    TooManyGrants: "end one with `knock revoke ID`, or take the place of one with `knock renew ID`",
+    SourceFull: "grants of this source, yours or others', must end first: `knock ls` shows yours",
+    TargetGone: "`knock whoami` shows what you may open now",
+}
 
 
 class Screen:
@@ -67,6 +75,8 @@ class Screen:
             print(json.dumps(told), file=sys.stderr)
         else:
             lines = [plain(line) for line in str(error).split("\n")]
+            if hint := HINTS.get(type(error)):
+                lines.append(f"knock: {hint}")
             print(paint("knock: ", "31", sys.stderr) + "\n".join(lines), file=sys.stderr)
 
     def progress(self, what: str) -> Spinner:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from . import config, network, state
@@ -157,10 +158,27 @@ def _open(args: argparse.Namespace, host: str | None) -> str:
 
     screen = Screen(as_json=False, quiet=False)
     with Session(args.profile, screen) as api, screen.progress("knocking"):
-        grant = api.open(args.target, args.duration, args.reason, wait=WAIT)
+        earlier = _earlier(api.url, args)
+        grant = api.open(args.target, args.duration, args.reason, wait=WAIT, by="hook", earlier=earlier)
     screen.note(say_open(grant))
     api.notes(grant, named_source=False, host=host)
     return grant.source
+
+
+def _earlier(url: str, args: argparse.Namespace) -> str | None:
+    """Give the id of a hook's own grant of these targets that is about to end, by what is remembered here.
+
+    One that would outlast this knock is left to its end.
+    """
+    from .session import read_duration
+
+    here = network.fingerprint()
+    for entry in state.opened_by("hook", url, args.target):
+        lasts = read_duration(args.duration) if args.duration else state.MARGIN
+        if entry["network"] == here and entry["until"] - time.time() < lasts:
+            grant_id: str = entry["id"]
+            return grant_id
+    return None
 
 
 def run_ssh_proxy(words: list[str]) -> int:

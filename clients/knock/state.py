@@ -6,8 +6,11 @@ The files are in the platform's state folder, readable by their owner only; no k
 open until then. The time is by this machine's own clock (seconds left when the API answered), so a wrong
 clock does no harm; it counts until a margin before the end, so that no connection starts on the last second.
 
-The files are caches: lost or broken, they cost a call. `opening()` is the lock that makes fifty ssh
-processes that start at once knock once.
+An entry also says what opened its grant: a person (`hand`), a `script` (--quiet or --json), the ssh `hook` or
+a `watch`. Each of them renews only its own kind: a script's id is the script's to end, and nobody else's.
+
+The files are caches: lost or broken, they cost a call, or leave a grant to its own end. `opening()` is the
+lock that makes fifty ssh processes that start at once knock once.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import config
 from .errors import ConfigurationError, KnockError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .client import Grant
+
+Opener = Literal["hand", "script", "hook", "watch"]
 
 MARGIN = 60.0  # seconds before the end at which a grant no longer counts, or a tenth of a short one
 
@@ -63,13 +69,27 @@ def known(url: str, targets: Sequence[str], network: str) -> dict[str, Any] | No
     return None
 
 
+def opened_by(opener: Opener, url: str, targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Give the live entries of exactly these targets, or of a knock that named none. Latest end first."""
+    found = [
+        entry
+        for entry in _entries()
+        if (entry.get("by"), entry.get("url")) == (opener, url)
+        and (set(targets) == set(entry.get("targets", ())) if targets else entry.get("all"))
+    ]
+    return sorted(found, key=lambda entry: -entry["until"])
+
+
 def entry(grant_id: str) -> dict[str, Any] | None:
     """Give what is known of one grant."""
     return next((entry for entry in _entries() if entry.get("id") == grant_id), None)
 
 
-def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at: float) -> None:
-    """Note an active grant. `everything`: no targets were named; `asked_at`: this clock before the call."""
+def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at: float, by: Opener) -> None:
+    """Note a grant. `everything`: no targets were named; `asked_at`: this clock before the call.
+
+    `network` is empty for a grant that says nothing about this one: of another source, or not active yet.
+    """
     entries = [entry for entry in _entries() if entry.get("id") != grant.id]
     entries.append(
         {
@@ -77,6 +97,7 @@ def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at
             "principal": grant.principal.id,
             "url": url,
             "network": network,
+            "by": by,
             "targets": [target.name for target in grant.targets],
             "all": everything,
             "source": grant.source,
@@ -95,33 +116,62 @@ def forget(*grant_ids: str, url: str | None = None) -> None:
         _write("grants.json", kept)
 
 
-def forget_superseded(url: str, grant: Grant) -> None:
-    """Drop the grants that this one takes the place of, as the API does: same key, source and targets.
+class WatchSlot:
+    """Where one running watch keeps the ids of what it opened, for the next one should it be killed.
 
-    Otherwise a long grant that a short one superseded would be taken for open when that has ended.
+    A slot is held by a lock on a file, which the system drops with the process. So a watch finds what a dead
+    one of the same name left, and never what a living one has open. Without file locks (Windows), or a place
+    for them, nothing is kept: what a killed watch left runs to its own end.
     """
-    new = (url, grant.principal.id, grant.source, {target.name for target in grant.targets})
-    entries = _entries()
-    kept = [
-        e for e in entries
-        if (e.get("url"), e.get("principal"), e.get("source"), set(e.get("targets", ()))) != new
-    ]  # fmt: skip
-    if len(kept) != len(entries):
-        _write("grants.json", kept)
+
+    MOST = 32  # watches of one name at once that are remembered
+
+    def __init__(self, name: str) -> None:
+        from hashlib import sha256
+
+        self._file = ""
+        self._lock: int | None = None
+        stem = sha256(name.encode()).hexdigest()[:16]
+        for number in range(self.MOST):
+            file = f"watch-{stem}-{number}"
+            self._lock = _lock_file(config.state_folder() / f"{file}.lock")
+            if self._lock is not None:
+                self._file = f"{file}.json"
+                return
+
+    @property
+    def ids(self) -> list[str]:
+        """Give the ids that are kept, oldest first."""
+        stored = _read(self._file) if self._file else None
+        return [one for one in stored if isinstance(one, str)] if isinstance(stored, list) else []
+
+    def keep(self, grant_ids: Sequence[str]) -> None:
+        """Keep these ids in place of those that were."""
+        if self._file:
+            _write(self._file, list(grant_ids))
+
+    def close(self) -> None:
+        """Let another watch have the slot, and what is kept in it."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._file, self._lock = "", None
 
 
-def keep_watch(name: str, grant_ids: Sequence[str]) -> None:
-    """Keep the ids of the grants that a watch has open, for the next one should it be killed."""
-    stored = _read("watch.json")
-    kept = {other: ids for other, ids in stored.items() if other != name} if isinstance(stored, dict) else {}
-    _write("watch.json", kept | ({name: list(grant_ids)} if grant_ids else {}))
+def _lock_file(path: Path) -> int | None:
+    """Lock a file without waiting, and give its descriptor; None when another process has it, or none can."""
+    try:
+        import fcntl
 
-
-def kept_watch(name: str) -> list[str]:
-    """Give the ids that a watch of this name left, oldest first."""
-    stored = _read("watch.json")
-    ids: list[str] = stored.get(name, []) if isinstance(stored, dict) else []
-    return ids
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
@@ -149,7 +199,7 @@ def opening(wait: float = 90.0) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:
-        yield  # Windows: two hooks at once may knock twice, and the second renews
+        yield  # Windows: two hooks at once may knock twice, and each grant then runs to its own end
         return
     folder = config.state_folder()
     try:

@@ -12,11 +12,11 @@ What is tried again, twice at most, with a growing pause or the one that Retry-A
     sent, no answer in time                     no            no: the time is used up
     429 of the gateway (not a used-up quota)    yes           yes: the API never saw it
     503 with Retry-After                        yes           yes: the API says nothing was opened
+    503 that names a grant                      -             no: that grant may be open
     other 5xx                                   yes           no
 
-A knock that was sent and not answered is not sent again by itself: the grant may exist, and a second
-one would end the first as superseded. That would do no harm, since a knock again is a renewal, but it
-is for the person to say; the error tells them.
+A knock that was sent and not answered is not sent again by itself: the grant may exist, and each knock
+opens one of its own. Whether to open another beside it is for the person to say; the error tells them.
 
 A key goes only to the URL it was given for: redirects are not followed, and plain http is refused except
 to this machine. The time to resolve a name is the system resolver's own; all else has a limit here.
@@ -50,7 +50,10 @@ from .errors import (
     NotAllowed,
     PoolExhausted,
     Refusal,
+    SourceFull,
+    TargetGone,
     Throttled,
+    TooManyGrants,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -129,7 +132,7 @@ class Transport:
                 again, trouble = error.detail != "Limit Exceeded", error
                 pause = pause if error.retry_after is None else error.retry_after
             except Unavailable as error:
-                again, trouble = repeatable or error.retry_after is not None, error
+                again, trouble = repeatable or (error.retry_after is not None and not error.grant_id), error
                 pause = pause if error.retry_after is None else error.retry_after
             self.close()
             if not again or tries == TRIES or pause > LONGEST_PAUSE:
@@ -228,7 +231,7 @@ class Transport:
             else f"the connection to {self.host} was lost before the answer ({_words(error)})"
         )
         if method == "POST":
-            what += ". The grant may have been made: see `knock ls`, or knock again, which renews it"
+            what += ". The grant may have been made: look with `knock ls`; another knock opens one beside it"
         return AnswerLost(what, passing=not late)
 
     def _compare_clocks(self, date: str | None, began: float) -> None:
@@ -298,6 +301,9 @@ _REFUSALS: dict[str, type[Refusal]] = {
     "invalid-tag": NotAllowed,
     "grant-not-found": GrantNotFound,
     "pool-exhausted": PoolExhausted,
+    "source-full": SourceFull,
+    "too-many-grants": TooManyGrants,
+    "target-gone": TargetGone,
 }
 
 

@@ -1,21 +1,25 @@
 """`knock watch`: keep access open while the address changes (sleep, Wi-Fi, VPN).
 
-A check asks the API two things: which address it sees, and how the grant is. It is made every minute, and
-at once when this machine's own addresses or gateway change or it wakes from sleep, which is seen without
-a byte of traffic. From there:
+A check is one call: it asks how the grant is, and the answer says which address the API sees. It is made
+every minute, and at once when this machine's own addresses or gateway change or it wakes from sleep, which is
+seen without a byte of traffic. From there:
 
-    the grant is from another address   knock from this one, then revoke the old grant
-    it ends soon, or has ended          knock again: a renewal, with no gap
-    it was superseded                   somebody of the same key knocked by hand: keep watching their grant
+    the grant is from another address   knock from this one in its place, then see that the old one has ended
+    it ends soon                        knock again in its place: a renewal, with no gap
+    it has ended, or was superseded     knock again: what took its place is not this watch's own
     it was revoked                      stop. Whoever ended it meant it, and a program must not argue
     the API cannot be reached           try again after 1, 2, 4 … 60 s, and at once on another network
     the API refuses                     stop, with its reason
+
+A watch renews, follows and ends only what it opened itself. Where a door is open already, by hand or by
+another watch, it says so once, and opens a grant of its own beside it: the other may end at any time.
 
 SIGINT and SIGTERM stop it: at once while it waits or asks, and after the call while it opens or revokes,
 so that nothing is left half done. The grant then runs to its own end, or is revoked with --revoke. A second
 signal ends it as it is; not within a second, since `timeout`, and a wrapper that passes a terminal's Ctrl-C
 on, send one request twice.
-The id of its grant is kept, so that a watch that was killed finds, and ends, what it left elsewhere.
+The ids of its grants are kept, so that the next watch of the same targets takes up, or ends, what a killed
+one left. They are kept under a lock, so that it takes nothing from one that is still running.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ from .errors import (
     GrantNotOpened,
     KnockError,
     PoolExhausted,
+    SourceFull,
+    TooManyGrants,
     Unavailable,
     UnexpectedAnswer,
 )
 from .screen import Screen, say_open, show_time
-from .session import Session
+from .session import Session, say_still_open
 
 if TYPE_CHECKING:
     import argparse
@@ -52,8 +58,9 @@ SAME_REQUEST = 1.0  # seconds within which a second signal says nothing that the
 LOOK = 3.0  # seconds between looks at this machine's own addresses
 LONGEST_PAUSE = 60.0  # seconds between tries while the API cannot be reached
 
-# What passes without anybody's doing. A full pool empties as grants end; a hotspot's page goes after a login.
-PASSING = (CannotReach, Unavailable, UnexpectedAnswer, PoolExhausted, GrantNotOpened)
+# What passes without anybody's doing. There is room again as grants end; a hotspot's page goes after a login.
+FULL = (PoolExhausted, SourceFull, TooManyGrants)
+PASSING = (CannotReach, Unavailable, UnexpectedAnswer, GrantNotOpened, *FULL)
 
 
 class _Stop(BaseException):
@@ -73,22 +80,28 @@ def run_watch(words: list[str]) -> int:
     made.add_argument("--for", dest="duration", metavar="TIME", help="how long each grant is: 90m, 8h, 1d")
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
     made.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between checks (60)")
-    made.add_argument("--revoke", action="store_true", help="revoke the grant when the watch is stopped")
+    made.add_argument("--revoke", action="store_true", help="revoke its own grant when the watch is stopped")
     args = made.parse_args(words)
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen) as api:
-        return Watch(api, args, screen).run()
+        slot = state.WatchSlot(" ".join([api.client.url, *sorted(args.targets)]))
+        try:
+            return Watch(api, args, screen, slot).run()
+        finally:
+            slot.close()
 
 
 class Watch:
     """One watch: its grant, the grants it left behind, and how the network was when it last looked."""
 
-    def __init__(self, api: Session, args: argparse.Namespace, screen: Screen) -> None:
+    def __init__(self, api: Session, args: argparse.Namespace, screen: Screen, slot: state.WatchSlot) -> None:
         self.api = api
         self.args = args
         self.screen = screen
+        self.slot = slot
         self.grant: Grant | None = None
         self.left_behind: list[str] = []
+        self.found: set[str] = set()  # others' grants that were told of
         self.network = ""
         self.failures = 0
         self._stopping = False
@@ -134,30 +147,36 @@ class Watch:
         return pause * random.uniform(0.75, 1.0)  # noqa: S311 — spreads tries, hides nothing
 
     def _look(self) -> None:
-        client = self.api.client
         with self._interruptible():
-            source = client.whoami().source
             if self.grant is None:
                 self._find_earlier()
             else:
                 self.grant = self._follow(self.grant)
+            if self.grant is None:
+                self._find_others()
         old = self.grant
         if old is None:
             self._open("opened")
-        elif old.source != source:
-            self._open("moved", leaving=old)
+        elif old.source != old.caller:
+            self._open("moved", old)
         elif self._until_renewal() <= 0:
-            self._open("renewed")
+            self._open("renewed", old)
+            self.left_behind.remove(old.id)  # the API ends it; at an address left behind that is waited for
+            self._keep()
         for grant_id in list(self.left_behind):
+            status, left = "revoked", ""
             with contextlib.suppress(GrantNotFound):
-                self.api.revoke(grant_id, "the address changed")
+                ended = self.api.revoke(grant_id, "knock watch has another grant")
+                status, left = ended.status, self._left_open(ended)
             self.left_behind.remove(grant_id)
             self._keep()
-            self._tell("revoked", f"revoked: grant {grant_id}, which was for another address")
+            self._tell("revoked", f"{status}: grant {grant_id}, which this watch no longer needs{left}")
 
     def _find_earlier(self) -> None:
         """Take up what an earlier watch of the same targets had open, if it was not stopped but killed."""
-        for grant_id in state.kept_watch(self._name):
+        for grant_id in self.slot.ids:
+            if grant_id in self.left_behind:
+                continue
             with contextlib.suppress(GrantNotFound):
                 grant = self.api.client.grant(grant_id)
                 if not grant.live:
@@ -166,32 +185,63 @@ class Watch:
                     self.left_behind.append(self.grant.id)
                 self.grant = grant
         if self.grant is not None:
-            self._tell("found", say_open(self.grant), self.grant)
+            self._tell("found", f"{say_open(self.grant)}, by an earlier watch", self.grant)
+
+    def _find_others(self) -> None:
+        """Say, once a grant, what lets this address in already. It is left alone."""
+        me = self.api.client.whoami()
+        wanted = set(self.args.targets or (target.name for target in me.targets))
+        for grant in self.api.client.grants(source=me.source):
+            known = grant.id in self.found or grant.id in self.left_behind
+            own = grant.principal.id == me.principal.id and grant.status == "active"
+            if own and not known and wanted & {target.name for target in grant.targets}:
+                self.found.add(grant.id)
+                self._tell("found", f"{say_open(grant)}, by {grant.id}, which this watch leaves alone", grant)
 
     def _follow(self, grant: Grant) -> Grant | None:
-        """Ask how a grant is. Gives it, or the one that superseded it, or None when it is over."""
+        """Ask how this watch's own grant is. Gives it, or None when it is over."""
         try:
             grant = self.api.client.grant(grant.id)
-            while grant.status == "superseded":
-                grant = self.api.client.grant(grant.ended_by)
         except GrantNotFound:
             return None
         if grant.status == "revoked":
             state.forget(grant.id)
-            state.keep_watch(self._name, [])
+            self.slot.keep([])
             raise KnockError(f"grant {grant.id} was revoked by {grant.ended_by}: the watch ends")
         return grant if grant.live else None
 
-    def _open(self, event: str, leaving: Grant | None = None) -> None:
+    def _open(self, event: str, old: Grant | None = None) -> None:
+        """Knock, in place of the old grant if there is one, which is kept until the new one is open."""
         asked = self.args
-        # Not to be interrupted: a knock whose answer nobody reads would stay open.
-        grant = self.grant = self.api.open(asked.targets, asked.duration, asked.reason, wait=0)
-        if leaving is not None:
-            self.left_behind.append(leaving.id)
+        try:
+            # Not to be interrupted: a knock whose answer nobody reads would stay open.
+            grant = self.grant = self.api.open(
+                asked.targets,
+                asked.duration,
+                asked.reason,
+                wait=0,
+                by="watch",
+                earlier=old.id if old else None,
+            )
+        except Unavailable as error:
+            if error.grant_id:  # it may be open: this watch asked for it, and ends it
+                self.left_behind.append(error.grant_id)
+                self._keep()
+            raise
+        if old is not None:
+            self.left_behind.append(old.id)
         self._keep()
         if grant.status == "pending":
-            with self._interruptible():
-                grant = self.grant = self.api.client.wait_until_active(grant)
+            try:
+                with self._interruptible():
+                    grant = self.grant = self.api.client.wait_until_active(grant)
+            except GrantNotOpened:
+                if old is not None:
+                    self.left_behind.remove(old.id)
+                    self.left_behind.append(grant.id)
+                    self.grant = old
+                    self._keep()
+                raise
         self._tell(event, say_open(grant), grant)
         self.api.notes(grant, named_source=False)
 
@@ -202,12 +252,14 @@ class Watch:
         whole = self.grant.duration.total_seconds()
         return self.grant.seconds_left - min(max(60.0, whole / 10), 3600.0, whole / 2)
 
-    @property
-    def _name(self) -> str:
-        return " ".join([self.api.url, *sorted(self.args.targets)])
-
     def _keep(self) -> None:
-        state.keep_watch(self._name, [*self.left_behind, *([self.grant.id] if self.grant else [])])
+        self.slot.keep([*self.left_behind, *([self.grant.id] if self.grant else [])])
+
+    def _left_open(self, ended: Grant) -> str:
+        """Say what other grants keep open, to follow a line that says what has ended."""
+        with contextlib.suppress(KnockError):
+            return "".join(f"; {say_still_open(grant)}" for grant in self.api.beside([ended]))
+        return ""
 
     # ------------------------------------------------------------------ waiting and stopping
 
@@ -256,14 +308,15 @@ class Watch:
                 for grant_id in [*self.left_behind, *([self.grant.id] if self.grant else [])]:
                     with contextlib.suppress(GrantNotFound):
                         ended = self.api.revoke(grant_id, "knock watch was stopped")
-                        self._tell("stopped", f"{ended.status}: grant {grant_id}", ended)
+                        left = self._left_open(ended)
+                        self._tell("stopped", f"{ended.status}: grant {grant_id}{left}", ended)
             except KnockError:
                 self._tell_left_open("stopped, not revoked")
                 raise
         else:
             self._tell_left_open("stopped")
         if self.grant is not None:  # else what an earlier watch left has not been looked for yet
-            state.keep_watch(self._name, [])
+            self.slot.keep([])
 
     def _tell_left_open(self, what: str) -> None:
         if self.grant is not None:

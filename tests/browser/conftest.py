@@ -75,16 +75,16 @@ class Stack:
     def key(self, name: str, **tags: str) -> Key:
         """Make a key; `targets="*"` is the tag `knock:targets`. Its name gets a random end."""
         name, value = f"{name}-{secrets.token_hex(3)}", secrets.token_hex(20)
-        tags = {f"knock:{tag.replace('_', '-')}": text for tag, text in tags.items()}
+        tags = {f"knock:{tag.replace('_', '-')}": text for tag, text in {**tags, "name": name}.items()}
         apigateway = self.aws("apigateway")
         made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
         plan = apigateway.get_usage_plans()["items"][0]["id"]
         apigateway.create_usage_plan_key(usagePlanId=plan, keyId=made["id"], keyType="API_KEY")
         return Key(made["id"], name, value)
 
-    def person(self, name: str = "alice") -> Key:
+    def person(self, name: str = "alice", **tags: str) -> Key:
         """Make a key that may open every target for a day."""
-        return self.key(name, targets="*", max_duration="24h")
+        return self.key(name, targets="*", max_duration="24h", **tags)
 
     def disable(self, key: Key) -> None:
         off = {"op": "replace", "path": "/enabled", "value": "false"}

@@ -53,7 +53,7 @@ def scenes(page: Page, visitor: Visitor, key: Key) -> Any:
     show(page, key)
     yield "the rooms"
     page.locator("#duration").fill("soon")
-    page.get_by_role("button", name="Knock again").click()
+    page.get_by_role("button", name="Knock").click()
     expect(page.get_by_role("alert")).to_be_visible()
     yield "a refused knock"
     page.locator("#past button").first.click()

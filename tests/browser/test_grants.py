@@ -216,6 +216,101 @@ def test_knocking_again_renews_without_closing_the_door(stack: Stack, visitor: V
     assert seconds_shown(page) > 7 * 3600
     assert "closed" not in page.evaluate("window.doors")
     expect(page.locator("#news")).to_contain_text("The door is open")
+    [grant] = stack.call(key, "GET", "/grants")["grants"]
+    assert grant["renews"] is not None
+    cards(page).get_by_role("button", name="Timeline").click()
+    expect(page.locator("#grant-facts")).to_contain_text(f"In place of{grant['renews']}")
+
+
+def test_only_what_the_page_itself_opened_is_renewed(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    job = stack.knock(key, duration="2h", targets=["bastion", "web"])
+    page = visitor.enter(key)
+    page.get_by_role("button", name="1h").click()
+    beside = page.locator("#beside")
+    expect(beside).to_contain_text("This ends sooner than a grant of yours, which is open until")
+    page.get_by_role("button", name="4h").click()
+    expect(beside).to_have_text("This opens a grant of its own beside what is open.")
+    page.get_by_role("button", name="Knock", exact=True).click()
+    expect(cards(page)).to_have_count(2)
+
+    page.get_by_role("button", name="8h").click()
+    expect(beside).to_contain_text("This takes the place of what you opened here before")
+    page.get_by_role("checkbox", name="web").uncheck()
+    expect(beside).to_have_text("This opens a grant of its own beside what is open.")
+    page.get_by_role("button", name="1h").click()
+    page.get_by_role("button", name="Knock", exact=True).click()
+    expect(page.locator("#news")).to_contain_text("That ends sooner than another grant of yours")
+    expect(cards(page)).to_have_count(3)
+    page.reload()
+    visitor.come_in(page, key)
+    page.get_by_role("button", name="8h").click()
+    page.get_by_role("button", name="Knock", exact=True).click()
+    expect(cards(page)).to_have_count(4)
+    grants = stack.call(key, "GET", "/grants")["grants"]
+    assert {grant["renews"] for grant in grants} == {None}
+    assert stack.show(key, job["id"])["status"] == "active"
+
+
+def test_what_the_api_does_not_know_any_more_is_opened_anew(stack: Stack, visitor: Visitor) -> None:
+    key = stack.person()
+    page = visitor.enter(key)
+    page.get_by_role("button", name="1h").click()
+    page.get_by_role("button", name="Knock").click()
+    expect(cards(page)).to_have_count(1)
+    unknown = {
+        "type": "urn:knock:problem:grant-not-found",
+        "title": "No such grant",
+        "status": 404,
+        "detail": "gone",
+    }
+    page.route("**/v1/knock", lambda route: route.fulfill(status=404, json=unknown), times=1)
+    page.get_by_role("button", name="8h").click()
+    page.get_by_role("button", name="Knock again").click()
+    expect(cards(page)).to_have_count(2)
+    assert {grant["renews"] for grant in stack.call(key, "GET", "/grants")["grants"]} == {None}
+
+
+def test_what_a_revocation_leaves_open_is_said_before_and_after(stack: Stack, visitor: Visitor) -> None:
+    key, other = stack.person(), stack.person("bob")
+    job = stack.knock(key, duration="2h", targets=["bastion"])
+    stack.knock(key, "198.51.100.7", targets=["bastion"])
+    stack.knock(other, targets=["bastion"])
+    grant = stack.knock(key, duration="1h")
+    page = visitor.enter(key)
+    left = re.compile(rf"Still open until \d\d:\d\d.* by {job['id']}: bastion\.$")
+    cards(page).first.get_by_role("button", name="Revoke").click()
+    dialog = page.get_by_role("dialog", name="Revoke your access?")
+    expect(dialog.locator("#revoke-text")).to_contain_text("at once, but for:")
+    expect(dialog.locator("#revoke-text")).to_have_text(left)
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(page.locator("#news")).to_contain_text("was revoked by you.")
+    expect(page.locator("#news")).to_have_text(left)
+    assert stack.show(key, grant["id"])["status"] == "revoked"
+    expect(page.get_by_role("heading", name="The door is open")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "title", "detail"),
+    [
+        (409, "too-many-grants", "Too many grants", "end one of: alice_1"),
+        (409, "source-full", "The source is full", "203.0.113.7/32 has as many grants as it may have"),
+        (409, "target-gone", "The target is gone", "web lost its security groups"),
+        (503, "engine-unavailable", "Try again in a moment", "no answer about alice_1"),
+    ],
+)
+def test_a_knock_that_is_refused_for_want_of_room_says_why(
+    stack: Stack, visitor: Visitor, status: int, name: str, title: str, detail: str
+) -> None:
+    page = visitor.enter(stack.person())
+    told = {"type": f"urn:knock:problem:{name}", "title": title, "status": status, "detail": detail}
+    told |= {"grant_id": "alice_1"} if status == 503 else {}
+    page.route("**/v1/knock", lambda route: route.fulfill(status=status, json=told))
+    page.get_by_role("button", name="Knock").click()
+    alert = page.locator("#knock-trouble")
+    expect(alert).to_contain_text(f"{title}{detail}")
+    maybe = "It may be open all the same; the live grants will show it."
+    expect(alert).to_contain_text(maybe) if status == 503 else expect(alert).not_to_contain_text(maybe)
 
 
 def test_revoking_asks_once_and_answers_when_it_is_closed(stack: Stack, visitor: Visitor) -> None:
@@ -383,7 +478,7 @@ def test_an_operator_revokes_anothers_grant_and_its_owner_is_told(stack: Stack, 
 
 
 def test_history_goes_back_page_by_page(stack: Stack, visitor: Visitor) -> None:
-    key, operator = stack.person(), stack.key("operator", operator="true")
+    key, operator = stack.person(max_live="100"), stack.key("operator", operator="true")
     sources = [f"198.51.100.{number}" for number in range(1, 24)]
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda source: stack.knock(key, source, targets=["bastion"]), sources))

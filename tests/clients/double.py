@@ -7,6 +7,7 @@ clients do with a well-behaved API is also tested against the local stack, by th
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import secrets
@@ -20,6 +21,19 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PORTS = {"bastion": ["22/tcp"], "web": ["80/tcp", "443/tcp"]}
+KNOCK_FIELDS = ("targets", "duration", "source", "reason", "renews")
+FILTERS = ("status", "limit", "cursor", "principal", "source", "target")
+STATUSES = ("live", "all", "expired", "revoked", "superseded", "failed")
+
+Answer = tuple[int, dict[str, str], Any]
+
+
+class Refused(Exception):
+    """The answer is a problem, which this carries."""
+
+    def __init__(self, status: int, name: str, detail: str, **more: str) -> None:
+        super().__init__(detail)
+        self.answer = problem(status, name, detail, **more)
 
 
 def stamp(at: datetime) -> str:
@@ -34,6 +48,8 @@ class Double:
         self.source = "203.0.113.7"
         self.ports = dict(PORTS)
         self.grants: dict[str, dict[str, Any]] = {}
+        self.max_live = {"ci": 1000}  # the others: 20
+        self.full: set[str] = set()  # sources that hold as many claims and rules as one may
         self.opens_after = 0.0  # seconds a grant stays pending; a knock answers 202 meanwhile
         self.fails = ""  # the reason a pending grant then fails
         self.page = 50
@@ -118,9 +134,7 @@ class Double:
         with suppress(OSError):
             handler.wfile.write(content)
 
-    def answer(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], Any]:
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         parts = urlsplit(path)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         # The gateway knows its routes before it looks at a key.
@@ -131,52 +145,76 @@ class Double:
             return 403, {}, {"message": "Forbidden"}
         with self.lock:
             self.settle()
-            return self.route(method, parts.path.removeprefix("/prod"), query, who, body)
+            try:
+                listing = method == "GET" and parts.path == "/prod/grants"
+                only(query, FILTERS if listing else ("reason",) if method == "DELETE" else ())
+                return self.route(method, parts.path.removeprefix("/prod"), query, who, body)
+            except Refused as refused:
+                return refused.answer
 
-    def route(
-        self, method: str, path: str, query: dict[str, str], who: str, body: bytes
-    ) -> tuple[int, dict[str, str], Any]:
+    def route(self, method: str, path: str, query: dict[str, str], who: str, body: bytes) -> Answer:
         one = re.fullmatch(r"/grants/([^/]+)", path)
-        if path == "/knock" and method in ("GET", "POST"):
-            return self.knock(who, json.loads(body or b"{}"))
+        if path == "/knock" and method == "POST":
+            return self.knock(who, read_body(body))
+        if path == "/knock" and method == "GET":
+            if body:
+                raise Refused(400, "invalid-knock", "GET /knock takes no body: POST it", field="body")
+            return self.knock(who, {})
         if path == "/whoami" and method == "GET":
             return 200, {}, self.whoami(who)
         if path == "/grants" and method == "GET":
             return self.listed(who, query)
         if one and method in ("GET", "DELETE"):
-            grant = self.grants.get(unquote(one[1]))
-            if grant is None or (who != "operator" and grant["principal"]["name"] != who):
-                return problem(
-                    404, "grant-not-found", f"there is no grant {unquote(one[1])!r} that this key may see"
-                )
-            if method == "DELETE" and grant["status"] in ("pending", "active"):
+            grant = self.visible(unquote(one[1]), who)
+            if method == "DELETE" and is_live(grant):
                 self.end(grant, "revoked", who, query.get("reason", ""))
             return 200, {}, self.shown(grant) | {"events": grant["events"]}
         return 403, {}, {"message": "Missing Authentication Token"}
 
+    def visible(self, grant_id: str, who: str) -> dict[str, Any]:
+        grant = self.grants.get(grant_id)
+        if grant is None or (who != "operator" and grant["principal"]["id"] != f"id-{who}"):
+            raise Refused(404, "grant-not-found", f"there is no grant {grant_id!r} that this key may see")
+        return grant
+
     # ------------------------------------------------------------------ the calls
 
-    def knock(self, who: str, asked: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    @property
+    def caller(self) -> str:
+        return f"{self.source}/{128 if ':' in self.source else 32}"
+
+    def live(self, who: str) -> list[dict[str, Any]]:
+        return [g for g in self.grants.values() if g["principal"]["id"] == f"id-{who}" and is_live(g)]
+
+    def knock(self, who: str, asked: dict[str, Any]) -> Answer:
         names = asked.get("targets") or sorted(self.ports)
         for name in names:
             if name not in self.ports:
                 detail = f"the key may not open {name}; it may open: {', '.join(sorted(self.ports))}"
-                return problem(403, "not-allowed", detail, right="knock:targets")
-        caller = f"{self.source}/{128 if ':' in self.source else 32}"
-        source = asked.get("source", caller)
-        if source != caller and who != "ci":
-            detail = f"the key may only open for the address it calls from, {caller}"
-            return problem(403, "not-allowed", detail, right="knock:any-source")
-        seconds = duration(asked.get("duration", "24h"))
+                raise Refused(403, "not-allowed", detail, right="knock:targets")
+        source = cidr(asked.get("source") or self.caller, "source")
+        if source != self.caller and who != "ci":
+            detail = f"the key may only open for the address it calls from, {self.caller}"
+            raise Refused(403, "not-allowed", detail, right="knock:any-source")
+        seconds = duration(asked.get("duration") or "24h")
         if not seconds:
             detail = "a duration is like 90m, 8h, 1h30m, 1d, PT8H or a number of seconds"
-            return problem(400, "invalid-knock", detail, field="duration")
+            raise Refused(400, "invalid-knock", detail, field="duration")
+        renews = asked.get("renews")
+        if renews and self.visible(renews, who)["principal"]["id"] != f"id-{who}":
+            raise Refused(404, "grant-not-found", f"there is no grant {renews!r} of this key")
+        live = [grant["id"] for grant in self.live(who) if grant["id"] != renews]
+        if len(live) >= (most := self.max_live.get(who, 20)):
+            detail = f"the key has {len(live)} live grants, and may have {most}; end one of: {' '.join(live)}"
+            raise Refused(409, "too-many-grants", detail)
+        if source in self.full:
+            raise Refused(409, "source-full", f"{source} has as many grants as a source may have")
         at = self.now()
         end = at + timedelta(seconds=seconds)
         end = end.replace(microsecond=0) + timedelta(seconds=1 if end.microsecond else 0)
         where = re.sub(r"[^0-9A-Za-z]", "-", source.rpartition("/")[0])
         grant = {
-            "id": f"{who}_{where}_{at:%Y%m%dT%H%M%SZ}_{secrets.token_hex(4)}",
+            "id": f"{who}_{where}_{at:%Y%m%dT%H%M%SZ}_{secrets.token_hex(8)}",
             "status": "pending",
             "principal": {"id": f"id-{who}", "name": who},
             "source": source,
@@ -184,6 +222,7 @@ class Double:
             "requested_at": stamp(at),
             "expires_at": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": asked.get("reason") or None,
+            "renews": renews,
             "ended_at": None,
             "ended_by": None,
             "opens": time.monotonic() + self.opens_after,
@@ -203,10 +242,8 @@ class Double:
                     continue
                 grant["status"] = "active"
                 grant["events"].append({"at": stamp(self.now()), "event": "authorized", "by": "knock"})
-                for old in self.grants.values():
-                    same = all(old[part] == grant[part] for part in ("principal", "source", "targets"))
-                    if same and old is not grant and old["status"] == "active":
-                        self.end(old, "superseded", grant["id"])
+                if (old := self.grants.get(grant["renews"] or "")) and is_live(old):
+                    self.end(old, "superseded", grant["id"])
             if grant["status"] == "active" and self.now() >= grant["end"]:
                 self.end(grant, "expired", "knock")
 
@@ -216,39 +253,30 @@ class Double:
         grant["events"].append({"at": at, "event": status, "by": by} | ({"reason": reason} if reason else {}))
 
     def shown(self, grant: dict[str, Any]) -> dict[str, Any]:
-        live = grant["status"] in ("pending", "active")
-        left = (grant["end"] - self.now()).total_seconds() if live else 0
+        left = (grant["end"] - self.now()).total_seconds() if is_live(grant) else 0
         hidden = ("opens", "end", "events")
         return {name: value for name, value in grant.items() if name not in hidden} | {
             "seconds_left": max(0, int(left)),
+            "caller": self.caller,
             "execution_arn": f"arn:aws:states:eu-central-1:123456789012:execution:knock-grants:{grant['id']}",
         }
 
-    def listed(self, who: str, query: dict[str, str]) -> tuple[int, dict[str, str], Any]:
-        unknown = set(query) - {"status", "limit", "cursor", "principal", "source", "target"}
-        if unknown:
-            return problem(
-                400, "invalid-knock", f"there is no query parameter {unknown}", field=unknown.pop()
-            )
+    def listed(self, who: str, query: dict[str, str]) -> Answer:
         if "principal" in query and who != "operator":
-            return problem(
-                403,
-                "not-allowed",
-                "only an operator may ask for a principal's grants",
-                right="knock:operator",
-            )
+            detail = "only an operator may ask for a principal's grants"
+            raise Refused(403, "not-allowed", detail, right="knock:operator")
         status = query.get("status", "live")
+        if status not in STATUSES:
+            raise Refused(400, "invalid-knock", f"status must be one of {STATUSES}", field="status")
+        source = cidr(query["source"], "source") if "source" in query else None
         chosen = [
             grant
             for grant in self.grants.values()
             if (who == "operator" or grant["principal"]["name"] == who)
             and query.get("principal") in (None, grant["principal"]["name"])
-            and query.get("source") in (None, grant["source"])
+            and source in (None, grant["source"])
             and (query.get("target") is None or query["target"] in [t["name"] for t in grant["targets"]])
-            and (
-                status == "all"
-                or grant["status"] in (("pending", "active") if status == "live" else (status,))
-            )
+            and (status in ("all", grant["status"]) or (status == "live" and is_live(grant)))
         ]
         chosen.reverse()
         first, size = int(query.get("cursor", 0)), min(int(query.get("limit", self.page)), self.page)
@@ -259,23 +287,59 @@ class Double:
     def whoami(self, who: str) -> dict[str, Any]:
         return {
             "principal": {"id": f"id-{who}", "name": who},
-            "source": f"{self.source}/{128 if ':' in self.source else 32}",
+            "source": self.caller,
             "targets": [{"name": name, "ports": ports} for name, ports in sorted(self.ports.items())],
             "default_duration": "1d",
             "max_duration": "1d",
             "any_source": {"ipv4": 28, "ipv6": 128} if who == "ci" else None,
             "operator": who == "operator",
+            "max_live": self.max_live.get(who, 20),
+            "live": len(self.live(who)),
             "faults": [],
         }
 
 
-def problem(status: int, name: str, detail: str, **more: str) -> tuple[int, dict[str, str], Any]:
-    titles = {400: "The request is malformed", 403: "The key may not do this", 404: "No such grant"}
+def is_live(grant: dict[str, Any]) -> bool:
+    return grant["status"] in ("pending", "active")
+
+
+def only(query: dict[str, str], known: tuple[str, ...]) -> None:
+    for name in query:
+        if name not in known:
+            raise Refused(400, "invalid-knock", f"there is no query parameter {name!r} here", field=name)
+
+
+def read_body(body: bytes) -> dict[str, Any]:
+    asked = json.loads(body or b"{}")
+    for name, value in asked.items():
+        if name not in KNOCK_FIELDS:
+            raise Refused(400, "invalid-knock", f"there is no field {name!r}", field=name)
+        of = {"targets": list, "duration": (int, str)}.get(name, str)
+        if not isinstance(value, of) or value == []:
+            raise Refused(400, "invalid-knock", f"{name} is not what it should be", field=name)
+    return dict(asked)
+
+
+def cidr(text: str, field: str) -> str:
+    """Write a source in its one form; what is none is refused."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise Refused(400, "invalid-knock", f"{text!r} is not a CIDR", field=field) from None
+
+
+def problem(status: int, name: str, detail: str, **more: str) -> Answer:
+    titles = {
+        400: "The request is malformed",
+        403: "The key may not do this",
+        404: "No such grant",
+        409: "There is no room",
+    }
     body = {"type": f"urn:knock:problem:{name}", "title": titles.get(status, "Refused"), "status": status}
     return status, {}, body | {"detail": detail} | more
 
 
 def duration(asked: object) -> int:
     """Read the few shapes the clients' tests use; 0 for anything else."""
-    match = re.fullmatch(r"(\d+)([smhd]?)", str(asked))
-    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0
+    match = re.fullmatch(r"(?:PT)?(\d+)([smhd]?)", str(asked), re.IGNORECASE)
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2].lower()] if match else 0

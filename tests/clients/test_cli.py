@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from knock.session import read_duration
 from tests.clients.conftest import CLIENTS, ROOT, Api, Done, wait_until
 from tests.clients.double import Double
 
@@ -138,11 +139,14 @@ def test_revoke_without_an_id_asks_which_when_there_are_several(run: Run) -> Non
 
 
 def test_a_grant_that_is_about_to_be_superseded_is_not_counted(run: Run, double: Double) -> None:
-    old, new = run("-q", "bastion").out.strip(), run("-q", "bastion").out.strip()
+    run("bastion")
+    old = run("ls", "-q").out.strip()
+    new = run("-q", "bastion", "--renews", old).out.strip()
     double.grants[old]["status"] = "active"  # as in the moment before the real API ends it
-    (renewed,) = json.loads(run("renew", "--json").out)["grants"]
+    double.grants[new] |= {"status": "pending", "opens": float("inf")}
+    assert run("revoke", "-q").code == 2, "the new one may still fail"
     double.grants[new]["status"] = "active"
-    assert run("revoke", "-q").out == f"{renewed['id']}\n"
+    assert run("revoke", "-q").out == f"{new}\n"
 
 
 def test_an_operator_who_revokes_all_ends_only_their_own(
@@ -172,11 +176,13 @@ def test_what_was_revoked_before_the_api_was_gone_is_told(run: Run, double: Doub
     double.faults = [None, *["drop"] * 4]  # one more: the kept connection costs no try
     done = run("revoke", first, second, "--json")
     assert [grant["id"] for grant in json.loads(done.out)["grants"]] == [first]
+    assert json.loads(done.out)["still_open"] is None, "an API that is gone is not asked once more"
     assert json.loads(done.err)["exit_code"] == 3
 
 
 def test_renew_knocks_again_for_what_is_open_from_here(run: Run, double: Double) -> None:
-    old = run("-q", "bastion", "--for", "2h", "--reason", "on call").out.strip()
+    run("bastion", "--for", "2h", "--reason", "on call")
+    old = run("ls", "-q").out.strip()
     double.source = "198.51.100.9"
     run("web")
     done = run("renew", "--json")
@@ -210,7 +216,10 @@ def test_whoami_tells_who_from_where_and_what_is_allowed(
         f"alice (id-alice), seen from 203.0.113.7/32 by {double.url}",
         "may open bastion (22/tcp), web (80/tcp, 443/tcp)",
         "for 1d at most, 1d if nothing is said",
+        "0 of at most 20 grants at once are live",
     ]
+    run("bastion")
+    assert "1 of at most 20 grants at once are live" in run("whoami").out
     assert run("whoami", "-q").out == "alice\n"
     assert json.loads(run("whoami", "--json").out)["principal"] == {"id": "id-alice", "name": "alice"}
     monkeypatch.setenv("KNOCK_API_KEY", double.keys["ci"])
@@ -226,6 +235,274 @@ def test_whoami_tells_who_from_where_and_what_is_allowed(
     done = run("whoami")
     assert "may open nothing" in done.out
     assert done.err == "knock: the tag cannot be read\n"
+
+
+# ---------------------------------------------------------------------- grants of one's own
+
+
+def ids(run: Run) -> list[str]:
+    return run("ls", "-q").out.split()
+
+
+def test_two_jobs_of_one_key_behind_one_address_never_shut_each_others_door(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCK_URL", api.url)
+    monkeypatch.setenv("KNOCK_API_KEY", api.keys["alice"])
+    for first, second in (("1h", "10m"), ("10m", "1h"), ("1h", "1h")):
+        a = run("bastion", "-q", "--for", first).out.strip()
+        b = run("bastion", "--for", second, "--json")
+        other = json.loads(b.out)["id"]
+        assert run("revoke", other, "-q").code == 0
+        assert run("ls", "-q").out == f"{a}\n"
+        assert api.lets_in("203.0.113.7/32", "bastion")
+        assert run("revoke", a, "-q").code == 0
+        assert not api.lets_in("203.0.113.7/32", "bastion")
+
+
+def test_knocking_again_by_hand_for_longer_takes_the_place_of_what_was_opened_by_hand(
+    run: Run, double: Double
+) -> None:
+    run("bastion", "--for", "1h")
+    (old,) = ids(run)
+    done = run("bastion", "--for", "2h")
+    assert done.code == 0
+    assert done.err == f"knock: it takes the place of {old}, opened here before (--new opens one beside it)\n"
+    (new,) = ids(run)
+    assert double.grants[new]["renews"] == old
+    assert double.grants[old]["status"] == "superseded"
+    assert "takes the place of " + new in run("bastion").err, "the default time is longer than two hours"
+
+
+def test_knocking_again_for_the_same_time_or_for_everything_is_a_renewal_too(run: Run) -> None:
+    for words in (["--for", "PT2H"], ["bastion"], ["bastion", "web", "--for", "3600"]):
+        run("revoke", "--all")
+        run(*words)
+        (old,) = ids(run)
+        assert old in run(*words).err
+        assert len(ids(run)) == 1
+
+
+def test_a_knock_that_ends_sooner_opens_beside_and_says_so(run: Run, double: Double) -> None:
+    run("bastion", "web", "--for", "2h")
+    (longer,) = ids(run)
+    done = run("bastion", "--for", "1h")
+    assert re.fullmatch(
+        rf"knock: this ends sooner than what is open already: still open until [\w :]+ UTC by {longer}: "
+        r"bastion \(22/tcp\), web \(80/tcp, 443/tcp\) from 203\.0\.113\.7/32\n",
+        done.err,
+    )
+    assert len(ids(run)) == 2
+    assert longer in run("bastion", "--for", "30m", "--json").err, "also beside JSON"
+    assert run("bastion", "--for", "30m", "-q").err == ""
+    run("web", "--for", "1h", "--new")
+    assert run("bastion", "web", "--for", "90m", "--new").err.count(longer) == 1
+    assert double.calls("POST") == 6
+
+
+def test_a_shorter_knock_renews_the_shorter_of_two(run: Run, double: Double) -> None:
+    run("bastion", "--for", "4h")
+    run("bastion", "--for", "1h")
+    short, long = ids(run)
+    assert short in run("bastion", "--for", "2h").err
+    assert double.grants[short]["status"] == "superseded"
+    assert double.grants[long]["status"] == "active"
+
+
+def test_what_something_else_opened_is_never_renewed_by_hand(
+    run: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run("bastion", "-q", "--for", "1h").out.strip()
+    run("ssh-hook", "--target", "web", "--for", "1h")
+    (hook, _) = ids(run)
+    with monkeypatch.context() as elsewhere:
+        (home / "other").mkdir()
+        elsewhere.setenv("HOME", str(home / "other"))
+        run("bastion", "--for", "1h")
+    run("web", "--for", "2h")
+    run("bastion", "--for", "2h")
+    assert len(ids(run)) == 5
+    assert [double.grants[one]["status"] for one in (job, hook)] == ["active"] * 2
+    assert {grant["renews"] for grant in double.grants.values()} == {None}
+
+
+def test_what_was_opened_from_elsewhere_or_with_another_key_is_not_renewed(
+    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("bastion", "--for", "1h")
+    double.source = "198.51.100.9"
+    run("bastion", "--for", "2h")
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["ci"])
+    run("bastion", "--for", "3h")
+    run("bastion", "--for", "4h", "--source", "203.0.113.7")
+    (latest, *_) = (grant["id"] for grant in reversed(double.grants.values()))
+    assert {grant["renews"] for grant in double.grants.values()} == {None}
+    assert latest in run("bastion", "--for", "5h", "--source", "203.0.113.7/32").err, "in any form"
+
+
+def test_what_is_not_open_yet_is_renewed_too_and_what_failed_is_forgotten(run: Run, double: Double) -> None:
+    double.opens_after = 60
+    run("bastion", "--for", "1h", "--wait", "0")
+    (pending,) = double.grants
+    assert pending in run("bastion", "--for", "2h", "--wait", "0").err
+    assert run("bastion", "--for", "3h", "--wait", "0.1").code == 1, "it is remembered though it is given up"
+    double.opens_after, double.fails = 0.1, "PoolExhausted: full"
+    latest = list(double.grants)[-1]
+    assert run("bastion", "--for", "4h").code == 1
+    double.opens_after, double.fails = 0, ""
+    assert latest in run("bastion", "--for", "5h").err
+    assert list(double.grants.values())[-1]["status"] == "active"
+
+
+def test_what_the_api_does_not_know_any_more_is_forgotten_and_opened_anew(run: Run, double: Double) -> None:
+    run("bastion", "--for", "1h")
+    double.grants.clear()
+    done = run("bastion", "--for", "2h")
+    assert (done.code, done.err) == (0, "")
+    (grant,) = double.grants.values()
+    assert grant["renews"] is None
+
+
+def test_a_time_that_is_none_renews_nothing_and_is_refused_by_the_api(run: Run, double: Double) -> None:
+    run("bastion", "--for", "1h")
+    for asked in ("soon", "PT", "0", "p"):
+        assert run("bastion", "--for", asked).code == 1
+    assert run("bastion", "--source", "home").code == 1
+    assert len(double.grants) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "90m", "8h", "1h30m", "1d", "1d 2h 3m 4s", "PT8H", "P1D", "P1DT2H3M4S", "pt90m", "3600", " 8H ",
+        "1 s", "", "P", "PT", "P1DT", "8", "h", "soon", "1h 1d", "-1h", "0", "1.5h", "\u0663h", "1w",
+    ],
+)  # fmt: skip
+def test_a_time_is_read_as_the_api_reads_it(text: str) -> None:
+    from grants.values import parse_duration
+
+    try:
+        expected = int(parse_duration(text).total_seconds())
+    except ValueError:
+        expected = 0
+    assert read_duration(text) == expected
+
+
+def test_a_grant_to_renew_can_be_named_or_be_left_alone(run: Run, double: Double) -> None:
+    job = run("bastion", "-q", "--for", "8h").out.strip()
+    done = run("bastion", "--for", "1h", "--renews", job, "-q")
+    assert double.grants[done.out.strip()]["renews"] == job
+    run("bastion", "--for", "2h")
+    run("bastion", "--for", "3h", "--new")
+    assert len(ids(run)) == 3
+    assert run("bastion", "--renews", job, "--new").code == 2
+    done = run("bastion", "--renews", "nobodys")
+    assert (done.code, done.out) == (1, ""), "who names one is told that there is none"
+    assert "there is no grant 'nobodys'" in done.err
+
+
+def test_renew_leaves_alone_what_was_not_opened_by_hand_here_and_names_it(run: Run, double: Double) -> None:
+    job = run("bastion", "-q", "--for", "1h").out.strip()
+    done = run("renew")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"knock: what is open was not opened by hand on this machine: name one:\n  {job}\n"
+    run("web", "--for", "1h")
+    done = run("renew")
+    assert done.out.startswith("open: web")
+    assert "1 more that were not opened by hand on this machine are not renewed" in done.err
+    assert job in done.err
+    assert double.grants[job]["status"] == "active"
+    (named,) = json.loads(run("renew", job, "--json").out)["grants"]
+    assert named["renews"] == job
+    assert run("renew", named["id"], "-q").code == 0
+    assert [grant["status"] for grant in double.grants.values()].count("active") == 2
+
+
+def test_what_a_revocation_leaves_open_is_said(
+    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = run("bastion", "-q", "--for", "1h").out.strip()
+    b = run("bastion", "web", "-q", "--for", "10m").out.strip()
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["bob"])
+    run("bastion", "-q")
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    double.source = "198.51.100.9"
+    run("bastion", "-q")
+    double.source = "203.0.113.7"
+    run("web", "-q", "--renews", run("web", "-q").out.strip())
+    done = run("revoke", b)
+    assert done.out == f"revoked: bastion (22/tcp), web (80/tcp, 443/tcp) from 203.0.113.7/32, grant {b}\n"
+    web, bastion = done.err.splitlines()
+    assert re.fullmatch(
+        rf"knock: still open until [\w :]+ UTC by {a}: bastion \(22/tcp\) from 203\.0\.113\.7/32", bastion
+    )
+    assert ": web (" in web
+    done = run("revoke", b, "--json")
+    left = json.loads(done.out)["still_open"]
+    assert [grant["targets"][0]["name"] for grant in left] == ["web", "bastion"]
+    assert (run("revoke", b, "-q").err, run("revoke", "--all").err) == ("", "")
+
+
+def test_what_an_operators_revocation_leaves_open_is_the_same_principals(
+    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hers = [run("bastion", "-q").out.strip() for _ in range(2)]
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["bob"])
+    run("bastion", "-q")
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["operator"])
+    done = run("revoke", hers[0])
+    assert done.code == 0
+    assert done.err.count("still open") == 1
+    assert hers[1] in done.err
+
+
+def test_what_is_still_open_is_asked_in_vain_and_the_revocation_stands(run: Run, double: Double) -> None:
+    grant = run("bastion", "-q").out.strip()
+    double.faults = [0, (500, {}, {"title": "A fault", "status": 500, "detail": "x"})] + ["drop"] * 4
+    done = run("revoke", grant)
+    assert (done.code, done.out.startswith("revoked: ")) == (0, True)
+    assert "what other grants keep open could not be asked" in done.err
+    double.faults = [0, *["drop"] * 4]
+    assert json.loads(run("revoke", grant, "--json").out)["still_open"] is None
+    double.faults = [0, *["drop"] * 4]
+    assert run("bastion").out.startswith("open: "), "nor does a knock fail by what is asked after it"
+
+
+def test_a_full_key_a_full_source_and_a_lost_target_say_what_to_do(run: Run, double: Double) -> None:
+    double.max_live["alice"] = 1
+    only = run("bastion", "-q").out.strip()
+    done = run("web")
+    assert (done.code, done.out) == (1, "")
+    assert only in done.err
+    assert "end one with `knock revoke ID`" in done.err
+    assert json.loads(run("web", "--json").err)["error"] == "TooManyGrants"
+    assert run("bastion", "--renews", only).code == 0, "the one that is renewed does not count"
+    double.max_live["alice"] = 20
+    double.full = {"203.0.113.7/32"}
+    done = run("web")
+    assert done.code == 1
+    assert "grants of this source, yours or others', must end first" in done.err
+    gone = {"type": "urn:knock:problem:target-gone", "title": "The target is gone", "status": 409}
+    double.faults = [(409, {}, gone | {"detail": "web lost its security groups"})]
+    done = run("web", "--new")
+    assert done.code == 1
+    assert done.err == (
+        "knock: The target is gone: web lost its security groups\n"
+        "knock: `knock whoami` shows what you may open now\n"
+    )
+
+
+def test_a_503_that_names_a_grant_is_not_tried_again_and_says_how_to_look(run: Run, double: Double) -> None:
+    known = "alice_203-0-113-7_20261123T211719Z_0123456789abcdef"
+    unavailable = {"type": "urn:knock:problem:engine-unavailable", "title": "Try again", "status": 503}
+    unavailable |= {"detail": f"no answer about {known}", "grant_id": known}
+    double.faults = [(503, {"Retry-After": "0"}, unavailable)]
+    done = run("bastion")
+    assert (done.code, double.calls("POST")) == (1, 1)
+    assert f"Grant {known} may be open all the same: look with `knock ls`" in done.err
+    assert f"end it with `knock revoke {known}`" in done.err
+    double.faults = [(503, {"Retry-After": "0"}, unavailable)]
+    assert json.loads(run("bastion", "--json").err)["grant_id"] == known
 
 
 # ---------------------------------------------------------------------- errors, exit codes, streams
@@ -257,11 +534,11 @@ def test_exit_codes_are_as_documented(run: Run, double: Double, monkeypatch: pyt
 
 GRANT = {
     *("id", "status", "principal", "source", "targets", "requested_at", "expires_at", "seconds_left"),
-    *("reason", "ended_at", "ended_by", "execution_arn"),
+    *("reason", "renews", "ended_at", "ended_by", "execution_arn", "caller"),
 }  # fmt: skip
 WHOAMI = {
     *("principal", "source", "targets", "default_duration", "max_duration", "any_source", "operator"),
-    "faults",
+    *("faults", "max_live", "live"),
 }  # fmt: skip
 
 
@@ -278,10 +555,10 @@ def test_the_fields_of_json_are_those_that_the_page_promises(
         return told
 
     opened = said("bastion")
-    grants = [said("ls"), said("renew"), said("revoke")]
+    grants = [said("ls"), said("renew", opened["id"]), said("revoke")]
     assert set(opened) == GRANT
     assert set(said("show", opened["id"])) == GRANT | {"events"}
-    assert [set(told) for told in grants] == [{"grants"}] * 3
+    assert [set(told) for told in grants] == [{"grants"}, {"grants"}, {"grants", "still_open"}]
     assert [set(told["grants"][0]) >= GRANT for told in grants] == [True] * 3
     assert set(said("whoami")) == WHOAMI
     assert set(said("login", "--url", api.url, "--no-keyring")) == {"profile", "url", "principal", "key_in"}
@@ -293,7 +570,7 @@ def test_the_fields_of_json_are_those_that_the_page_promises(
     assert {"error", "exit_code", "detail", "status", "type", "title"} <= set(said("show", "nope"))
 
     page = (ROOT / "docs" / "knock" / "scripts.md").read_text()
-    others = {"events", "error", "exit_code", "detail", "hosts", "config", "shell", "script"}
+    others = {"events", "error", "exit_code", "detail", "hosts", "config", "shell", "script", "still_open"}
     for name in GRANT | WHOAMI | set(profile) | others:
         assert f"`{name}`" in page
 

@@ -62,6 +62,8 @@ def test_options_and_their_values_are_offered(run: Run, double: Double) -> None:
     assert offered(run, "ls", "--status", "ex") == ["expired"]
     assert "8h" in offered(run, "--for", "")
     assert offered(run, "ssh-config", "--target", "") == ["bastion", "web"]
+    assert offered(run, "bastion", "--renews", "") == run("ls", "-q").out.split()
+    assert {"--renews", "--new"} <= set(offered(run, "bastion", "--"))
     assert offered(run, "--reason", "") == []
     assert offered(run, "completion", "") == ["bash", "fish", "zsh"]
     assert offered(run, "whoami", "") == []

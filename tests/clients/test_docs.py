@@ -40,7 +40,7 @@ URL = "https://abc123.execute-api.eu-central-1.amazonaws.com/prod"
 ALIKE = [
     (r"http://127\.0\.0\.1:\d+/v1", URL),
     (r"PROFILE  URL +KEY IN", f"PROFILE  {'URL':<{len(URL)}}  KEY IN"),
-    (r"alice_203-0-113-7_\d{8}T\d{6}Z_[0-9a-f]{8}", "alice_203-0-113-7_20261123T211719Z_1a2b3c4d"),
+    (r"alice_203-0-113-7_\d{8}T\d{6}Z_[0-9a-f]{16}", "alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081"),
     (r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z"),
     (r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "2026-11-23T21:17:19.123Z"),
     (r"\w{3} \d\d \w{3} 05:\d\d:\d\d UTC", "Tue 24 Nov 05:17:20 UTC"),

@@ -91,11 +91,101 @@ def test_open_ls_show_and_revoke_are_one_round(sh: Run, as_alice: Api) -> None:
     assert json.loads(sh("whoami").out)["principal"]["name"] == "alice"
 
 
+def opened(done: Done) -> str:
+    """Give the id of what a knock opened."""
+    assert done.code == 0, done
+    return done.out.split()[-1]
+
+
+def test_two_jobs_behind_one_address_never_shut_each_others_door(sh: Run, as_alice: Api) -> None:
+    for first, second in (("1h", "10m"), ("10m", "1h")):
+        a, b = opened(sh("bastion", "--for", first)), opened(sh("bastion", "--for", second))
+        done = sh("revoke", b)
+        assert (done.code, done.out) == (0, f"revoked: {b}\n")
+        assert re.fullmatch(rf"knock\.sh: still open until 20[-\dT:]+Z by {a}\n", done.err)
+        assert as_alice.lets_in("203.0.113.7/32", "bastion")
+        done = sh("revoke", a)
+        assert (done.out, done.err) == (f"revoked: {a}\n", "")
+        assert not as_alice.lets_in("203.0.113.7/32", "bastion")
+
+
+def test_a_grant_to_renew_is_named(sh: Run, as_alice: Api) -> None:
+    old = opened(sh("bastion", "--for", "1h"))
+    new = opened(sh("bastion", "--for", "2h", "--renews", old))
+    with as_alice.client("alice") as client:
+        assert client.grant(new).renews == old
+        wait_until(lambda: client.grant(old).status == "superseded")
+    done = sh("bastion", "--renews", "nobodys")
+    assert (done.code, done.out) == (1, "")
+    assert "there is no grant" in done.err
+
+
+def test_a_knock_that_ends_sooner_says_so_and_others_grants_are_no_matter(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = opened(sh("bastion", "web", "--for", "2h"))
+    done = sh("bastion", "--for", "1h", "--reason", '"id": "x", {[')
+    assert re.fullmatch(
+        rf"knock\.sh: this ends sooner than what is open already: still open until \S+Z by {longer}\n",
+        done.err,
+    )
+    assert sh("bastion", "--for", "3h").err == ""
+    assert longer not in sh("bastion", "--for", "1h", "--renews", longer).err
+    assert sh("revoke", *list(double.grants)).err == "", "what the same command ends is not open"
+    opened(sh("web", "--for", "2h"))
+    assert sh("bastion", "web", "--for", "1h").err == "", "that opens only a part"
+    double.source = "198.51.100.9"
+    other = opened(sh("web"))
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["bob"])
+    opened(sh("web"))
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["operator"])
+    opened(sh("web"))
+    assert sh("revoke", other).err == ""
+
+
+def test_what_is_still_open_is_asked_in_vain_and_nothing_fails(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.faults = [0, (500, {}, {"title": "A fault", "status": 500, "detail": "x"})]
+    done = sh("bastion")
+    assert (done.code, done.err) == (0, "")
+    double.faults = [0, "drop"]
+    done = sh("revoke", opened(done))
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_full_key_a_full_source_a_lost_target_and_a_lost_start_say_what_to_do(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.max_live["alice"] = 1
+    only = opened(sh("bastion"))
+    done = sh("web")
+    assert (done.code, done.out) == (1, "")
+    assert only in done.err
+    assert "end one with knock.sh revoke ID, or take the place of one with --renews ID" in done.err
+    double.max_live["alice"], double.full = 20, {"203.0.113.7/32"}
+    assert "must end first" in sh("web").err
+    gone = {"type": "urn:knock:problem:target-gone", "title": "The target is gone", "detail": "web"}
+    double.faults = [(409, {}, gone)]
+    assert "knock.sh whoami shows what you may open now" in sh("web").err
+    lost = {"type": "urn:knock:problem:engine-unavailable", "title": "Try again", "detail": "x"}
+    double.faults = [(503, {"Retry-After": "5"}, lost | {"grant_id": only})]
+    done = sh("web")
+    assert (done.code, double.calls("POST")) == (1, 5)
+    assert (
+        f"it may be open all the same: look with knock.sh ls, end it with knock.sh revoke {only}" in done.err
+    )
+
+
 def test_ls_gives_the_grants_of_every_page(sh: Run, as_alice: Api) -> None:
     odd = ['"]}, "cursor": "none", "grants": [{', "ends with \\", '\\" {[ü:,]} \\\\"', "", "plain"]
     with as_alice.client("alice") as client:
         for number, reason in enumerate(odd):
-            client.knock(("bastion", "web")[number % 2], duration=f"{number + 1}h", reason=reason or None)
+            made = client.knock(
+                ("bastion", "web")[number % 2], duration=f"{number + 1}h", reason=reason or None
+            )
+            if number < 3:
+                client.revoke(made.id)
         everything = [grant.json for grant in client.grants(status="all")]
     as_alice.give_pages_of(2)
     done = sh("ls", "--all")
@@ -197,6 +287,7 @@ def test_refusals_exit_with_1_and_say_why(sh: Run, as_alice: Api, monkeypatch: p
     "words",
     [
         ["show"], ["show", "a", "b"], ["revoke"], ["ls", "x"], ["whoami", "x"], ["--nonsense"], ["--for"],
+        ["ls", "--renews", "x"], ["revoke", "x", "--renews", "y"], ["--renews"],
         ["ls", "--for", "1h"], ["revoke", "x", "--source", "y"], ["bastion", "--all"], [""], ["a\nb"],
         ["--for", "a\tb"],
     ],

@@ -49,14 +49,49 @@ def test_a_duration_is_a_text_seconds_or_a_timedelta(api: Api) -> None:
             assert client.knock("bastion", duration=duration).duration == timedelta(minutes=90)
 
 
-def test_a_knock_again_supersedes_the_old_grant(api: Api) -> None:
+def test_each_knock_is_a_grant_of_its_own(api: Api) -> None:
     with api.client("alice") as client:
-        old = client.knock("bastion", duration="1h")
+        one, other = client.knock("bastion", duration="1h"), client.knock("bastion", duration="10m")
+        assert (one.renews, other.renews) == ("", "")
+        client.revoke(other.id)
+        assert client.grant(one.id).status == "active"
+        assert api.lets_in("203.0.113.7/32", "bastion"), "the rules are shared by live grants"
+        client.revoke(one.id)
+        assert not api.lets_in("203.0.113.7/32", "bastion")
+
+
+def test_a_renewal_takes_the_place_of_the_grant_that_it_names(api: Api) -> None:
+    with api.client("alice") as client:
+        old, beside = client.knock("bastion", duration="1h"), client.knock("bastion", duration="1h")
         new = client.renew(old, duration="2h")
+        assert new.renews == old.id
         wait_until(lambda: client.grant(old.id).status == "superseded")  # a moment after access is open
         assert client.grant(old.id).ended_by == new.id
+        assert client.grant(beside.id).status == "active"
         assert new.duration == timedelta(hours=2)
         assert client.renew(new).duration == timedelta(hours=2)
+        assert client.knock("bastion", renews=old.id).renews == old.id, "what has ended is passed over"
+
+
+def test_anothers_grant_cannot_be_renewed(api: Api) -> None:
+    with api.client("alice") as alice, api.client("operator") as operator:
+        hers = alice.knock("bastion", duration="1h")
+        for named in (hers.id, "nobody_203-0-113-7_20261123T211719Z_0123456789abcdef"):
+            with pytest.raises(GrantNotFound):
+                operator.knock("bastion", renews=named)
+        assert alice.grant(hers.id).status == "active"
+        assert [grant.id for grant in alice.grants()] == [hers.id], "nothing was opened"
+
+
+def test_every_answer_about_a_grant_says_where_the_call_came_from(api: Api) -> None:
+    with api.client("alice") as client:
+        grant = client.knock("bastion", duration="1h")
+        assert grant.caller == grant.source == "203.0.113.7/32"
+        api.come_from("198.51.100.9")
+        assert client.grant(grant.id).caller == "198.51.100.9/32"
+        assert [listed.caller for listed in client.grants()] == ["198.51.100.9/32"]
+        ended = client.revoke(grant.id)
+        assert (ended.caller, ended.source) == ("198.51.100.9/32", "203.0.113.7/32")
 
 
 def test_a_grant_tells_what_happened_to_it(api: Api) -> None:
@@ -82,6 +117,9 @@ def test_live_grants_are_listed_and_others_on_request(api: Api) -> None:
         assert [grant.id for grant in client.grants(status="revoked")] == [web.id]
         assert [grant.id for grant in client.grants(status="all", target="web")] == [web.id]
         assert list(client.grants(source="198.51.100.1/32")) == []
+        assert [grant.id for grant in client.grants(source="203.0.113.7")] == [bastion.id], "in any form"
+        with pytest.raises(InvalidKnock, match="home"):
+            list(client.grants(source="home"))
 
 
 def test_grants_follow_from_page_to_page_and_stop_at_the_limit(
@@ -113,6 +151,7 @@ def test_whoami_tells_the_principal_the_source_and_the_limits(api: Api) -> None:
     assert me.default_duration
     assert not me.operator
     assert me.json["any_source"]
+    assert (me.live, me.max_live) == (0, 1000)
 
 
 def test_another_source_is_named_by_a_key_that_may(api: Api) -> None:

@@ -209,8 +209,8 @@ def grant(name: str = "g", *targets: str, seconds: int = 3600) -> Any:
     )
 
 
-def remember(made: Any, everything: bool = False, network: str = "here") -> None:
-    state.remember(URL, made, network, everything=everything, asked_at=time.time())
+def remember(made: Any, everything: bool = False, network: str = "here", by: state.Opener = "hand") -> None:
+    state.remember(URL, made, network, everything=everything, asked_at=time.time(), by=by)
 
 
 def test_a_grant_is_known_for_its_api_its_network_and_its_targets(home: Path) -> None:
@@ -269,19 +269,69 @@ def test_what_is_known_is_the_owners_alone_and_holds_no_key(home: Path, no_umask
 
 @pytest.mark.parametrize("content", ["not json", "{}", "[1]", "null", '[{"until": 1}]'])
 def test_a_broken_file_is_as_none(home: Path, content: str) -> None:
-    for name in ("grants.json", "completion.json", "watch.json"):
+    slot = state.WatchSlot("w")
+    slot.keep([])
+    (watches,) = (file.name for file in config.state_folder().glob("watch-*.json"))
+    for name in ("grants.json", "completion.json", watches):
         config.write_private(config.state_folder() / name, [])
         (config.state_folder() / name).write_text(content)
     assert state.known(URL, ["bastion"], "here") is None
+    assert state.opened_by("hand", URL, ["bastion"]) == []
     assert state.kept_words(URL, "targets", 60) is None
-    assert state.kept_watch("w") == []
-    state.forget_superseded(URL, grant())
+    assert slot.ids == []
+    state.forget("g")
     remember(grant())
     state.keep_words(URL, "targets", {"bastion": "22/tcp"})
-    state.keep_watch("w", ["g"])
+    slot.keep(["g"])
     assert state.known(URL, ["bastion"], "here")
     assert state.kept_words(URL, "targets", 60) == {"bastion": "22/tcp"}
-    assert state.kept_watch("w") == ["g"]
+    assert slot.ids == ["g"]
+    slot.close()
+
+
+def test_what_opened_a_grant_is_remembered_with_it(home: Path) -> None:
+    remember(grant("short", "bastion", seconds=60))
+    remember(grant("long", "bastion", seconds=600), network="")
+    remember(grant("all", "bastion", "web"), everything=True)
+    remember(grant("job", "bastion"), by="script")
+    remember(grant("ssh", "bastion"), by="hook")
+    assert [entry["id"] for entry in state.opened_by("hand", URL, ["bastion"])] == ["long", "short"]
+    assert [entry["id"] for entry in state.opened_by("hand", URL, [])] == ["all"]
+    assert [entry["id"] for entry in state.opened_by("hook", URL, ["bastion"])] == ["ssh"]
+    assert state.opened_by("watch", URL, ["bastion"]) == []
+    assert state.opened_by("hand", URL + "2", ["bastion"]) == []
+    state.forget("long", "short")
+    assert state.opened_by("hand", URL, ["bastion"]) == []
+
+
+def test_a_watch_finds_what_a_dead_one_left_and_not_what_a_living_one_has(home: Path) -> None:
+    first, second = state.WatchSlot("w"), state.WatchSlot("w")
+    first.keep(["a"])
+    second.keep(["b"])
+    assert (first.ids, second.ids) == (["a"], ["b"])
+    other = state.WatchSlot("another name")
+    assert other.ids == []
+    first.close()
+    assert first.ids == []
+    third = state.WatchSlot("w")
+    assert third.ids == ["a"], "its lock went with the process"
+    for slot in (second, third, other):
+        slot.close()
+
+
+def test_a_watch_without_file_locks_or_a_folder_remembers_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as windows:
+        windows.setitem(sys.modules, "fcntl", None)
+        slot = state.WatchSlot("w")
+        slot.keep(["a"])
+        assert slot.ids == []
+        slot.close()
+    (home / ".local").write_text("in the way")
+    slot = state.WatchSlot("w")
+    slot.keep(["a"])
+    assert slot.ids == []
 
 
 def test_a_file_that_cannot_be_written_is_no_error(home: Path) -> None:

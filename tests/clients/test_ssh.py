@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -266,9 +267,13 @@ def test_a_grant_that_a_newer_one_took_the_place_of_is_no_longer_known(
     run: Run, double: Double, on_double: None
 ) -> None:
     run("bastion", "--for", "8h")
+    longer = run("ls", "-q").out.strip()
     run("web", "--for", "8h")
     assert run("ssh-hook", "--target", "web").err == "", "another target's grant lives on"
     shorter = run("-q", "bastion", "--for", "10m").out.strip()
+    run("revoke", shorter)
+    assert run("ssh-hook", "--target", "bastion").err == "", "a grant of its own took nothing's place"
+    shorter = run("-q", "bastion", "--for", "10m", "--renews", longer).out.strip()
     run("revoke", shorter)
     assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
 
@@ -277,8 +282,34 @@ def test_a_grant_superseded_under_a_named_source_is_no_longer_known(
     run: Run, double: Double, on_double: None
 ) -> None:
     run("bastion", "--for", "8h")
-    run("bastion", "--for", "10m", "--source", f"{double.source}/32")
+    run("bastion", "--for", "10m", "--source", f"{double.source}/32", "--renews", run("ls", "-q").out.strip())
     assert state.known(double.url, ["bastion"], network.fingerprint()) is None
+
+
+def test_the_hook_renews_what_a_hook_opened_and_nothing_else(
+    run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("bastion", "--for", "10m")
+    run("-q", "web", "--for", "10m")
+    real, later = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + later[0])
+    later[0] = 550  # the margin of the last minute
+    hook = ["ssh-hook", "--target", "bastion", "--for", "10m"]
+    assert run(*hook).err.startswith("knock: open")
+    first = list(double.grants.values())[-1]
+    assert first["renews"] is None, "what was opened by hand is left to its end"
+    later[0] = 1100
+    assert run(*hook).err.startswith("knock: open")
+    second = list(double.grants.values())[-1]
+    assert second["renews"] == first["id"]
+    later[0] = 1650
+    assert run(*hook[:-1], "5s").err.startswith("knock: open")
+    assert list(double.grants.values())[-1]["renews"] is None, "that would cut it short"
+    assert run("ssh-hook", "--target", "web").err.startswith("knock: open")
+    del double.grants[list(double.grants)[-1]]
+    later[0] += 86_400 - 30
+    done = run("ssh-hook", "--target", "web")
+    assert done.err.startswith("knock: open"), "what the API does not know any more is no reason to fail"
 
 
 def test_another_network_or_a_revocation_makes_the_hook_knock(

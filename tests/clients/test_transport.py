@@ -157,7 +157,7 @@ def test_a_lost_answer_is_asked_for_again_but_a_knock_is_not(
     assert client.whoami().principal.name == "alice"
     double.faults = ["drop"]
     with pytest.raises(
-        AnswerLost, match=r"may have been made: see `knock ls`, or knock again, which renews"
+        AnswerLost, match=r"may have been made: look with `knock ls`; another knock opens one beside"
     ) as caught:
         client.knock("bastion")
     assert caught.value.exit_code == 3

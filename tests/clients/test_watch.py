@@ -134,18 +134,100 @@ def test_who_revokes_a_watched_grant_ends_the_watch(
     assert double.calls("POST") == 1, "it did not argue"
 
 
-def test_a_knock_by_hand_is_followed_and_not_fought(
+def test_a_knock_by_hand_and_its_end_are_no_matter_of_the_watch(
+    as_alice: Api, start: Callable[..., Watching]
+) -> None:
+    watching = start("--revoke", "--for", "1h")
+    own = watching.said("opened")["grant"]["id"]
+    with as_alice.client("alice") as client:
+        sooner, later = client.knock("bastion", duration="10m"), client.knock("bastion", duration="2h")
+        client.revoke(sooner.id)
+        time.sleep(1.5)
+        assert [grant.id for grant in client.grants()] == [later.id, own], "a sibling's end does not stop it"
+        assert watching.stop() == (0, "")
+        told = watching.said("stopped")
+        assert f"revoked: grant {own}; still open until " in told["detail"]
+        assert later.id in told["detail"]
+        assert client.grant(later.id).status == "active", "the watch ends only what it opened"
+        assert as_alice.lets_in("203.0.113.7/32", "bastion")
+
+
+def test_a_watch_whose_grant_was_renewed_by_somebody_else_opens_one_of_its_own(
     double: Double, on_double: OnDouble, start: Callable[..., Watching]
 ) -> None:
     watching = start("--revoke")
-    watching.said("opened")
+    first = watching.said("opened")["grant"]["id"]
     with on_double.client("alice") as client:
-        by_hand = client.knock("bastion", duration="2h")
-        seen = len(double.seen)
-        wait_until(lambda: len(double.seen) > seen + 4)
-        assert double.calls("POST") == 2
+        by_hand = client.knock("bastion", renews=first)
+        second = watching.said("found")["grant"]["id"]
+        assert second == by_hand.id
+        own = watching.said("opened")["grant"]
+        assert own["renews"] is None
         watching.stop()
-        assert client.grant(by_hand.id).status == "revoked", "the watch ends what it watches"
+        assert client.grant(by_hand.id).status == "active"
+        assert client.grant(own["id"]).status == "revoked"
+
+
+def test_a_door_that_is_open_already_is_told_of_once_and_left_alone(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    with on_double.client("alice") as client, on_double.client("bob") as bob:
+        by_hand = client.knock("bastion", "web", duration="2h")
+        client.knock("web")
+        bob.knock("bastion")
+        double.faults = [None, None, (503, {}, {"title": "Try again", "status": 503, "detail": "no"})]
+        watching = start("--revoke")
+        found = watching.said("found")
+        assert found["grant"]["id"] == by_hand.id
+        assert found["detail"].endswith(f"by {by_hand.id}, which this watch leaves alone")
+        watching.said("offline")
+        own = watching.said("opened")["grant"]["id"]
+        watching.said("online")
+        client.revoke(by_hand.id)
+        seen = len(double.seen)
+        wait_until(lambda: len(double.seen) > seen + 1)
+        assert watching.stop() == (0, "")
+        assert double.grants[own]["status"] == "revoked"
+        assert watching.said("stopped")["detail"] == f"revoked: grant {own}"
+
+
+def test_two_watches_of_one_target_end_only_their_own(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    first, own = start("--revoke"), []
+    own.append(first.said("opened")["grant"]["id"])
+    second = start("--revoke")
+    assert second.said("found")["grant"]["id"] == own[0]
+    own.append(second.said("opened")["grant"]["id"])
+    assert second.stop() == (0, "")
+    assert [double.grants[one]["status"] for one in own] == ["active", "revoked"]
+    assert first.stop() == (0, "")
+    assert double.grants[own[0]]["status"] == "revoked"
+
+
+def test_a_check_is_one_call(double: Double, on_double: OnDouble, start: Callable[..., Watching]) -> None:
+    watching = start()
+    own = watching.said("opened")["grant"]["id"]
+    seen = len(double.seen)
+    wait_until(lambda: len(double.seen) > seen + 1)
+    assert {path for _, path, *_ in double.seen[seen:]} == {f"/prod/grants/{own}"}
+    assert double.calls("GET", "/whoami") == 1
+
+
+def test_a_full_key_passes_as_its_grants_end(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    double.max_live["alice"] = 1
+    with on_double.client("alice") as client:
+        other = client.knock("web")
+        watching = start()
+        assert other.id in watching.said("offline")["detail"]
+        client.revoke(other.id)
+        watching.said("opened")
+    double.full = {"198.51.100.9/32"}
+    watching.said("online")
+    double.source = "198.51.100.9"
+    assert "as many grants as a source may have" in watching.said("offline")["detail"]
 
 
 def test_offline_is_said_once_and_access_is_back_when_the_api_is(
@@ -194,7 +276,7 @@ def test_a_signal_in_the_middle_of_an_answer_does_not_keep_the_grant_from_being_
 def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_it(
     double: Double, on_double: OnDouble, start: Callable[..., Watching]
 ) -> None:
-    double.faults = [None, 1.0]  # whoami at once, the knock after a second
+    double.faults = [None, None, 1.0]  # whoami and the live grants at once, the knock after a second
     watching = start("--revoke")
     wait_until(lambda: double.calls("POST") == 1)
     assert watching.stop() == (0, "")
@@ -205,7 +287,7 @@ def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_it(
 def test_who_asks_twice_to_stop_is_not_kept_waiting(
     double: Double, on_double: OnDouble, start: Callable[..., Watching]
 ) -> None:
-    double.faults = [None, 20]
+    double.faults = [None, None, 20]
     watching = start()
     wait_until(lambda: double.calls("POST") == 1)
     watching.process.send_signal(signal.SIGTERM)
@@ -249,11 +331,12 @@ def test_what_a_killed_watch_left_elsewhere_is_ended_by_the_next(
     double.source = "198.51.100.9"
     watching = start("--revoke")
     assert watching.said("found")["grant"]["id"] == left
-    watching.said("moved")
+    moved = watching.said("moved")["grant"]
+    assert moved["renews"] == left
     watching.said("revoked")
-    assert double.grants[left]["status"] == "revoked"
+    assert double.grants[left]["status"] == "superseded"
     watching.stop()
-    assert state.kept_watch(f"{double.url} bastion") == []
+    assert state.WatchSlot(f"{double.url} bastion").ids == []
 
 
 def test_a_watch_stopped_before_it_reached_the_api_leaves_what_was_left_to_the_next(
@@ -267,7 +350,7 @@ def test_a_watch_stopped_before_it_reached_the_api_leaves_what_was_left_to_the_n
     watching = start("--revoke")
     watching.said("offline")
     assert watching.stop() == (0, "")
-    assert state.kept_watch(f"{double.url} bastion") == [left]
+    assert state.WatchSlot(f"{double.url} bastion").ids == [left]
 
 
 def test_a_pending_grant_is_waited_for_and_a_failed_one_tried_again(
@@ -309,8 +392,10 @@ def watcher(on_double: OnDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[wa
     asked = Namespace(
         targets=["bastion"], duration="1h", reason=None, every=60.0, revoke=False, json=True, quiet=False
     )
+    slot = state.WatchSlot("a watch")
     with Session(None, Screen(as_json=True)) as api:
-        yield watch.Watch(api, asked, Screen(as_json=True))
+        yield watch.Watch(api, asked, Screen(as_json=True), slot)
+    slot.close()
 
 
 def test_another_network_ends_the_wait_and_the_backoff(
@@ -374,14 +459,74 @@ def test_an_old_grant_that_could_not_be_revoked_is_tried_again(watcher: watch.Wa
         {},
         {"type": "urn:knock:problem:pool-exhausted", "title": "No", "status": 409, "detail": "x"},
     )
-    double.faults = [None, None, None, busy]
+    double.faults = [None, None, busy]
     watcher._check()
-    assert double.grants[first]["status"] == "active"
+    double.grants[first]["status"] = "active"  # as if the renewal had died before it ended the old grant
     assert watcher.left_behind == [first]
     watcher._check()
     assert double.grants[first]["status"] == "revoked"
     assert watcher.left_behind == []
     assert double.calls("POST") == 2
+
+
+def test_a_knock_that_may_have_opened_something_is_ended_by_the_next_check(
+    watcher: watch.Watch, double: Double
+) -> None:
+    lost = double.knock("alice", {"targets": ["bastion"]})[2]["id"]
+    unavailable = {"type": "urn:knock:problem:engine-unavailable", "title": "Try again", "status": 503}
+    unavailable |= {"detail": "no answer", "grant_id": lost}
+    double.faults = [None, None, (503, {"Retry-After": "0"}, unavailable)]
+    watcher._check()
+    assert watcher.slot.ids == [lost]
+    watcher.found.clear()
+    watcher._check()
+    assert watcher.found == set(), "what the watch is about to end is nobody else's"
+    assert watcher.grant is not None
+    assert watcher.slot.ids == [watcher.grant.id]
+    assert double.grants[lost]["status"] == "revoked"
+    assert watcher.left_behind == []
+    assert double.calls("POST") == 2
+
+
+def test_a_renewal_whose_old_grant_is_gone_opens_beside(watcher: watch.Watch, double: Double) -> None:
+    watcher._check()
+    double.grants.clear()
+    watcher._open("renewed", watcher.grant)
+    (grant,) = double.grants.values()
+    assert watcher.grant is not None
+    assert (grant["id"], grant["renews"]) == (watcher.grant.id, None)
+
+
+def test_a_renewal_that_does_not_open_leaves_the_old_grant_to_the_watch(
+    watcher: watch.Watch, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher._check()
+    old = watcher.grant
+    assert old is not None
+    double.opens_after, double.fails = 0.1, "PoolExhausted: full"
+    monkeypatch.setattr(watcher, "_until_renewal", lambda: 0.0)
+    watcher._check()
+    assert watcher.failures == 1
+    assert watcher.grant is not None
+    assert watcher.grant.id == old.id
+    assert double.grants[old.id]["status"] == "active"
+    double.fails = ""
+    watcher._check()
+    assert watcher.grant.id != old.id
+    assert double.grants[old.id]["status"] == "superseded"
+    assert watcher.slot.ids == [watcher.grant.id]
+    assert watcher.left_behind == []
+
+
+def test_what_is_still_open_is_asked_in_vain_and_the_watch_ends_as_it_should(
+    watcher: watch.Watch, double: Double
+) -> None:
+    watcher.args.revoke = True
+    watcher._check()
+    double.faults = [None, *["drop"] * 4]
+    watcher._stopped()
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+    assert watcher.slot.ids == []
 
 
 def test_the_seconds_between_checks_are_bounded(run: Run) -> None:
