@@ -12,5 +12,6 @@ on: what a deployment is made of is asked of the deployment (`stack.py`).
 | `output.py` | tables, JSON, JSON lines and CSV; values of the trail are data, never control sequences |
 | `stack.py` | finds the pieces of a deployment |
 | `targets.py`, `keys.py`, `grants.py`, `doctor.py` | the commands |
-| `trail.py` | reads the trail |
+| `simpledb.py` | reads the stack's domains |
+| `trail.py`, `ledger.py` | what is on record, and the commands that show it |
 """

@@ -1,8 +1,8 @@
-"""The way to AWS: one session, its clients, and a ledger of the calls that change something.
+"""The way to AWS: one session, its clients, and the list of the calls that change something.
 
 Every call of every command passes the hooks below, so `--dry-run` is written once: a call that is not known
 to only read is listed with its parameters and answered here, with placeholders, and never sent. The same
-ledger says, when a command fails half-way, what had been done before.
+list says, when a command fails half-way, what had been done before.
 
 A call counts as reading when its operation's name starts with a reading verb. All others are held back, so an
 operation this module has never heard of is held back too. EC2's own `DryRun` parameter was no alternative:
@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass
-class Ledger:
+class Calls:
     """The calls of one run that change something: planned (`--dry-run`) or done."""
 
     dry_run: bool = False
@@ -85,7 +85,7 @@ class Aws:
         endpoint_url: str | None = None,
         dry_run: bool = False,
     ) -> None:
-        self.ledger = Ledger(dry_run)
+        self.calls = Calls(dry_run)
         self._endpoint_url = endpoint_url
         self._session = boto3.Session(profile_name=profile, region_name=region)
         self._clients: dict[tuple[str, str | None], Any] = {}
@@ -151,18 +151,18 @@ class Aws:
             reads=model.name.startswith(READING),
         )
         context["knock_call"] = call
-        self.ledger.last = call
+        self.calls.last = call
 
     def _hold_back(
         self, model: OperationModel, context: dict[str, Any], **_: object
     ) -> tuple[AWSResponse, dict[str, Any]] | None:
         call: Call = context["knock_call"]
-        if not self.ledger.dry_run or call.reads:
+        if not self.calls.dry_run or call.reads:
             if not call.reads:
-                self.ledger.unanswered.append(call)
+                self.calls.unanswered.append(call)
             return None
-        self.ledger.planned.append(call)
-        answer = _placeholders(model.output_shape, len(self.ledger.planned))
+        self.calls.planned.append(call)
+        answer = _placeholders(model.output_shape, len(self.calls.planned))
         return AWSResponse("", 200, HTTPHeaders(), io.BytesIO()), {
             **answer,
             "ResponseMetadata": {"HTTPStatusCode": 200},
@@ -172,12 +172,12 @@ class Aws:
         self, http_response: AWSResponse, parsed: dict[str, Any], context: dict[str, Any], **_: object
     ) -> None:
         call: Call = context["knock_call"]
-        if call in self.ledger.unanswered:
-            self.ledger.unanswered.remove(call)
+        if call in self.calls.unanswered:
+            self.calls.unanswered.remove(call)
         failed = http_response.status_code >= 300 or "FunctionError" in parsed
-        if call.reads or self.ledger.dry_run or failed:
+        if call.reads or self.calls.dry_run or failed:
             return
-        self.ledger.done.append(call)
+        self.calls.done.append(call)
         if sys.stderr.isatty():
             print(f"done: {call.name}", file=sys.stderr)
 

@@ -19,7 +19,7 @@ from knock_admin import tags
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from knock_admin.aws import Aws, Ledger
+    from knock_admin.aws import Aws, Calls
     from knock_admin.output import Result
 
 EXITS = "Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach AWS, 130 interrupted."
@@ -50,6 +50,9 @@ _DURATION = _checked(tags.parse_duration, tags.show_duration)
 _NAME = _checked(tags.target_name)
 _WIDTHS = _checked(tags.parse_any_source, str)
 _PORTS = _checked(tags.parse_ports)
+_LIVE = _checked(tags.parse_max_live)
+_PRINCIPAL = _checked(tags.principal_name)
+_SOURCE = _checked(tags.canonical_source, str)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -204,6 +207,12 @@ def make_parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--max", type=_DURATION, required=required, metavar="DURATION", help="for how long, like 8h"
         )
+        to.add_argument(
+            "--max-live",
+            type=_LIVE,
+            metavar="N",
+            help="how many grants it may have at once (else the stack's MaxLive)",
+        )
         to.add_argument("--operator", action="store_true", help="may see and revoke everyone's grants")
         to.add_argument(
             "--any-source",
@@ -218,9 +227,9 @@ def make_parser() -> argparse.ArgumentParser:
         "keys:add",
         "make a key; its value is shown once",
         "knock-admin key add alice --targets bastion web --max 8h",
-        "knock-admin key add ci --targets web --max 30m --any-source /28",
+        "knock-admin key add ci --targets web --max 30m --any-source /28 --max-live 200",
     )
-    add.add_argument("name", help="the principal's name")
+    add.add_argument("name", type=_PRINCIPAL, help="the principal's name, also on record")
     rights(add, required=True)
     show = command(
         key,
@@ -236,6 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     change.add_argument("name", help="the key's name or id")
     rights(change, required=False)
+    change.add_argument("--no-max-live", action="store_true", help="as many as the stack's MaxLive again")
     change.add_argument("--no-operator", action="store_true", help="may no longer")
     change.add_argument("--no-any-source", action="store_true", help="may no longer")
     for name, where, text in (
@@ -285,7 +295,7 @@ def make_parser() -> argparse.ArgumentParser:
         "revoke [ID ...]",
         "grants:revoke",
         "end grants early; answers after their rules are gone",
-        "knock-admin revoke alice_203-0-113-7_20261123T211719Z_x7k2p9 --reason 'left the team'",
+        "knock-admin revoke alice_203-0-113-7_20261123T211719Z_9f86d081884c7d65 --reason 'left the team'",
         "knock-admin revoke --principal alice --reason 'laptop stolen' --yes",
     )
     revoke.add_argument("id", nargs="*", help="grants, by id")
@@ -313,6 +323,15 @@ def make_parser() -> argparse.ArgumentParser:
     trail.add_argument(
         "--format", choices=["table", "jsonl", "csv"], default="table", help="(default: table)"
     )
+    show = command(
+        commands,
+        "ledger SOURCE",
+        "ledger:show",
+        "show why a door is open or shut: a source's claims and rules",
+        "knock-admin ledger 203.0.113.7",
+        changing=False,
+    )
+    show.add_argument("source", type=_SOURCE, help="an address or a CIDR")
     command(
         commands,
         "guard",
@@ -381,12 +400,12 @@ def _main(args: argparse.Namespace) -> int:
             aws = Aws(
                 profile=args.profile, region=args.region, endpoint_url=args.endpoint_url, dry_run=args.dry_run
             )
-            return _finish(_run(aws, args), aws.ledger, args)
+            return _finish(_run(aws, args), aws.calls, args)
         except (BotoCoreError, ClientError) as error:
-            raise translated(error, aws.ledger.last if aws else None) from error
+            raise translated(error, aws.calls.last if aws else None) from error
     except AdminError as error:
         print(f"knock-admin: {error}", file=sys.stderr)
-        _tell_done(aws.ledger if aws else None, args)
+        _tell_done(aws.calls if aws else None, args)
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe has seen enough; Python would complain at exit when it flushes.
@@ -394,7 +413,7 @@ def _main(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         print("knock-admin: interrupted", file=sys.stderr)
-        _tell_done(aws.ledger if aws else None, args, interrupted=True)
+        _tell_done(aws.calls if aws else None, args, interrupted=True)
         return 130
 
 
@@ -433,15 +452,15 @@ def _run(aws: Aws, args: argparse.Namespace) -> Result:
     return result
 
 
-def _finish(result: Result, ledger: Ledger, args: argparse.Namespace) -> int:
+def _finish(result: Result, calls: Calls, args: argparse.Namespace) -> int:
     """Print what came of a command, or what it would do."""
-    if ledger.dry_run:
-        calls = [{"call": call.name, "parameters": call.parameters} for call in ledger.planned]
+    if calls.dry_run:
+        planned = [{"call": call.name, "parameters": call.parameters} for call in calls.planned]
         if args.json:
-            print(json.dumps({"dry_run": True, "calls": calls}, indent=2, default=str))
+            print(json.dumps({"dry_run": True, "calls": planned}, indent=2, default=str))
             return 0
-        print("Calls this would make:" if calls else "This would change nothing.")
-        for number, call in enumerate(calls, 1):
+        print("Calls this would make:" if planned else "This would change nothing.")
+        for number, call in enumerate(planned, 1):
             print(f"{number:3}. {call['call']} {json.dumps(call['parameters'], default=str)}")
         return 0
     if args.json and result.data is not None:
@@ -455,17 +474,17 @@ def _finish(result: Result, ledger: Ledger, args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _tell_done(ledger: Ledger | None, args: argparse.Namespace, *, interrupted: bool = False) -> None:
+def _tell_done(calls: Calls | None, args: argparse.Namespace, *, interrupted: bool = False) -> None:
     """Say what a command that failed had changed before, and what running it again does."""
-    if not ledger:
+    if not calls:
         return
-    unknown = ledger.unanswered if interrupted else []
-    for heading, calls in (("Done before that:", ledger.done), ("Not known whether done:", unknown)):
-        if calls:
+    unknown = calls.unanswered if interrupted else []
+    for heading, told in (("Done before that:", calls.done), ("Not known whether done:", unknown)):
+        if told:
             print(heading, file=sys.stderr)
-        for call in calls:
+        for call in told:
             print(f"  {call.name} {json.dumps(call.parameters, default=str)}", file=sys.stderr)
-    if ledger.done or unknown:
+    if calls.done or unknown:
         usual = "Run the same command again: it goes on where this one stopped."
         print(AGAIN.get(args.run, usual), file=sys.stderr)
 

@@ -5,6 +5,13 @@ Each check looks at one thing and answers with findings: `ok`, `warn` (works, bu
 so as a `warn` and lets the others go on. With `--test-grant` a real grant is made on a scratch group with a
 temporary key, through the knock API as people use it, and watched until it has closed by itself; what was
 made for it is removed whatever happens.
+
+Live tags decide about every grant, so the scratch group has to be a target of the stack for a while, which a
+key that may open every target could open meanwhile. So it becomes one when all else is ready, and is none any
+more as soon as the test's grant is open: a minute, as long as the API keeps what it has read of tags.
+
+    group and key made   key accepted   target seen   grant open   rule gone   group and key removed
+                               ├── a target of the stack ──┤
 """
 
 from __future__ import annotations
@@ -16,11 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from knock_admin import grants, keys, tags, targets
+from knock_admin import grants, keys, ledger, simpledb, tags, targets
 from knock_admin.errors import AdminError, Unreachable, code_of, translated
 from knock_admin.output import Result, count, progress, table, warn
 from knock_admin.stack import MODULES
@@ -39,9 +47,14 @@ CLOSING_PATIENCE = 30.0
 """Seconds to wait for the rule to go after the grant's end."""
 PAUSE = 1.0
 """Seconds between two looks."""
-TRAIL_LIMIT = 10 * 1024**3
+DOMAIN_LIMIT = 10 * 1024**3
 RULES_PER_INTERFACE = 1000
 
+
+MACHINES = (
+    ("state machine", "STATE_MACHINE_ARN", "no grant can start"),
+    ("closings", "CLOSINGS_ARN", "a grant that is stopped by hand stays open"),
+)
 
 Later = Callable[[str, Callable[[], object]], None]
 
@@ -59,11 +72,17 @@ def doctor(stack: Stack, args: Namespace) -> Result:
     """Check a deployment. Exit code 1 when a check fails; warnings are only told."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("functions", lambda: _functions(stack)),
-        ("state machine", lambda: _state_machine(stack)),
-        ("trail", lambda: _trail(stack)),
+        *(
+            (what, partial(_state_machine, stack, what, variable, otherwise))
+            for what, variable, otherwise in MACHINES
+        ),
+        ("trail", lambda: _domain(stack, "trail", simpledb.TRAIL)),
+        ("ledger", lambda: _ledger(stack)),
+        ("refusals", lambda: _domain(stack, "refusals", simpledb.REFUSALS)),
         ("targets", lambda: _targets(stack)),
         ("keys", lambda: _keys(stack, args)),
         ("usage plan", lambda: _usage_plan(stack)),
+        ("limits", lambda: _limits(stack)),
         ("quotas", lambda: _quotas(stack)),
         ("events", lambda: _events(stack)),
         ("alarms", lambda: _alarms(stack)),
@@ -90,7 +109,7 @@ def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> l
     except AdminError as error:
         found.append(Finding("fail", what, str(error)))
     except (ClientError, BotoCoreError) as error:
-        failure = translated(error, stack.aws.ledger.last)
+        failure = translated(error, stack.aws.calls.last)
         if isinstance(failure, Unreachable):
             raise
         denied = "Your credentials need" in str(failure)
@@ -111,7 +130,7 @@ def _functions(stack: Stack) -> Iterator[Finding]:
         if state not in ("Active", "Inactive") or update not in ("Successful", "InProgress"):
             why = function.get("LastUpdateStatusReason") or function.get("StateReason") or "no reason given"
             yield Finding("fail", "functions", f"{name} is {state}, its last update {update}: {why}")
-    for variable in ("TRAIL_DOMAIN", "TRAIL_REGION", "STATE_MACHINE_ARN"):
+    for variable in (*simpledb.DOMAINS, "TRAIL_REGION", "STATE_MACHINE_ARN", "CLOSINGS_ARN"):
         seen = {
             value
             for function in stack.functions.values()
@@ -124,21 +143,17 @@ def _functions(stack: Stack) -> Iterator[Finding]:
     yield Finding("ok", "functions", ", ".join(sorted(stack.functions)))
 
 
-def _state_machine(stack: Stack) -> Iterator[Finding]:
-    arn = stack.setting("STATE_MACHINE_ARN")
+def _state_machine(stack: Stack, what: str, variable: str, otherwise: str) -> Iterator[Finding]:
+    arn = stack.setting(variable)
     machine = stack.aws.client("stepfunctions").describe_state_machine(stateMachineArn=arn)
     if machine["status"] != "ACTIVE":
-        yield Finding(
-            "fail", "state machine", f"{machine['name']} is {machine['status']}: no grant can start"
-        )
+        yield Finding("fail", what, f"{machine['name']} is {machine['status']}: {otherwise}")
     called = _resources(json.loads(machine["definition"]))
     # A function is known by its ARN; a version or an alias may follow that.
     ours = {function["FunctionArn"].split(":")[6] for function in stack.functions.values()}
     for strange in sorted(name for name in called if name.split(":")[6] not in ours):
-        yield Finding("fail", "state machine", f"it calls {strange}, which is no function of this stack")
-    yield Finding(
-        "ok", "state machine", f"{machine['name']} calls {count(len(called), 'function')} of this stack"
-    )
+        yield Finding("fail", what, f"it calls {strange}, which is no function of this stack")
+    yield Finding("ok", what, f"{machine['name']} calls {count(len(called), 'function')} of this stack")
 
 
 def _resources(definition: dict[str, Any]) -> set[str]:
@@ -149,22 +164,51 @@ def _resources(definition: dict[str, Any]) -> set[str]:
     }
 
 
-def _trail(stack: Stack) -> Iterator[Finding]:
-    region, domain = stack.setting("TRAIL_REGION"), stack.setting("TRAIL_DOMAIN")
+def _domain(stack: Stack, what: str, variable: str) -> Iterator[Finding]:
+    region, domain = stack.setting("TRAIL_REGION"), stack.setting(variable)
     if region not in stack.aws.trail_regions:
         yield Finding(
-            "fail", "trail", f"{region} has no SimpleDB; it is in {', '.join(stack.aws.trail_regions)}"
+            "fail", what, f"{region} has no SimpleDB; it is in {', '.join(stack.aws.trail_regions)}"
         )
         return
-    seen = stack.aws.client("sdb", region).domain_metadata(DomainName=domain)
+    seen = simpledb.client(stack).domain_metadata(DomainName=domain)
     size = sum(
         seen[name] for name in ("ItemNamesSizeBytes", "AttributeNamesSizeBytes", "AttributeValuesSizeBytes")
     )
-    level = "warn" if size > TRAIL_LIMIT * 8 // 10 else "ok"
     yield Finding(
-        level,
-        "trail",
-        f"{domain} in {region}: {seen['ItemCount']} items, {size * 100 // TRAIL_LIMIT} % of 10 GB",
+        "warn" if size > DOMAIN_LIMIT * 8 // 10 else "ok",
+        what,
+        f"{domain} in {region}: {count(seen['ItemCount'], 'item')}, {size * 100 // DOMAIN_LIMIT} % of 10 GB",
+    )
+
+
+def _ledger(stack: Stack) -> Iterator[Finding]:
+    """Look at the domain, and at every source's ledger: can it be read, and is there room in it?"""
+    yield from _domain(stack, "ledger", simpledb.LEDGER)
+    if stack.setting("TRAIL_REGION") not in stack.aws.trail_regions:
+        return
+    for source, values in simpledb.select(stack, simpledb.LEDGER):
+        try:
+            found = ledger.decode(source, values)
+        except AdminError as error:
+            yield Finding("fail", "ledger", f"{error}; nobody can knock from there")
+            continue
+        for what, most in (("claims", ledger.MOST_CLAIMS), ("rules", ledger.MOST_RULES)):
+            held = len(found[what])
+            if held * 5 >= most * 4:
+                yield Finding(
+                    "warn",
+                    "ledger",
+                    f"{source} has {held} of {most} {what}; beyond that, knocks from there are refused",
+                )
+
+
+def _limits(stack: Stack) -> Iterator[Finding]:
+    yield Finding(
+        "ok",
+        "limits",
+        f"{stack.setting('MAX_LIVE')} live grants a key (MaxLive), {ledger.MOST_CLAIMS} claims and "
+        f"{ledger.MOST_RULES} rules a source",
     )
 
 
@@ -231,6 +275,15 @@ def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
             yield Finding(
                 "warn", "keys", f"{who} may open {', '.join(sorted(named - known))}, which do not exist"
             )
+        if tags.NAME not in key.tags:
+            yield Finding(
+                "warn",
+                "keys",
+                f"{who} has no tag {tags.NAME}, so its grants are on record under its id; any change by "
+                "`key set` adds it",
+            )
+        elif key.recorded_name != key.name:
+            yield Finding("warn", "keys", f"{who}: its grants are on record under {key.recorded_name}")
         if key.retires_at and key.retires_at <= args.now:
             yield Finding(
                 "warn", "keys", f"{who} was to retire at {key.tags[tags.RETIRES_AT]} and still works"
@@ -292,6 +345,15 @@ def _events(stack: Stack) -> Iterator[Finding]:
         yield Finding(
             "fail", "events", f"the rule {name} is off: stopping an execution by hand leaves its rules open"
         )
+    started = [target["Arn"] for target in events.list_targets_by_rule(Rule=name)["Targets"]]
+    closings = stack.setting("CLOSINGS_ARN")
+    if closings not in started:
+        yield Finding(
+            "fail",
+            "events",
+            f"the rule {name} starts {', '.join(started) or 'nothing'}, not {closings}: stopping an "
+            "execution by hand leaves its rules open",
+        )
     yield Finding("ok", "events", f"{name} is {rule['State'].lower()}")
 
 
@@ -314,6 +376,64 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------- the test grant
 
 
+@dataclass
+class Scratch:
+    """A group that is attached to nothing, and a target of the stack only while a test needs it."""
+
+    stack: Stack
+    name: str
+    group: str
+    is_target: bool = False
+
+    @classmethod
+    def make(cls, stack: Stack, name: str, vpc: str | None) -> Scratch:
+        """Make the group, tagged as one that is no target yet."""
+        where = targets.vpc_of(stack.aws, vpc, [] if vpc else targets.all_groups(stack)[:1], [])
+        ec2 = stack.aws.client("ec2")
+        unfinished = {"Key": tags.UNFINISHED, "Value": f"{stack.name}/{name}"}
+        made = ec2.create_security_group(
+            GroupName=f"{stack.name}-{name}",
+            Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
+            VpcId=where["VpcId"],
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": [unfinished]}],
+        )
+        return cls(stack, name, str(made["GroupId"]))
+
+    def become_target(self) -> None:
+        """Tag it as a target of its own."""
+        ec2 = self.stack.aws.client("ec2")
+        if not self.stack.aws.calls.dry_run:
+            ec2.get_waiter("security_group_exists").wait(GroupIds=[self.group], WaiterConfig={"Delay": 1})
+        self.is_target = True  # before the call, whose answer may be lost
+        wanted = {tags.STACK: self.stack.name, tags.TARGET: self.name, tags.PORTS: "9/tcp"}
+        ec2.create_tags(
+            Resources=[self.group], Tags=[{"Key": key, "Value": value} for key, value in wanted.items()]
+        )
+        ec2.delete_tags(Resources=[self.group], Tags=[{"Key": tags.UNFINISHED}])
+
+    def become_none(self) -> None:
+        """Take it out of the targets; Knock may still close what is open there."""
+        if self.is_target:
+            self.stack.aws.client("ec2").delete_tags(
+                Resources=[self.group], Tags=[{"Key": tags.TARGET}, {"Key": tags.PORTS}]
+            )
+            self.is_target = False
+
+    def delete(self) -> None:
+        """Delete it. Raises AdminError while it holds a rule: a grant of another key's may claim that."""
+        self.become_none()
+        if rules := [] if self.stack.aws.calls.dry_run else self.rules():
+            ids = ", ".join(rule["SecurityGroupRuleId"] for rule in rules)
+            raise AdminError(
+                f"it holds {ids}, which a grant of another key may have opened: wait for its end"
+            )
+        self.stack.aws.client("ec2").delete_security_group(GroupId=self.group)
+
+    def rules(self) -> list[dict[str, Any]]:
+        """List its rules."""
+        return targets.rules_of(self.stack.aws, [self.group])
+
+
 def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
     """Make a grant, watch it open and close, and remove what was made for it."""
     name = f"doctor-{secrets.token_hex(4)}"
@@ -323,19 +443,26 @@ def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
         def later(what: str, remove: Callable[[], object]) -> None:
             cleanup.callback(_clean, stack, what, remove, left_behind)
 
-        group = _scratch_group(stack, name, args.vpc)
-        later(f"the group {group}", lambda: stack.aws.client("ec2").delete_security_group(GroupId=group))
+        scratch = Scratch.make(stack, name, args.vpc)
+        later(f"the group {scratch.group}", scratch.delete)
         gateway = stack.aws.client("apigateway")
         _, value = keys.make(
             stack,
             name,
-            {tags.STACK: stack.name, tags.TARGETS: name, tags.MAX_DURATION: f"{TEST_DURATION}s"},
+            {
+                tags.STACK: stack.name,
+                tags.NAME: name,
+                tags.TARGETS: name,
+                tags.MAX_DURATION: f"{TEST_DURATION}s",
+            },
             made=lambda key: later(f"the key {key}", lambda: gateway.delete_api_key(apiKey=key)),
         )
-        if stack.aws.ledger.dry_run:
-            stack.aws.ledger.plan("knock:POST /knock", {"targets": [name], "duration": TEST_DURATION})
+        if stack.aws.calls.dry_run:
+            scratch.become_target()
+            stack.aws.calls.plan("knock:POST /knock", {"targets": [name], "duration": TEST_DURATION})
+            scratch.become_none()
         else:
-            yield from _watch(stack, _client(stack, value), name, group, later)
+            yield from _watch(stack, _client(stack, value), scratch, later)
     yield from (Finding("fail", "test grant", text) for text in left_behind)
 
 
@@ -355,28 +482,32 @@ def _client(stack: Stack, value: str) -> Client:
     return Client(stack.address, value)
 
 
-def _watch(stack: Stack, client: Client, name: str, group: str, later: Later) -> Iterator[Finding]:
+def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iterator[Finding]:
     """Knock, and look at the scratch group's rules until they have come and gone."""
     from knock import KnockError
 
     try:
-        _await_rights(client, name)
-        grant = client.knock(name, duration=TEST_DURATION, reason="knock-admin doctor")
+        _await_key(client)
+        scratch.become_target()
+        _await_target(client, scratch.name)
+        grant = client.knock(scratch.name, duration=TEST_DURATION, reason="knock-admin doctor")
     except KnockError as error:
         raise AdminError(f"the knock failed: {error}") from error
-    later(f"the grant {grant.id}", lambda: _end(stack, grant.id, group))
-    opened = [rule for rule in targets.rules_of(stack.aws, [group]) if grant.source in _cidrs(rule)]
+    later(f"the grant {grant.id}", lambda: _end(stack, grant.id, scratch))
+    scratch.become_none()
+    opened = [rule for rule in scratch.rules() if grant.source in _cidrs(rule)]
     if not opened:
         yield Finding(
-            "fail", "test grant", f"the API says that {grant.id} is open, and {group} has no rule for it"
+            "fail",
+            "test grant",
+            f"the API says that {grant.id} is open, and {scratch.group} has no rule for it",
         )
         return
-    yield Finding(
-        "ok", "test grant", f"{grant.id} opened {opened[0]['SecurityGroupRuleId']} for {grant.source}"
-    )
+    rule_id = opened[0]["SecurityGroupRuleId"]
+    yield Finding("ok", "test grant", f"{grant.id} opened {rule_id} for {grant.source}")
     progress(f"waiting for {grant.id} to expire")
     deadline = time.monotonic() + TEST_DURATION + CLOSING_PATIENCE
-    while targets.rules_of(stack.aws, [group]):
+    while any(rule["SecurityGroupRuleId"] == rule_id for rule in scratch.rules()):
         if time.monotonic() > deadline:
             yield Finding("fail", "test grant", f"the rule of {grant.id} is still there after its end")
             return
@@ -391,35 +522,51 @@ def _watch(stack: Stack, client: Client, name: str, group: str, later: Later) ->
     )
 
 
-def _await_rights(client: Client, name: str) -> None:
-    """Wait until the API knows the temporary key and target.
+def _await(what: str, ask: Callable[[], str | None]) -> None:
+    """Wait until nothing is amiss any more. Raises AdminError when that takes too long."""
+    progress(f"waiting for the API to {what}; up to two minutes")
+    deadline = time.monotonic() + TEST_PATIENCE
+    while amiss := ask():
+        if time.monotonic() > deadline:
+            raise AdminError(f"the API still {amiss}")
+        time.sleep(PAUSE)
 
-    By asking who the key is, not by knocking: a knock that is refused is in the trail and counts for an
-    alarm.
-    """
+
+def _await_key(client: Client) -> None:
+    """Wait until the gateway lets the temporary key in, by a call for which the API reads no targets."""
     from knock import KeyRejected
 
-    progress("waiting for the API to know the temporary key and target; up to two minutes")
-    deadline = time.monotonic() + TEST_PATIENCE
-    while True:
+    def ask() -> str | None:
         try:
-            if any(target.name == name for target in client.whoami().targets):
-                return
-            missing = "does not know the scratch target"
+            list(client.grants())
         except KeyRejected as error:
-            missing = f"does not accept the temporary key ({error})"
-        if time.monotonic() > deadline:
-            raise AdminError(f"the API still {missing}")
-        time.sleep(PAUSE)
+            return f"does not accept the temporary key ({error})"
+        return None
+
+    _await("accept the temporary key", ask)
+
+
+def _await_target(client: Client, name: str) -> None:
+    """Wait until the API knows the scratch target.
+
+    By asking what the key may open, not by knocking: a knock that is refused is on record and counts for an
+    alarm.
+    """
+
+    def ask() -> str | None:
+        known = any(target.name == name for target in client.whoami().targets)
+        return None if known else "does not know the scratch target"
+
+    _await("know the scratch target", ask)
 
 
 def _events_of(client: Client, grant_id: str) -> dict[str, str]:
     return {event["event"]: event["at"] for event in client.grant(grant_id).events}
 
 
-def _end(stack: Stack, grant_id: str, group: str) -> None:
+def _end(stack: Stack, grant_id: str, scratch: Scratch) -> None:
     """End the test grant, should its rule still be there."""
-    if targets.rules_of(stack.aws, [group]):
+    if scratch.rules():
         grants.end(stack, grant_id, _BY, "cleaning up")
 
 
@@ -430,32 +577,11 @@ def _cidrs(rule: dict[str, Any]) -> tuple[str | None, str | None]:
     return rule.get("CidrIpv4"), rule.get("CidrIpv6")
 
 
-def _scratch_group(stack: Stack, name: str, vpc: str | None) -> str:
-    """Make a group that is attached to nothing, tagged as a target of its own."""
-    where = targets.vpc_of(stack.aws, vpc, [] if vpc else targets.all_groups(stack)[:1], [])
-    made = stack.aws.client("ec2").create_security_group(
-        GroupName=f"{stack.name}-{name}",
-        Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
-        VpcId=where["VpcId"],
-        TagSpecifications=[
-            {
-                "ResourceType": "security-group",
-                "Tags": [
-                    {"Key": tags.STACK, "Value": stack.name},
-                    {"Key": tags.TARGET, "Value": name},
-                    {"Key": tags.PORTS, "Value": "9/tcp"},
-                ],
-            }
-        ],
-    )
-    return str(made["GroupId"])
-
-
 def _clean(stack: Stack, what: str, remove: Callable[[], object], left_behind: list[str]) -> None:
     """Remove one thing that the test made. A failure is told at once, and stops no other removal."""
     try:
         remove()
     except (ClientError, BotoCoreError, AdminError) as error:
-        failure = error if isinstance(error, AdminError) else translated(error, stack.aws.ledger.last)
+        failure = error if isinstance(error, AdminError) else translated(error, stack.aws.calls.last)
         left_behind.append(f"{what} was left behind, remove it by hand: {failure}")
         warn(left_behind[-1])

@@ -1,6 +1,7 @@
 """What can go wrong, and what to say about it.
 
     AdminError           exit 1   refused or failed; the message says what to do
+    ├── FunctionFailed   exit 1   a function of the stack answered with an error of its own
     ├── UsageError       exit 2   the command line does not make sense
     └── Unreachable      exit 3   AWS did not answer, or there are no credentials to ask it with
 
@@ -42,6 +43,14 @@ class AdminError(Exception):
     """The command was refused or failed; the text says why and what to do."""
 
     exit_code = 1
+
+
+class FunctionFailed(AdminError):
+    """A function of the stack answered with an error of its own; `kind` is its name."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class UsageError(AdminError):

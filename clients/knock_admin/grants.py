@@ -1,20 +1,25 @@
 """`knock-admin grants`, `revoke` and `guard`: who is in, ending it, and the smoke detector.
 
-A grant is ended by the same calls, in the same order, as `DELETE /grants/{id}` makes: the revoke function
-first, so that its rules are gone, then StopExecution with an error and a cause that say who and why. What the
-revoke function does, and in which order, is nowhere repeated here. A single grant is ended without reading
+A grant is ended as `DELETE /grants/{id}` ends it: the revoke function closes its rules and stops its
+execution, and what that cannot finish now goes on in the closings' state machine, for as long as it takes.
+What is done, and in which order, is nowhere repeated here. A grant named by its id is ended without reading
 the trail, so that it can be done while the trail cannot be reached.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import trail
-from knock_admin.errors import AdminError, UsageError, already_done, translated
+from botocore.exceptions import ClientError
+
+from knock_admin import tags, trail
+from knock_admin.errors import AdminError, FunctionFailed, UsageError, translated
 from knock_admin.output import Result, note, progress, table, visible
+from knock_admin.simpledb import quote
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,17 +27,21 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
 
 
+SETTLES_WITHIN = 2.0
+"""Seconds in which an authorization under way mostly ends."""
+PAUSE = 0.3
+"""Seconds between two tries."""
+
+
 def show(stack: Stack, args: Namespace) -> Result:
     """List grants, newest first: the live ones, or those that ended in a certain way."""
     where = trail.conditions(args)
     if args.status == "live":
         where += trail.live(args.now)
-    else:
-        where.append("`kind` = 'grant'")
-        if args.status != "all":
-            where.append(f"`state` = {trail.quote(args.status)}")
-    # Refusals have no `order`, and what a Select sorts by must be in a condition.
-    entries = trail.select(stack, [*where, "`order` is not null"], "`order` desc")
+    elif args.status != "all":
+        where.append(f"`state` = {quote(args.status)}")
+    # What a Select sorts by must be in a condition.
+    entries = trail.grants(stack, [*where, "`order` is not null"], "`order` desc")
     if args.json:
         return Result({"grants": [entry.as_json(args.now) for entry in entries]}, [])
     header = ("ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "LEFT", "EXPIRES AT", "REASON")
@@ -42,8 +51,8 @@ def show(stack: Stack, args: Namespace) -> Result:
             status := entry.status(args.now),
             entry.one("principal_name"),
             entry.one("source"),
-            " ".join(str(target.get("name", target)) for target in entry.targets),
-            trail.left(entry, args.now) if status in ("active", "pending") else "-",
+            entry.target_names,
+            tags.left(entry.one("expires_at"), args.now) if status in ("active", "pending") else "-",
             entry.one("expires_at"),
             entry.one("reason") or "-",
         )
@@ -59,30 +68,80 @@ def _operator(stack: Stack) -> dict[str, str]:
 
 
 def invoke(stack: Stack, module: str, payload: dict[str, Any]) -> Any:
-    """Run one of the stack's functions and give its answer. Raises AdminError with its own error."""
+    """Run one of the stack's functions and give its answer. Raises FunctionFailed with its own error."""
     answer = stack.aws.client("lambda").invoke(
         FunctionName=stack.function(module), Payload=json.dumps(payload)
     )
-    if stack.aws.ledger.dry_run:
+    if stack.aws.calls.dry_run:
         return {}
     said = json.loads(answer["Payload"].read() or "null")
     if answer.get("FunctionError"):
         detail = said.get("errorMessage", "") if isinstance(said, dict) else said
         kind = said.get("errorType", "an error") if isinstance(said, dict) else "an error"
-        raise AdminError(f"{stack.function(module)} failed with {kind}: {visible(detail)}")
+        raise FunctionFailed(kind, f"{stack.function(module)} failed with {kind}: {visible(detail)}")
     return said
 
 
 def end(stack: Stack, grant_id: str, by: dict[str, str], reason: str) -> dict[str, Any]:
-    """End one grant: close what it opened, then stop its execution. Twice is fine."""
-    revocation: dict[str, Any] = invoke(
-        stack, "revoke", {"how": "revoked", "grant": {"grant_id": grant_id}, "by": by, "reason": reason}
-    )
-    arn = stack.setting("STATE_MACHINE_ARN").replace(":stateMachine:", ":execution:") + f":{grant_id}"
-    cause = f"revoked by {by['name']}" + (f": {reason}" if reason else "")
-    with already_done("ExecutionDoesNotExist"):
-        stack.aws.client("stepfunctions").stop_execution(executionArn=arn, error="Revoked", cause=cause)
-    return revocation
+    """End one grant: its rules are gone then, and its execution is stopped. Twice is fine.
+
+    Raises FunctionFailed when that could not be finished; a closing goes on with it then, if the grant has an
+    execution.
+    """
+    payload = {"how": "revoked", "grant": {"grant_id": grant_id}, "by": by, "reason": reason}
+    payload["request"] = secrets.token_hex(8)  # so that a second try knows what the first has recorded
+    try:
+        return _close(stack, payload)
+    except FunctionFailed as error:
+        started = _input_of(stack, grant_id)
+        if not started:
+            raise
+        payload["grant"] = started
+        if error.kind != "GrantNotFound":
+            raise _handed_over(stack, grant_id, payload, error) from error
+    try:  # its execution has started, and it is not on record yet
+        return _close(stack, payload)
+    except FunctionFailed as error:
+        raise _handed_over(stack, grant_id, payload, error) from error
+
+
+def _close(stack: Stack, payload: dict[str, Any]) -> dict[str, Any]:
+    """Run the revoke function, and again for a moment while the grant is still being authorized."""
+    deadline = time.monotonic() + SETTLES_WITHIN
+    while True:
+        try:
+            return dict(invoke(stack, "revoke", payload))
+        except FunctionFailed as error:
+            if error.kind != "RuleUnsettled" or time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE)
+
+
+def _input_of(stack: Stack, grant_id: str) -> dict[str, Any] | None:
+    """Read a grant from its execution's input: with that it can be closed without trail and ledger."""
+    arn = stack.setting("STATE_MACHINE_ARN").replace(":stateMachine:", ":execution:")
+    try:
+        execution = stack.aws.client("stepfunctions").describe_execution(executionArn=f"{arn}:{grant_id}")
+        started = json.loads(execution.get("input", "null"))
+    except (ClientError, ValueError):
+        return None
+    return started if isinstance(started, dict) and started.get("grant_id") == grant_id else None
+
+
+def _handed_over(
+    stack: Stack, grant_id: str, payload: dict[str, Any], failure: FunctionFailed
+) -> FunctionFailed:
+    """Start a closing, which goes on with what the revoke function could not finish; say so, or why not."""
+    name = f"{grant_id[:63]}_{secrets.token_hex(8)}"
+    try:
+        stack.aws.client("stepfunctions").start_execution(
+            stateMachineArn=stack.setting("CLOSINGS_ARN"), name=name, input=json.dumps(payload)
+        )
+    except ClientError as error:
+        return FunctionFailed(
+            failure.kind, f"{failure}; and no closing goes on: {translated(error, stack.aws.calls.last)}"
+        )
+    return FunctionFailed(failure.kind, f"{failure}; a closing goes on until it is ({name})")
 
 
 def revoke(stack: Stack, args: Namespace) -> Result:
@@ -94,10 +153,10 @@ def revoke(stack: Stack, args: Namespace) -> Result:
         )
     ids: list[str] = list(args.id)
     if not ids:
-        found = trail.select(stack, [*trail.conditions(args), *trail.live(args.now)], "`expires_at` asc")
-        entries = list(found)
+        where = [*trail.conditions(args), *trail.live(args.now)]
+        entries = list(trail.grants(stack, where, "`expires_at` asc"))
         ids = [entry.id for entry in entries]
-        if ids and not (args.yes or stack.aws.ledger.dry_run):
+        if ids and not (args.yes or stack.aws.calls.dry_run):
             for line in table(
                 ((entry.id, entry.one("principal_name"), entry.one("source")) for entry in entries),
                 ("ID", "PRINCIPAL", "SOURCE"),
@@ -113,12 +172,12 @@ def revoke(stack: Stack, args: Namespace) -> Result:
         error = _try_end(stack, grant_id, by, args.reason, ended)
         if error:
             failed[grant_id] = error
-            lines.append(f"{grant_id}: NOT ended: {error}")
+            lines.append(f"{grant_id}: NOT closed: {error}")
         else:
             lines.append(f"{grant_id}: {_summary(ended[-1])}")
     if failed:
         lines.append(
-            f"{len(failed)} of {len(ids)} not ended. The same command may be run again: twice is fine."
+            f"{len(failed)} of {len(ids)} not closed. The same command may be run again: twice is fine."
         )
     return Result(
         {"ended": ended, "failed": failed}, lines or ["No live grant matches."], exit_code=1 if failed else 0
@@ -129,14 +188,12 @@ def _try_end(
     stack: Stack, grant_id: str, by: dict[str, str], reason: str, ended: list[dict[str, Any]]
 ) -> str | None:
     """End one grant; give what went wrong, so that the others get their turn."""
-    from botocore.exceptions import ClientError
-
     try:
         ended.append({"grant_id": grant_id, **end(stack, grant_id, by, reason)})
     except AdminError as error:
         return str(error)
     except ClientError as error:
-        return str(translated(error, stack.aws.ledger.last))
+        return str(translated(error, stack.aws.calls.last))
     return None
 
 
@@ -160,7 +217,7 @@ def guard(stack: Stack, _args: Namespace) -> Result:
 
     The function looks and mends in one and has no way to only look, so a dry run can list the call alone.
     """
-    if stack.aws.ledger.dry_run:
+    if stack.aws.calls.dry_run:
         note("what the guard would find, and mend, is not known before it has run: it does both in one")
     findings: list[dict[str, str]] = invoke(stack, "guard", {}).get("findings", [])
     if not findings:

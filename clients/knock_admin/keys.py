@@ -1,9 +1,11 @@
 """`knock-admin key`: API keys, their rights, and their place in the stack's usage plan.
 
-A principal is an API key; its rights are tags on it. A key opens nothing until it is in the usage plan, so a
-run that stopped between making a key and putting it there leaves nothing usable behind, and the next run of
-the same command finds that key by its name and stack, goes on with it and shows its value, which nobody has
-seen.
+A principal is an API key; its rights are tags on it, and so is the name under which its grants are on record
+(`knock:name`): the functions may read a key's tags, and not the key.
+
+A key opens nothing until it is in the usage plan, so a run that stopped between making a key and putting it
+there leaves nothing usable behind, and the next run of the same command finds that key by its name and stack,
+goes on with it and shows its value, which nobody has seen.
 
 The value is shown once, when the key is made. API Gateway could tell it again at any time; this program never
 asks, but for a key whose making it completes.
@@ -36,7 +38,7 @@ SOON = "The API knows of it within about a minute."
 
 @dataclass(frozen=True)
 class Key:
-    """One API key of the stack, without its value."""
+    """One API key of the stack, without its value. `name` is its id where it has no name of its own."""
 
     id: str
     name: str
@@ -55,6 +57,18 @@ class Key:
                 f"The tag {tags.RETIRES_AT} of the key {self.name} ({self.id}): {error}"
             ) from error
 
+    @property
+    def recorded_name(self) -> str:
+        """Give the name under which its grants are on record."""
+        return self.tags.get(tags.NAME) or self.id
+
+    @property
+    def name_tag(self) -> dict[str, str]:
+        """Give the tag it lacks to be on record under its own name; empty where no tag can hold that."""
+        if tags.NAME in self.tags or tags.fault(tags.NAME, self.name, tags.principal_name):
+            return {}
+        return {tags.NAME: self.name}
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -62,6 +76,7 @@ class Key:
             "enabled": self.enabled,
             "targets": self.tags.get(tags.TARGETS, "").split(),
             "max_duration": self.tags.get(tags.MAX_DURATION),
+            "max_live": int(max_live) if (max_live := self.tags.get(tags.MAX_LIVE, "")).isdecimal() else None,
             "any_source": self.tags.get(tags.ANY_SOURCE),
             "operator": self.tags.get(tags.OPERATOR) == "true",
             "retires_at": self.tags.get(tags.RETIRES_AT),
@@ -74,6 +89,7 @@ def faults_of(key: Key) -> list[str]:
     readers = {
         tags.TARGETS: tags.parse_targets,
         tags.MAX_DURATION: tags.parse_duration,
+        tags.MAX_LIVE: tags.parse_max_live,
         tags.ANY_SOURCE: tags.parse_any_source,
         tags.RETIRES_AT: tags.parse_time,
     }
@@ -89,7 +105,13 @@ def _all(stack: Stack) -> list[Key]:
         "apigateway", "get_api_keys", "items", includeValues=False, PaginationConfig={"PageSize": 500}
     )
     return [
-        Key(each["id"], each["name"], each["enabled"], each.get("tags", {}), each.get("createdDate"))
+        Key(
+            each["id"],
+            each.get("name") or each["id"],
+            each.get("enabled", False),
+            each.get("tags", {}),
+            each.get("createdDate"),
+        )
         for each in found
     ]
 
@@ -184,7 +206,7 @@ def add(stack: Stack, args: Namespace) -> Result:
                 f"or `key rotate` it. If nobody has seen its value, `key rm {key.id}` and add it again."
             )
     _check_targets(stack, args.targets)
-    wanted = {tags.STACK: stack.name, **_rights(args)}
+    wanted = {tags.STACK: stack.name, tags.NAME: args.name, **_rights(args)}
     return _told(args.name, *make(stack, args.name, wanted))
 
 
@@ -198,21 +220,24 @@ def show(stack: Stack, args: Namespace) -> Result:
     for key in keys:
         for fault in faults_of(key):
             warn(f"{key.name} ({key.id}): {fault}; it gives no right")
-        note = "" if key.enabled else "disabled"
+        notes = [] if key.enabled else ["disabled"]
         if key.tags.get(tags.RETIRES_AT):
-            note = f"{note} retires {key.tags[tags.RETIRES_AT]}".strip()
+            notes.append(f"retires {key.tags[tags.RETIRES_AT]}")
+        if key.recorded_name != key.name:
+            notes.append(f"on record as {key.recorded_name}")
         rows.append(
             (
                 key.name,
                 key.id,
                 key.tags.get(tags.TARGETS, "none"),
                 key.tags.get(tags.MAX_DURATION, "none"),
+                key.tags.get(tags.MAX_LIVE, "stack's"),
                 key.tags.get(tags.ANY_SOURCE, "own"),
                 "yes" if key.tags.get(tags.OPERATOR) == "true" else "no",
-                note,
+                ", ".join(notes),
             )
         )
-    header = ("NAME", "ID", "TARGETS", "MAX", "SOURCE", "OPERATOR", "NOTE")
+    header = ("NAME", "ID", "TARGETS", "MAX", "LIVE", "SOURCE", "OPERATOR", "NOTE")
     return Result({"keys": [key.as_json() for key in keys]}, table(rows, header))
 
 
@@ -220,13 +245,18 @@ def _rights(args: Namespace) -> dict[str, str]:
     """Write the rights that a command line names as tags."""
     rights = {tags.TARGETS: args.targets, tags.MAX_DURATION: args.max, tags.ANY_SOURCE: args.any_source}
     rights[tags.OPERATOR] = "true" if args.operator else None
+    rights[tags.MAX_LIVE] = args.max_live
     return {tag: value for tag, value in rights.items() if value}
 
 
 def change(stack: Stack, args: Namespace) -> Result:
-    """Change a principal's rights, on every key of that name; what is not named stays."""
+    """Change a principal's rights, on every key of that name; what is not named stays.
+
+    A key without the tag under which its grants are on record gets that too.
+    """
     wanted = _rights(args)
     unwanted = [tags.ANY_SOURCE] * args.no_any_source + [tags.OPERATOR] * args.no_operator
+    unwanted += [tags.MAX_LIVE] * args.no_max_live
     if not wanted and not unwanted:
         raise UsageError("Change what? Name at least one right; see `knock-admin key set --help`.")
     if both := wanted.keys() & set(unwanted):
@@ -236,7 +266,7 @@ def change(stack: Stack, args: Namespace) -> Result:
     lines, changed = [], []
     gateway = stack.aws.client("apigateway")
     for key in _named(stack, args.name):
-        new = {tag: value for tag, value in wanted.items() if key.tags.get(tag) != value}
+        new = {tag: value for tag, value in {**wanted, **key.name_tag}.items() if key.tags.get(tag) != value}
         gone = [tag for tag in unwanted if tag in key.tags]
         if new:
             gateway.tag_resource(resourceArn=_arn(stack, key.id), tags=new)
@@ -270,12 +300,16 @@ def _switch(stack: Stack, name: str, *, enabled: bool) -> Result:
     return Result(
         {"keys": [{"id": key.id, "name": key.name, "enabled": enabled} for key in found]},
         lines,
-        notes=[SOON] if enabled else [SOON, _grants_run_on(name)],
+        notes=[SOON] if enabled else [SOON, *_grants_run_on(found)],
     )
 
 
-def _grants_run_on(name: str) -> str:
-    return f"Running grants keep their end; `knock-admin revoke --principal {name}` ends them now."
+def _grants_run_on(keys: list[Key]) -> list[str]:
+    names = dict.fromkeys(key.name if key.name == key.recorded_name else key.id for key in keys)
+    return [
+        f"Running grants keep their end; `knock-admin revoke --principal {name}` ends them now."
+        for name in names
+    ]
 
 
 def rotate(stack: Stack, args: Namespace) -> Result:
@@ -304,7 +338,7 @@ def rotate(stack: Stack, args: Namespace) -> Result:
     rights = {
         tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
     }
-    key_id, value = make(stack, old.name, {**rights, tags.STACK: stack.name})
+    key_id, value = make(stack, old.name, {**old.name_tag, **rights, tags.STACK: stack.name})
     return _told(
         old.name,
         key_id,
@@ -353,5 +387,5 @@ def remove(stack: Stack, args: Namespace) -> Result:
     return Result(
         {"deleted": [{"id": key.id, "name": key.name} for key in found]},
         [f"deleted the key {key.name} ({key.id})" for key in found],
-        notes=[_grants_run_on(args.name)],
+        notes=_grants_run_on(found),
     )

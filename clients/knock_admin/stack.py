@@ -1,7 +1,7 @@
 """Finds what a deployment is made of, by asking the deployment.
 
 The functions of a stack carry `KNOCK_STACK` and the places they work with in their environment, so one
-listing of the region's functions gives the stack's name, its trail, its state machine and the functions to
+listing of the region's functions gives the stack's name, its domains, its state machines and the functions to
 invoke. That works the same on AWS, on the local stack and for somebody who has no right to read
 CloudFormation stacks, and needs no configuration on the operator's side. CloudFormation's outputs alone would
 not do: the local stack has none.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from knock_admin.aws import Aws
 
-MODULES = ("api", "authorize", "revoke", "stopped", "guard")
+MODULES = ("api", "authorize", "revoke", "guard")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ distribution. That both agree is tested, text by text.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -22,6 +23,8 @@ TARGETS = "knock:targets"
 MAX_DURATION = "knock:max-duration"
 ANY_SOURCE = "knock:any-source"
 OPERATOR = "knock:operator"
+MAX_LIVE = "knock:max-live"
+NAME = "knock:name"
 RETIRES_AT = "knock:retires-at"
 
 # API Gateway allows letters, digits, spaces and + - = . _ : / @ in a tag, and so no `*`.
@@ -132,6 +135,40 @@ def parse_any_source(text: str) -> str:
     return " ".join(words)
 
 
+def parse_max_live(text: str) -> int:
+    """Read how many grants a key may hold at once. Raises ValueError."""
+    if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII):
+        raise ValueError(f"a number from 1 to 9999 was expected, not {text!r}")
+    return int(text)
+
+
+def principal_name(text: str) -> str:
+    """Check a principal's name, which is on record as a tag of its key. Raises ValueError.
+
+    API Gateway allows letters, digits, spaces and + - = . _ : / @ in a tag; see EVERY_TARGET.
+    """
+    if not re.fullmatch(r"[\w +\-=.:/@]{1,128}", text) or text != text.strip():
+        raise ValueError(
+            f"a key's name is 128 letters, digits, spaces and + - = . _ : / @ at most, not {text!r}"
+        )
+    return text
+
+
+def canonical_source(text: str) -> str:
+    """Write an address or a CIDR as EC2 does: `203.0.113.7` is `203.0.113.7/32`. Raises ValueError."""
+    try:
+        if "%" in text:
+            raise ValueError("an address with a zone reaches nobody from outside")
+        if "/" in text:
+            return str(ipaddress.ip_network(text))
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ValueError(f"an address or a CIDR is like 203.0.113.7 or 203.0.113.0/28: {error}") from error
+    # EC2 matches the packet, which is of IPv4, where an IPv6 address only writes one of IPv4.
+    address = getattr(address, "ipv4_mapped", None) or address
+    return f"{address}/{address.max_prefixlen}"
+
+
 def fault(tag: str, text: str, read: Callable[[str], object]) -> str | None:
     """Say why a tag's value cannot be read, if so."""
     try:
@@ -159,3 +196,13 @@ def parse_time(text: str) -> datetime:
 def show_time(at: datetime) -> str:
     """Write a whole second in UTC."""
     return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def left(expires_at: str, now: datetime) -> str:
+    """Say how long it is until a time on record, in its two largest units; `?` where that is no time."""
+    try:
+        seconds = (parse_time(expires_at) - now).total_seconds()
+    except ValueError:
+        return "?"
+    size = 60 if seconds >= 3600 else 1
+    return show_duration(timedelta(seconds=max(0, int(seconds // size * size))))

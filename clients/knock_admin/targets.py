@@ -436,7 +436,7 @@ def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: i
             }
         ],
     )
-    if not stack.aws.ledger.dry_run:
+    if not stack.aws.calls.dry_run:
         ec2.get_waiter("security_group_exists").wait(GroupIds=[made["GroupId"]], WaiterConfig={"Delay": 1})
     return str(made["GroupId"])
 

@@ -1,20 +1,23 @@
-"""Reads the trail: grants and refusals, from SimpleDB, page after page.
+"""`knock-admin trail`: what happened, grants and refusals.
 
-Reads are consistent and nothing is kept: a trail of any size streams in the memory of one page. Every value
-that comes from the command line is quoted, so none can be read as a part of the query.
+Grants are in the trail, refusals in a domain of their own; both stream in order of time. The functions write
+them with code of their own (`functions/grants/trail.py` and `refusals.py`), which is not part of this
+distribution. That both agree is tested.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import heapq
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import tags
+from knock_admin import simpledb, tags
 from knock_admin.errors import UsageError
 from knock_admin.output import Result, csv_lines, json_lines, table
+from knock_admin.simpledb import quote
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
 
     from knock_admin.stack import Stack
 
-ENDS = ("expired", "revoked", "superseded", "failed")
-_PAGE = 2500  # the most that SimpleDB gives, within 1 MB
 _COLUMNS = (
     "requested_at",
     "kind",
@@ -40,6 +41,8 @@ _COLUMNS = (
     "end_reason",
     "closed_at",
     "reason",
+    "renews",
+    "call",
     "right",
     "detail",
 )
@@ -48,7 +51,7 @@ _EVENT_COLUMNS = ("at", "event", "by", "id", "principal", "source", "detail")
 
 @dataclass(frozen=True)
 class Entry:
-    """One item of the trail: a grant or a refusal."""
+    """One grant or one refusal, as it is on record."""
 
     id: str
     values: Mapping[str, tuple[str, ...]]
@@ -62,13 +65,32 @@ class Entry:
         """Give an attribute whose values are JSON objects; a value that is none is shown as it is."""
         return [_object(value) for value in self.values.get(name, ())]
 
-    @property
+    @cached_property
     def targets(self) -> list[dict[str, Any]]:
-        return sorted(self.many("target"), key=lambda target: str(target.get("name")))
+        """Read names and ports from the execution's input; names alone where it cannot be read."""
+        parts = sorted(name for name in self.values if name.startswith("input_"))
+        try:
+            asked = json.loads("".join(self.values[part][0] for part in parts))["targets"]
+            found = [{"name": target["name"], "ports": target["ports"]} for target in asked]
+        except (ValueError, LookupError, TypeError):
+            found = [{"name": name} for name in self.values.get("target_name", ())]
+        return sorted(found, key=lambda target: str(target["name"]))
+
+    @property
+    def target_names(self) -> str:
+        return " ".join(str(target["name"]) for target in self.targets)
+
+    @property
+    def rules(self) -> list[dict[str, Any]]:
+        """Give the rules that the grant reached its targets by; a foreign one was there before."""
+        return sorted(
+            self.many("rule"), key=lambda rule: [str(rule.get(name)) for name in ("target", "group", "ports")]
+        )
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return sorted(self.many("event"), key=lambda event: str(event.get("at")))
+        events = [*self.many("event"), *self.many("authorized")]
+        return sorted(events, key=lambda event: str(event.get("at")))
 
     def status(self, now: datetime) -> str:
         """Give the status people see, at this time: pending, active, how it ended, or refused."""
@@ -92,7 +114,8 @@ class Entry:
             "requested_at": self.one("requested_at"),
         }
         if entry["kind"] == "refusal":
-            return entry | {"right": self.one("right") or None, "detail": self.one("detail")}
+            said = {"right": self.one("right") or None, "detail": self.one("detail")}
+            return entry | {"call": self.one("call")} | said
         for name in (
             "expires_at",
             "authorized_at",
@@ -101,9 +124,10 @@ class Entry:
             "end_reason",
             "closed_at",
             "reason",
+            "renews",
         ):
             entry[name] = self.one(name) or None
-        return entry | {"targets": self.targets, "events": self.events}
+        return entry | {"targets": self.targets, "rules": self.rules, "events": self.events}
 
     def row(self, now: datetime) -> list[str]:
         """Write it as one row of `_COLUMNS`."""
@@ -111,7 +135,7 @@ class Entry:
             "id": self.id,
             "status": self.status(now),
             "principal": self.one("principal_name"),
-            "targets": " ".join(str(target.get("name", target)) for target in self.targets),
+            "targets": self.target_names,
         }
         return [special.get(column, self.one(column)) for column in _COLUMNS]
 
@@ -124,6 +148,7 @@ class Entry:
                     "at": self.one("requested_at"),
                     "event": "refused",
                     "by": "knock",
+                    "call": self.one("call"),
                     "detail": self.one("detail"),
                 }
             ]
@@ -150,30 +175,16 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"unreadable": text}
 
 
-def quote(value: str) -> str:
-    """Quote a value for a Select.
-
-    https://docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/QuotingRulesSelect.html
-    """
-    return "'" + value.replace("'", "''") + "'"
+def grants(stack: Stack, where: list[str], order: str) -> Iterator[Entry]:
+    """Yield the grants that meet all conditions, in this order."""
+    found = simpledb.select(stack, simpledb.TRAIL, ["`kind` = 'grant'", *where], order)
+    return (Entry(name, values) for name, values in found)
 
 
-def select(stack: Stack, where: list[str], order: str) -> Iterator[Entry]:
-    """Yield the items that meet all conditions, in this order. One call a page."""
-    client = stack.aws.client("sdb", stack.setting("TRAIL_REGION"))
-    domain = stack.setting("TRAIL_DOMAIN").replace("`", "``")
-    expression = f"select * from `{domain}` where {' and '.join(where)} order by {order} limit {_PAGE}"  # noqa: S608 - every value in it went through `quote`
-    token: dict[str, str] = {}
-    while True:
-        answer = client.select(SelectExpression=expression, ConsistentRead=True, **token)
-        for item in answer.get("Items", []):
-            values: dict[str, tuple[str, ...]] = {}
-            for pair in item["Attributes"]:
-                values[pair["Name"]] = (*values.get(pair["Name"], ()), pair["Value"])
-            yield Entry(item["Name"], values)
-        if not answer.get("NextToken"):
-            return
-        token = {"NextToken": answer["NextToken"]}
+def refusals(stack: Stack, where: list[str], order: str) -> Iterator[Entry]:
+    """Yield the refusals that meet all conditions, in this order."""
+    found = simpledb.select(stack, simpledb.REFUSALS, ["`kind` = 'refusal'", *where], order)
+    return (Entry(name, values) for name, values in found)
 
 
 def conditions(args: Namespace) -> list[str]:
@@ -184,20 +195,17 @@ def conditions(args: Namespace) -> list[str]:
         where.append(f"(`principal_name` = {name} or `principal_id` = {name})")
     if args.source:
         try:
-            source = str(ipaddress.ip_network(args.source))
+            where.append(f"`source` = {quote(tags.canonical_source(args.source))}")
         except ValueError as error:
-            raise UsageError(
-                f"--source is an address or a CIDR, like 203.0.113.7 or 203.0.113.0/28: {error}"
-            ) from error
-        where.append(f"`source` = {quote(source)}")
+            raise UsageError(f"--source: {error}") from error
     if args.target:
-        where.append(f"`target_name` = {quote(args.target)}")
+        where.append(f"`target_name` = {quote(args.target)}")  # which a refusal does not have
     return where
 
 
 def live(now: datetime) -> list[str]:
     """Give the conditions that a live grant meets."""
-    return ["`kind` = 'grant'", "`state` = 'live'", f"`expires_at` > {quote(tags.show_time(now))}"]
+    return ["`state` = 'live'", f"`expires_at` > {quote(tags.show_time(now))}"]
 
 
 def moment(text: str, now: datetime) -> datetime:
@@ -226,7 +234,6 @@ def show(stack: Stack, args: Namespace) -> Result:
     # What a Select sorts by must be in a condition.
     where = ["`requested_at` is not null", *conditions(args)]
     where += [f"itemName() = {quote(args.id)}"] if args.id else []
-    where += [f"`kind` = {quote(args.kind)}"] if args.kind else []
     try:
         if args.since:
             where.append(f"`requested_at` >= {quote(_milliseconds(moment(args.since, args.now)))}")
@@ -234,7 +241,12 @@ def show(stack: Stack, args: Namespace) -> Result:
             where.append(f"`requested_at` < {quote(_milliseconds(moment(args.until, args.now)))}")
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
-    entries = select(stack, where, "`requested_at` asc")
+    kinds = {"grant": grants, "refusal": refusals}
+    chosen = [kinds[args.kind]] if args.kind else [grants, refusals]
+    entries = heapq.merge(
+        *(read(stack, where, "`requested_at` asc") for read in chosen),
+        key=lambda entry: entry.one("requested_at"),
+    )
     shape = "jsonl" if args.json else args.format
     if shape == "jsonl":
         return Result(None, json_lines(entry.as_json(args.now) for entry in entries))
@@ -265,18 +277,8 @@ def _brief(entries: Iterator[Entry], now: datetime) -> Iterator[tuple[str, ...]]
             status,
             entry.one("principal_name"),
             entry.one("source"),
-            " ".join(str(target.get("name", target)) for target in entry.targets) or "-",
+            entry.target_names or "-",
             (entry.one("ended_at") or entry.one("expires_at"))[:19].replace("T", " ") or "-",
             entry.one("ended_by") or "-",
             " / ".join(text for text in why if text) or "-",
         )
-
-
-def left(entry: Entry, now: datetime) -> str:
-    """Say how long a live grant has left, in its two largest units."""
-    try:
-        seconds = (tags.parse_time(entry.one("expires_at")) - now).total_seconds()
-    except ValueError:
-        return "?"
-    size = 60 if seconds >= 3600 else 1
-    return tags.show_duration(timedelta(seconds=max(0, int(seconds // size * size))))

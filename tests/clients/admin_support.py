@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,19 @@ from moto import mock_aws
 from moto.awslambda_simple.models import LambdaSimpleBackend
 
 import local.ec2
+import local.engine
 import local.operators
 import local.simpledb
+from grants.ledger import Ledger, Made, claim, name_attempt, record_results
+from grants.ledgers import Ledgers
+from grants.refusals import Refusals
+from grants.simpledb import SimpleDb
 from grants.trail import Trail
-from grants.values import Grant, Ports, Principal, Target, name_grant, round_up, show_time
+from grants.values import Grant, Opened, Ports, Principal, RuleKey, Target, cut_to_milliseconds, round_up
 from knock_admin import aws as admin_aws
 from knock_admin import cli
 from knock_admin.cli import main
+from local.invocation import InvocationResult
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
@@ -41,8 +49,9 @@ LOADER = create_loader()
 ACCOUNT = "123456789012"
 STACK = "knock"
 MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
-DOMAIN = "knock-Trail-1ABC"
-MODULES = ("api", "authorize", "revoke", "stopped", "guard")
+CLOSINGS = MACHINE.replace("-grants", "-closings")
+TRAIL, LEDGER, REFUSALS = DOMAINS = [f"{STACK}-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")]
+MODULES = ("api", "authorize", "revoke", "guard")
 
 
 _classes: dict[str, Any] = {}
@@ -89,8 +98,11 @@ class World:
         self.gateway: Any = client("apigateway")
         self.sdb: Any = client("sdb", TRAIL_REGION)
         self.make_stack(STACK)
-        self.sdb.create_domain(DomainName=DOMAIN)
-        self.trail = Trail(self.sdb, DOMAIN)
+        for domain in DOMAINS:
+            self.sdb.create_domain(DomainName=domain)
+        self.trail = Trail(SimpleDb(self.sdb, TRAIL))
+        self.ledgers = Ledgers(SimpleDb(self.sdb, LEDGER))
+        self.refusals = Refusals(SimpleDb(self.sdb, REFUSALS))
         self.vpc = self.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0][
             "VpcId"
         ]
@@ -120,9 +132,13 @@ class World:
                 Environment={
                     "Variables": {
                         "KNOCK_STACK": name,
-                        "TRAIL_DOMAIN": DOMAIN,
+                        "TRAIL_DOMAIN": TRAIL,
+                        "LEDGER_DOMAIN": LEDGER,
+                        "REFUSALS_DOMAIN": REFUSALS,
                         "TRAIL_REGION": TRAIL_REGION,
                         "STATE_MACHINE_ARN": MACHINE,
+                        "CLOSINGS_ARN": CLOSINGS,
+                        **({"MAX_LIVE": "20"} if module == "api" else {}),
                     }
                 },
             )
@@ -178,25 +194,65 @@ class World:
         at: datetime | None = None,
         lasts: timedelta = timedelta(hours=8),
         reason: str = "",
-        random: str = "x7k2p9",
+        nonce: str = "",
+        renews: str | None = None,
         open_: bool = True,
     ) -> Grant:
         """Record a grant in the trail, as the functions do."""
-        at = at or datetime.now(timezone.utc)
+        at = cut_to_milliseconds(at or datetime.now(timezone.utc))
         principal = Principal(f"id-{name}"[:10], name)
         targets = (Target(target, (Ports.parse("22/tcp"),), ("sg-0a",)),)
-        grant_id = name_grant(principal, source, at, random)
-        grant = Grant(grant_id, principal, source, targets, at, round_up(at + lasts), reason)
-        self.trail.record_request(grant)
+        grant = Grant.decide(
+            principal, source, targets, at, round_up(at + lasts), reason=reason, renews=renews, nonce=nonce
+        )
+        self.trail.record(grant)
         if open_:
-            event = json.dumps({"at": show_time(at), "event": "authorized", "by": "knock"})
-            said = {"authorized_at": show_time(at), "event": event}
-            self.sdb.put_attributes(
-                DomainName=DOMAIN,
-                ItemName=grant.id,
-                Attributes=[{"Name": name, "Value": value} for name, value in said.items()],
-            )
+            rule = f"sgr-{hashlib.sha256(grant.id.encode()).hexdigest()[:17]}"
+            key = RuleKey("sg-0a", targets[0].ports[0], source)
+            self.trail.authorize(grant.id, at, [Opened(key, rule, target)])
         return grant
+
+    def make_machines(self, *arns: str) -> None:
+        """Make state machines, whose executions run on."""
+        definition = {"StartAt": "W", "States": {"W": {"Type": "Wait", "Seconds": 999, "End": True}}}
+        for arn in arns:
+            client("stepfunctions").create_state_machine(
+                name=arn.rpartition(":")[2],
+                definition=json.dumps(definition),
+                roleArn=f"arn:aws:iam::{ACCOUNT}:role/knock-role",
+            )
+
+    def start(self, grant: Grant, name: str | None = None) -> Grant:
+        """Start a grant's execution, or another by that input."""
+        client("stepfunctions").start_execution(
+            stateMachineArn=MACHINE, name=name or grant.id, input=json.dumps(grant.as_input())
+        )
+        return grant
+
+    def refuse(self, refusal_id: str = "refusal_1", name: str = "eve", at: datetime | None = None) -> None:
+        """Record a refusal, as the API does."""
+        self.refusals.record(
+            refusal_id,
+            Principal(f"id-{name}"[:10], name),
+            "203.0.113.9/32",
+            at or datetime.now(timezone.utc),
+            "POST /knock",
+            "knock:targets",
+            "may not open web",
+        )
+
+    def claim(self, source: str, *, grants: int = 1, rules: int = 0) -> None:
+        """Put claims, and open rules, of so many grants into a source's ledger, as the functions do."""
+        now = datetime.now(timezone.utc)
+        keys = [RuleKey("sg-0a", Ports(port, port, "tcp"), source) for port in range(1, rules + 1)]
+        after = Ledger(source)
+        for number in range(grants):
+            mine = keys if number == 0 else []
+            attempt = name_attempt(now, str(number))
+            after = claim(after, f"grant_{number}", now + timedelta(hours=8), mine, attempt, now)
+            made = {key: Made(f"sgr-{key.ports.first:03}") for key in mine}
+            after = record_results(after, f"grant_{number}", attempt, made, now)
+        self.ledgers.write(self.ledgers.read(source), after)
 
     def run(self, *argv: str) -> Ran:
         """Run the program with its usual place in AWS given."""
@@ -243,7 +299,10 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ClientCreator, "_create_client_class", client_class)
     monkeypatch.setattr("moto.ec2.models.amis.settings.ec2_load_default_amis", lambda: False)
     with mock_aws(config={"lambda": {"use_docker": False}}):
+        # Mended once in a process, moto's Step Functions stays so: here too, whatever ran before.
+        runs = local.engine.install(lambda _arn, _payload: InvocationResult(b"{}"))
         yield
+        runs.shutdown()
 
 
 @contextmanager
@@ -281,6 +340,133 @@ def make_world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         made = World(capsys)
         monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(made))
         yield made
+
+
+class Api(HTTPServer):
+    """A knock API that opens and closes a rule in the scratch group, as it is told to."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.world = world
+        self.opens = True
+        self.closes = True
+        self.accepts = 1  # how often it is asked before it lets the key in
+        self.knows = 1  # how often whoami is asked before it knows the target
+        self.keys: set[str] = set()
+        self.status = "expired"
+        self.group = ""
+        self.closed = True
+        self.refuses: int | None = None
+        self.target = ""
+        self.on_knock: Callable[[str], object] = lambda _group: None
+        self.asked: list[tuple[str, bool]] = []
+        """The calls, and whether the scratch group was a target then."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def close(self) -> None:
+        """Take the rule away that the knock opened."""
+        permission = {
+            "IpProtocol": "tcp",
+            "FromPort": 9,
+            "ToPort": 9,
+            "IpRanges": [{"CidrIp": "203.0.113.7/32"}],
+        }
+        self.world.ec2.revoke_security_group_ingress(GroupId=self.group, IpPermissions=[permission])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def grant(self, status: str, **more: Any) -> dict[str, Any]:
+        return {
+            "id": "doctor_1",
+            "status": status,
+            "principal": {"id": "k", "name": self.server.target},
+            "source": "203.0.113.7/32",
+            "targets": [{"name": self.server.target, "ports": ["9/tcp"]}],
+            "requested_at": "2026-11-23T21:17:19.123Z",
+            "expires_at": "2026-11-23T21:17:30Z",
+            "seconds_left": 10,
+            "reason": None,
+            "ended_at": None,
+            "ended_by": None,
+            "renews": None,
+            "execution_arn": "arn",
+            "caller": "203.0.113.7/32",
+            **more,
+        }
+
+    def scratch(self) -> tuple[str, str]:
+        """Find the scratch group, and the target it is for now; note that."""
+        found = self.server.world.ec2.describe_security_groups()["SecurityGroups"]
+        group = next(group for group in found if group["GroupName"].startswith("knock-doctor-"))
+        tags = {tag["Key"]: tag["Value"] for tag in group["Tags"]}
+        target = tags.get("knock:target", "") if tags.get("knock:stack") == STACK else ""
+        self.server.asked.append((f"{self.command} {self.path.split('/v1')[1].split('?')[0]}", bool(target)))
+        return group["GroupId"], target
+
+    def do_GET(self) -> None:
+        self.server.keys.add(self.headers["x-api-key"])
+        _, target = self.scratch()
+        if self.path.endswith("/whoami"):
+            self.server.knows -= 1
+            known = target if self.server.knows <= 0 else ""
+            self.server.target = known or self.server.target
+            targets = [{"name": known, "ports": ["9/tcp"]}] if known else []
+            principal = {"id": "k", "name": self.server.target}
+            self.answer(200, {"principal": principal, "source": "203.0.113.7/32", "targets": targets})
+            return
+        if "/grants/" not in self.path:
+            self.server.accepts -= 1
+            if self.server.accepts > 0:
+                self.answer(403, {"message": "Forbidden"})
+            else:
+                self.answer(200, {"grants": [], "cursor": None})
+            return
+        events = [{"at": "2026-11-23T21:17:30.100Z", "event": "closed", "by": "knock"}] * self.server.closed
+        self.answer(200, self.grant(self.server.status, events=events))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        group, _ = self.scratch()
+        if self.server.refuses:
+            self.answer(self.server.refuses, {"title": "Full", "detail": "every group is full"})
+            return
+        if self.server.opens:
+            self.server.world.open_rule(group, "203.0.113.7/32", port=9)
+        self.server.group = group
+        self.server.on_knock(group)
+        if self.server.closes:
+            threading.Timer(0.1, self.server.close).start()
+        self.answer(201, self.grant("active"))
+
+
+@contextmanager
+def scratch_api(world: World) -> Iterator[Api]:
+    """Run such an API."""
+    server = Api(world)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:

@@ -37,7 +37,8 @@ from tests.docs.index import OPERATORS, commands, tasks
 ROOT = Path(__file__).resolve().parents[2]
 WRITE = os.environ.get("WRITE_DOCS") == "1"
 REFERENCE = ROOT / "docs/operators-reference.md"
-DOMAIN = "knock-trail-1c2fa620"
+DOMAINS = {f"{what}_domain": f"knock-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")}
+NAMED = "20261123T211719Z_9f86d081884c7d65"
 BALANCER = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:loadbalancer/app/web/50dc6c495c0c9188"
 
 
@@ -150,10 +151,11 @@ class Scene:
 
     def real(self, command: str) -> str:
         """Put what is really there in place of what the page says."""
-        command = command.replace(BALANCER, self.balancer).replace(DOMAIN, self.stack["trail_domain"])
+        command = command.replace(BALANCER, self.balancer)
+        for name, said in DOMAINS.items():
+            command = command.replace(said, self.stack[name])
         for grant in self.grants.values():
-            said = re.sub(r"\d{8}T\d{6}Z_[0-9a-f]{8}$", "20261123T211719Z_x7k2p9ab", grant)
-            command = command.replace(said, grant)
+            command = command.replace(re.sub(r"\d{8}T\d{6}Z_[0-9a-f]{16}$", NAMED, grant), grant)
         return command
 
 
@@ -162,7 +164,7 @@ class Alike:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._known = {scene.stack["trail_domain"]: DOMAIN}
+        self._known = {scene.stack[name]: said for name, said in DOMAINS.items()}
         self._known[scene.balancer.split("/")[-1]] = BALANCER.split("/")[-1]
         plan = scene.gateway.get_usage_plans()["items"][0]
         self._known[plan["id"]] = "p1l2a3n4x5"
@@ -183,8 +185,8 @@ class Alike:
         for real, alike in self._known.items():
             text = text.replace(real, alike)
         text = re.sub(r"\b(sg|sgr|vpc|eni)-[0-9a-f]{17}\b", self._numbered, text)
-        text = re.sub(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{8}", "20261123T211719Z_x7k2p9ab", text)
-        text = re.sub(r"\brefusal_(\S{24})_[0-9a-f]{8}", r"refusal_\1_x7k2p9ab", text)
+        text = re.sub(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{16}", NAMED, text)
+        text = re.sub(r"\brefusal_(\S{24})_[0-9a-f]{8}", r"refusal_\1_9f86d081", text)
         text = re.sub(r"\bdoctor-[0-9a-f]{8}", "doctor-0a1b2c3d", text)
         text = re.sub(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "2026-11-23T21:17:19.123Z", text)
         text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z", text)

@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 import re
 import signal
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from knock_admin import doctor
-from tests.clients.admin_support import ACCOUNT, DOMAIN, REGION, STACK, World, client, make_world
+from tests.clients.admin_support import (
+    ACCOUNT,
+    CLOSINGS,
+    LEDGER,
+    MACHINE,
+    MODULES,
+    REFUSALS,
+    REGION,
+    STACK,
+    TRAIL,
+    Api,
+    World,
+    client,
+    make_world,
+    scratch_api,
+)
 
 world = pytest.fixture(make_world)
 
@@ -28,14 +41,16 @@ def well(world: World) -> World:
         "Open": {"Type": "Task", "Resource": arns["knock-authorize"], "Next": "Close"},
         "Close": {"Type": "Task", "Resource": arns["knock-revoke"], "End": True},
     }
-    client("stepfunctions").create_state_machine(
-        name="knock-grants",
-        definition=json.dumps({"StartAt": "Open", "States": states}),
-        roleArn=f"arn:aws:iam::{ACCOUNT}:role/knock-role",
-    )
+    for name, start, needed in (("knock-grants", "Open", states), ("knock-closings", "Close", ("Close",))):
+        client("stepfunctions").create_state_machine(
+            name=name,
+            definition=json.dumps({"StartAt": start, "States": {state: states[state] for state in needed}}),
+            roleArn=f"arn:aws:iam::{ACCOUNT}:role/knock-role",
+        )
     client("events").put_rule(
         Name="knock-stopped", EventPattern='{"source": ["aws.states"]}', State="ENABLED"
     )
+    client("events").put_targets(Rule="knock-stopped", Targets=[{"Id": "closings", "Arn": CLOSINGS}])
     alarm(world, "knock-RevocationLate", "OK")
     world.plan_stage()
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
@@ -70,12 +85,12 @@ def test_a_deployment_that_is_well_has_nothing_but_ok(well: World) -> None:
     ran = well.ok("doctor")
     assert {line.split()[0] for line in ran.out.splitlines()[1:]} == {"ok"}
     checks = {line[7:22].strip() for line in ran.out.splitlines()[1:]}
-    assert len(checks) >= 9, checks
+    assert len(checks) >= 13, checks
 
 
 def test_a_missing_function_is_a_failure(well: World) -> None:
-    client("lambda").delete_function(FunctionName="knock-stopped")
-    assert "there is none for stopped" in bad(well)["fail functions"]
+    client("lambda").delete_function(FunctionName="knock-guard")
+    assert "there is none for guard" in bad(well)["fail functions"]
 
 
 def test_a_function_that_cannot_run_is_a_failure(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,42 +112,71 @@ def test_functions_that_disagree_are_a_failure(well: World) -> None:
     client("lambda").update_function_configuration(
         FunctionName="knock-api", Environment={"Variables": {**variables, "TRAIL_DOMAIN": "other"}}
     )
-    assert "do not agree on TRAIL_DOMAIN: knock-Trail-1ABC, other" in bad(well)["fail functions"]
+    assert "do not agree on TRAIL_DOMAIN: knock-trail-1c2fa620, other" in bad(well)["fail functions"]
 
 
 def test_a_state_machine_that_calls_strangers_is_a_failure(well: World) -> None:
-    machine = client("stepfunctions").list_state_machines()["stateMachines"][0]["stateMachineArn"]
+    machine = CLOSINGS
     stranger = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:stranger"
     definition = {"StartAt": "A", "States": {"A": {"Type": "Task", "Resource": stranger, "End": True}}}
     client("stepfunctions").update_state_machine(stateMachineArn=machine, definition=json.dumps(definition))
-    assert f"it calls {stranger}" in bad(well)["fail state machine"]
+    assert f"it calls {stranger}" in bad(well)["fail closings"]
 
 
 def test_a_state_machine_that_is_gone_is_a_failure(well: World) -> None:
-    machine = client("stepfunctions").list_state_machines()["stateMachines"][0]["stateMachineArn"]
-    client("stepfunctions").delete_state_machine(stateMachineArn=machine)
-    assert any(check.startswith("fail state machine") for check in bad(well))
+    for machine in (MACHINE, CLOSINGS):
+        client("stepfunctions").delete_state_machine(stateMachineArn=machine)
+    assert {"fail state machine", "fail closings"} <= bad(well).keys()
 
 
-def test_a_trail_that_is_gone_is_a_failure_and_the_other_checks_go_on(well: World) -> None:
-    well.sdb.delete_domain(DomainName=DOMAIN)
+@pytest.mark.parametrize(("domain", "what"), [(TRAIL, "trail"), (LEDGER, "ledger"), (REFUSALS, "refusals")])
+def test_a_domain_that_is_gone_is_a_failure_and_the_other_checks_go_on(
+    well: World, domain: str, what: str
+) -> None:
+    well.sdb.delete_domain(DomainName=domain)
     found = bad(well)
-    assert list(found) == ["fail trail"]
-    assert "NoSuchDomain" in found["fail trail"]
+    assert list(found) == [f"fail {what}"]
+    assert "NoSuchDomain" in found[f"fail {what}"]
+
+
+def test_a_ledger_that_cannot_be_read_is_a_failure(well: World) -> None:
+    """Break it: let the unreadable one end the check."""
+    well.claim("203.0.113.8/32", grants=60)
+    part = {"Name": "parts", "Value": "1", "Replace": True}
+    well.sdb.put_attributes(DomainName=LEDGER, ItemName="203.0.113.7/32", Attributes=[part])
+    found = bad(well)
+    assert "The ledger of 203.0.113.7/32 cannot be read" in found["fail ledger"]
+    assert found["warn ledger"].startswith("203.0.113.8/32 has 60 of 64 claims")
+
+
+def test_a_source_that_is_nearly_full_is_a_warning(well: World) -> None:
+    well.claim("203.0.113.7/32", grants=51, rules=102)
+    assert bad(well) == {}
+    well.claim("203.0.113.8/32", grants=1, rules=103)
+    assert bad(well) == {
+        "warn ledger": "203.0.113.8/32 has 103 of 128 rules; beyond that, knocks from there are refused"
+    }
+
+
+def test_the_limits_are_told(well: World) -> None:
+    limits = next(each for each in well.run("doctor", "--json").json["findings"] if each["what"] == "limits")
+    assert limits["detail"] == "20 live grants a key (MaxLive), 64 claims and 128 rules a source"
 
 
 def test_a_trail_in_a_region_without_simpledb_is_a_failure(well: World) -> None:
-    for module in ("api", "authorize", "revoke", "stopped", "guard"):
+    for module in MODULES:
         name = f"knock-{module}"
         variables = client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
         client("lambda").update_function_configuration(
             FunctionName=name, Environment={"Variables": {**variables, "TRAIL_REGION": "eu-central-1"}}
         )
-    assert "eu-central-1 has no SimpleDB; it is in ap-northeast-1," in bad(well)["fail trail"]
+    found = bad(well)
+    for what in ("trail", "ledger", "refusals"):
+        assert "eu-central-1 has no SimpleDB; it is in ap-northeast-1," in found[f"fail {what}"]
 
 
 def test_a_trail_that_is_nearly_full_is_a_warning(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TRAIL_LIMIT", 10)
+    monkeypatch.setattr(doctor, "DOMAIN_LIMIT", 10)
     well.record("alice")
     assert "% of 10 GB" in bad(well)["warn trail"]
 
@@ -227,9 +271,27 @@ def test_quotas_that_pass_the_limit_of_an_interface_are_a_warning(
     assert "100 rules a group in 100 groups an interface pass 1000" in bad(well)["warn quotas"]
 
 
+def test_a_key_whose_grants_are_on_record_under_another_name_is_a_warning(well: World) -> None:
+    plan = well.gateway.get_usage_plans()["items"][0]["id"]
+    for name, tags in (("bob", {}), ("", {}), ("carol", {"knock:name": "eve"})):
+        key = well.gateway.create_api_key(name=name, enabled=True, tags={"knock:stack": STACK, **tags})["id"]
+        well.gateway.create_usage_plan_key(usagePlanId=plan, keyId=key, keyType="API_KEY")
+    details = [each["detail"] for each in well.ok("doctor", "--json").json["findings"]]
+    assert (
+        sum("has no tag knock:name, so its grants are on record under its id" in one for one in details) == 2
+    )
+    assert any(re.match(r"carol \(\w+\): its grants are on record under eve", one) for one in details)
+
+
+def test_a_rule_for_stopped_executions_that_starts_no_closing_is_a_failure(well: World) -> None:
+    client("events").remove_targets(Rule="knock-stopped", Ids=["closings"])
+    assert f"starts nothing, not {CLOSINGS}" in bad(well)["fail events"]
+
+
 def test_without_the_rule_for_stopped_executions_it_fails(well: World) -> None:
     client("events").disable_rule(Name="knock-stopped")
     assert "the rule knock-stopped is off" in bad(well)["fail events"]
+    client("events").remove_targets(Rule="knock-stopped", Ids=["closings"])
     client("events").delete_rule(Name="knock-stopped")
     assert "there is no rule knock-stopped" in bad(well)["fail events"]
 
@@ -270,112 +332,14 @@ def test_aws_out_of_reach_is_exit_code_3_and_not_a_finding(
 # ---------------------------------------------------------------------------- the test grant
 
 
-class Api(HTTPServer):
-    """A knock API that opens and closes a rule in the scratch group, as it is told to."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.world = world
-        self.opens = True
-        self.closes = True
-        self.knows = 1  # how often whoami is asked before it knows the target
-        self.keys: set[str] = set()
-        self.status = "expired"
-        self.closed = True
-        self.refuses: int | None = None
-        self.target = ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def log_message(self, *_: object) -> None:
-        return
-
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def grant(self, status: str, **more: Any) -> dict[str, Any]:
-        return {
-            "id": "doctor_1",
-            "status": status,
-            "principal": {"id": "k", "name": self.server.target},
-            "source": "203.0.113.7/32",
-            "targets": [{"name": self.server.target, "ports": ["9/tcp"]}],
-            "requested_at": "2026-11-23T21:17:19.123Z",
-            "expires_at": "2026-11-23T21:17:30Z",
-            "seconds_left": 10,
-            "reason": None,
-            "ended_at": None,
-            "ended_by": None,
-            "execution_arn": "arn",
-            **more,
-        }
-
-    def scratch(self) -> Any:
-        found = self.server.world.ec2.describe_security_groups(
-            Filters=[{"Name": "tag:knock:stack", "Values": [STACK]}]
-        )["SecurityGroups"]
-        return next(group for group in found if group["GroupName"].startswith("knock-doctor-"))
-
-    def do_GET(self) -> None:
-        self.server.keys.add(self.headers["x-api-key"])
-        if self.path.endswith("/whoami"):
-            self.server.knows -= 1
-            if self.server.knows == 1:
-                self.answer(403, {"message": "Forbidden"})
-                return
-            tags = {tag["Key"]: tag["Value"] for tag in self.scratch()["Tags"]}
-            self.server.target = tags["knock:target"]
-            targets = [{"name": self.server.target, "ports": ["9/tcp"]}] if self.server.knows <= 0 else []
-            principal = {"id": "k", "name": self.server.target}
-            self.answer(200, {"principal": principal, "source": "203.0.113.7/32", "targets": targets})
-            return
-        events = [{"at": "2026-11-23T21:17:30.100Z", "event": "closed", "by": "knock"}] * self.server.closed
-        self.answer(200, self.grant(self.server.status, events=events))
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.refuses:
-            self.answer(self.server.refuses, {"title": "Full", "detail": "every group is full"})
-            return
-        group = self.scratch()["GroupId"]
-        if self.server.opens:
-            self.server.world.open_rule(group, "203.0.113.7/32", port=9)
-        if self.server.closes:
-            permission = {
-                "IpProtocol": "tcp",
-                "FromPort": 9,
-                "ToPort": 9,
-                "IpRanges": [{"CidrIp": "203.0.113.7/32"}],
-            }
-            close = self.server.world.ec2.revoke_security_group_ingress
-            threading.Timer(0.1, close, kwargs={"GroupId": group, "IpPermissions": [permission]}).start()
-        self.answer(201, self.grant("active"))
-
-
 @pytest.fixture
 def api(well: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(doctor, "PAUSE", 0.02)
     monkeypatch.setattr(doctor, "TEST_PATIENCE", 1.0)
     monkeypatch.setattr(doctor, "TEST_DURATION", 1)
     monkeypatch.setattr(doctor, "CLOSING_PATIENCE", 0.2)
-    server = Api(well)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with scratch_api(well) as server:
+        yield server
 
 
 def leftovers(world: World) -> list[str]:
@@ -387,13 +351,42 @@ def leftovers(world: World) -> list[str]:
 
 
 def test_a_test_grant_opens_closes_by_itself_and_leaves_nothing(well: World, api: Api) -> None:
-    api.knows = 3
+    api.accepts, api.knows = 3, 3
     ran = well.ok("doctor", "--test-grant", "--api-url", api.url)
     assert "doctor_1 opened sgr-" in ran.out
     assert "doctor_1 is expired, its rule gone; closed at 2026-11-23T21:17:30.100Z" in ran.out
     assert leftovers(well) == []
     (value,) = api.keys
     assert value not in ran.out + ran.err
+
+
+def test_the_scratch_group_is_a_target_no_longer_than_it_must_be(well: World, api: Api) -> None:
+    """Break it: tag the group as it is made, or keep its tags until it is deleted."""
+    api.accepts, api.knows = 2, 2
+    well.ok("doctor", "--test-grant", "--api-url", api.url)
+    steps = [step for step, _ in api.asked]
+    knock = steps.index("POST /knock")
+    assert steps[:knock] == ["GET /grants", "GET /grants", "GET /whoami", "GET /whoami"]
+    assert [target for _, target in api.asked] == [False] * 2 + [True] * 3 + [False] * (len(steps) - 5)
+    assert len(steps) > knock + 1
+
+
+def test_a_scratch_group_that_another_key_opened_is_left_and_named(well: World, api: Api) -> None:
+    """Break it: delete a group in which a live grant claims a rule, and the drift guard misses that."""
+    group: list[str] = []
+
+    def knock_too(scratch: str) -> None:
+        group.append(scratch)
+        well.open_rule(scratch, "198.51.100.1/32", port=9)
+
+    api.on_knock = knock_too
+    ran = well.run("doctor", "--test-grant", "--api-url", api.url)
+    assert "doctor_1 is expired, its rule gone" in ran.out
+    assert re.search(
+        rf"the group {group[0]} was left behind, remove it by hand: it holds sgr-\w+, which", ran.out
+    )
+    assert {tag["Key"] for tag in well.group(group[0])["Tags"]} == {"knock:stack"}
+    assert [name for name in leftovers(well) if not name.startswith("knock-doctor")] == []
 
 
 def test_a_rule_that_is_not_there_is_a_failure(well: World, api: Api) -> None:
@@ -405,7 +398,13 @@ def test_a_rule_that_is_not_there_is_a_failure(well: World, api: Api) -> None:
 def test_a_rule_that_stays_is_a_failure_and_is_closed_by_the_revoke_function(well: World, api: Api) -> None:
     api.closes = False
     asked: list[Any] = []
-    well.functions["revoke"] = lambda payload: asked.append(payload) or {"status": "revoked"}  # type: ignore[func-returns-value]
+
+    def revoke(payload: dict[str, Any]) -> dict[str, Any]:
+        asked.append(payload)
+        api.close()
+        return {"status": "revoked"}
+
+    well.functions["revoke"] = revoke
     assert (
         "is still there after its end" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
     )
@@ -423,9 +422,17 @@ def test_a_trail_that_never_says_closed_is_a_failure(well: World, api: Api) -> N
     assert "closed at no time yet" in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
 
 
-@pytest.mark.parametrize(("knows", "said"), [(10_000, "does not know the scratch target")])
-def test_an_api_that_never_knows_the_key_is_a_failure(well: World, api: Api, knows: int, said: str) -> None:
-    api.knows = knows
+@pytest.mark.parametrize(
+    ("accepts", "knows", "said"),
+    [
+        (10_000, 1, "the API still does not accept the temporary key"),
+        (1, 10_000, "the API still does not know the scratch target"),
+    ],
+)
+def test_an_api_that_never_knows_the_key_or_the_target_is_a_failure(
+    well: World, api: Api, accepts: int, knows: int, said: str
+) -> None:
+    api.accepts, api.knows = accepts, knows
     assert said in bad(well, "--test-grant", "--api-url", api.url)["fail test grant"]
     assert leftovers(well) == []
 
@@ -437,7 +444,7 @@ def test_a_knock_that_is_refused_is_a_failure_and_leaves_nothing(well: World, ap
 
 
 def test_an_interrupt_cleans_up_too(well: World, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_await_rights", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(doctor, "_await_target", lambda *_: signal.raise_signal(signal.SIGTERM))
     ran = well.run("doctor", "--test-grant", "--api-url", api.url)
     assert (ran.code, "interrupted" in ran.err) == (130, True)
     assert "known to have made is removed again" in ran.err
@@ -469,7 +476,10 @@ def test_a_dry_run_lists_the_knock_too_and_makes_nothing(well: World) -> None:
         "ec2:CreateSecurityGroup",
         "apigateway:CreateApiKey",
         "apigateway:CreateUsagePlanKey",
+        "ec2:CreateTags",
+        "ec2:DeleteTags",
         "knock:POST /knock",
+        "ec2:DeleteTags",
         "apigateway:DeleteApiKey",
         "ec2:DeleteSecurityGroup",
     ]

@@ -33,14 +33,16 @@ def add(world: World, name: str = "alice", *more: str) -> Any:
 
 @pytest.mark.usefixtures("_target")
 def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_alone(world: World) -> None:
-    ran = add(world, "alice", "--operator", "--any-source", "/28 /60")
+    ran = add(world, "alice", "--operator", "--any-source", "/28 /60", "--max-live", "200")
     (key,) = all_keys(world)
     assert ran.out == key["value"] + "\n"
     assert ran.err == f"The key alice ({key['id']}). This is its value; it is not shown again:\n"
     assert key["tags"] == {
         "knock:stack": "knock",
+        "knock:name": "alice",
         "knock:targets": "bastion",
         "knock:max-duration": "8h",
+        "knock:max-live": "200",
         "knock:any-source": "/28 /60",
         "knock:operator": "true",
     }
@@ -50,7 +52,20 @@ def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_al
 
 def test_rights_that_were_not_given_leave_no_tag(world: World) -> None:
     add(world)
-    assert set(all_keys(world)[0]["tags"]) == {"knock:stack", "knock:targets", "knock:max-duration"}
+    tags = {"knock:stack", "knock:name", "knock:targets", "knock:max-duration"}
+    assert set(all_keys(world)[0]["tags"]) == tags
+
+
+@pytest.mark.parametrize("name", ["", " alice", "O'Brien", "a\tb", "x" * 129])
+def test_a_name_that_no_tag_can_hold_is_a_usage_error(world: World, name: str) -> None:
+    """Break it: take any name, and the grants are on record under another."""
+    ran = world.run("key", "add", name, "--targets", "bastion", "--max", "8h")
+    assert (ran.code, "a key's name is" in ran.err, all_keys(world)) == (2, True, [])
+
+
+@pytest.mark.parametrize("number", ["0", "10000", "-1", "many", "1.5"])
+def test_a_number_of_live_grants_that_is_none_is_a_usage_error(world: World, number: str) -> None:
+    assert world.run("key", "add", "a", "--targets", "b", "--max", "8h", "--max-live", number).code == 2
 
 
 def test_a_star_is_written_as_all(world: World) -> None:
@@ -108,21 +123,81 @@ def test_a_run_that_failed_is_completed_by_running_it_again_and_shows_the_value(
 
 
 def test_ls_shows_rights_and_what_is_wrong_with_them(world: World) -> None:
-    add(world, "alice", "--any-source", "/28")
+    add(world, "alice", "--any-source", "/28", "--max-live", "64")
     add(world, "bob", "--operator")
     key = next(key["id"] for key in all_keys(world) if key["name"] == "bob")
     world.gateway.tag_resource(
         resourceArn=f"arn:aws:apigateway:eu-central-1::/apikeys/{key}",
-        tags={"knock:max-duration": "soon", "knock:operator": "yes"},
+        tags={"knock:max-duration": "soon", "knock:operator": "yes", "knock:max-live": "lots"},
     )
     ran = world.ok("key", "ls")
     lines = [line.split() for line in ran.out.splitlines()]
-    assert lines[1][2:] == ["bastion", "8h", "/28", "no"]
-    assert lines[2][2:] == ["bastion", "soon", "own", "no"]
+    assert lines[0] == ["NAME", "ID", "TARGETS", "MAX", "LIVE", "SOURCE", "OPERATOR", "NOTE"]
+    assert lines[1][2:] == ["bastion", "8h", "64", "/28", "no"]
+    assert lines[2][2:] == ["bastion", "soon", "lots", "own", "no"]
     assert f"warning: bob ({key}): the tag knock:max-duration cannot be read" in ran.err
     assert "the tag knock:operator is neither true nor false; it gives no right" in ran.err
-    faults = {each["name"]: each["faults"] for each in world.ok("key", "ls", "--json").json["keys"]}
-    assert (len(faults["alice"]), len(faults["bob"])) == (0, 2)
+    assert "the tag knock:max-live cannot be read" in ran.err
+    keys = {each["name"]: each for each in world.ok("key", "ls", "--json").json["keys"]}
+    assert (len(keys["alice"]["faults"]), len(keys["bob"]["faults"])) == (0, 3)
+    assert (keys["alice"]["max_live"], keys["bob"]["max_live"]) == (64, None)
+    add(world, "carol")
+    assert world.ok("key", "ls", "carol").out.splitlines()[1].split()[4] == "stack's"
+
+
+def by_hand(world: World, called: str | None, **tags: str) -> str:
+    """Make a key as somebody does in the console, in the stack's plan."""
+    named = {} if called is None else {"name": called}
+    made = world.gateway.create_api_key(
+        **named, enabled=True, tags={f"knock:{tag}": value for tag, value in tags.items()}
+    )
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=made["id"], keyType="API_KEY")
+    return str(made["id"])
+
+
+def test_a_key_without_a_name_goes_by_its_id(world: World) -> None:
+    """Break it: read the name as if every key had one."""
+    key = by_hand(world, None, targets="bastion")
+    assert world.ok("key", "ls").out.splitlines()[1].split()[:2] == [key, key]
+    assert world.ok("key", "ls", key, "--json").json["keys"][0]["name"] == key
+    for command in (["set", key, "--max", "1h"], ["disable", key], ["enable", key], ["rotate", key]):
+        world.ok("key", *command)
+    assert {each["tags"]["knock:name"] for each in all_keys(world)} == {key}
+    assert len([world.ok("key", "rm", key) for _ in all_keys(world)]) == 2  # by its id, and by that as a name
+    assert all_keys(world) == []
+
+
+def test_a_key_without_the_tag_of_its_name_gets_it_with_any_change(world: World) -> None:
+    key = by_hand(world, "alice", targets="bastion")
+    assert f"on record as {key}" in world.ok("key", "ls").out
+    assert f"knock-admin revoke --principal {key}" in world.ok("key", "disable", "alice").err
+    assert "knock:name is alice" in world.ok("key", "set", "alice", "--max", "1h").out
+    assert "on record" not in world.ok("key", "ls").out
+    assert "knock-admin revoke --principal alice" in world.ok("key", "disable", "alice").err
+
+
+def test_a_name_on_record_is_never_written_over(world: World) -> None:
+    by_hand(world, "alice", targets="bastion", name="Alice Example")
+    world.ok("key", "set", "alice", "--max", "1h")
+    assert all_keys(world)[0]["tags"]["knock:name"] == "Alice Example"
+    world.ok("key", "rotate", "alice")
+    assert [key["tags"]["knock:name"] for key in all_keys(world)] == ["Alice Example"] * 2
+
+
+def test_a_key_whose_name_no_tag_can_hold_is_changed_all_the_same(world: World) -> None:
+    by_hand(world, "O'Brien", targets="bastion")
+    world.ok("key", "set", "O'Brien", "--max", "1h")
+    world.ok("key", "rotate", "O'Brien")
+    assert not any("knock:name" in key["tags"] for key in all_keys(world))
+
+
+def test_how_many_live_grants_is_set_and_taken_back(world: World) -> None:
+    add(world)
+    assert "knock:max-live is 50" in world.ok("key", "set", "alice", "--max-live", "50").out
+    assert world.run("key", "set", "alice", "--max-live", "50", "--no-max-live").code == 2
+    assert "knock:max-live is gone" in world.ok("key", "set", "alice", "--no-max-live").out
+    assert "knock:max-live" not in all_keys(world)[0]["tags"]
 
 
 def test_ls_shows_no_key_of_another_plan(world: World) -> None:
@@ -143,6 +218,7 @@ def test_set_changes_what_is_named_and_leaves_the_rest(world: World) -> None:
     ran = world.ok("key", "set", "alice", "--max", "4h", "--no-operator", "--targets", "bastion", "web")
     assert all_keys(world)[0]["tags"] == {
         "knock:stack": "knock",
+        "knock:name": "alice",
         "knock:targets": "bastion web",
         "knock:max-duration": "4h",
         "knock:any-source": "/28",
@@ -181,7 +257,7 @@ def test_an_unknown_key_is_refused(world: World) -> None:
 
 
 def test_a_rotation_keeps_the_old_key_valid_and_gives_the_new_one_its_rights(world: World) -> None:
-    add(world, "alice", "--any-source", "/28")
+    add(world, "alice", "--any-source", "/28", "--max-live", "50")
     old = all_keys(world)[0]
     ran = world.ok("key", "rotate", "alice", "--overlap", "2h")
     new = next(key for key in all_keys(world) if key["id"] != old["id"])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ import boto3
 import pytest
 
 from knock import Client, KeyRejected, NotAllowed
-from knock_admin import doctor
+from knock_admin import doctor, grants
 from knock_admin.cli import main
+from knock_admin.errors import FunctionFailed
 from tests.clients.admin_support import LOADER, REGION, ROOT, Ran, World, local_stack, make_world
 
 world = pytest.fixture(make_world)
@@ -108,6 +110,11 @@ def run(
     return admin
 
 
+def cannot_finish(*_: Any) -> Any:
+    """Fail as the revoke function does while the trail cannot be reached."""
+    raise FunctionFailed("StoreUnavailable", "knock-revoke failed with StoreUnavailable")
+
+
 def test_an_operators_day(
     stack: dict[str, Any], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +151,26 @@ def test_an_operators_day(
     assert (live["id"], live["status"], live["source"]) == (grant.id, "active", grant.source)
     assert "'=1+1 for the pager" in run("trail", grant.id, "--format", "csv").out
 
+    ledger = run("ledger", grant.source, "--json").json
+    assert [claim["grant_id"] for claim in ledger["claims"]] == [grant.id]
+    assert [(rule["ports"], rule["phase"], rule["claimed_by"]) for rule in ledger["rules"]] == [
+        ("5432/tcp", "open", [grant.id])
+    ]
+
+    # What the revoke function cannot finish, a closing does, by what this program hands on to it.
+    other = client.knock("db", duration="20m")
+    with monkeypatch.context() as patch:
+        patch.setattr(grants, "invoke", cannot_finish)
+        said = run("revoke", other.id, "--reason", "an outage", code=1).out
+    assert re.search(rf"{other.id}: NOT closed: .*; a closing goes on until it is \(.+\)", said)
+    deadline = time.monotonic() + 30
+    while (ended := client.grant(other.id)).events[-1]["event"] != "closed":
+        assert time.monotonic() < deadline, ended.events
+        time.sleep(0.1)
+    (revoked,) = [event for event in ended.events if event["event"] == "revoked"]
+    assert revoked["reason"] == "an outage"
+    assert client.grant(grant.id).status == "active", "the other grant of that source goes on"
+
     new = run("key", "rotate", "carol").out.strip()
     assert Client(stack["api_url"], new).whoami().principal.name == "carol"
     assert client.whoami().principal.name == "carol", "the old key works on"
@@ -152,8 +179,8 @@ def test_an_operators_day(
         with pytest.raises((KeyRejected, NotAllowed)):
             Client(stack["api_url"], value).whoami()
 
-    ended = run("revoke", "--principal", "carol", "--reason", "laptop stolen", "--yes")
-    assert re.fullmatch(rf"{grant.id}: revoked; rules gone: sgr-\w+\n", ended.out)
+    stolen = run("revoke", "--principal", "carol", "--reason", "laptop stolen", "--yes")
+    assert re.fullmatch(rf"{grant.id}: revoked; rules gone: sgr-\w+\n", stolen.out)
     assert (
         ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": groups}])[
             "SecurityGroupRules"

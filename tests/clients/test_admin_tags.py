@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -22,6 +22,7 @@ def rights(**written: str) -> policy.Rights:
         "max": tags.MAX_DURATION,
         "any_source": tags.ANY_SOURCE,
         "operator": tags.OPERATOR,
+        "max_live": tags.MAX_LIVE,
     }
     return policy.read_rights(
         Principal("id", "alice"), {names[name]: value for name, value in written.items()}
@@ -32,6 +33,7 @@ def test_the_tags_have_the_functions_names() -> None:
     assert (tags.STACK, tags.TARGET, tags.PORTS) == (policy.TAG_STACK, policy.TAG_TARGET, policy.TAG_PORTS)
     assert (tags.TARGETS, tags.MAX_DURATION) == (policy.TAG_TARGETS, policy.TAG_MAX_DURATION)
     assert (tags.ANY_SOURCE, tags.OPERATOR) == (policy.TAG_ANY_SOURCE, policy.TAG_OPERATOR)
+    assert (tags.MAX_LIVE, tags.NAME) == (policy.TAG_MAX_LIVE, policy.TAG_NAME)
 
 
 @given(WRITTEN | st.from_regex(r"\d{1,4}[dhms](\d{1,3}[hms])?", fullmatch=True))
@@ -85,6 +87,45 @@ def test_every_list_of_targets_that_is_taken_means_the_same_to_the_functions(tex
     assert read.every_target or read.targets == set(text.split())
 
 
+@given(WRITTEN | st.from_regex(r"\d{1,5}", fullmatch=True))
+def test_every_number_of_live_grants_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+    try:
+        number = tags.parse_max_live(text)
+    except ValueError:
+        assert rights(max_live=text).faults
+        return
+    assert rights(max_live=text).max_live == number
+
+
+ADDRESSES = st.ip_addresses().map(str)
+CIDRS = st.tuples(ADDRESSES, st.integers(0, 128)).map(lambda pair: f"{pair[0]}/{pair[1]}")
+
+
+@given(WRITTEN | ADDRESSES | CIDRS | ADDRESSES.map("::ffff:{}".format) | ADDRESSES.map("{}%eth0".format))
+def test_every_source_is_written_as_the_functions_write_it(text: str) -> None:
+    try:
+        theirs = values.canonical_source(text)
+    except ValueError:
+        with pytest.raises(ValueError, match="an address or a CIDR"):
+            tags.canonical_source(text)
+        return
+    assert tags.canonical_source(text) == theirs
+
+
+@given(st.text(max_size=12) | WRITTEN)
+def test_every_name_that_is_taken_can_be_on_record(text: str) -> None:
+    try:
+        name = tags.principal_name(text)
+    except ValueError:
+        return
+    now = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    target = values.Target("web", (values.Ports.parse("80/tcp"),), ("sg-0a",))
+    grant = values.Grant.decide(
+        Principal("id", name), "203.0.113.7/32", (target,), now, now + timedelta(hours=1)
+    )
+    assert values.Grant.from_input(grant.as_input()).principal.name == text
+
+
 def test_every_target_is_written_in_characters_that_api_gateway_allows_in_a_tag() -> None:
     assert tags.parse_targets("*") == tags.parse_targets("@all") == "@all"
     assert rights(targets="@all").every_target
@@ -120,6 +161,15 @@ def test_what_is_no_source_width_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"/2"):
         tags.parse_any_source(text)
     assert rights(any_source=text).faults
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-5, "0s"), (59, "59s"), (3599, "59m59s"), (3661, "1h1m"), (90_000, "1d1h")]
+)
+def test_how_long_is_left_is_said_in_two_units(seconds: int, shown: str) -> None:
+    now = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    assert tags.left(tags.show_time(now + timedelta(seconds=seconds)), now) == shown
+    assert tags.left("soon", now) == "?"
 
 
 def test_a_time_that_was_written_is_read_back() -> None:

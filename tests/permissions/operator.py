@@ -11,12 +11,22 @@ from unittest import mock
 
 from botocore.client import BaseClient
 
-from tests.clients.admin_support import World
+from knock_admin import doctor
+from tests.clients.admin_support import CLOSINGS, MACHINE, STACK, World, client, scratch_api
+
+
+class StoreUnavailable(Exception):
+    """As the functions name it."""
+
+
+def _unavailable(_payload: object) -> None:
+    raise StoreUnavailable("SimpleDB did not answer")
 
 
 def work(world: World) -> None:
     """Use every command, each in the ways that differ in what they ask AWS."""
     world.plan_stage()
+    client("events").put_rule(Name=f"{STACK}-stopped", EventPattern='{"source": ["aws.states"]}')
     world.functions["guard"] = lambda _payload: {"findings": []}
     balancer = world.make_balancer(groups=[world.office])
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
@@ -24,7 +34,7 @@ def work(world: World) -> None:
     world.ok("target", "grow", "bastion", "--groups", "2")
     world.ok("target", "ls")
     world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h")
-    world.ok("key", "set", "alice", "--targets", "bastion", "web", "--operator")
+    world.ok("key", "set", "alice", "--targets", "bastion", "web", "--operator", "--max-live", "9")
     world.ok("key", "set", "alice", "--no-operator")
     world.ok("key", "ls")
     world.ok("key", "disable", "alice")
@@ -32,7 +42,8 @@ def work(world: World) -> None:
     world.ok("key", "rotate", "alice", "--overlap", "1s")
     time.sleep(1.1)  # an overlap is a whole number of seconds
     world.ok("key", "rotate", "alice", "--finish")
-    grant = world.record("alice")
+    world.make_machines(MACHINE, CLOSINGS)
+    grant = world.start(world.record("alice"))
     world.functions["revoke"] = lambda _payload: {
         "grant_id": grant.id,
         "status": "revoked",
@@ -40,15 +51,25 @@ def work(world: World) -> None:
         "kept": [],
     }
     world.ok("grants")
-    world.run("revoke", grant.id)  # its execution is not there
+    world.ok("revoke", grant.id)
+    world.functions["revoke"] = _unavailable
+    world.run("revoke", grant.id)  # is handed over to a closing
     world.ok("trail")
     world.ok("trail", grant.id)
     world.ok("guard")
-    world.run("doctor")
+    world.ok("ledger", "203.0.113.7")
+    grant_a_test(world)
     world.ok("target", "detach", "bastion", "--all")
     world.ok("target", "detach", "web", "--all")
     world.ok("target", "rm", "bastion")
     world.ok("key", "rm", "alice")
+
+
+def grant_a_test(world: World) -> None:
+    """Check the deployment, with a grant that closes soon."""
+    with scratch_api(world) as api, mock.patch.object(doctor, "PAUSE", 0.02):
+        world.run("doctor", "--test-grant", "--api-url", api.url)
+    assert api.asked[-1][0] == "GET /grants/doctor_1", api.asked
 
 
 @dataclass(frozen=True)

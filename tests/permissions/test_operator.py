@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.clients.admin_support import ACCOUNT, DOMAIN, REGION, STACK, TRAIL_REGION, make_world
+from tests.clients.admin_support import (
+    ACCOUNT,
+    DOMAINS,
+    LEDGER,
+    REFUSALS,
+    REGION,
+    STACK,
+    TRAIL,
+    TRAIL_REGION,
+    make_world,
+)
 from tests.conftest import ROOT
 from tests.permissions.operator import Call, recording, work
 from tests.permissions.simulator import Request, judge
@@ -20,7 +30,9 @@ EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
 GATEWAY = f"arn:aws:apigateway:{REGION}::"
 PLACES = {
     "TRAIL-REGION": TRAIL_REGION,
-    "TRAIL-DOMAIN": DOMAIN,
+    "TRAIL-DOMAIN": TRAIL,
+    "LEDGER-DOMAIN": LEDGER,
+    "REFUSALS-DOMAIN": REFUSALS,
     "REGION": REGION,
     "ACCOUNT": ACCOUNT,
     "STACK": STACK,
@@ -29,8 +41,10 @@ PLACES = {
 UNSEEN = {
     ("FindWhatIsThere", "ec2:DescribeInstances"): "target add --instance",
     ("FinishGroups", "ec2:DeleteSecurityGroup"): "target rm, when target add stopped half-way",
-    ("ReadTheTrail", "sdb:GetAttributes"): "doctor --test-grant, and the trail by other tools",
 }
+
+
+WRITES = ("PutAttributes", "BatchPutAttributes", "DeleteAttributes", "DeleteDomain")
 
 
 @dataclass
@@ -136,7 +150,7 @@ def _lambda(call: Call) -> Checks:
 
 
 def _sdb(call: Call) -> Checks:
-    match = re.search(r" from `([^`]+)` ", call.asked.get("SelectExpression", ""))
+    match = re.search(r" from `([^`]+)`", call.asked.get("SelectExpression", ""))
     domain = match[1] if match else call.asked["DomainName"]
     return [(f"sdb:{call.operation}", f"arn:aws:sdb:{call.region}:{ACCOUNT}:domain/{domain}", {})]
 
@@ -159,7 +173,11 @@ READ = {
     "stepfunctions": _states,
     "service-quotas": _quotas,
     "events": lambda call: [
-        (f"events:{call.operation}", f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{call.asked['Name']}", {})
+        (
+            f"events:{call.operation}",
+            f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{call.asked.get('Name') or call.asked['Rule']}",
+            {},
+        )
     ],
     "cloudwatch": lambda call: [
         (f"cloudwatch:{call.operation}", f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:*", {})
@@ -203,14 +221,14 @@ class TestThePolicy:
             ("ec2:CreateTags", group, ours),
             ("ec2:CreateTags", group, {"aws:RequestTag/knock:stack": STACK}),
             ("ec2:CreateSecurityGroup", group, {}),
-            ("sdb:PutAttributes", f"{domain}/{DOMAIN}", {}),
-            ("sdb:DeleteAttributes", f"{domain}/{DOMAIN}", {}),
-            ("sdb:DeleteDomain", f"{domain}/{DOMAIN}", {}),
+            *((f"sdb:{what}", f"{domain}/{one}", {}) for what in WRITES for one in DOMAINS),
             ("sdb:Select", f"{domain}/another", {}),
             ("lambda:InvokeFunction", f"{function}:{STACK}-authorize", {}),
             ("lambda:UpdateFunctionCode", f"{function}:{STACK}-revoke", {}),
             ("states:StartExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants", {}),
-            ("states:StopExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:execution:another:g", {}),
+            ("states:StopExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:execution:{STACK}-grants:g", {}),
+            ("states:StartExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:another-closings", {}),
+            ("states:DescribeExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:execution:another:g", {}),
             ("apigateway:PATCH", f"{GATEWAY}/usageplans/p", {}),
             ("apigateway:PATCH", f"{GATEWAY}/restapis/a", {}),
             ("apigateway:POST", f"{GATEWAY}/usageplans/another/keys", {}),

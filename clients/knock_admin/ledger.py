@@ -1,0 +1,151 @@
+"""`knock-admin ledger`: why is a door open, or shut?
+
+The ledger of a source says which live grants claim which rules, and what is known of each rule. This reads
+it and writes nothing. The functions write it with code of their own (`functions/grants/ledgers.py`), which is
+not part of this distribution. That both agree is tested.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from knock_admin import simpledb, tags
+from knock_admin.errors import AdminError
+from knock_admin.output import Result, table
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from knock_admin.simpledb import Values
+    from knock_admin.stack import Stack
+
+# The bounds of a source: a knock beyond them is refused (SourceFull).
+MOST_CLAIMS = 64
+MOST_RULES = 128
+
+
+def show(stack: Stack, args: Namespace) -> Result:
+    """Show the ledger of one source: claims, rules, and ids lately revoked."""
+    source: str = args.source
+    ledger = decode(source, simpledb.get(stack, simpledb.LEDGER, source))
+    claims, rules = len(ledger["claims"]), len(ledger["rules"])
+    lines = [f"{source}: {claims} of {MOST_CLAIMS} claims, {rules} of {MOST_RULES} rules"]
+    for header, rows in _tables(ledger, args.now):
+        if rows:
+            lines += ["", *table(rows, header)]
+    return Result(ledger, lines)
+
+
+def _tables(
+    ledger: dict[str, Any], now: datetime
+) -> Iterator[tuple[tuple[str, ...], list[tuple[object, ...]]]]:
+    yield (
+        ("CLAIM OF GRANT", "UNTIL", "LEFT", "RULES", "FOREIGN RULES"),
+        [
+            (
+                claim["grant_id"],
+                claim["expires_at"],
+                tags.left(claim["expires_at"], now),
+                len(claim["rules"]),
+                ", ".join(rule["rule"] for rule in claim["foreign"]) or "-",
+            )
+            for claim in ledger["claims"]
+        ],
+    )
+    yield (
+        ("RULE IN", "PORTS", "PHASE", "IDS", "ATTEMPTS", "CLAIMED BY"),
+        [
+            (
+                rule["group"],
+                rule["ports"] + (f" for {rule['cidr']}" if rule["cidr"] != ledger["source"] else ""),
+                rule["phase"],
+                ", ".join(each["rule"] for each in rule["ids"]) or "-",
+                ", ".join(rule["attempts"]) or "-",
+                _some(rule["claimed_by"]),
+            )
+            for rule in ledger["rules"]
+        ],
+    )
+    yield (
+        ("TOMBSTONE", "REVOKED AT"),
+        [(each["rule"], each["at"]) for each in ledger["tombstones"]],
+    )
+    yield (
+        ("RELEASED GRANT", "AT"),
+        [(each["grant_id"], each["at"]) for each in ledger["released"]],
+    )
+
+
+def _some(grants: list[str]) -> str:
+    if len(grants) < 2:
+        return "".join(grants) or "-"
+    return f"{grants[0]} and {len(grants) - 1} more"
+
+
+def decode(source: str, values: Values) -> dict[str, Any]:
+    """Read an item of the ledger, as this program shows it. Without an item all is empty.
+
+    Raises AdminError for one that cannot be read.
+    """
+    try:
+        content = json.loads(_text(values)) if values else {}
+        keys = [_key(text, source) for text in content.get("keys", [])]
+        claims = [
+            {
+                "grant_id": grant,
+                "expires_at": claim["until"],
+                "rules": [keys[number] for number in claim["rules"]],
+                "foreign": [keys[n] | {"rule": rule} for n, rule in _numbered(claim.get("foreign", {}))],
+            }
+            for grant, claim in content.get("claims", {}).items()
+        ]
+        claims.sort(key=lambda claim: (claim["expires_at"], claim["grant_id"]))
+        rules = [
+            keys[n]
+            | {
+                "phase": rule["phase"],
+                "ids": _timed("rule", rule["ids"]),
+                "attempts": list(rule["attempts"]),
+                "claimed_by": [claim["grant_id"] for claim in claims if keys[n] in claim["rules"]],
+            }
+            for n, rule in _numbered(content.get("rules", {}))
+        ]
+        return {
+            "source": source,
+            "claims": claims,
+            "rules": rules,
+            "tombstones": _timed("rule", content.get("tombstones", {})),
+            "released": _timed("grant_id", content.get("released", {})),
+        }
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise AdminError(
+            f"The ledger of {source} cannot be read: {type(error).__name__} {error}"[:300]
+        ) from error
+
+
+def _text(values: Values) -> str:
+    """Put the parts together; parts beyond their count are left from a longer text."""
+    (count,) = values["parts"]
+    return "".join(part for number in range(int(count)) for (part,) in [values[f"part_{number:03}"]])
+
+
+def _key(text: str, source: str) -> dict[str, Any]:
+    """Read a rule's key: `sg-0a/tcp/22/22`, and its CIDR where that is not the source."""
+    group, protocol, first, last, *cidr = text.split("/", 4)
+    return {
+        "group": group,
+        "ports": str(tags.Ports(int(first), int(last), protocol)),
+        "cidr": cidr[0] if cidr else source,
+    }
+
+
+def _numbered(values: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """Give what is kept by the number of a key, in the keys' order."""
+    return sorted(((int(number), value) for number, value in values.items()), key=lambda pair: pair[0])
+
+
+def _timed(name: str, times: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{name: each, "at": at} for each, at in sorted(times.items(), key=lambda pair: (pair[1], pair[0]))]
