@@ -2,56 +2,83 @@
 
 A *run* is one invocation of a function: deterministic between its calls, so all it will do follows from
 the answers it has had. What is explored is a graph. A state is what AWS holds and, for each process, the
-answers its run has had; an edge is one call (or a fault, or a step in time). Two orders of calls that lead to
-the same state go on alike, so a state is visited once: that is the only reduction, and it loses nothing. How
-many orders the graph stands for is counted all the same.
+answers its run has had; an edge is one call (or a fault, or a step in time). Two orders of calls that
+lead to the same state go on alike, so a state is visited once; and a step that no other process can see
+(the start of a run, the hint that `groups` gives) is made at once. These are the only reductions, and
+they lose nothing. How many orders the graph stands for is counted all the same.
 
-Processes are what runs functions on AWS: an execution (authorize, hold, revoke), the handler of stopped
-executions, `DELETE /grants/{id}`, an operator's stop, a task delivered twice. They try again as AWS does.
-Faults are a process that is gone after a call took effect (who tries it again on AWS tries it again here: for
-the task of a stopped execution that is nobody), and an answer that is lost. EC2's lists are an edge for each
-thing that EC2 may show.
+Processes are what runs functions on AWS: an execution (authorize, hold, revoke, and force where trail or
+ledger cannot be had), a closing (which comes after an execution that was stopped or failed, or is
+started, and tries again until it is done), `DELETE /grants/{id}`, an operator's stop, a task delivered
+twice, the guard; and what happens to AWS: a store that is down for a while, a ledger's item that is lost,
+a rule changed by hand.
 
-Time stands still while a run is under way: runs are killed when they take longer than a function may, which
-is the fault *gone*. It moves when all have come to rest, to the next retry, or to the next grant's end.
+Faults are a process that is gone after a call took effect (who tries it again on AWS tries it again here:
+for the task of a stopped execution that is nobody), a call that fails without an effect, an answer that
+is lost, and one that is lost to the client, whose own second try then meets what the first one wrote.
+What EC2 leaves open (tests/twins.py) is an edge for each thing that it may do.
 
-At every state:   a grant that is open and live has its rules; foreign rules are as they were; a rule was
-                  claimed before it was made.
+A ledger's token follows from its content here: a write that finds the content it read replaces it as well
+as one that finds a random token, and states that differ in a token alone are one.
+
+Time stands still while a run is under way: runs are killed when they take longer than a function may,
+which is the fault *gone*. It moves when all have come to rest, to the next retry, or to the next grant's
+end.
+
+At every state:   a grant that is open and live has its rules; foreign rules are as they were; a rule is
+                  claimed and its grant recorded before it is made, and none is made at or after its end.
 At every rest:    Knock's rules are those that live grants claim.
-At the end:       none is open, and every grant that ended is recorded as closed.
+At the end:       none is open, every grant that ended is recorded as closed, and the ledger holds no rule.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
+import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from grants.closing import End, close, closed_before, force
+from grants.drift import guard
 from grants.errors import (
     EngineUnavailable,
+    GrantNotFound,
+    IngressThrottled,
     IngressUnavailable,
+    InvalidGrant,
     KnockError,
     RuleUnsettled,
-    TrailUnavailable,
+    StoreRefused,
+    StoreUnavailable,
     Unavailable,
 )
-from grants.operations import SETTLES, Operations
-from grants.values import Grant, Rule, RuleKey
+from grants.ledger import Ledger, encode
+from grants.ledgers import Ledgers, Snapshot
+from grants.opening import authorize
+from grants.operations import Operations
+from grants.timing import SETTLES
+from grants.trail import Trail
+from grants.values import Grant, Opened, Record, Rule, RuleKey
 from tests import twins
-from tests.twins import Call, World
+from tests.twins import NOTHING, Call, Hook, Item, World
 
-LOST: Mapping[str, KnockError] = {
-    "trail": TrailUnavailable("the answer was lost"),
-    "ingress": IngressUnavailable("the answer was lost"),
-    "executions": EngineUnavailable("the answer was lost"),
+FAILS: Mapping[str, KnockError] = {
+    "trail": StoreUnavailable("no answer"),
+    "ledger": StoreUnavailable("no answer"),
+    "ingress": IngressUnavailable("no answer"),
+    "executions": EngineUnavailable("no answer"),
+    "closings": EngineUnavailable("no answer"),
 }
+THROTTLED = IngressThrottled("the request limit is reached")
+GONE = EngineUnavailable("the run is gone")
 
-
-# A read that fails is a run that ends there, as one that is gone.
-READS = ("get", "unclosed", "find", "status")
+# A read has no effect: its answer is lost, or it fails.
+READS = ("get", "query", "count", "find", "tagged", "show", "ours", "groups", "describe", "running")
 
 
 class Violation(AssertionError):
@@ -77,16 +104,17 @@ class Node:
     answers: tuple[Any, ...] = ()
     call: Call | None = None
     failed: KnockError | None = None
+    result: Any = None
     after: dict[object, Node] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation: which operation, for which grant, when, and its number among its kind."""
+    """One invocation: which operation, when, and its number among its kind."""
 
     name: str
     act: Callable[[Operations], object] = field(compare=False)
-    at: Any = None
+    at: datetime
 
 
 class _Replay:
@@ -94,12 +122,14 @@ class _Replay:
 
     def __init__(self, service: str, answers: Iterator[Any]) -> None:
         self._service, self._answers = service, answers
+        self.stack = twins.STACK
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             found = next(self._answers, _Next)
             if found is _Next:
-                raise _Next(Call(self._service, name, (args, tuple(sorted(kwargs.items())))))
+                kept = tuple(_keep(arg) for arg in args)
+                raise _Next(Call(self._service, name, (kept, tuple(sorted(kwargs.items())))))
             if isinstance(found, KnockError):
                 raise found.with_traceback(None)
             return found
@@ -110,19 +140,39 @@ class _Replay:
         return rule.stack == twins.STACK
 
 
+def _keep(argument: Any) -> Any:
+    """Make a tuple of what can be walked through only once, or changes."""
+    if isinstance(argument, (str, tuple, Mapping)):
+        return argument
+    return tuple(argument)
+
+
+class _Ledgers(Ledgers):
+    """Ledgers whose tokens follow from their content."""
+
+    def write(self, before: Snapshot, after: Ledger) -> Snapshot | None:
+        text = encode(after) if after else b""
+        self._token = lambda: hashlib.blake2b(text, digest_size=12).hexdigest()
+        return super().write(before, after)
+
+
 def advance(node: Node) -> Node:
     """Run an operation up to its next call, or to its end."""
     answers = iter(node.answers)
     numbers = iter(range(99))
     operations = Operations(
-        _Replay("trail", answers),  # type: ignore[arg-type]
-        _Replay("ingress", answers),  # type: ignore[arg-type]
-        _Replay("executions", answers),  # type: ignore[arg-type]
+        Trail(_Replay("trail", answers)),
+        _Ledgers(_Replay("ledger", answers)),
+        _Replay("ingress", answers),
+        _Replay("executions", answers),
+        _Replay("closings", answers),
         lambda: node.run.at,
-        token=lambda: f"{node.run.name}.{next(numbers)}",
+        limits=twins.LIMITS,
+        token=lambda: f"{node.run.name}.{next(numbers)}".replace(" ", "-"),
+        sleep=lambda _seconds: None,
     )
     try:
-        node.run.act(operations)
+        node.result = node.run.act(operations)
     except _Next as pending:
         node.call = pending.call
     except KnockError as error:
@@ -135,10 +185,11 @@ def advance(node: Node) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Something that runs functions for one grant. `phase` is where it stands.
+    """Something that runs functions for one grant, or happens to AWS. `phase` is where it stands.
 
-    ready: its next run can start. running: `node` is under way. again: it comes back in a minute. holding: an
-    execution in its Wait state. done. asleep: a handler nobody has called.
+    ready: its next run can start. running: `node` is under way. again: it comes back in a few minutes.
+    holding: an execution in its Wait state. down: an outage. done. asleep: a closing that nobody has started.
+    `opened` is the execution's own state: the rules that AuthorizeIngress answered with.
     """
 
     name: str
@@ -148,20 +199,28 @@ class Process:
     task: str = ""
     tries: int = 0
     node: Node | None = None
+    opened: tuple[tuple[RuleKey, str], ...] = ()
+    payload: Any = None
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (self.name, self.phase, self.task, self.tries, id(self.node))
+        return (self.name, self.phase, self.task, self.tries, id(self.node), self.opened)
 
 
-def execution(grant: Grant, task: str = "authorize") -> Process:
+def execution(grant: Grant, task: str = "authorize", opened: tuple[Opened, ...] = ()) -> Process:
     """The grant's execution, from the task on."""
-    return Process(f"execution {grant.id}", "execution", grant, task=task)
+    own = tuple((rule.key, rule.rule_id) for rule in opened if not rule.foreign)
+    return Process(f"execution {grant.id}", "execution", grant, task=task, opened=own)
 
 
-def holding(grant: Grant) -> Process:
+def holding(grant: Grant, opened: tuple[Opened, ...] = ()) -> Process:
     """The execution of a grant that is open."""
-    return Process(f"execution {grant.id}", "execution", grant, phase="holding", task="expire")
+    return replace(execution(grant, "expire", opened), phase="holding")
+
+
+def forged(grant: Grant, value: dict[str, Any]) -> Process:
+    """An execution with this input, which says to be the grant's."""
+    return Process(f"forged {grant.id}", "execution", grant, task="authorize", payload=value)
 
 
 def again(grant: Grant, which: str = "second") -> Process:
@@ -179,45 +238,117 @@ def stop(grant: Grant) -> Process:
     return Process(f"stop {grant.id}", "stop", grant, task="stop")
 
 
-def _handler(grant: Grant) -> Process:
-    return Process(f"handler {grant.id}", "handler", grant, phase="asleep", task="stopped")
+def guarding(grant: Grant) -> Process:
+    """The drift guard's run, which nobody tries again."""
+    return Process("guard", "again", grant, task="guard")
 
 
-TASKS: Mapping[str, Callable[[Operations, Grant], object]] = {
-    "authorize": lambda operations, grant: operations.authorize(grant),
-    "roll back": lambda operations, grant: operations.revoke(grant.id, "failed", "knock"),
-    "expire": lambda operations, grant: operations.revoke(grant.id, "expired", "knock"),
-    "revoke": lambda operations, grant: operations.revoke(grant.id, "revoked", "alice"),
-    "stopped": lambda operations, grant: operations.revoke(grant.id, "revoked", "an AWS operator"),
-    "stop": lambda operations, grant: operations.executions.stop(grant.id, "Stop", "an operator"),
+def outage(grant: Grant, *stores: str) -> Process:
+    """Stores that are down for a while, at any time."""
+    return Process(f"outage of {' and '.join(stores)}", "outage", grant, payload=stores)
+
+
+def losing(grant: Grant) -> Process:
+    """The ledger's item of the grant's source is lost, at any time."""
+    return Process("the ledger is lost", "event", grant, payload="lose")
+
+
+def modifying(grant: Grant, rule_id: str, key: RuleKey) -> Process:
+    """An operator changes a rule by hand, at any time: it keeps its id."""
+    return Process(f"{rule_id} is changed", "event", grant, payload=(rule_id, key))
+
+
+def _closing(grant: Grant) -> Process:
+    return Process(f"closing {grant.id}", "closing", grant, phase="asleep", task="outside")
+
+
+def _end(process: Process, how: str, by: str) -> End:
+    return End(how, by, closer=f"{process.kind} {how}")  # type: ignore[arg-type]
+
+
+def _authorize(operations: Operations, process: Process) -> list[Opened]:
+    return authorize(operations, Grant.from_input(process.payload or process.grant.as_input()))
+
+
+def _own_task(how: str) -> Callable[[Operations, Process], object]:
+    """What the revoke function does for an execution's own tasks."""
+
+    def act(operations: Operations, process: Process) -> object:
+        try:
+            grant = Grant.from_input(process.payload or process.grant.as_input())
+        except InvalidGrant:
+            return None
+        if how == "force":
+            state = "expired" if process.opened else "failed"
+            return force(operations, grant, _end(process, state, "knock"), dict(process.opened))
+        return close(operations, grant, _end(process, how, "knock"), dict(process.opened))
+
+    return act
+
+
+def _outside(*, forced: bool) -> Callable[[Operations, Process], object]:
+    """What the revoke function does for a stopped execution's event, and for a renewal that handed over."""
+
+    def act(operations: Operations, process: Process) -> object:
+        end = _end(process, "revoked", "an AWS operator")
+        try:
+            record = operations.trail.get(process.grant.id)
+            if record and record.closed_at:
+                return closed_before(record)
+        except (StoreUnavailable, StoreRefused):
+            if not forced:
+                raise
+        return (force if forced else close)(operations, process.grant, end)
+
+    return act
+
+
+def _revoke(operations: Operations, process: Process) -> object:
+    close(operations, process.grant, _end(process, "revoked", "alice"))
+    return operations.executions.stop(process.grant.id, "Revoked", "revoked by alice")
+
+
+TASKS: Mapping[str, Callable[[Operations, Process], object]] = {
+    "authorize": _authorize,
+    "roll back": _own_task("failed"),
+    "expire": _own_task("expired"),
+    "force": _own_task("force"),
+    "revoke": _revoke,
+    "outside": _outside(forced=False),
+    "force outside": _outside(forced=True),
+    "stop": lambda operations, process: operations.executions.stop(process.grant.id, "Stop", "an operator"),
+    "guard": lambda operations, _process: list(guard(operations)),
 }
-MOST_TRIES = 9
+FORCED = {"roll back": "force", "expire": "force", "outside": "force outside"}
+MOST_TRIES = 12
 
 
-def _ended(process: Process, failed: KnockError | None, *, stopped: bool) -> Process:
+def _ended(process: Process, failed: KnockError | None, result: object, *, stopped: bool) -> Process:
     """Say what a process does when its run has ended, as AWS would."""
     idle = replace(process, node=None)
-    if process.kind == "execution":
-        if stopped:  # the engine starts no more tasks
-            return replace(idle, phase="done")
-        if failed is None:
-            if process.task == "authorize":
-                return replace(idle, phase="holding", task="expire", tries=0)
-            return replace(idle, phase="done")
-        if process.task == "authorize" and not isinstance(failed, Unavailable):
-            return replace(idle, phase="ready", task="roll back", tries=0)
-        return _again(idle, failed)
-    if failed is None and process.task == "revoke":
-        return replace(idle, phase="ready", task="stop")
-    if failed is None or process.kind in ("again", "stop") or process.task == "stop":
+    if process.kind == "execution" and stopped:  # the engine starts no more tasks
         return replace(idle, phase="done")
+    if failed is None:
+        if process.kind == "execution" and process.task == "authorize":
+            assert isinstance(result, list)
+            own = tuple((rule.key, rule.rule_id) for rule in result if not rule.foreign)
+            return replace(idle, phase="holding", task="expire", tries=0, opened=own)
+        return replace(idle, phase="done")
+    if process.kind in ("again", "stop"):
+        return replace(idle, phase="done")
+    if process.task == "authorize" and not isinstance(failed, Unavailable):
+        return replace(idle, phase="ready", task="roll back", tries=0)
+    if process.kind == "delete" and isinstance(failed, GrantNotFound):
+        return replace(idle, phase="done")
+    if process.task in FORCED and isinstance(failed, (StoreUnavailable, StoreRefused)) and process.tries:
+        return replace(idle, phase="ready", task=FORCED[process.task], tries=0)
     return _again(idle, failed)
 
 
 def _again(process: Process, failed: KnockError) -> Process:
     """Try again: from now on at any time, or for what has to settle first, later."""
-    phase = "again" if isinstance(failed, RuleUnsettled) else "ready"
-    return replace(process, phase=phase, tries=process.tries + 1)
+    later = isinstance(failed, RuleUnsettled) or (failed is not GONE and process.tries > 1)
+    return replace(process, phase="again" if later else "ready", tries=process.tries + 1)
 
 
 # ---------------------------------------------------------------------------- states
@@ -230,66 +361,94 @@ class State:
     aws: tuple[dict[str, Any], ...]
     now: Any
     recent: tuple[twins.Change, ...]
+    started: frozenset[str]
     processes: tuple[Process, ...]
     faults: int
 
     @property
     def key(self) -> object:
-        items, rules, made, statuses = self.aws
         return (
-            frozenset([_see(item)[2] for item in items.values()]),
-            frozenset(rules.values()),
-            frozenset(made.items()),
-            frozenset(statuses.items()),
+            *(frozenset(part.items()) for part in self.aws),
             self.now,
             frozenset(self.recent),
+            self.started,
             tuple(process.key for process in self.processes),
             self.faults,
         )
 
 
-_seen: dict[int, tuple[Any, Grant, int]] = {}
+@functools.lru_cache(maxsize=200_000)
+def _read(name: str, item: Item) -> Record:
+    quiet = twins._Quiet({name: item})
+    record = Trail(quiet).get(name)
+    assert record
+    return record
 
 
-def _see(item: Any) -> tuple[Any, Grant, int]:
-    """Read an item, and hash what it says, once."""
-    found = _seen.get(id(item))
-    if found and found[0] is item:
-        return found
-    grant = item.read()
-    found = _seen[id(item)] = (item, grant, hash(_content(grant)))
-    _seen[id(grant)] = (grant, grant, found[2])  # so that it is recognised as an answer
-    return found
-
-
-def _content(grant: Grant) -> tuple[object, ...]:
-    times = (grant.authorized_at, grant.ended_at, grant.closed_at)
-    parts = (grant.unsettled, grant.outcomes, grant.rules, grant.condemned)
-    ended = (grant.state, grant.ended_by, grant.decided, grant.supersedes)
-    return (grant.id, *ended, *times, grant.claims, *(frozenset(part.items()) for part in parts))
-
-
-def _read(item: Any) -> Grant:
-    return _see(item)[1]
+@functools.lru_cache(maxsize=200_000)
+def _ledger(source: str, item: Item) -> Ledger:
+    return Ledgers(twins._Quiet({source: item})).read(source).ledger
 
 
 def _freeze(answer: Any) -> object:
     """Make an answer something to look up by: equal answers are one."""
-    if isinstance(answer, Grant):
-        return _see(answer)[2]
-    if isinstance(answer, list):
+    if isinstance(answer, KnockError):
+        return repr(answer), vars(answer).get("missing")
+    if isinstance(answer, (list, tuple)):
         return tuple(map(_freeze, answer))
-    return repr(answer) if isinstance(answer, KnockError) else answer
+    if isinstance(answer, dict):
+        return frozenset(answer.items())
+    return answer
+
+
+class _Choices:
+    """Lets AWS do, one after the other, each thing that it may."""
+
+    def __init__(self) -> None:
+        self._script: list[int] = []
+        self._widths: list[int] = []
+
+    def __call__(self, options: Any) -> Any:
+        place = len(self._widths)
+        if place == len(self._script):
+            self._script.append(0)
+        self._widths.append(len(options))
+        return options[self._script[place]]
+
+    def again(self) -> bool:
+        """Go on to the next; False when all have been."""
+        script = self._script[: len(self._widths)]
+        while script and script[-1] + 1 == self._widths[len(script) - 1]:
+            script.pop()
+        if not script:
+            return False
+        script[-1] += 1
+        self._script, self._widths = script, []
+        return True
+
+
+class _Twice(Hook):
+    """Lets the client make each write of a store twice, since it did not hear of the first."""
+
+    def twice(self, call: Call) -> bool:
+        return True
 
 
 @dataclass
 class Scenario:
-    """A world at a moment, and the processes that go on from there at once."""
+    """A world at a moment, and the processes that go on from there at once.
+
+    `early` are grants that may lose their rules before their end: those that an outage's force cuts short, or
+    whose ledger is lost. `blind`: the hint that `groups` gives shows no rules.
+    """
 
     world: World
     processes: list[Process]
     foreign: frozenset[RuleKey] = frozenset()
     faults: int = 1
+    early: frozenset[str] = frozenset()
+    lost: bool = False
+    blind: bool = False
 
 
 @dataclass
@@ -311,16 +470,27 @@ class Explorer:
         self._roots: dict[object, Node] = {}
         self._orders: dict[object, int] = {}
         self._path: list[object] = []
-        self._static = {key: self.world.ingress.rules[key] for key in scenario.foreign}
+        ingress = self.world.ingress
+        self._static = {rule.id: rule for rule in ingress.rules.values() if rule.key in scenario.foreign}
+        groups = ingress.groups(ingress.quota)
+        if scenario.blind:
+            groups = {
+                name: replace(group, rule_keys=frozenset(), used={4: 0, 6: 0})
+                for name, group in groups.items()
+            }
+        self._hint = groups
+        self._grants = {process.grant.id: process.grant for process in scenario.processes}
 
     def explore(self) -> Found:
         """Walk through every state there is."""
         gc.disable()  # what is kept is kept to the end, and looked through in vain again and again
+        depth = sys.getrecursionlimit()
+        sys.setrecursionlimit(20_000)
         try:
             self.found.orders = self._visit(self._begin())
         finally:
+            sys.setrecursionlimit(depth)
             gc.enable()
-            _seen.clear()
         return self.found
 
     def walk(self, dice: random.Random) -> int:
@@ -336,10 +506,9 @@ class Explorer:
             self._check(state)
 
     def _begin(self) -> State:
-        grants = {process.grant.id: process.grant for process in self.scenario.processes}
-        known = {p.grant.id for p in self.scenario.processes if p.kind == "execution"}
-        handlers = [_handler(grant) for name, grant in grants.items() if name in known]
-        start = self._capture((*self.scenario.processes, *handlers), self.scenario.faults)
+        known = {p.grant.id for p in self.scenario.processes if p.kind in ("execution", "delete")}
+        closings = [_closing(grant) for name, grant in self._grants.items() if name in known]
+        start = self._capture((*self.scenario.processes, *closings), self.scenario.faults)
         self._check(start)
         return start
 
@@ -366,16 +535,41 @@ class Explorer:
     # -- edges
 
     def _edges(self, state: State) -> Iterator[tuple[object, State]]:
+        for place, process in enumerate(state.processes):
+            unseen = process.phase == "ready" and process.kind not in ("execution", "outage", "event")
+            if unseen:  # nobody else sees that it starts
+                yield from self._start(state, place)
+                return
         moved = False
         for place, process in enumerate(state.processes):
-            if process.phase == "ready":
-                moved = True
-                yield from self._start(state, place)
-            elif process.phase == "running":
-                moved = True
-                yield from self._step(state, place)
+            if process.phase in ("ready", "running"):
+                moved = moved or process.kind != "outage"
+                yield from self._move(state, place, process)
+            elif process.phase == "down":
+                yield f"{process.name} is over", self._with(state, place, replace(process, phase="done"))
         if not moved:
             yield from self._wait(state)
+
+    def _move(self, state: State, place: int, process: Process) -> Iterator[tuple[object, State]]:
+        if process.kind == "outage":
+            yield f"{process.name} begins", self._with(state, place, replace(process, phase="down"))
+        elif process.kind == "event":
+            yield process.name, self._happen(state, place, process)
+        elif process.phase == "ready":
+            yield from self._start(state, place)
+        else:
+            yield from self._step(state, place)
+
+    def _happen(self, state: State, place: int, process: Process) -> State:
+        self._restore(state)
+        if process.payload == "lose":
+            self.world.ledger_store.items.pop(process.grant.source, None)
+        else:
+            rule_id, key = process.payload
+            if rule_id in self.world.ingress.rules and self.world.ingress.at(key) is None:
+                self.world.ingress.modify_rule(rule_id, key)
+        after = self._capture(state.processes, state.faults, state.started)
+        return self._with(after, place, replace(process, phase="done"))
 
     def _start(self, state: State, place: int) -> Iterator[tuple[object, State]]:
         process = state.processes[place]
@@ -386,16 +580,26 @@ class Explorer:
             self._fail(f"{process.name} never comes to an end")
         run = Run(
             f"{process.name} {process.task} {process.tries}",
-            lambda operations: TASKS[process.task](operations, process.grant),
+            lambda operations: TASKS[process.task](operations, process),
             state.now,
         )
-        root = self._roots.setdefault((run.name, run.at), Node(run))
-        if root.call is None:
-            advance(root)
-        yield (
-            f"{process.name}: {process.task}",
-            self._with(state, place, replace(process, phase="running", node=root)),
-        )
+        root = self._roots.get((run.name, run.at, process.opened))
+        if root is None:
+            root = self._roots[(run.name, run.at, process.opened)] = advance(Node(run))
+        running = replace(process, phase="running", node=root)
+        yield f"{process.name}: {process.task}", self._onward(state, place, running)
+
+    def _onward(self, state: State, place: int, process: Process) -> State:
+        """Put a running process in its place: past what nobody else sees, and on when it has ended."""
+        node = process.node
+        assert node
+        while node.call and node.call.name == "groups":
+            node = _answer(node, self._hint, "the hint")
+        process = replace(process, node=node)
+        if not node.call:
+            stopped = self._stopped(state, process)
+            process = _ended(process, node.failed, node.result, stopped=stopped)
+        return self._with(state, place, process)
 
     def _step(self, state: State, place: int) -> Iterator[tuple[object, State]]:
         """Make a run's next call: as it should go, and in each way it can fail."""
@@ -403,61 +607,97 @@ class Explorer:
         assert process.node
         assert process.node.call
         call = process.node.call
-        for answer, after in self._call(state, call):
-            told = (process.name, call, answer)
-            yield (*told, ""), self._answered(after, place, answer)
-            if not state.faults:
-                continue
-            fewer = replace(after, faults=state.faults - 1)
-            yield (*told, ", and is gone"), self._gone(fewer, place)
-            if process.kind != "stop" and call.name not in READS:
-                yield (*told, ", and the answer is lost"), self._answered(fewer, place, LOST[call.service])
+        came = self._call(state, call)
+        for answer, after in came:
+            yield (process.name, call, answer, ""), self._answered(after, place, answer)
+        if not state.faults:
+            return
+        yield from self._fail_call(state, place, call)
+        if call.name not in READS:
+            yield from self._lose(state, place, call, came)
 
-    def _call(self, state: State, call: Call) -> list[tuple[Any, State]]:
+    def _fail_call(self, state: State, place: int, call: Call) -> Iterator[tuple[object, State]]:
+        """Let a call fail before it has done anything."""
+        process, fewer = state.processes[place], replace(state, faults=state.faults - 1)
+        if process.kind == "stop":
+            return
+        fails = [FAILS[call.service]]
+        if call.service == "ingress" and call.name not in READS:
+            fails.append(THROTTLED)
+        for failure in fails:
+            yield (process.name, call, failure, " and does nothing"), self._answered(fewer, place, failure)
+
+    def _lose(
+        self, state: State, place: int, call: Call, came: list[tuple[Any, State]]
+    ) -> Iterator[tuple[object, State]]:
+        """Let a run be gone after its call took effect, or its answer be lost, to it or to the client."""
+        process = state.processes[place]
+        for answer, done in came:
+            if isinstance(answer, KnockError):
+                continue
+            told, after = (process.name, call, answer), replace(done, faults=state.faults - 1)
+            yield (*told, ", and the run is gone"), self._gone(after, place)
+            if process.kind != "stop":
+                yield (*told, ", and the answer is lost"), self._answered(after, place, FAILS[call.service])
+        if call.service in ("trail", "ledger"):
+            for answer, done in self._call(state, call, _Twice()):
+                after = replace(done, faults=state.faults - 1)
+                yield (process.name, call, answer, " to the second try"), self._answered(after, place, answer)
+
+    def _call(self, state: State, call: Call, hook: Hook | None = None) -> list[tuple[Any, State]]:
         """Make a call: (the answer, the state after), for each answer that AWS may give."""
-        views: list[Any] = [None]
-        if call.name in ("find", "ours"):
-            groups = set(call.arguments[0][0]) if call.arguments[0] else set()
+        world = self.world
+        services = {
+            "trail": world.trail_store,
+            "ledger": world.ledger_store,
+            "ingress": world.ingress,
+            "executions": world.executions,
+            "closings": world.closings,
+        }
+        choices = _Choices()
+        came: list[tuple[Any, State]] = []
+        seen: set[object] = set()
+        world.let_choose(choices)
+        world.listen(hook or Hook())
+        if call.name == "authorize":
+            self._check_claimed(state, call)
+        args, kwargs = call.arguments
+        while True:
             self._restore(state)
-            views = self.world.ingress.views(lambda rule: rule.key.group in groups)
-        came = []
-        for view in views:
-            self._restore(state)
-            self.world.ingress.choose = lambda _views, view=view: view
-            if call.name == "authorize":
-                self._check_claimed(call)
-            args, kwargs = call.arguments
             try:
-                answer = getattr(getattr(self.world, call.service), call.name)(*args, **dict(kwargs))
+                answer = getattr(services[call.service], call.name)(*args, **dict(kwargs))
             except KnockError as error:
                 answer = error
-            came.append((answer, self._capture(state.processes, state.faults)))
-        return came
+            if isinstance(answer, Iterator):
+                answer = list(answer)
+            after = self._capture(state.processes, state.faults, state.started)
+            more = choices.again()
+            if not more and not came:
+                return [(answer, after)]
+            if (what := (_freeze(answer), after.key)) not in seen:
+                seen.add(what)
+                came.append((answer, after))
+            if not more:
+                return came
 
     def _answered(self, state: State, place: int, answer: Any) -> State:
         process = state.processes[place]
-        node = process.node
-        assert node
-        frozen = _freeze(answer)
-        after = node.after.get(frozen)
-        if after is None:
-            after = node.after[frozen] = advance(Node(node.run, (*node.answers, answer)))
-        if after.call:
-            return self._with(state, place, replace(process, node=after))
-        return self._with(state, place, _ended(process, after.failed, stopped=self._stopped(state, process)))
+        assert process.node
+        return self._onward(state, place, replace(process, node=_answer(process.node, answer)))
 
     def _gone(self, state: State, place: int) -> State:
         process = state.processes[place]
-        crash = EngineUnavailable("gone")
-        return self._with(state, place, _ended(process, crash, stopped=self._stopped(state, process)))
+        ended = _ended(process, GONE, None, stopped=self._stopped(state, process))
+        return self._with(state, place, ended)
 
     def _wait(self, state: State) -> Iterator[tuple[object, State]]:
         """Let time pass, now that nothing runs: to the retries, or to the next grant's end."""
-        tired = [p for p in state.processes if p.phase == "again"]
-        if tired:
+        if any(p.phase == "down" for p in state.processes):
+            return  # who waits, waits for that
+        if any(p.phase == "again" for p in state.processes):
             later = state.now + SETTLES + timedelta(seconds=1)
             processes = tuple(replace(p, phase="ready") if p.phase == "again" else p for p in state.processes)
-            yield "a minute passes", replace(state, now=later, processes=processes)
+            yield "minutes pass", self._later(state, later, processes)
             return
         self._check_rest(state)
         held = [p for p in state.processes if p.phase == "holding"]
@@ -467,100 +707,171 @@ class Explorer:
                 replace(p, phase="ready") if p in held and p.grant.expires_at <= end else p
                 for p in state.processes
             )
-            yield "a grant's end comes", replace(state, now=end, processes=processes)
+            yield "a grant's end comes", self._later(state, end, processes)
+
+    def _later(self, state: State, now: datetime, processes: tuple[Process, ...]) -> State:
+        recent = tuple(c for c in state.recent if now - c.at < self.world.ingress.lags)
+        return replace(state, now=now, processes=processes, recent=recent)
 
     def _with(self, state: State, place: int, process: Process) -> State:
-        """Put a process in its place, and call the handlers of executions that were stopped."""
+        """Put a process in its place, and start the closings of executions that were stopped or failed."""
         processes = list(state.processes)
         processes[place] = process
         if process.kind == "execution" and process.phase == "done" and not self._stopped(state, process):
-            over = "FAILED" if process.task == "roll back" else "SUCCEEDED"
-            *others, statuses = state.aws
-            state = replace(state, aws=(*others, {**statuses, process.grant.id: over}))
+            over = "SUCCEEDED" if process.opened else "FAILED"
+            if not process.payload:
+                *others, statuses = state.aws
+                state = replace(state, aws=(*others, {**statuses, process.grant.id: over}))
         for number, one in enumerate(processes):
             if one.phase == "asleep" and self._called(state, one):
                 processes[number] = replace(one, phase="ready")
-        return State(state.aws, state.now, state.recent, tuple(processes), state.faults)
+        return replace(state, processes=tuple(processes))
 
     def _stopped(self, state: State, process: Process) -> bool:
-        return bool(state.aws[3].get(process.grant.id) == "ABORTED")
+        return bool(state.aws[4].get(process.grant.id) == "ABORTED" and not process.payload)
 
     def _called(self, state: State, process: Process) -> bool:
-        return state.aws[3].get(process.grant.id) in ("ABORTED", "FAILED")
+        name = process.grant.id
+        return state.aws[4].get(name) in ("ABORTED", "FAILED") or name in state.started
 
     # -- what AWS holds
 
-    def _capture(self, processes: tuple[Process, ...], faults: int) -> State:
+    def _capture(
+        self, processes: tuple[Process, ...], faults: int, started: frozenset[str] = frozenset()
+    ) -> State:
         world = self.world
-        held = (world.trail.items, world.ingress.rules, world.ingress.made, world.executions.statuses)
+        held: tuple[dict[Any, Any], ...] = (
+            world.trail_store.items,
+            world.ledger_store.items,
+            world.ingress.rules,
+            world.ingress.made,
+            world.executions.statuses,
+        )
+        begun = started | {name for name, _ in world.closings.started}
         return State(
-            tuple(dict(part) for part in held), world.clock.now, world.ingress.recent, processes, faults
+            tuple(dict(part) for part in held),
+            world.clock.now,
+            world.ingress.recent,
+            begun,
+            processes,
+            faults,
         )
 
     def _restore(self, state: State) -> None:
         world = self.world
-        items, rules, made, statuses = map(dict, state.aws)
-        world.trail.items, world.ingress.rules, world.ingress.made = items, rules, made
-        world.executions.statuses = statuses
-        world.trail.grants = {name: _read(item) for name, item in items.items()}
-        world.ingress.recent, world.clock.now = state.recent, state.now
+        trail, ledger, rules, made, statuses = (dict[Any, Any](part) for part in state.aws)
+        world.trail_store.items, world.ledger_store.items = trail, ledger
+        world.ingress.rules, world.ingress.made, world.ingress.recent = rules, made, state.recent
+        world.executions.statuses, world.closings.started = statuses, []
+        world.clock.now = state.now
+        down = {name for p in state.processes if p.phase == "down" for name in p.payload}
+        world.trail_store.down, world.ledger_store.down = "trail" in down, "ledger" in down
 
     # -- what must hold
 
-    def _check(self, state: State) -> None:
-        items, rules, *_ = state.aws
-        for key, rule in self._static.items():
-            if rules.get(key) != rule:
-                self._fail(f"the foreign rule {key} was touched")
-        for item in items.values():
-            grant = _read(item)
-            if grant.authorized_at and grant.live_at(state.now):
-                for key in grant.outcomes:
-                    if key not in rules:
-                        self._fail(f"the live grant {grant.id} has lost {key}")
+    def _records(self, state: State) -> list[Record]:
+        return [_read(name, item) for name, item in state.aws[0].items()]
 
-    def _check_claimed(self, call: Call) -> None:
-        key, grant_id = call.arguments[0]
-        if key not in self.world.trail.grants[grant_id].claims:
-            self._fail(f"{key} is authorized before {grant_id} claims it")
+    def _check(self, state: State) -> None:
+        rules = state.aws[2]
+        for rule_id, rule in self._static.items():
+            if rules.get(rule_id) != rule:
+                self._fail(f"the foreign rule {rule_id} was touched")
+        keys = {rule.key for rule in rules.values()}
+        for record in self._records(state):
+            if record.id in self.scenario.early or not (record.authorized_at and record.live_at(state.now)):
+                continue
+            for opened in record.opened:
+                if opened.key not in keys and opened.rule_id not in rules:
+                    self._fail(f"the live grant {record.id} has lost {opened.key}")
+
+    def _check_claimed(self, state: State, call: Call) -> None:
+        group, ports, cidr, grant_id = call.arguments[0]
+        ledger = _ledger(cidr, state.aws[1].get(cidr, NOTHING))
+        claim = ledger.claims.get(grant_id)
+        grant = self._grants[grant_id]
+        if not self.scenario.lost:
+            ended = (record := state.aws[0].get(grant_id)) and _read(grant_id, record).state != "live"
+            for key in (RuleKey(group, one, cidr) for one in ports):
+                rule = ledger.rules.get(key)
+                claimed = claim and (key in claim.rule_keys or key in claim.foreign)
+                if not ended and not (claimed and rule and rule.attempts):
+                    self._fail(f"{key} is authorized before {grant_id} claims it")
+        if grant_id not in state.aws[0]:
+            self._fail(f"{grant_id} is authorized before it is recorded")
+        if state.now >= grant.expires_at:
+            self._fail(f"{grant_id} is authorized at its end or later")
 
     def _check_rest(self, state: State) -> None:
-        items, rules, *_ = state.aws
-        grants = [_read(item) for item in items.values()]
-        claimed = {key for grant in grants if grant.live_at(state.now) for key in grant.claims}
-        ours = {key for key, rule in rules.items() if rule.stack == twins.STACK}
-        if ours - claimed:
-            self._fail(f"at rest, nobody claims {', '.join(map(str, ours - claimed))}")
-        for grant in grants:
-            if grant.state != "live" and not grant.closed_at:
-                self._fail(f"at rest, {grant.id} is {grant.state} and not closed")
+        live = {record.id: record for record in self._records(state) if record.live_at(state.now)}
+        claimed: set[RuleKey] = set()
+        ids: set[str] = set()
+        for source, item in state.aws[1].items():
+            ledger = _ledger(source, item)
+            for grant_id, claim in ledger.claims.items():
+                if grant_id in live:
+                    claimed |= claim.rule_keys
+            ids |= {name for key, rule in ledger.rules.items() if key in claimed for name in rule.ids}
+        if self.scenario.lost:
+            ids |= {rule.rule_id for record in live.values() for rule in record.opened}
+        ours = [rule for rule in state.aws[2].values() if rule.stack == twins.STACK]
+        for rule in ours:
+            if rule.key not in claimed and rule.id not in ids:
+                self._fail(f"at rest, nobody claims {rule.id}")
+        there = {rule.key for rule in ours} | {
+            key
+            for item_source, item in state.aws[1].items()
+            for key, known in _ledger(item_source, item).rules.items()
+            if known.ids.keys() & state.aws[2].keys()
+        }
+        if claimed - there and not self.scenario.early:
+            self._fail(f"at rest, there is no rule for {', '.join(map(str, claimed - there))}")
+        for record in self._records(state):
+            if record.state != "live" and not record.closed_at:
+                self._fail(f"at rest, {record.id} is {record.state} and not closed")
 
     def _check_end(self, state: State) -> None:
         for process in state.processes:
             if process.phase not in ("done", "asleep"):
                 self._fail(f"at the end, {process.name} is {process.phase}")
-        for item in state.aws[0].values():
-            if _read(item).live_at(state.now):
-                self._fail(f"at the end, {item.plain.id} is live and nobody will end it")
+        for record in self._records(state):
+            if record.live_at(state.now):
+                self._fail(f"at the end, {record.id} is live and nobody will end it")
         self._check_rest(state)
+        for source, item in state.aws[1].items():
+            ledger = _ledger(source, item)
+            if ledger.claims or ledger.rules:
+                self._fail(f"at the end, the ledger of {source} holds {ledger.claims} and {ledger.rules}")
 
     def _fail(self, what: str) -> None:
         way = "\n  ".join(map(_tell, self._path))
         raise Violation(f"{what}, after\n  {way}")
 
 
+def _answer(node: Node, answer: Any, frozen: object = None) -> Node:
+    frozen = frozen or _freeze(answer)
+    after = node.after.get(frozen)
+    if after is None:
+        after = node.after[frozen] = advance(Node(node.run, (*node.answers, answer)))
+    return after
+
+
 def _tell(step: Any) -> str:
     if isinstance(step, str):
         return step
     name, call, answer, and_then = step
-    return f"{name}: {call.service}.{call.name}{call.arguments[0]} -> {_short(answer)}{and_then}"
+    arguments = ", ".join(_short(argument) for argument in call.arguments[0])
+    return f"{name}: {call.service}.{call.name}({arguments}) -> {_short(answer)}{and_then}"
 
 
 def _short(answer: Any) -> str:
-    if isinstance(answer, Grant):
-        return f"{answer.id} {answer.state}"
-    if isinstance(answer, list):
+    if isinstance(answer, Item):
+        return _short(dict(answer))
+    if isinstance(answer, Mapping):
+        said = {key: value for key, value in answer.items() if not str(key).startswith("input_")}
+        return str(said)[:700]
+    if isinstance(answer, (list, tuple)):
         return f"[{', '.join(map(_short, answer))}]"
     if isinstance(answer, Rule):
         return answer.id
-    return repr(answer)
+    return repr(answer) if isinstance(answer, KnockError) else str(answer)

@@ -1,4 +1,4 @@
-"""Random schedules for hours: more grants, more faults and later lists than every order can be tried of.
+"""Random schedules for hours: more grants, more faults and a later EC2 than every order can be tried of.
 
 `make soak` runs until it is stopped or --hours are over. Each schedule has a number: a scenario is made up
 from it and walked through once. A violation prints the number and the way there, and `--from` starts at a
@@ -14,7 +14,8 @@ import sys
 import time
 from datetime import timedelta
 
-from grants.errors import Refusal
+from grants.errors import KnockError
+from grants.opening import authorize
 from grants.values import Grant, Ports, Principal, RuleKey, Target
 from tests.proofs.explorer import (
     Explorer,
@@ -24,6 +25,7 @@ from tests.proofs.explorer import (
     again,
     delete,
     execution,
+    guarding,
     holding,
     stop,
 )
@@ -33,9 +35,9 @@ from tests.twins import LAGS, World
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
 SSH, HTTP, HTTPS = (Ports(port, port, "tcp") for port in (22, 80, 443))
 TARGETS = (
-    Target("bastion", (SSH,), ("sg-a", "sg-b")),
+    Target("bastion", (SSH,), ("sg-a",)),
     Target("web", (HTTP, HTTPS), ("sg-w",)),
-    Target("tls", (HTTPS,), ("sg-w",)),
+    Target("pool", (SSH,), ("sg-p", "sg-q")),
 )
 WHO = tuple(Principal(f"k{n}", name) for n, name in enumerate(("alice", "bob", "carol")))
 
@@ -44,10 +46,9 @@ def make_up(number: int) -> tuple[Scenario, random.Random]:
     """Make up a scenario from its number: some grants open, some opening, and what happens to them."""
     dice = random.Random(number)  # noqa: S311  # has to come again, not to be unguessable
     world = World()
-    for group in ("sg-a", "sg-b", "sg-w"):
-        world.ingress.add_group(group, dice.choice((2, 3, 60)))
-    if dice.random() < 0.5:
-        world.ingress.lags = LAGS
+    for target in TARGETS:
+        for group in target.groups:
+            world.ingress.add_group(group, dice.choice((2, 3, 60)), target)
     source = dice.choice(SOURCES)
     foreign = {
         RuleKey(group, ports, source)
@@ -56,26 +57,38 @@ def make_up(number: int) -> tuple[Scenario, random.Random]:
     }
     for key in sorted(foreign):
         world.ingress.add_rule(key)
+    late = dice.random() < 0.5
+    if late and dice.random() < 0.5:
+        world.ingress.lags = LAGS
     processes: list[Process] = []
+    grants: list[Grant] = []
     for place in range(dice.randint(2, 4)):
-        grant = _knock(world, dice, place, source)
+        grant = _knock(world, dice, place, source, grants)
         opens_first = not processes and dice.random() < 0.4
         processes.append(_open(world, dice, grant) if opens_first else execution(grant))
         processes += [made(grant) for made in (delete, stop, again) if dice.random() < 0.25]
-    return Scenario(world, processes, frozenset(foreign), faults=dice.randint(0, 3)), dice
+        grants.append(grant)
+    if dice.random() < 0.2:
+        processes.append(guarding(grants[0]))
+    if late:
+        world.ingress.lags = LAGS
+    blind = dice.random() < 0.5
+    return Scenario(world, processes, frozenset(foreign), faults=dice.randint(0, 3), blind=blind), dice
 
 
-def _knock(world: World, dice: random.Random, place: int, source: str) -> Grant:
+def _knock(world: World, dice: random.Random, place: int, source: str, earlier: list[Grant]) -> Grant:
     now = world.clock()
-    grant = Grant(
-        id=f"g{place}",
-        principal=dice.choice(WHO[: dice.randint(1, 3)]),
-        source=source,
-        targets=tuple(dice.sample(TARGETS, dice.randint(1, 2))),
-        requested_at=now + timedelta(milliseconds=place),
-        expires_at=now + timedelta(hours=dice.choice((1, 1, 2))),
+    who = dice.choice(WHO[: dice.randint(1, 3)])
+    own = [grant.id for grant in earlier if grant.principal == who]
+    grant = Grant.decide(
+        who,
+        source,
+        tuple(dice.sample(TARGETS, dice.randint(1, 2))),
+        now,
+        now + timedelta(hours=dice.choice((1, 1, 2))),
+        nonce=f"n{place}",
+        renews=dice.choice(own) if own and dice.random() < 0.5 else None,
     )
-    world.trail.record_request(grant)
     world.executions.start(grant)
     return grant
 
@@ -83,13 +96,13 @@ def _knock(world: World, dice: random.Random, place: int, source: str) -> Grant:
 def _open(world: World, dice: random.Random, grant: Grant) -> Process:
     """Open a grant before all else begins; it holds, or its time has just come."""
     try:
-        world.operations.authorize(grant)
-    except Refusal:  # no room
+        rules = tuple(authorize(world.operations, grant))
+    except KnockError:  # no room
         return execution(grant, "roll back")
     if dice.random() < 0.5:
-        return holding(grant)
+        return holding(grant, rules)
     world.clock.now = grant.expires_at
-    return execution(grant, "expire")
+    return execution(grant, "expire", rules)
 
 
 def main() -> None:

@@ -8,25 +8,39 @@ from datetime import timedelta
 
 import pytest
 
-from grants.errors import GrantEnded, IngressRefused, InvalidGrant, RuleUnsettled, TrailUnavailable
-from grants.operations import ACTS, SETTLES
-from grants.values import Grant, RuleKey, make_stamp
+from grants.closing import End, close, force, own_rules
+from grants.drift import guard
+from grants.errors import (
+    GrantEnded,
+    GrantNotFound,
+    IngressUnavailable,
+    InvalidGrant,
+    RuleUnsettled,
+    StoreRefused,
+    StoreUnavailable,
+)
+from grants.opening import authorize
+from grants.timing import ACTS, EC2_LAG, GRACE, SETTLES
+from grants.values import Grant, RuleKey
 from tests.proofs.test_interleavings import (
     ALICE,
     BASTION,
     BOB,
-    CAROL,
+    HTTP,
     HTTPS,
     KEY,
+    POOL,
     SOURCE,
     WEB,
     fresh,
+    is_late,
     knocks,
     opened,
+    over,
 )
 from tests.twins import Call, Hook, World
 
-WEB_KEY = RuleKey("sg-w", HTTPS, SOURCE)
+REVOKED = End("revoked", "alice")
 
 
 @pytest.fixture
@@ -54,176 +68,267 @@ class At(Hook):
             self._act()
 
 
-def state(world: World, grant: Grant) -> Grant:
-    return world.trail.grants[grant.id]
+def fail(error: Exception) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
 
 
 class TestAuthorization:
-    def test_a_run_that_is_too_old_authorizes_nothing_and_takes_its_claims_back(self, world: World) -> None:
-        """Mutation: functions/grants/operations.py:
-        `if self.clock() >= stamped_at(run.stamp) + ACTS:` -> `if False:`
+    def test_a_run_that_is_too_old_authorizes_nothing(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py:
+        `if operations.clock() >= attempted_at(run.attempt) + ACTS:` -> `if False:`
         """
         grant = knocks(world, "a", ALICE)
-        world.listen(At("unclosed", lambda: world.clock.advance(ACTS)))
+        world.listen(At("put", lambda: world.clock.advance(ACTS), after=True))
         with pytest.raises(RuleUnsettled, match="too old"):
-            world.operations.authorize(grant)
+            authorize(world.operations, grant)
         assert world.ingress.rules == {}
-        assert state(world, grant).claims == frozenset()
-        assert len(world.operations.authorize(grant)) == 1
+        assert len(authorize(world.operations, grant)) == 1
 
-    def test_two_targets_with_one_rule_share_it_to_the_end(self, world: World) -> None:
-        tls = type(WEB)("tls", (HTTPS,), ("sg-w",))
-        grant = knocks(world, "a", ALICE, WEB, tls)
-        first, second, third = world.operations.authorize(grant)
-        assert second.rule_id == third.rule_id != first.rule_id
-        assert (third.target, third.key) == ("tls", second.key)
-        world.operations.revoke("a", "revoked", "alice")
-        assert world.ingress.rules == {}
-
-    def test_what_it_made_is_closed_though_the_grant_was_closed_without_it(self, world: World) -> None:
-        """A function that was frozen for longer than any should be."""
-        grant = knocks(world, "a", ALICE)
-
-        def meanwhile() -> None:
-            world.operations.trail.end("a", "revoked", world.clock(), "alice", "")
-            world.clock.advance(SETTLES)
-            rule = world.ingress.rules.pop(KEY)  # nobody sees it
-            world.operations.revoke("a", "revoked", "alice")
-            world.ingress.rules[KEY] = rule
-
-        world.listen(At("record_rule", meanwhile))
+    def test_nothing_is_authorized_at_or_after_the_grants_end(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py:
+        `if not grant.live_at(operations.clock()):` -> `if False:`
+        """
+        grant = knocks(world, "a", ALICE, hours=5 / 3600)
+        world.listen(At("put", lambda: over(world, grant), after=True))
         with pytest.raises(GrantEnded):
-            world.operations.authorize(grant)
-        assert state(world, grant).closed_at
-        assert world.ingress.rules == {}
+            authorize(world.operations, grant)
+        assert world.ingress.made == {}
+        assert world.ledger(SOURCE).claims == {}
 
-    def test_what_it_made_goes_to_who_claims_it_when_the_grant_ended(self, world: World) -> None:
-        grant, bob = knocks(world, "a", ALICE), knocks(world, "b", BOB, hours=2)
+    def test_an_input_under_another_grants_id_is_no_grant(self, world: World) -> None:
+        grant, _ = opened(world, "a", ALICE)
+        forged = replace(grant, targets=(BASTION, WEB))
+        with pytest.raises(InvalidGrant, match="its own id is"):
+            Grant.from_input(forged.as_input())
 
-        def meanwhile() -> None:
-            world.operations.authorize(bob)
-            world.operations.trail.end("a", "revoked", world.clock(), "alice", "")
-
-        world.listen(At("authorize", meanwhile, after=True))
+    def test_a_run_that_comes_after_the_end_claims_nothing(self, world: World) -> None:
+        grant, _ = opened(world, "a", ALICE)
+        close(world.operations, grant, REVOKED)
         with pytest.raises(GrantEnded):
-            world.operations.authorize(grant)
-        assert KEY in world.ingress.rules
-        world.operations.revoke("a", "revoked", "alice")
-        assert KEY in world.ingress.rules
-        world.operations.revoke("b", "revoked", "bob")
-        assert world.ingress.rules == {}
+            authorize(world.operations, grant)
+        assert world.ledger(SOURCE).rules == {}
 
-    def test_an_input_that_is_not_what_the_trail_recorded_opens_nothing(self, world: World) -> None:
-        """Mutation: functions/grants/operations.py:
-        `if grant is None or (grant.source, grant.expires_at) != (asked.source, asked.expires_at):`
-        -> `if grant is None:`
-        """
-        grant = knocks(world, "a", ALICE)
-        for other in (
-            replace(grant, expires_at=grant.expires_at + timedelta(days=1)),
-            replace(grant, source="198.51.100.1/32"),
-            replace(grant, id="b"),
-        ):
-            with pytest.raises(InvalidGrant):
-                world.operations.authorize(other)
-        assert world.ingress.rules == {}
-
-    def test_it_takes_its_claims_back_when_ec2_refuses(self, world: World) -> None:
-        """So that the grant is closed at once, and not when a claim without an outcome has settled.
-
-        Mutation: functions/grants/operations.py:
-        `except (GroupFull, GroupGone, IngressRefused, IngressThrottled):` -> `except GroupFull:`
-        """
-        world.ingress.refused = frozenset({"sg-a"})
-        grant = knocks(world, "a", ALICE, BASTION, WEB)
-        with pytest.raises(IngressRefused):
-            world.operations.authorize(grant)
-        assert state(world, grant).claims == frozenset()
-        world.operations.revoke("a", "failed", "knock")
-        assert state(world, grant).closed_at
-
-    def test_what_it_supersedes_is_ended_by_who_ends_it_should_it_die(self, world: World) -> None:
-        """Mutation: functions/grants/operations.py: `if old.id in grant.supersedes:` -> `if False:`"""
-        older = opened(world, "a", ALICE)
-        newer = knocks(world, "b", ALICE, hours=2, after=1)
-
-        class Gone(BaseException):
-            pass
-
-        def die() -> None:
-            raise Gone
-
-        world.listen(At("end", die))
-        with pytest.raises(Gone):
-            world.operations.authorize(newer)
-        assert state(world, older).state == "live"
-        world.operations.revoke("b", "revoked", "alice")
-        assert (state(world, older).state, state(world, older).ended_by) == ("superseded", "b")
-        assert state(world, older).closed_at
-        assert world.ingress.rules == {}
-
-    def test_a_neighbour_that_cannot_be_closed_for_another_rule_does_not_stand_in_its_way(
-        self, world: World
-    ) -> None:
-        """Nor does whoever closes that one later, by an older reading of the claims, cut it short.
-
-        Mutation: functions/grants/operations.py:
-        `return not done.kept or self.trail.condemn(grant.id, decided, {})` -> `return True`
-        """
-        stuck = opened(world, "a", ALICE)
-        world.trail.add_claims("a", {WEB_KEY}, make_stamp(world.clock(), "gone"))  # a run died of it
-        bob = knocks(world, "b", BOB, hours=2)
-        world.listen(At("condemn", lambda: world.operations.authorize(bob)))
-        with pytest.raises(RuleUnsettled):
-            world.operations.revoke("a", "revoked", "alice")
-        assert set(world.ingress.rules) == {KEY}
+    def test_a_run_that_comes_long_after_the_end_makes_nothing(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py: `if record.state != "live":` -> `if False:`"""
+        grant, _ = opened(world, "a", ALICE)
+        close(world.operations, grant, REVOKED)
         world.clock.advance(SETTLES)
-        world.operations.revoke("a", "revoked", "alice")
-        assert set(world.ingress.rules) == {KEY}
-        assert state(world, stuck).closed_at
-        world.operations.revoke("b", "revoked", "bob")
+        opened(world, "b", BOB, WEB)  # its write drops what is old, the released grant too
+        with pytest.raises(GrantEnded):
+            authorize(world.operations, grant)
+        assert world.ingress.made[KEY] == 1
+
+    def test_a_run_whose_grant_ended_meanwhile_closes_what_it_made(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py: `    _give_up(operations, run)` -> `    pass`"""
+        grant = knocks(world, "a", ALICE)
+        world.listen(
+            At("authorize", lambda: world.trail.end(grant.id, "revoked", world.clock(), "alice", ""))
+        )
+        with pytest.raises(GrantEnded):
+            authorize(world.operations, grant)
         assert world.ingress.rules == {}
 
-    def test_a_neighbour_that_cannot_be_closed_for_this_very_rule_does(self, world: World) -> None:
-        opened(world, "a", ALICE)
-        world.ingress.refused = frozenset({"sg-a"})
-        with pytest.raises(IngressRefused):
-            world.operations.revoke("a", "revoked", "alice")
-        carol = knocks(world, "c", CAROL)
-        with pytest.raises(IngressRefused):
-            world.operations.authorize(carol)
-        assert state(world, carol).claims == frozenset()
+    def test_a_renewal_that_cannot_end_the_old_grant_hands_that_over(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py: `operations.closings.start(` -> `str(`"""
+        old, _ = opened(world, "a", ALICE)
+        grant = knocks(world, "b", ALICE, renews=old)
+        world.listen(At("stop", fail(StoreUnavailable("no answer"))))
+        assert authorize(world.operations, grant)
+        assert [name for name, _ in world.closings.started] == [old.id]
 
-
-class TestRevocation:
-    def test_a_grant_whose_time_is_up_keeps_nothing_open(self, world: World) -> None:
-        """Though its own execution has not ended it yet, or never will.
-
-        Mutation: functions/grants/values.py:
-        `return self.state == "live" and now < self.expires_at` -> `return self.state == "live"`
+    def test_a_renewal_ends_no_other_principals_grant(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py:
+        `if old is None or old.grant.principal.id != grant.principal.id or` -> `if old is None or`
         """
-        opened(world, "a", ALICE, hours=2)
-        other = opened(world, "b", BOB)
-        world.clock.now = other.expires_at
-        world.operations.revoke("a", "revoked", "alice")
+        old, _ = opened(world, "a", BOB)
+        authorize(world.operations, knocks(world, "b", ALICE, renews=old))
+        record = world.record(old.id)
+        assert record
+        assert record.state == "live"
+
+
+class TestClosing:
+    def test_an_id_that_ec2_does_not_know_yet_is_not_gone(self, world: World) -> None:
+        is_late(world)
+        grant, _ = opened(world, "a", ALICE)
+        world.let_choose(lambda options: options[-1])
+        with pytest.raises(RuleUnsettled):
+            close(world.operations, grant, REVOKED)
+        record = world.record(grant.id)
+        assert record
+        assert not record.closed_at
+        world.clock.advance(EC2_LAG)
+        close(world.operations, grant, REVOKED)
         assert world.ingress.rules == {}
+
+    def test_an_attempt_is_looked_for_until_it_is_quiescent(self, world: World) -> None:
+        """Mutation: functions/grants/timing.py:
+        `SETTLES = ACTS + CALL + EC2_LAG` -> `SETTLES = (ACTS + CALL + EC2_LAG) / 2`
+        """
+        is_late(world)
+        grant = knocks(world, "a", ALICE)
+        world.listen(At("authorize", fail(IngressUnavailable("its answer was lost")), after=True))
+        with pytest.raises(IngressUnavailable):
+            authorize(world.operations, grant)
+        world.let_choose(lambda options: options[-1])
+        for _ in range(14):
+            with pytest.raises(RuleUnsettled):
+                close(world.operations, grant, REVOKED)
+            world.clock.advance(timedelta(seconds=10))
+        world.clock.advance(SETTLES)
+        close(world.operations, grant, REVOKED)
+        assert world.ingress.rules == {}
+
+    def test_a_grant_is_not_closed_when_the_look_for_an_attempt_fails(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `if not snapshot.ledger.closing(wanted):`
+        -> `if sweep.failures or not snapshot.ledger.closing(wanted):`
+        """
+        grant = knocks(world, "a", ALICE)
+        world.listen(At("authorize", fail(IngressUnavailable("its answer was lost")), after=True))
+        with pytest.raises(IngressUnavailable):
+            authorize(world.operations, grant)
+        world.clock.advance(SETTLES)
+        world.listen(At("find", fail(IngressUnavailable("no answer"))))
+        with pytest.raises(IngressUnavailable):
+            close(world.operations, grant, REVOKED)
+        record = world.record(grant.id)
+        assert record
+        assert not record.closed_at
+        close(world.operations, grant, REVOKED)
+        assert world.ingress.rules == {}
+
+    def test_ids_that_a_caller_names_close_no_other_grants_rules(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `return [rule for rule in ours if rule.grant_id == grant.id or rule.key in own_keys]`
+        -> `return list(ours)`
+        """
+        grant, _ = opened(world, "a", ALICE)
+        close(world.operations, grant, REVOKED)
+        world.clock.advance(SETTLES)
+        now, elsewhere = world.clock(), "198.51.100.9/32"
+        other = Grant.decide(BOB, elsewhere, (BASTION, WEB), now, now + timedelta(hours=1), nonce="b")
+        others = authorize(world.operations, other)
+        foreign = world.ingress.add_rule(RuleKey("sg-p", HTTP, SOURCE))
+        named = {rule.key: rule.rule_id for rule in others} | {KEY: foreign}
+        for act in (close, force):
+            act(world.operations, grant, REVOKED, named)
+        assert {rule.rule_id for rule in others} | {foreign} == world.ingress.rules.keys()
 
 
 class TestForce:
-    def test_it_closes_without_the_trail_what_others_claim_too_and_tells_later(self, world: World) -> None:
-        """Early, never late. Who lost access knocks again."""
-        a, b = opened(world, "a", ALICE), opened(world, "b", BOB)
-        rules = {KEY: world.ingress.rules[KEY].id}
-        world.trail.down = True
-        with pytest.raises(TrailUnavailable):
-            world.operations.force(a, rules, "expired")
+    def test_it_closes_its_own_rules_alone_and_goes_on_when_one_fails(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `revoked += ingress.revoke(rule.key.group, [rule.id])`
+        -> `revoked += [] if failures else ingress.revoke(rule.key.group, [rule.id])`
+        Mutation: functions/grants/closing.py:
+            `ours = filter(operations.ingress.is_ours, shown)` -> `ours = shown`
+        Mutation: functions/grants/closing.py:
+        `[lambda: ingress.tagged(grant_id), named]` -> `[lambda: ingress.ours(), named]`
+        """
+        foreign = world.ingress.add_rule(RuleKey("sg-w", HTTPS, SOURCE))
+        grant, rules = opened(world, "a", ALICE, BASTION, WEB)
+        _, others = opened(world, "b", BOB, POOL)
+        world.ledger_store.refuses = True
+        world.listen(At("revoke", fail(IngressUnavailable("no answer"))))
+        with pytest.raises(IngressUnavailable):
+            force(world.operations, grant, REVOKED, {rule.key: rule.rule_id for rule in rules})
+        assert len(world.ingress.mine()) == 2
+        assert {foreign, others[0].rule_id} <= world.ingress.rules.keys()
+
+    @pytest.mark.parametrize("error", [RuleUnsettled("not yet"), IngressUnavailable("no answer")])
+    def test_it_does_not_go_without_trail_and_ledger_when_they_are_there(
+        self, world: World, error: Exception
+    ) -> None:
+        """Mutation: functions/grants/closing.py:
+        `except (IngressRefused, IngressThrottled, IngressUnavailable, RuleUnsettled):`
+        -> `except IngressRefused:`
+        """
+        grant, rules = opened(world, "a", ALICE)
+        _other = opened(world, "b", BOB)
+        world.listen(At("get", fail(error)))
+        with pytest.raises(type(error)):
+            force(world.operations, grant, REVOKED, {rule.key: rule.rule_id for rule in rules})
+        assert KEY in world.ingress.keys
+
+    def test_it_closes_nothing_for_a_grant_that_never_was(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `except (GrantNotFound, EngineUnavailable):` -> `except ImportError:`
+        """
+        _, rules = opened(world, "a", ALICE)
+        made_up = replace(knocks(world, "b", BOB))
+        del world.executions.statuses[made_up.id]
+        world.clock.advance(SETTLES)
+        with pytest.raises(GrantNotFound):
+            force(world.operations, made_up, REVOKED, {rule.key: rule.rule_id for rule in rules})
+        assert KEY in world.ingress.keys
+
+    def test_it_closes_a_shared_rule_by_the_trail_where_the_ledger_cannot_be_read(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `opened = (own_rules(record) if record else {}) | dict(opened)` -> `pass`
+        """
+        first, _ = opened(world, "a", ALICE)
+        grant, _ = opened(world, "b", BOB)
+        close(world.operations, first, REVOKED)
+        record = world.record(grant.id)
+        assert record
+        assert own_rules(record)
+        world.ledger_store.refuses = True
+        with pytest.raises(StoreRefused):
+            force(world.operations, grant, REVOKED)
         assert world.ingress.rules == {}
-        world.trail.down = False
-        world.operations.force(a, rules, "expired")
-        assert (state(world, a).state, state(world, b).state) == ("expired", "live")
-        again = knocks(world, "c", BOB, hours=2, after=1)
-        world.operations.authorize(again)
-        assert set(world.ingress.rules) == {KEY}
-        assert state(world, b).state == "superseded"
-        world.operations.revoke("c", "revoked", "bob")
+
+    def test_a_new_grant_meets_no_dead_id_of_an_old_outage(self, world: World) -> None:
+        """Mutation: functions/grants/closing.py:
+        `if not rule.closing and at <= old and` -> `if at > old and`
+        """
+        grant, rules = opened(world, "a", ALICE)
+        other, _ = opened(world, "b", BOB, hours=2)
+        world.clock.advance(SETTLES)
+        own = {rule.key: rule.rule_id for rule in rules}
+        world.ledger_store.down = True
+        with pytest.raises(StoreUnavailable):
+            force(world.operations, grant, REVOKED, own)
+        world.ledger_store.down = False
+        force(world.operations, grant, REVOKED, own)
+        assert rules[0].rule_id in world.ledger(SOURCE).tombstones
+        third, again = opened(world, "c", BOB)
+        assert again[0].rule_id != rules[0].rule_id
+        close(world.operations, other, REVOKED)
+        close(world.operations, third, REVOKED)
+        assert world.ingress.rules == {}
+
+
+class TestGuard:
+    def test_it_ends_no_live_grant_that_a_list_left_out(self, world: World) -> None:
+        """Mutation: functions/grants/drift.py: `if status != "RUNNING":` -> `if True:`"""
+        grant, _ = opened(world, "a", ALICE)
+        world.clock.advance(GRACE)
+        world.executions.young = frozenset({grant.id})
+        answers = iter([True])
+        world.executions.choose = lambda _options: next(answers, False)
+        assert list(guard(world.operations)) == []
+        record = world.record(grant.id)
+        assert record
+        assert record.state == "live"
+
+    def test_it_finds_nothing_where_all_is_well(self, world: World) -> None:
+        opened(world, "a", ALICE)
+        other, _ = opened(world, "b", BOB, WEB)
+        close(world.operations, other, REVOKED)
+        world.executions.finish(other.id, "ABORTED")
+        world.clock.advance(GRACE)
+        assert list(guard(world.operations)) == []
+
+    def test_one_failing_look_hides_nothing_else(self, world: World) -> None:
+        grant, _ = opened(world, "a", ALICE)
+        world.executions.finish(grant.id, "SUCCEEDED")
+        over(world, grant)
+        world.clock.advance(GRACE)
+        world.listen(At("running", fail(IngressUnavailable("no answer"))))
+        kinds = [finding.kind for finding in guard(world.operations)]
+        assert kinds == ["could not look", "ended grant not closed"]
         assert world.ingress.rules == {}

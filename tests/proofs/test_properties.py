@@ -1,14 +1,19 @@
 """Whatever people and AWS do, in whatever order: rules are the claims of live grants, and foreign ones.
 
-One thing happens after another here; what happens at once is for test_interleavings. What AWS does is done:
-a task that crashes is tried again, a stopped execution's handler runs, timers fire when their time comes.
+One thing happens after another here; what happens at once is for test_interleavings. What AWS does is
+done: a task that crashes is tried again, a closing follows an execution that was stopped, timers fire
+when their time comes. And AWS does it as badly as is documented: calls fail before or after their effect,
+answers are lost to the client that then meets its own write, EC2's lists are late and disagree, ids are
+unknown, what is gone is called a duplicate, and time passes within a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,17 +26,30 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from grants.drift import GRACE, guard
-from grants.errors import GrantEnded, GrantNotFound, InvalidGrant, KnockError, PoolExhausted, Unavailable
-from grants.operations import SETTLES
+from grants.closing import End, close, force
+from grants.drift import guard
+from grants.errors import (
+    EngineUnavailable,
+    GrantEnded,
+    GrantNotFound,
+    IngressThrottled,
+    IngressUnavailable,
+    InvalidGrant,
+    KnockError,
+    PoolExhausted,
+    StoreUnavailable,
+    Unavailable,
+)
+from grants.opening import authorize
+from grants.timing import ACTS, GRACE, SETTLES
 from grants.values import Grant, Ports, Principal, RuleKey, State, Target
-from tests.twins import LAGS, STACK, Call, Hook, World
+from tests.twins import LAGS, Call, Hook, World
 
 SSH, HTTP, HTTPS = (Ports(port, port, "tcp") for port in (22, 80, 443))
 TARGETS = (
     Target("bastion", (SSH,), ("sg-a", "sg-b")),
     Target("web", (HTTP, HTTPS), ("sg-w",)),
-    Target("tls", (HTTPS,), ("sg-w",)),
+    Target("tls", (HTTPS,), ("sg-t",)),
 )
 PRINCIPALS = tuple(Principal(f"k{n}", name) for n, name in enumerate(("alice", "bob", "carol")))
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
@@ -42,34 +60,87 @@ KEYS = tuple(
     for ports in target.ports
     for source in SOURCES
 )
+GROUPS = ("sg-a", "sg-b", "sg-w", "sg-t")
 ROOM = 3  # rules a group, so that pools fill
+EFFECT = ("put", "delete", "authorize", "revoke", "stop", "start")
 
 
 class Crash(BaseException):
     """The function's process is gone."""
 
 
-class Crashing(Hook):
-    """Ends the process at a call, before or after its effect; remembers each rule that was ever made."""
+FAILS: dict[str, Callable[[str], KnockError]] = {
+    "trail": StoreUnavailable,
+    "ledger": StoreUnavailable,
+    "ingress": IngressUnavailable,
+    "executions": EngineUnavailable,
+    "closings": EngineUnavailable,
+}
 
-    def __init__(self) -> None:
-        self.left: int | None = None
-        self.after_effect = False
+
+class Unkind(Hook):
+    """Makes things go wrong, by dice: none at rest, and at most so many a run; kills a run after its time."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.dice = random.Random(0)  # noqa: S311  # has to come again
+        self.odds = 0.0
+        self.slow = 0.0
+        self.left = 0
+        self.until = world.clock()
         self.made: dict[str, RuleKey] = {}
+        self.ends: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        self.left, self.until = 3, self.world.clock() + ACTS
+
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """Let nothing go wrong for a while."""
+        kept = self.odds, self.slow
+        self.odds, self.slow = 0, 0.0
+        try:
+            yield
+        finally:
+            self.odds, self.slow = kept
+
+    def happens(self) -> bool:
+        if self.left and self.dice.random() < self.odds:
+            self.left -= 1
+            return True
+        return False
 
     def before(self, call: Call) -> None:
-        if self.left == 0 and not self.after_effect:
-            self.left = None
-            raise Crash(call)
+        if call.name == "authorize":  # as it is sent: a slow call may take effect later
+            assert self.world.clock() < self.ends[call.arguments[3]], "a rule is made at its grant's end"
+        if self.slow:
+            self.world.clock.advance(timedelta(milliseconds=self.dice.randrange(int(self.slow * 1000))))
+            if self.world.clock() > self.until:
+                raise Crash(call)
+        if call.name == "authorize":
+            assert self.world.record(call.arguments[3]), "a rule is made before its grant is recorded"
+            claim = self.world.ledger(call.arguments[2]).claims.get(call.arguments[3])
+            assert claim is not None, "a rule is made before it is claimed"
+        if self.happens():
+            if self.dice.random() < 0.4:
+                raise Crash(call)
+            if call.service == "ingress" and self.dice.random() < 0.3:
+                raise IngressThrottled("too many calls")
+            raise FAILS[call.service]("it did not act")
 
     def after(self, call: Call, came: object) -> None:
-        if call.name == "authorize" and isinstance(came, str):
-            self.made[came] = call.arguments[0]
-        if self.left is not None:
-            if self.left == 0:
-                self.left = None
+        if call.name == "authorize" and isinstance(came, dict):
+            self.made |= {rule_id: key for key, rule_id in came.items()}
+        if call.name in EFFECT and not isinstance(came, KnockError) and self.happens():
+            if self.dice.random() < 0.4:
                 raise Crash(call)
-            self.left -= 1
+            raise FAILS[call.service]("its answer was lost")
+
+    def twice(self, call: Call) -> bool:
+        return self.happens()
+
+    def choose(self, options: Sequence[Any]) -> Any:
+        return self.dice.choice(options) if self.odds else options[0]
 
 
 class Knocking(RuleBasedStateMachine):
@@ -78,60 +149,82 @@ class Knocking(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
-        self.hook = Crashing()
+        self.hook = Unkind(self.world)
         self.world.listen(self.hook)
+        self.world.let_choose(self.hook.choose)
         self.world.executions.stopped = lambda grant_id: self.events.append(grant_id)
         self.events: list[str] = []
-        self.asked: list[Grant] = []
+        self.asked: dict[str, Grant] = {}
         self.foreign: dict[RuleKey, str] = {}
+        self.forced: dict[str, datetime] = {}  # source → until when force may have cut its grants short
 
-    @initialize(late=st.booleans())
-    def make(self, late: bool) -> None:
-        for group in ("sg-a", "sg-b", "sg-w"):
-            self.world.ingress.add_group(group, ROOM)
+    @initialize(late=st.booleans(), seed=st.integers(0, 2**32), odds=st.sampled_from([0, 0.03, 0.1]))
+    def make(self, late: bool, seed: int, odds: float) -> None:
+        for target in TARGETS:
+            for group in target.groups:
+                self.world.ingress.add_group(group, ROOM, target)
         if late:
             self.world.ingress.lags = LAGS
+        self.hook.dice, self.hook.odds = random.Random(seed), odds  # noqa: S311  # has to come again
+        self.hook.slow = 1.5 if odds else 0.0
 
     # ------------------------------------------------------------------ what AWS does
 
     def run(self, act: Callable[[], object]) -> KnockError | None:
         """Run a task as AWS does: again when it crashed or was told to, with time in between."""
-        for _ in range(12):
-            try:
-                act()
-            except Crash:
-                continue
-            except Unavailable:
-                self.world.clock.advance(SETTLES)
-            except KnockError as error:
-                return error
-            else:
-                return None
+        odds, slow = self.hook.odds, self.hook.slow
+        try:
+            for tries in range(60):
+                if tries == 30:
+                    self.hook.odds, self.hook.slow = 0, 0.0  # nothing goes wrong for ever
+                self.hook.begin()
+                try:
+                    act()
+                except Crash:
+                    self.world.clock.advance(timedelta(seconds=1))
+                except Unavailable:
+                    self.world.clock.advance(SETTLES / 4)
+                except KnockError as error:
+                    return error
+                else:
+                    return None
+        finally:
+            self.hook.odds, self.hook.slow = odds, slow
         raise AssertionError("a task never comes to an end")
 
-    def revoke(self, grant: Grant, how: State, by: str = "knock") -> None:
-        failed = self.run(lambda: self.world.operations.revoke(grant.id, how, by))
-        assert failed is None or isinstance(failed, GrantNotFound)
+    def end(self, grant: Grant, how: State, by: str = "knock") -> None:
+        end = End(how, by, closer=how)
+        forced = self.hook.dice.random() < 0.3
+        before = self.world.counts.get("RevocationForced")
+        failed = self.run(lambda: (force if forced else close)(self.world.operations, grant, end))
+        if self.world.counts.get("RevocationForced") != before:
+            self.forced[grant.source] = self.world.clock() + SETTLES
+        assert failed is None or isinstance(failed, GrantNotFound), failed
 
     def deliver(self) -> None:
-        """Call the handler for each execution that was stopped."""
-        while self.events:
-            grant = next(g for g in self.asked if g.id == self.events[0])
-            self.revoke(grant, "revoked", "an AWS operator")
-            self.events.pop(0)
+        """Close from outside what was stopped, and what was handed over."""
+        while self.events or self.world.closings.started:
+            started, self.world.closings.started = self.world.closings.started, []
+            names = [*self.events, *(name for name, _ in started)]
+            self.events = []
+            for name in names:
+                self.end(self.asked[name], "revoked", "an AWS operator")
 
     def fire(self) -> None:
         """Run what each execution does when its time has come."""
-        for grant in self.asked:
+        for grant in list(self.asked.values()):
             running = self.world.executions.statuses.get(grant.id) == "RUNNING"
             if running and self.world.clock() >= grant.expires_at:
-                self.revoke(grant, "expired")
+                self.end(grant, "expired")
                 self.world.executions.finish(grant.id, "SUCCEEDED")
 
     def settle(self) -> None:
-        self.deliver()
-        self.fire()
-        self.deliver()
+        for _ in range(20):  # time passes meanwhile, and more grants end
+            self.deliver()
+            self.fire()
+            running = [n for n, status in self.world.executions.statuses.items() if status == "RUNNING"]
+            if not self.events and all(self.asked[n].live_at(self.world.clock()) for n in running):
+                return
 
     # ------------------------------------------------------------------ what people do
 
@@ -139,89 +232,87 @@ class Knocking(RuleBasedStateMachine):
         who=st.sampled_from(PRINCIPALS),
         source=st.sampled_from(SOURCES),
         wanted=st.lists(st.sampled_from(TARGETS), min_size=1, max_size=2, unique=True),
-        minutes=st.integers(1, 30),
+        minutes=st.integers(1, 50),
+        renews=st.integers(0, 3),
     )
-    def knock(self, who: Principal, source: str, wanted: list[Target], minutes: int) -> None:
+    def knock(self, who: Principal, source: str, wanted: list[Target], minutes: int, renews: int) -> None:
         now = self.world.clock()
-        grant = Grant(
-            id=f"g{len(self.asked)}",
-            principal=who,
-            source=source,
-            targets=tuple(wanted),
-            requested_at=now,
-            expires_at=now.replace(microsecond=0) + timedelta(minutes=minutes),
+        own = [g.id for g in self.asked.values() if g.principal == who]
+        grant = Grant.decide(
+            who,
+            source,
+            tuple(wanted),
+            now,
+            now.replace(microsecond=0) + timedelta(minutes=minutes),
+            nonce=f"n{len(self.asked)}",
+            renews=own[-1] if renews == 1 and own else None,
         )
-        self.world.clock.advance(timedelta(milliseconds=1))
-        self.asked.append(grant)
-        try:
-            self.world.trail.record_request(grant)
+        self.asked[grant.id] = grant
+        self.hook.ends[grant.id] = grant.expires_at
+        with self.hook.calm():
             self.world.executions.start(grant)
-        except Crash:
-            pass  # the API is gone: the caller is told so, and knocks again
-        if self.world.executions.statuses.get(grant.id) == "RUNNING":
-            failed = self.run(lambda: self.world.operations.authorize(grant))
-            if failed:
-                assert isinstance(failed, (PoolExhausted, GrantEnded))
-                self.revoke(grant, "failed")
-                self.world.executions.finish(grant.id, "FAILED")
-        elif grant.id in self.world.trail.grants:
-            self.revoke(grant, "failed")  # what the API and the drift guard do: it never began
+        failed = self.run(lambda: authorize(self.world.operations, grant))
+        if failed:
+            assert isinstance(failed, (PoolExhausted, GrantEnded, InvalidGrant)), failed
+            self.end(grant, "failed")
+            self.world.executions.finish(grant.id, "FAILED")
         self.settle()
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def end_early(self, data: st.DataObject) -> None:
-        grant = data.draw(st.sampled_from(self.asked))
-        if grant.id in self.world.trail.grants:
-            self.revoke(grant, "revoked", "alice")
-            self.run(lambda: self.world.executions.stop(grant.id, "Revoked", "revoked by alice"))
+        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        self.end(grant, "revoked", "alice")
+        self.run(lambda: self.world.executions.stop(grant.id, "Revoked", "revoked by alice"))
         self.settle()
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def stop_execution(self, data: st.DataObject) -> None:
-        grant = data.draw(st.sampled_from(self.asked))
-        with suppress(Crash):
-            self.world.executions.stop(grant.id, "Stopped", "by an operator")
+        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        self.run(lambda: self.world.executions.stop(grant.id, "Stopped", "by an operator"))
         self.settle()
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
-    def deliver_a_task_again(self, data: st.DataObject) -> None:
+    def deliver_authorize_again(self, data: st.DataObject) -> None:
         """Late: the grant may be long over. Nobody tries this again, and it may crash."""
-        grant = data.draw(st.sampled_from(self.asked))
-        task = data.draw(st.sampled_from(["authorize", "revoke"]))
-        state = self.world.trail.grants.get(grant.id)
-        over = state is None or not state.live_at(self.world.clock())
-        try:
-            if task == "authorize":
-                self.world.operations.authorize(grant)
-            elif over:
-                self.world.operations.revoke(grant.id, "expired", "knock")
-        except Crash:
-            pass
-        except (GrantEnded, InvalidGrant, GrantNotFound):
-            assert over
-        except Unavailable:
-            pass
+        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        self.hook.begin()
+        with suppress(Crash, GrantEnded, PoolExhausted, InvalidGrant, Unavailable):
+            authorize(self.world.operations, grant)
+        self.world.clock.advance(SETTLES)
+        record = self.world.record(grant.id)
+        if record and record.state == "live":
+            self.run(lambda: authorize(self.world.operations, grant))
+        elif self.hook.odds:  # a run that died after a claim, minutes after the end, is left to the guard
+            self.sweep()
         self.settle()
 
     @rule(key=st.sampled_from(KEYS))
     def add_a_static_rule(self, key: RuleKey) -> None:
-        group = [one for one in self.world.ingress.rules if one.group == key.group and _alike(one, key)]
-        if key not in self.world.ingress.rules and len(group) < ROOM:
+        there = [one for one in self.world.ingress.keys if one.group == key.group and _alike(one, key)]
+        if key not in there and len(there) < ROOM:
             self.foreign[key] = self.world.ingress.add_rule(key)
+            self.world.clock.advance(
+                SETTLES
+            )  # EC2's lists show it: a younger one is taken for one that is gone
+            self.settle()
 
-    @precondition(lambda self: self.foreign)
-    @rule(data=st.data())
-    def remove_a_static_rule(self, data: st.DataObject) -> None:
-        """By hand; whoever relied on it knocks again."""
-        key = data.draw(st.sampled_from(sorted(self.foreign)))
-        self.world.ingress.remove_rule(key)
-        del self.foreign[key]
-        for grant in list(self.world.trail.grants.values()):
-            if grant.live_at(self.world.clock()) and key in grant.claims:
-                self.revoke(grant, "revoked", "alice")
+    @precondition(lambda self: self.world.ingress.mine())
+    @rule(data=st.data(), port=st.integers(2000, 2003))
+    def change_a_rule_by_hand(self, data: st.DataObject, port: int) -> None:
+        """It keeps its id; whoever relied on it knocks again."""
+        mine = data.draw(st.sampled_from(sorted(self.world.ingress.mine(), key=lambda rule: rule.id)))
+        key = RuleKey(mine.key.group, Ports(port, port, "tcp"), mine.key.cidr)
+        if self.world.ingress.at(key):
+            return
+        self.world.ingress.modify_rule(mine.id, key)
+        ledger = self.world.ledger(mine.key.cidr)
+        for name, claim in ledger.claims.items():
+            if any(mine.id in ledger.rules[k].ids for k in claim.rule_keys if k in ledger.rules):
+                self.end(self.asked[name], "revoked", "alice")
+                self.run(lambda name=name: self.world.executions.stop(name, "Revoked", ""))  # type: ignore[misc]
         self.settle()
 
     @rule(seconds=st.integers(1, 1200))
@@ -229,44 +320,65 @@ class Knocking(RuleBasedStateMachine):
         self.world.clock.advance(timedelta(seconds=seconds))
         self.settle()
 
-    @rule(calls=st.integers(0, 12), after_effect=st.booleans())
-    def crash_soon(self, calls: int, after_effect: bool) -> None:
-        self.hook.left, self.hook.after_effect = calls, after_effect
+    @rule()
+    def sweep(self) -> None:
+        """The guard's hour comes: it may find what nobody tried again, and ends no live grant."""
+        self.world.clock.advance(GRACE * 2)
+        self.settle()
+        live = {r.id for r in self.world.records() if r.live_at(self.world.clock())}
+        with self.hook.calm():
+            list(guard(self.world.operations))
+        ended = {r.id for r in self.world.records() if not r.live_at(self.world.clock())}
+        assert not live & ended
 
     # ------------------------------------------------------------------ what must hold
 
     @invariant()
     def rules_are_the_claims_of_live_grants_and_foreign_ones(self) -> None:
         now = self.world.clock()
+        live = {r.id: r for r in self.world.records() if r.live_at(now)}
         claimed = {
-            key for grant in self.world.trail.grants.values() if grant.live_at(now) for key in grant.claims
+            key
+            for source in SOURCES
+            for name, claim in self.world.ledger(source).claims.items()
+            if name in live
+            for key in claim.rule_keys
         }
-        rules = self.world.ingress.rules
-        assert rules.keys() == claimed | self.foreign.keys()
-        for key, rule_ in rules.items():
-            assert (rule_.stack == STACK) is (key not in self.foreign)
+        ours = {rule.key for rule in self.world.ingress.mine()}
+        # A renewal that could neither close the old grant nor hand it over leaves it to its own end.
+        left = {
+            key
+            for r in self.world.records()
+            if r.state == "superseded" and not r.closed_at and now < r.grant.expires_at
+            for key in r.grant.rule_keys
+        }
+        if not self.world.counts.get("SupersedeFailed"):
+            left = set()
+        assert ours <= claimed | left, f"nobody claims {ours - claimed - left}"
+        there = self.world.ingress.keys
+        for record in live.values():
+            cut = record.grant.requested_at < self.forced.get(record.grant.source, record.grant.requested_at)
+            if record.authorized_at and not cut:
+                assert {opened.key for opened in record.opened} <= there, f"{record.id} has lost its rules"
         for key, rule_id in self.foreign.items():
-            assert (rules[key].id, rules[key].stack, rules[key].grant_id) == (rule_id, None, None)
+            rule_ = self.world.ingress.rules[rule_id]
+            assert (rule_.key, rule_.stack, rule_.grant_id) == (key, None, None)
 
     def teardown(self) -> None:
-        self.hook.left = None
+        self.hook.odds, self.hook.slow = 0, 0.0
         self.world.clock.advance(timedelta(hours=1))
         self.settle()
         self.rules_are_the_claims_of_live_grants_and_foreign_ones()
-        grants = self.world.trail.grants.values()
-        for grant in grants:
-            assert grant.state != "live"
-            assert grant.closed_at
-            assert grant.state != "expired" or grant.ended_at >= grant.expires_at
-        told = {
-            rule_id
-            for grant in grants
-            for ids in (*grant.rules.values(), *grant.condemned.values())
-            for rule_id in ids
-        }
-        assert self.hook.made.keys() <= told, "the trail does not explain a rule"
+        assert not self.world.ingress.mine()
+        for record in self.world.records():
+            assert record.state != "live"
+            assert record.closed_at
+            assert record.ended_at
+            assert record.state != "expired" or record.ended_at >= record.grant.expires_at
         self.world.clock.advance(GRACE * 2)
-        assert guard(self.world.operations) == []
+        list(guard(self.world.operations))
+        assert list(guard(self.world.operations)) == []
+        assert self.world.ledger_store.items == {}, "the ledgers are empty in the end"
 
 
 def _alike(one: RuleKey, other: RuleKey) -> bool:
@@ -274,10 +386,11 @@ def _alike(one: RuleKey, other: RuleKey) -> bool:
 
 
 def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
-    """And the trail explains every rule that ever was.
+    """And nothing goes wrong for what goes wrong.
 
-    Mutation: functions/grants/operations.py:
-        `return there.id, not self.ingress.is_ours(there)` -> `return there.id, False`
+    Mutation: functions/grants/opening.py:
+        `return Made(there.id) if operations.ingress.is_ours(there) else Foreign(there.id)`
+        -> `return Made(there.id)`
     """
-    often = settings(max_examples=150, stateful_step_count=25, deadline=None)
+    often = settings(max_examples=300, stateful_step_count=20, deadline=None)
     run_state_machine_as_test(Knocking, settings=often)
