@@ -7,13 +7,26 @@ from collections.abc import Iterator
 import pytest
 from moto import mock_aws
 
-from local import ec2, simpledb
-from tests.adapters.parts import Adapters, Emulator, Parts, Twins
+from grants.store import Store
+from local import dynamodb, ec2, simpledb
+from tests.adapters.parts import (
+    Adapters,
+    Domains,
+    Dynalite,
+    Emulator,
+    Parts,
+    Stores,
+    Tables,
+    Twins,
+    TwinStores,
+)
+from tests.conftest import ROOT, need, program
 
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
     simpledb.install()
+    dynamodb.install()
     ec2.install()
     with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
         made = Emulator()
@@ -24,6 +37,34 @@ def emulator() -> Iterator[Emulator]:
 @pytest.fixture(params=["twin", "adapter"])
 def parts(request: pytest.FixtureRequest) -> Parts:
     return Twins() if request.param == "twin" else Adapters(request.getfixturevalue("emulator"))
+
+
+@pytest.fixture(scope="session")
+def dynalite() -> Iterator[Dynalite]:
+    need((ROOT / "node_modules" / "dynalite").is_dir(), "dynalite is missing: run npm ci")
+    made = Dynalite(program("node", "install Node.js 20 or newer"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["twin", "simpledb", "dynamodb", "dynalite"])
+def stores(request: pytest.FixtureRequest) -> Stores:
+    """Every implementation of stores; `simpledbs_own` and `dynamodbs_own` choose some."""
+    if request.param == "twin":
+        return TwinStores()
+    if request.param == "dynalite":
+        return Tables(request.getfixturevalue("dynalite").client)
+    emulator = request.getfixturevalue("emulator")
+    return (
+        Domains(emulator.client("sdb"))
+        if request.param == "simpledb"
+        else Tables(emulator.client("dynamodb"))
+    )
+
+
+@pytest.fixture
+def store(stores: Stores) -> Store:
+    return stores.store()
 
 
 @pytest.fixture

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from grants.errors import EngineUnavailable, KnockError, RuleUnsettled, TrailUnavailable
-from grants.executions import Executions
+from grants.errors import (
+    EngineUnavailable,
+    KnockError,
+    RightsUnavailable,
+    RuleUnsettled,
+    StoreRefused,
+    StoreUnavailable,
+)
+from grants.executions import Closings, Executions
+from grants.rights import RightsReader
+from grants.simpledb import SimpleDb
+from grants.trail import Trail
 from tests.harness import MACHINE, Answer, Context, Knock, running
 
 
@@ -24,6 +36,40 @@ def knock() -> Iterator[Knock]:
 def executions(knock: Knock) -> list[Any]:
     found: list[Any] = knock.client("stepfunctions").list_executions(stateMachineArn=MACHINE)["executions"]
     return found
+
+
+@contextmanager
+def held(knock: Knock, function: str) -> Iterator[threading.Event]:
+    """Hold every run of a function before it begins, until the event is set."""
+    gate = threading.Event()
+
+    def hold(name: str, _payload: object) -> None:
+        if name.endswith(function):
+            assert gate.wait(20)
+
+    knock.before_invoke = hold
+    try:
+        yield gate
+    finally:
+        gate.set()
+        knock.before_invoke = lambda _name, _payload: None
+        # What was held is done before the test is over: the next one's stack is none of its.
+        knock.wait(lambda: not opening(knock), "an authorization never ends", step=timedelta(seconds=1))
+
+
+def opening(knock: Knock) -> list[str]:
+    """List the executions that are authorizing."""
+    running = [one["name"] for one in executions(knock) if one["status"] == "RUNNING"]
+    return [name for name in running if knock.states(name)[-1:] in ([], ["AuthorizeIngress"])]
+
+
+def down(error: KnockError) -> Callable[..., Any]:
+    """Make what stands for a call that fails."""
+
+    def fail(*_arguments: object, **_named: object) -> Any:
+        raise error
+
+    return fail
 
 
 def check_problem(answer: Answer, status: int, name: str) -> dict[str, Any]:
@@ -45,6 +91,7 @@ class TestMalformedKnock:
             ("body", '"alice"'),
             ("body", "[" * 3000),
             ("body", " " * 4097),
+            ("body", "\t"),
             ("body", "{" + '"a":1,' * 600 + "}"),
             ("ttl", '{"ttl": 5}'),
             ("targets", '{"targets": "bastion"}'),
@@ -63,6 +110,9 @@ class TestMalformedKnock:
             ("source", '{"source": 5}'),
             ("source", '{"source": "203.0.113.7/24"}'),
             ("source", json.dumps({"source": "1" * 51})),
+            ("renews", '{"renews": 5}'),
+            ("renews", json.dumps({"renews": "x" * 81})),
+            ("renews", '{"renews": "a\\nb"}'),
             ("reason", '{"reason": 5}'),
             ("reason", json.dumps({"reason": "x" * 257})),
             ("reason", json.dumps({"reason": "one\ntwo"})),
@@ -104,13 +154,23 @@ class TestMalformedKnock:
         assert knock.grant(grant["id"])["status"] == "active"
 
     def test_nulls_mean_the_defaults(self, knock: Knock) -> None:
-        raw = '{"targets": null, "duration": null, "source": null, "reason": null}'
+        raw = '{"targets": null, "duration": null, "source": null, "reason": null, "renews": null}'
         assert knock.request("POST", "/knock", raw=raw).status == 201
+
+    def test_a_body_on_a_get_is_refused_since_it_would_not_count(self, knock: Knock) -> None:
+        """Mutation: functions/api.py: `    if request.body:` -> `    if False:`"""
+        for raw in ('{"duration": "1m", "targets": ["bastion"]}', "{}", "not json", " \n"):
+            problem = check_problem(knock.request("GET", "/knock", raw=raw), 400, "invalid-knock")
+            assert problem["field"] == "body"
+        assert executions(knock) == []
+        assert knock.request("GET", "/knock", raw="").status == 201
 
     def test_a_body_in_base64_is_read(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
         import api
 
         event: dict[str, Any] = {
+            "httpMethod": "POST",
+            "resource": "/knock",
             "requestContext": {"identity": {"sourceIp": "203.0.113.7", "apiKeyId": knock.keys["alice"]}},
             "isBase64Encoded": True,
             "body": base64.b64encode(b'{"duration": "5m"}').decode(),
@@ -120,8 +180,8 @@ class TestMalformedKnock:
             api.Request.read(event | {"body": "***"})
 
 
-class TestRefusedKnock:
-    def test_it_says_which_right_is_missing_and_is_in_the_trail_and_counted(self, knock: Knock) -> None:
+class TestRefused:
+    def test_a_knock_says_which_right_is_missing_and_is_on_record_and_counted(self, knock: Knock) -> None:
         knock.add_key("eve", targets="bastion", max_duration="1h")
         for body, right in (
             ({"targets": ["web"]}, "knock:targets"),
@@ -132,37 +192,159 @@ class TestRefusedKnock:
             assert check_problem(answer, 403, "not-allowed")["right"] == right
         assert executions(knock) == []
         assert knock.metrics.count(("Refusal", 1)) == 3
-        import os
+        recorded = knock.refusals()
+        assert [(one["right"], one["call"]) for one in recorded] == [
+            ("knock:targets", "POST /knock"),
+            ("knock:max-duration", "POST /knock"),
+            ("knock:any-source", "POST /knock"),
+        ]
+        for one in recorded:
+            assert (one["kind"], one["principal_name"], one["source"]) == ("refusal", "eve", "203.0.113.7/32")
+            assert one["principal_id"] == knock.keys["eve"]
+        assert knock.items("trail") == {}
 
-        select = f"select * from `{os.environ['TRAIL_DOMAIN']}` where kind = 'refusal'"  # noqa: S608  # no value in it
-        items = knock.client("sdb").select(SelectExpression=select, ConsistentRead=True)["Items"]
-        recorded = [{a["Name"]: a["Value"] for a in item["Attributes"]} for item in items]
-        assert {one["right"] for one in recorded} == {
-            "knock:targets",
-            "knock:max-duration",
-            "knock:any-source",
-        }
-        assert {one["principal_name"] for one in recorded} == {"eve"}
+    def test_every_refused_look_and_end_is_on_record_too(self, knock: Knock) -> None:
+        """Only what names nothing, or is malformed, is no refusal.
+
+        Mutation: functions/api.py: `        if record:` -> `        if False:`
+        """
+        grant = knock.open("bob")
+        for method, path, query in (
+            ("GET", "/grants", {"principal": "bob"}),
+            ("DELETE", "/grants", {"principal": "bob"}),
+            ("DELETE", "/grants", {"source": "203.0.113.7/32"}),
+            ("GET", f"/grants/{grant['id']}", {}),
+            ("DELETE", f"/grants/{grant['id']}", {}),
+        ):
+            assert knock.request(method, path, **query).status in (403, 404)
+        for method, path in (("GET", "/grants/none"), ("DELETE", "/grants/none")):
+            assert knock.request(method, path).status == 404
+        assert knock.request("GET", "/grants", limit="0").status == 400
+        recorded = knock.refusals()
+        assert [one["call"] for one in recorded] == [
+            "GET /grants",
+            "DELETE /grants",
+            "DELETE /grants",
+            "GET /grants/{id}",
+            "DELETE /grants/{id}",
+        ]
+        assert {one["principal_name"] for one in recorded} == {"alice"}
+        assert knock.metrics.count(("Refusal", 1)) == 5
+        assert knock.grant(grant["id"])["status"] == "active"
+
+    def test_what_cannot_be_put_on_record_is_not_answered_either(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("grants.refusals.Refusals.record", down(StoreUnavailable("away")))
+        answer = knock.request("POST", "/knock", body={"source": "198.51.100.1/32"})
+        check_problem(answer, 503, "store-unavailable")
 
     def test_a_tag_that_cannot_be_read_is_named_and_gives_no_right(self, knock: Knock) -> None:
         knock.add_key("eve", targets="bastion", max_duration="soon")
         answer = knock.request("POST", "/knock", key="eve")
         assert "knock:max-duration" in check_problem(answer, 403, "invalid-tag")["detail"]
 
-    def test_a_disabled_or_deleted_key_opens_nothing(self, knock: Knock) -> None:
-        patch = [{"op": "replace", "path": "/enabled", "value": "false"}]
-        knock.client("apigateway").update_api_key(apiKey=knock.keys["alice"], patchOperations=patch)
-        check_problem(knock.request("POST", "/knock"), 403, "not-allowed")
+    def test_a_key_that_was_deleted_opens_nothing_and_is_on_record(self, knock: Knock) -> None:
+        """Whether it is disabled is the gateway's to know: it let the request in."""
         check_problem(knock.request("POST", "/knock", key="gone"), 403, "not-allowed")
         assert executions(knock) == []
+        assert [(one["principal_id"], one["call"]) for one in knock.refusals()] == [("gone", "POST /knock")]
 
     def test_rights_are_read_again_after_a_minute(self, knock: Knock) -> None:
+        def shorten(longest: str) -> None:
+            arn = f"arn:aws:apigateway:eu-west-1::/apikeys/{knock.keys['alice']}"
+            knock.client("apigateway").tag_resource(resourceArn=arn, tags={"knock:max-duration": longest})
+
         assert knock.request("GET", "/whoami").json["max_duration"] == "1d"
-        patch = [{"op": "replace", "path": "/enabled", "value": "false"}]
-        knock.client("apigateway").update_api_key(apiKey=knock.keys["alice"], patchOperations=patch)
-        assert knock.request("GET", "/whoami").status == 200
-        knock.clock.advance(timedelta(seconds=61))
-        assert knock.request("GET", "/whoami").status == 403
+        shorten("2h")
+        knock.clock.advance(timedelta(seconds=55))
+        assert knock.request("GET", "/whoami").json["max_duration"] == "1d"
+        knock.clock.advance(timedelta(seconds=6))
+        assert knock.request("GET", "/whoami").json["max_duration"] == "2h"
+
+
+class TestHowManyAtOnce:
+    def test_a_knock_too_many_names_those_to_end_and_is_on_record(self, knock: Knock) -> None:
+        """Mutation: functions/api.py:
+        `_refuse_excess(rights, counted.result(), renewed)` -> `counted.result()`
+        """
+        knock.add_key("eve", targets="bastion", max_duration="1h", max_live="2")
+        first, second = knock.open("eve"), knock.open("eve", caller="198.51.100.1")
+        knock.open("alice")
+        problem = check_problem(knock.request("POST", "/knock", key="eve"), 409, "too-many-grants")
+        assert first["id"] in problem["detail"]
+        assert second["id"] in problem["detail"]
+        assert len(executions(knock)) == 3
+        (refusal,) = knock.refusals()
+        assert (refusal["principal_name"], refusal["call"]) == ("eve", "POST /knock")
+        said = knock.request("GET", "/whoami", key="eve").json
+        assert (said["live"], said["max_live"]) == (2, 2)
+
+    def test_those_that_ended_do_not_count(self, knock: Knock) -> None:
+        knock.add_key("eve", targets="bastion", max_duration="1h", max_live="1")
+        grant = knock.open("eve", duration="10m")
+        assert knock.request("POST", "/knock", key="eve").status == 409
+        knock.expire(grant)
+        grant = knock.open("eve")
+        knock.request("DELETE", f"/grants/{grant['id']}", key="eve")
+        knock.open("eve")
+        assert knock.request("GET", "/whoami", key="eve").json["live"] == 1
+
+    def test_the_one_that_is_renewed_does_not_count(self, knock: Knock) -> None:
+        """Mutation: functions/api.py: `live -= bool(renewed and renewed.live_at(at))` -> `live -= 0`"""
+        knock.add_key("eve", targets="bastion", max_duration="1h", max_live="1")
+        old = knock.open("eve")
+        new = knock.open("eve", renews=old["id"])
+        assert knock.grant(old["id"])["status"] == "superseded"
+        problem = check_problem(knock.request("POST", "/knock", key="eve"), 409, "too-many-grants")
+        assert new["id"] in problem["detail"]
+        assert old["id"] not in problem["detail"]
+        # One that has ended makes no room either.
+        answer = knock.request("POST", "/knock", key="eve", body={"renews": old["id"]})
+        check_problem(answer, 409, "too-many-grants")
+
+    def test_the_stacks_own_limit_holds_for_a_key_without_one(self, knock: Knock) -> None:
+        assert knock.request("GET", "/whoami").json["max_live"] == 20
+        assert knock.request("GET", "/whoami", key="ci").json["max_live"] == 1000
+
+    def test_a_source_that_is_full_names_nobodys_grants(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("grants.ledger.MAX_CLAIMS", 2)
+        alice, bob = knock.open("alice"), knock.open("bob")
+        problem = check_problem(knock.request("POST", "/knock"), 409, "source-full")
+        assert alice["id"] not in problem["detail"]
+        assert bob["id"] not in problem["detail"]
+        assert knock.open("bob", renews=bob["id"])["status"] == "active"
+        assert knock.open("alice", caller="198.51.100.1")["status"] == "active"
+
+
+class TestRenews:
+    def test_a_grant_that_is_not_ones_own_is_404_and_nothing_starts(self, knock: Knock) -> None:
+        """Mutation: functions/api.py:
+        `if record is None or record.grant.principal.id != request.key_id:` -> `if record is None:`
+        """
+        bob = knock.open("bob")
+        for name in (bob["id"], "none", "' or '1'='1", "../knock"):
+            for key in ("alice", "operator"):
+                answer = knock.request("POST", "/knock", key=key, body={"renews": name})
+                check_problem(answer, 404, "grant-not-found")
+        assert len(executions(knock)) == 1
+        assert len(knock.refusals()) == 8
+        assert knock.grant(bob["id"])["status"] == "active"
+
+    def test_one_that_ended_already_is_passed_over(self, knock: Knock) -> None:
+        old = knock.open()
+        knock.request("DELETE", f"/grants/{old['id']}")
+        new = knock.open(renews=old["id"])
+        assert (new["status"], new["renews"]) == ("active", old["id"])
+        assert knock.grant(old["id"])["status"] == "revoked"
+
+    def test_one_of_another_source_and_other_targets_is_ended_all_the_same(self, knock: Knock) -> None:
+        old = knock.open(targets=["web"])
+        new = knock.open(targets=["bastion"], caller="198.51.100.1", renews=old["id"])
+        assert knock.rules() == {(knock.groups["bastion"][0], 22, "198.51.100.1/32")}
+        assert knock.grant(old["id"])["ended_by"] == new["id"]
 
 
 class TestSource:
@@ -180,6 +362,18 @@ class TestSource:
         assert {cidr for _, _, cidr in knock.rules()} == {"203.0.113.9/32", "198.51.100.16/28"}
 
 
+class TestCaller:
+    def test_every_answer_about_a_grant_says_from_where_it_was_asked(self, knock: Knock) -> None:
+        grant = knock.open("ci", source="198.51.100.16/28", caller="203.0.113.9")
+        assert (grant["source"], grant["caller"]) == ("198.51.100.16/28", "203.0.113.9/32")
+        shown = knock.request("GET", f"/grants/{grant['id']}", key="ci", caller="2001:db8::7").json
+        assert shown["caller"] == "2001:db8::7/128"
+        (listed,) = knock.request("GET", "/grants", key="ci", caller="203.0.113.8").json["grants"]
+        assert listed["caller"] == "203.0.113.8/32"
+        ended = knock.request("DELETE", f"/grants/{grant['id']}", key="ci", caller="203.0.113.8").json
+        assert ended["caller"] == "203.0.113.8/32"
+
+
 class TestWhoami:
     def test_it_tells_a_person_what_they_may_do(self, knock: Knock) -> None:
         answer = knock.request("GET", "/whoami", key="ci")
@@ -193,6 +387,8 @@ class TestWhoami:
             "default_duration": "1d",
             "max_duration": "1d",
             "any_source": {"ipv4": 28, "ipv6": 60},
+            "max_live": 1000,
+            "live": 0,
             "operator": False,
             "faults": [],
         }
@@ -202,6 +398,14 @@ class TestWhoami:
         said = knock.request("GET", "/whoami", key="short").json
         assert (said["default_duration"], said["max_duration"]) == ("1h", "1h")
         assert knock.request("POST", "/knock", key="short").json["seconds_left"] in (3599, 3600)
+
+    def test_a_keys_name_is_its_tag_or_else_its_id(self, knock: Knock) -> None:
+        """Its name at API Gateway is not read: what gives that can give the value too."""
+        key = knock.client("apigateway").create_api_key(name="ignored", enabled=True)["id"]
+        assert knock.request("GET", "/whoami", key=key).json["principal"] == {"id": key, "name": key}
+        arn = f"arn:aws:apigateway:eu-west-1::/apikeys/{knock.keys['alice']}"
+        knock.client("apigateway").tag_resource(resourceArn=arn, tags={"knock:name": "alice@example.com"})
+        assert knock.request("GET", "/whoami").json["principal"]["name"] == "alice@example.com"
 
     def test_a_key_without_rights_learns_just_that(self, knock: Knock) -> None:
         knock.add_key("eve")
@@ -232,8 +436,23 @@ class TestList:
         assert ids(status="revoked") == [bob["id"]]
         assert ids(status="all", principal="bob") == [bob["id"]]
         assert ids(status="all", source="203.0.113.7/32") == [alice["id"]]
+        assert ids(status="all", source="203.0.113.7") == [alice["id"]]
+        assert ids(status="all", source="::ffff:203.0.113.7") == [alice["id"]]
         assert ids(status="all", target="web") == [alice["id"]]
         assert ids(status="all", target="web", principal="bob") == []
+
+    def test_a_source_in_any_form_means_its_canonical_cidr(self, knock: Knock) -> None:
+        """Mutation: functions/api.py:
+        `return canonical_source(text) if text is not None else None` -> `return text`
+        """
+        grant = knock.open(caller="2001:db8::7")
+        for source in ("2001:db8::7/128", "2001:DB8::7/128", "2001:db8:0:0::7", "2001:DB8:0000::0007"):
+            listed = knock.request("GET", "/grants", source=source).json["grants"]
+            assert [one["id"] for one in listed] == [grant["id"]], source
+        knock.open("bob")
+        answer = knock.request("DELETE", "/grants", key="operator", source="203.0.113.7")
+        assert [one["status"] for one in answer.json["grants"]] == ["revoked"]
+        assert {cidr for _, _, cidr in knock.rules()} == {"2001:db8::7/128"}
 
     def test_pages_follow_each_other_without_gap_or_repeat(self, knock: Knock) -> None:
         made = [knock.open(targets=["web"], caller=f"203.0.113.{n}")["id"] for n in range(1, 8)]
@@ -263,6 +482,12 @@ class TestList:
             ("source", "1" * 51),
             ("target", "t" * 64),
             ("source", "203.0.113.7\n"),
+            ("source", "bastion"),
+            ("source", ""),
+            ("source", "203.0.113.7/24"),
+            ("source", "203.0.113.7/33"),
+            ("source", "fe80::1%eth0"),
+            ("source", "' or 'a'='a"),
         ):
             answer = knock.request("GET", "/grants", **{name: value})
             assert check_problem(answer, 400, "invalid-knock")["field"] == name.replace("a\nb", "?")
@@ -278,7 +503,7 @@ class TestList:
     def test_fragments_of_a_select_are_data(self, knock: Knock) -> None:
         """Mutation: `_quote` that does not double quotes."""
         grant = knock.open("bob")
-        for name in ("principal", "source", "target"):
+        for name in ("principal", "target"):  # a source that is no CIDR gets nowhere near one
             for value in ("' or 'a'='a", "x' or `kind` = 'grant", "'", "''", "\\'", "` or 1"):
                 answer = knock.request("GET", "/grants", key="operator", status="all", **{name: value})
                 assert (answer.status, answer.json["grants"]) == (200, []), value
@@ -286,15 +511,20 @@ class TestList:
 
 
 class TestShow:
-    def test_anothers_grant_and_one_that_is_not_look_the_same(self, knock: Knock) -> None:
-        """Mutation: `check_visible` that lets everyone see."""
+    def test_anothers_grant_and_one_that_is_not_look_the_same(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: functions/api.py:
+        `    if record is None or not rights.operator:` -> `    if record is None:`
+        """
+        monkeypatch.setattr("api.SHOWS_WITHIN", 0.0)
         grant = knock.open("bob")
         answers = [
             knock.request(method, f"/grants/{grant_id}")
             for method in ("GET", "DELETE")
             for grant_id in (
                 grant["id"],
-                grant["id"][:-1] + "0",
+                grant["id"][:-1] + ("0" if grant["id"][-1] != "0" else "1"),
                 "../knock",
                 "' or '1'='1",
                 "%27",
@@ -305,6 +535,94 @@ class TestShow:
         for answer in answers:
             check_problem(answer, 404, "grant-not-found")
         assert knock.grant(grant["id"])["status"] == "active"
+
+    def test_ones_own_are_shown_and_ended_without_reading_rights(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """API Gateway's control plane takes ten requests a second for the whole account."""
+        mine, bobs = knock.open(), knock.open("bob")
+        monkeypatch.setattr(RightsReader, "of_key", down(RightsUnavailable("TooManyRequestsException")))
+        assert knock.request("GET", f"/grants/{mine['id']}").json["status"] == "active"
+        assert knock.request("DELETE", f"/grants/{mine['id']}").json["ended_by"] == "alice"
+        for method in ("GET", "DELETE"):
+            check_problem(knock.request(method, f"/grants/{bobs['id']}"), 503, "rights-unavailable")
+        check_problem(knock.request("POST", "/knock"), 503, "rights-unavailable")
+        assert len(executions(knock)) == 2
+
+
+class TestNotRecordedYet:
+    """Between the start of an execution and its record, the execution is what there is."""
+
+    @pytest.fixture(autouse=True)
+    def _hasty(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("api.OPENS_WITHIN", 0.0)
+
+    def test_it_is_shown_to_its_owner_from_the_execution(self, knock: Knock) -> None:
+        with held(knock, "-authorize") as gate:
+            answer = knock.request("POST", "/knock", body={"reason": "on call"})
+            assert (answer.status, answer.json["status"]) == (202, "pending")
+            path = f"/grants/{answer.json['id']}"
+            shown = knock.request("GET", path)
+            assert [event["event"] for event in shown.json.pop("events")] == ["requested"]
+            same = {k: v for k, v in answer.json.items() if k != "seconds_left"}
+            assert {k: shown.json[k] for k in same} == same
+            assert knock.request("GET", path, key="operator").status == 200
+            check_problem(knock.request("GET", path, key="bob"), 404, "grant-not-found")
+            assert knock.request("GET", "/grants").json["grants"] == []  # lists show it from its record on
+            gate.set()
+            knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
+
+    def test_one_that_is_ended_then_opens_nothing_later(self, knock: Knock) -> None:
+        """Mutation: functions/grants/closing.py:
+        `        operations.trail.end(grant.id, end.how, now, end.by, end.reason, grant)` -> `        pass`
+        """
+        with held(knock, "-authorize") as gate:
+            grant = knock.request("POST", "/knock").json
+            ended = knock.request("DELETE", f"/grants/{grant['id']}", reason="never mind")
+            assert (ended.status, ended.json["status"], ended.json["ended_by"]) == (200, "revoked", "alice")
+            assert [event["event"] for event in ended.json["events"]] == ["requested", "revoked", "closed"]
+            assert ended.json["targets"] == grant["targets"]
+            gate.set()
+            knock.wait(lambda: knock.execution_status(grant["id"]) == "ABORTED", "its execution runs on")
+        assert knock.rules() == set()
+        assert knock.grant(grant["id"]) == ended.json | {"caller": "203.0.113.7/32"}
+
+    def test_an_execution_that_does_not_show_yet_is_asked_for_again(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, tries = Executions.describe, [0]
+
+        def lagging(self: Executions, grant_id: str) -> Any:
+            tries[0] += 1
+            return real(self, grant_id) if tries[0] > 2 else None
+
+        with held(knock, "-authorize"):
+            grant = knock.request("POST", "/knock").json
+            monkeypatch.setattr(Executions, "describe", lagging)
+            assert knock.request("GET", f"/grants/{grant['id']}").status == 200
+
+    def test_one_named_long_ago_is_asked_for_once(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries = [0]
+
+        def none(_self: Executions, _grant_id: str) -> None:
+            tries[0] += 1
+
+        monkeypatch.setattr(Executions, "describe", none)
+        old = "alice_203-0-113-7_20200101T000000Z_0123456789abcdef"
+        check_problem(knock.request("GET", f"/grants/{old}"), 404, "grant-not-found")
+        assert tries == [1]
+
+    def test_a_strange_executions_name_shows_nothing(self, knock: Knock) -> None:
+        """An execution whose name is not its input's own id is nobody's grant."""
+        grant = knock.request("POST", "/knock").json
+        text = knock.execution(grant["id"])["input"]
+        forged = f"alice_203-0-113-7_{grant['id'].split('_')[2]}_0123456789abcdef"
+        with held(knock, "-authorize"):
+            for name, given in ((forged, text), (forged.replace("alice", "eve"), '{"grant_id": 1}')):
+                knock.client("stepfunctions").start_execution(stateMachineArn=MACHINE, name=name, input=given)
+                check_problem(knock.request("GET", f"/grants/{name}"), 404, "grant-not-found")
 
 
 class TestReasonOfAnEnd:
@@ -372,15 +690,19 @@ class TestEndThatFailsAtFirst:
         answer = knock.request("DELETE", f"/grants/{grant['id']}")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
 
-    def test_it_is_tried_again_though_nobody_asks_again(
+    def test_it_goes_on_though_the_client_does_not_retry_and_its_execution_is_stopped_too(
         self, knock: Knock, fail: Callable[[type[KnockError], int], None]
     ) -> None:
-        """Mutation: functions/api.py: `_invoke_revoke_later(payload)` -> `pass`"""
+        """Mutation: functions/api.py:
+        `            wiring().closings.start(record.id, payload)` -> `            pass`
+        """
         grant = knock.open()
-        fail(TrailUnavailable, 2)
-        assert knock.request("DELETE", f"/grants/{grant['id']}").status == 503
+        fail(StoreUnavailable, 2)
+        assert knock.request("DELETE", f"/grants/{grant['id']}", reason="lost").status == 503
         knock.wait(lambda: not knock.rules(), "the rules stay", step=timedelta(seconds=30))
+        knock.wait(lambda: knock.closings() == ["SUCCEEDED"] * len(knock.closings()), "it never ends")
         assert knock.grant(grant["id"])["ended_by"] == "alice"
+        assert knock.execution(grant["id"])["cause"] == "revoked by alice: lost"
 
 
 class TestEndByFilter:
@@ -398,6 +720,36 @@ class TestEndByFilter:
     def test_it_takes_an_operator_and_a_filter(self, knock: Knock) -> None:
         check_problem(knock.request("DELETE", "/grants", source="203.0.113.7/32"), 403, "not-allowed")
         check_problem(knock.request("DELETE", "/grants", key="operator"), 400, "invalid-knock")
+        answer = knock.request("DELETE", "/grants", key="operator", source="everywhere")
+        assert check_problem(answer, 400, "invalid-knock")["field"] == "source"
+
+    def test_it_takes_live_grants_only(self, knock: Knock) -> None:
+        """Mutation: functions/api.py:
+        `page = wiring().trail.page(limit=LARGEST_PAGE, live_after=now(), **filters)` ->
+        `page = wiring().trail.page(limit=LARGEST_PAGE, **filters)`
+        """
+        knock.expire(knock.open(duration="10m"))
+        ended = knock.open()
+        knock.request("DELETE", f"/grants/{ended['id']}")
+        live = knock.open()
+        answer = knock.request("DELETE", "/grants", key="operator", principal="alice")
+        assert [grant["id"] for grant in answer.json["grants"]] == [live["id"]]
+
+    def test_one_that_cannot_be_closed_at_once_keeps_no_other_open(self, knock: Knock) -> None:
+        """Mutation: functions/api.py: `            failure = failure or error` -> `            raise`"""
+        grants = [knock.open("alice", caller=f"203.0.113.{n}")["id"] for n in range(1, 4)]
+
+        def fail(name: str, payload: Any) -> None:
+            newest = payload.get("grant", {}).get("grant_id") == grants[-1]  # the first to be ended
+            if name.endswith("-revoke") and payload["how"] == "revoked" and newest:
+                raise StoreUnavailable("once more")
+
+        knock.before_invoke = fail
+        answer = knock.request("DELETE", "/grants", key="operator", principal="alice", reason="lost")
+        check_problem(answer, 503, "store-unavailable")
+        assert {knock.grant(grant)["status"] for grant in grants[:2]} == {"revoked"}
+        knock.wait(lambda: not knock.rules(), "the closings' machine does not close it")
+        assert knock.grant(grants[-1])["ended_by"] == "operator"
 
     def test_it_says_when_there_is_more_to_end(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
         knock.open()
@@ -420,27 +772,111 @@ class TestRevokedBeforeItWasOpen:
         for _ in range(3):
             problem = check_problem(knock.request("POST", "/knock"), 503, "engine-unavailable")
             assert "revoked before it was open" in problem["detail"]
+            assert problem["grant_id"] in problem["detail"]
         assert knock.rules() == set()
 
 
 class TestUnavailable:
-    def test_an_execution_that_did_not_start_is_recorded_as_failed_and_answers_503(
+    def test_a_start_without_an_answer_is_tried_again_with_the_same_name(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(_self: Executions, _grant: object) -> None:
+        """Mutation: functions/api.py:
+        `            logger.warning("start_tried_again", exc_info=True)` -> `            raise`
+        """
+        real, names = Executions.start, []
+
+        def lost(self: Executions, grant: Any) -> None:
+            real(self, grant)
+            names.append(grant.id)
+            if len(names) == 1:
+                raise EngineUnavailable("Step Functions did not start the grant: ReadTimeoutError")
+
+        monkeypatch.setattr(Executions, "start", lost)
+        grant = knock.open()
+        assert names == [grant["id"]] * 2
+        assert len(executions(knock)) == 1
+
+    @pytest.mark.parametrize("started", [False, True])
+    def test_one_that_may_have_started_is_named_and_closed(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch, started: bool
+    ) -> None:
+        """Its closing ends either way: nobody retries for days what never was.
+
+        Mutation: functions/revoke.py:
+        `    except GrantNotFound:  # its execution never started` -> `    except ZeroDivisionError:`
+        """
+        monkeypatch.setattr("api.SHOWS_WITHIN", 0.0)
+        real = Executions.start
+
+        def fail(self: Executions, grant: Any) -> None:
+            if started:
+                real(self, grant)
             raise EngineUnavailable("Step Functions did not start the grant: Timeout")
 
         monkeypatch.setattr(Executions, "start", fail)
         answer = knock.request("POST", "/knock")
-        check_problem(answer, 503, "engine-unavailable")
+        problem = check_problem(answer, 503, "engine-unavailable")
         assert answer.headers["Retry-After"] == "5"
-        listed = knock.request("GET", "/grants", status="failed").json["grants"]
-        assert len(listed) == 1
+        assert problem["grant_id"] in problem["detail"]
+        knock.wait(
+            lambda: set(knock.closings()) == {"SUCCEEDED"}, "it is not closed", step=timedelta(seconds=5)
+        )
         assert knock.rules() == set()
+        assert knock.execution_status(problem["grant_id"]) == ("ABORTED" if started else None)
+        shown = knock.request("GET", f"/grants/{problem['grant_id']}")
+        assert shown.status == (200 if started else 404)
+        assert not started or shown.json["status"] == "failed"
+
+    def test_one_that_cannot_even_be_closed_is_named_all_the_same(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Executions, "start", down(EngineUnavailable("away")))
+        monkeypatch.setattr(Closings, "start", down(EngineUnavailable("away")))
+        assert check_problem(knock.request("POST", "/knock"), 503, "engine-unavailable")["grant_id"]
+
+    @pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreRefused("no such domain")])
+    def test_a_trail_that_fails_once_a_grant_has_started_means_pending(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch, error: KnockError
+    ) -> None:
+        """Mutation: functions/api.py:
+        `        except (StoreUnavailable, StoreRefused):` -> `        except ZeroDivisionError:`
+        """
+        monkeypatch.setattr("api.OPENS_WITHIN", 0.0)
+        with held(knock, "-authorize"), monkeypatch.context() as patch:
+            patch.setattr(Trail, "get", down(error))
+            answer = knock.request("POST", "/knock")
+        assert (answer.status, answer.json["status"]) == (202, "pending")
+        knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
+
+    def test_one_that_is_not_closed_when_the_answer_is_due_is_named(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: functions/api.py: `if record.closed_at or late:` -> `if record:`"""
+        group = knock.add_group("full", "5432/tcp")
+        for port in range(1, 61):
+            knock.add_rule(group, port, "192.0.2.0/24")
+        knock.add_key("eve", targets="full", max_duration="1h")
+        answer = knock.request("POST", "/knock", key="eve")
+        assert "grant_id" not in check_problem(answer, 409, "pool-exhausted")
+        monkeypatch.setattr(Trail, "close", down(StoreUnavailable("away")))
+        monkeypatch.setattr("api.OPENS_WITHIN", 0.5)
+        assert check_problem(knock.request("POST", "/knock", key="eve"), 409, "pool-exhausted")["grant_id"]
+
+    def test_without_the_trail_nothing_starts_and_the_answer_says_to_try_again(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(SimpleDb, "_call", down(StoreUnavailable("SimpleDB did not answer")))
+        answer = knock.request("POST", "/knock")
+        check_problem(answer, 503, "store-unavailable")
+        assert answer.headers["Retry-After"] == "5"
+        for method, path in (("GET", "/grants"), ("GET", "/grants/g"), ("GET", "/whoami")):
+            check_problem(knock.request(method, path), 503, "store-unavailable")
+        assert executions(knock) == []
 
     def test_a_revocation_that_cannot_settle_yet_says_to_try_again(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("api.SETTLES_WITHIN", 0.1)
         grant = knock.open()
 
         def unsettled(name: str, _payload: object) -> None:
@@ -482,10 +918,7 @@ class TestSecrets:
             knock.request("POST", "/knock", raw="not json").text,
             knock.request("POST", "/knock", body={"targets": ["vault"]}).text,
         ]
-        import os
-
-        select = f"select * from `{os.environ['TRAIL_DOMAIN']}`"  # noqa: S608  # no value in it
-        said.append(json.dumps(knock.client("sdb").select(SelectExpression=select)["Items"]))
+        said += [json.dumps(knock.items(domain)) for domain in ("trail", "ledger", "refusals")]
         said.append(json.dumps(knock.execution(grant["id"]), default=str))
         said += capfd.readouterr()
         assert not [text for text in said if "value-of-" in text]

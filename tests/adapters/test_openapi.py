@@ -139,6 +139,7 @@ class TestAnswers:
         # grants, in every state
         old = ask("POST", "/knock", 201, body={"reason": "on call"})
         ask("GET", "/knock", 201)
+        show(ask("POST", "/knock", 201, body={"renews": old["id"]}))
         knock.wait(lambda: show(old)["status"] == "superseded", "it is not superseded")
         other = ask("POST", "/knock", 201, key="bob", body={"targets": ["bastion"], "duration": "8h"})
         end(other, key="bob", reason="done")
@@ -151,6 +152,7 @@ class TestAnswers:
             patch.setattr(api, "OPENS_WITHIN", 0.0)
             patch.setattr(api.wiring().trail, "get", lambda _id: None)
             pending = ask("POST", "/knock", 202, caller="203.0.113.99")
+            assert pending["status"] == "pending"
         knock.wait(lambda: show(pending)["status"] == "active", "it is not open")
         ask("GET", "/grants", 200, status="all")
 
@@ -165,11 +167,17 @@ class TestAnswers:
             method, path = call.split()
             ask(method, path, 400, x="1")
             ask(method, path, 403, key="gone")
+        ask("GET", "/knock", 400, body={"duration": "1m"})
+        ask("GET", "/grants", 400, source="everywhere")
+        assert ask("POST", "/knock", 404, body={"renews": "none"})["type"].endswith("grant-not-found")
         ask("POST", "/knock", 403, key="eve")
         knock.add_key("ted", targets="web", max_duration="soon")
         assert ask("POST", "/knock", 403, key="ted")["type"].endswith("invalid-tag")
         for method in ("GET", "DELETE"):
             ask(method, "/grants/none", 404, "/grants/{id}")
+        knock.add_key("joe", targets="web", max_duration="1h", max_live="1")
+        ask("POST", "/knock", 201, key="joe")
+        assert ask("POST", "/knock", 409, key="joe")["type"].endswith("too-many-grants")
         small = {"Name": "group-id", "Values": knock.groups["web"]}
         permissions = [
             {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": "192.0.2.0/24"}]}
@@ -178,15 +186,23 @@ class TestAnswers:
         knock.client("ec2").authorize_security_group_ingress(
             GroupId=knock.groups["web"][0], IpPermissions=permissions
         )
-        ask("POST", "/knock", 409, caller="203.0.113.77", body={"targets": ["web"]})
+        full = ask("POST", "/knock", 409, caller="203.0.113.77", body={"targets": ["web"]})
+        assert full["type"].endswith("pool-exhausted")
         (failed,) = ask("GET", "/grants", 200, status="failed")["grants"]
         assert [e["event"] for e in show(failed)["events"]] == ["requested", "failed", "closed"]
 
         def fail(_self: Executions, _grant: object) -> None:
             raise EngineUnavailable("Step Functions did not start the grant: Timeout")
 
+        gone = knock.add_group("gone", "5432/tcp")
+        knock.add_key("max", targets="bastion gone", max_duration="1h")
+        ask("GET", "/whoami", 200, key="max")
+        knock.client("ec2").delete_security_group(GroupId=gone)
+        left_out = show(ask("POST", "/knock", 201, key="max"))["events"][1]
+        assert left_out["left_out"] == ["gone"]
         monkeypatch.setattr(Executions, "start", fail)
-        ask("POST", "/knock", 503)
+        said = ask("POST", "/knock", 503)
+        assert said["grant_id"] in said["detail"]
         monkeypatch.setattr(api, "read_knock", lambda _body: 1 / 0)
         ask("POST", "/knock", 500)
 
@@ -197,7 +213,7 @@ class TestAnswers:
         assert reader.seen["Whoami.any_source"] == {"ipv4", "ipv6"}
         assert reader.events == set(SCHEMAS["Event"]["properties"]["event"]["enum"])
         assert reader.states == set(SCHEMAS["Grant"]["properties"]["status"]["enum"])
-        assert reader.statuses["knock"] == {201, 202, 400, 403, 409, 500, 503}
+        assert reader.statuses["knock"] == {201, 202, 400, 403, 404, 409, 500, 503}
 
     def test_each_problem_is_as_described_with_its_headers(self) -> None:
         for error in openapi.tree():

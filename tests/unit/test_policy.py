@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grants.errors import GrantNotFound, InvalidKnock, InvalidTag, KnockError, NotAllowed
+from grants.errors import (
+    InvalidGrant,
+    InvalidKnock,
+    InvalidTag,
+    KnockError,
+    NotAllowed,
+    RuleUnsettled,
+    TargetGone,
+    TooManyGrants,
+)
 from grants.policy import (
     Knock,
     Limits,
     Rights,
-    check_visible,
+    confirm,
     decide,
+    max_live,
     openable,
     read_rights,
     read_targets,
+    refuse_excess,
 )
-from grants.values import Grant, Ports, Principal, Target
+from grants.timing import TAGS_LAG
+from grants.values import LARGEST_INPUT, Grant, Ports, Principal, Target, compact_json
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 400_000, tzinfo=timezone.utc)
 ALICE = Principal("k1", "alice")
@@ -58,6 +71,16 @@ class TestKnockWithoutWishes:
             ask(targets="none")
         assert refusal.value.right == "knock:targets"
 
+    def test_its_targets_were_not_named_and_it_renews_nothing(self) -> None:
+        grant = ask()
+        assert grant.by_name is False
+        assert grant.renews is None
+        assert grant.nonce == "x7k2p9"
+
+    def test_its_id_is_that_of_its_content(self) -> None:
+        assert Grant.from_input(ask().as_input()) == ask()
+        assert ask(Knock(reason="on call")).id != ask().id
+
     def test_a_private_address_of_the_callers_own_is_taken_as_the_gateway_gives_it(self) -> None:
         assert ask(caller="10.1.2.3/32").source == "10.1.2.3/32"
 
@@ -66,6 +89,7 @@ class TestTargets:
     def test_named_ones_alone_are_opened_each_once(self) -> None:
         grant = ask(Knock(targets=("web", "web")))
         assert [target.name for target in grant.targets] == ["web"]
+        assert grant.by_name is True
 
     def test_one_the_key_may_not_open_is_refused_naming_the_right(self) -> None:
         with pytest.raises(NotAllowed, match="may not open web") as refusal:
@@ -80,10 +104,42 @@ class TestTargets:
     def test_a_star_is_every_target(self, every: str) -> None:
         assert [target.name for target in ask(targets=every).targets] == ["bastion", "web"]
 
-    def test_more_rules_than_a_grants_record_holds_are_refused(self) -> None:
-        many = {f"t{n}": Target(f"t{n}", (SSH,), ("sg-1",)) for n in range(81)}
-        with pytest.raises(InvalidKnock, match="405 entries"):
-            decide(Knock(), read_rights(ALICE, TAGS | {"knock:targets": "*"}), many, CALLER, DAY, NOW, "x")
+    @pytest.mark.parametrize(
+        ("targets", "said"),
+        [
+            ({f"t{n}": Target(f"t{n}", (SSH,), ("sg-1",)) for n in range(51)}, "51 targets, and 50 is"),
+            ({"t": Target("t", tuple(Ports(n, n, "tcp") for n in range(1, 130)), ("sg-1",))}, "129 rules"),
+            ({"t": Target("t", (SSH,), tuple(f"sg-{n:017}" for n in range(201)))}, "201 security groups"),
+            ({"t": Target("t", (SSH,), tuple(f"sg-{n:0200}" for n in range(150)))}, "bytes to record"),
+        ],
+    )
+    def test_more_than_a_grants_record_holds_are_refused(self, targets: dict[str, Target], said: str) -> None:
+        with pytest.raises(InvalidKnock, match=said) as refusal:
+            decide(Knock(), read_rights(ALICE, TAGS | {"knock:targets": "*"}), targets, CALLER, DAY, NOW, "x")
+        assert refusal.value.field == "targets"
+
+    @given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 30), st.text(max_size=256))
+    def test_what_is_granted_can_be_run_as_an_execution(
+        self, targets: int, ports: int, groups: int, reason: str
+    ) -> None:
+        reason = "".join(letter for letter in reason if letter.isprintable())
+        ranges = tuple(Ports(n, n, "tcp") for n in range(60_000, 60_000 + ports))
+        pool = tuple(f"sg-{n:017}" for n in range(groups))
+        made = {f"t{n:050}": Target(f"t{n:050}", ranges, pool) for n in range(targets)}
+        rights = read_rights(ALICE, TAGS | {"knock:targets": "*"})
+        try:
+            grant = decide(Knock(reason=reason), rights, made, CALLER, DAY, NOW, "x")
+        except InvalidKnock:
+            return
+        assert Grant.from_input(grant.as_input()) == grant
+        assert len(compact_json(grant.as_input()).encode()) <= LARGEST_INPUT
+
+
+class TestRenewal:
+    def test_a_knock_names_the_grant_it_renews(self) -> None:
+        grant = ask(Knock(renews="alice_203-0-113-7_20261123T110000Z_0123456789abcdef"))
+        assert grant.renews == "alice_203-0-113-7_20261123T110000Z_0123456789abcdef"
+        assert grant.id != ask().id
 
 
 class TestDuration:
@@ -218,6 +274,23 @@ class TestTags:
         assert not rights.operator
         assert "knock:operator" in rights.faults[0]
 
+    @pytest.mark.parametrize("value", ["0", "-1", "20.0", "many", "", "10000", "٢", " 5"])
+    def test_a_number_of_grants_that_cannot_be_read_is_a_fault(self, value: str) -> None:
+        rights = read_rights(ALICE, {"knock:max-live": value})
+        assert rights.max_live is None
+        with pytest.raises(InvalidTag, match="knock:max-live") as refusal:
+            refuse_excess(rights, DAY, 0, [])
+        assert refusal.value.right == "knock:max-live"
+
+    @pytest.mark.parametrize("name", ["a\nb", "a\r", "\x00", "\u2028", "a" * 257])
+    def test_a_name_that_cannot_be_recorded_is_a_fault_and_the_keys_id_stands_for_it(self, name: str) -> None:
+        rights = read_rights(Principal("k1", name), TAGS)
+        assert rights.principal == Principal("k1", "k1")
+        (fault,) = rights.faults
+        assert fault.startswith("the tag knock:name of the key 'k1' cannot be read")
+        grant = decide(Knock(), rights, TARGETS, CALLER, DAY, NOW, "x")
+        assert Grant.from_input(grant.as_input()) == grant
+
     def test_no_tag_is_no_right(self) -> None:
         assert read_rights(ALICE, {}) == Rights(ALICE)
 
@@ -258,12 +331,300 @@ class TestPools:
         assert [target.name for target in openable(rights, TARGETS)] == ["web"]
 
 
-class TestVisible:
-    def test_ones_own_grant_is_and_anothers_is_for_operators_only(self) -> None:
-        grant = ask()
-        assert check_visible(grant, Rights(ALICE), grant.id) is grant
-        assert check_visible(grant, Rights(Principal("k9", "op"), operator=True), grant.id) is grant
-        with pytest.raises(GrantNotFound):
-            check_visible(grant, Rights(Principal("k2", "alice")), grant.id)
-        with pytest.raises(GrantNotFound):
-            check_visible(None, Rights(ALICE, operator=True), "x")
+class TestExcess:
+    """How many grants a principal may hold at once."""
+
+    @pytest.mark.parametrize(("tags", "most"), [({}, 20), ({"knock:max-live": "1000"}, 1000)])
+    def test_the_keys_tag_says_how_many_and_else_the_stack(self, tags: dict[str, str], most: int) -> None:
+        rights = read_rights(ALICE, tags)
+        assert max_live(rights, DAY) == most
+        refuse_excess(rights, DAY, most - 1, [])
+        with pytest.raises(TooManyGrants, match=f"{most} is the most"):
+            refuse_excess(rights, DAY, most, ["g1"])
+
+    def test_a_refusal_names_grants_to_end(self) -> None:
+        """Mutation: functions/grants/policy.py: `if live >= most:` -> `if live > most:`"""
+        rights = read_rights(ALICE, {"knock:max-live": "2"})
+        with pytest.raises(TooManyGrants, match=r"end one of g1, g2$"):
+            refuse_excess(rights, DAY, 2, ["g1", "g2"])
+
+    def test_of_many_it_names_some(self) -> None:
+        names = [f"g{n}" for n in range(30)]
+        with pytest.raises(TooManyGrants, match=r"holds 30 live grants.* g0, g1, g2, g3, g4, …$"):
+            refuse_excess(read_rights(ALICE, {}), DAY, 30, names)
+
+
+SOON = NOW + timedelta(seconds=1)
+SETTLED = NOW + TAGS_LAG
+LIVE_TAGS: dict[str, dict[str, str]] = {
+    group: {
+        "knock:stack": "knock",
+        "knock:target": target.name,
+        "knock:ports": " ".join(map(str, target.ports)),
+    }
+    for target in TARGETS.values()
+    for group in target.groups
+}
+
+
+def names(targets: tuple[Target, ...]) -> dict[str, tuple[str, ...]]:
+    return {target.name: target.groups for target in targets}
+
+
+def second(
+    grant: Grant,
+    changes: dict[str, dict[str, str] | None] | None = None,
+    now: datetime = SETTLED,
+    **more: Any,
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Decide again with these groups' tags changed (None: the group is gone)."""
+    tags = {group: tags for group, tags in (LIVE_TAGS | (changes or {})).items() if tags is not None}
+    confirmed, left_out = confirm(grant, tags, more.get("stack", "knock"), more.get("limits", DAY), now)
+    for target in confirmed:
+        assert target.ports == TARGETS[target.name].ports
+    return names(confirmed), left_out
+
+
+def forged(**changes: Any) -> Grant:
+    """A grant that nobody decided on, with an id of its own content all the same."""
+    first = ask()
+    values: dict[str, Any] = {
+        "principal": first.principal,
+        "source": first.source,
+        "targets": first.targets,
+        "requested_at": first.requested_at,
+        "expires_at": first.expires_at,
+        "by_name": first.by_name,
+        "nonce": "forged",
+    }
+    return Grant.from_input(Grant.decide(**(values | changes)).as_input())
+
+
+class TestSecondDecision:
+    def test_what_was_decided_is_confirmed(self) -> None:
+        assert second(ask()) == ({"bastion": ("sg-1", "sg-2"), "web": ("sg-3",)}, ())
+
+    @pytest.mark.parametrize(
+        "source", ["203.0.112.0/23", "2001:d00::/24", "0.0.0.0/0", "::/0", "2001:db8::/55"]
+    )
+    def test_a_source_wider_than_any_key_may_name_is_refused(self, source: str) -> None:
+        """Mutation: functions/grants/policy.py:
+        `if network.prefixlen < WIDEST[network.version]:` -> `if False:`
+        """
+        with pytest.raises(InvalidGrant, match="wider"):
+            second(forged(source=source))
+
+    @pytest.mark.parametrize("source", ["203.0.113.0/24", "2001:db8::/56", "203.0.113.7/32"])
+    def test_the_widest_there_is_is_confirmed(self, source: str) -> None:
+        assert second(forged(source=source))[1] == ()
+
+    @pytest.mark.parametrize(
+        "source",
+        ["10.0.0.0/24", "192.168.1.0/31", "100.64.0.0/30", "fd00::/64", "169.254.0.0/24", "224.0.0.0/24"],
+    )
+    def test_a_range_that_is_not_public_is_refused(self, source: str) -> None:
+        """Mutation: functions/grants/policy.py:
+        `if network.num_addresses > 1 and _refused(network):` -> `if False:`
+        """
+        with pytest.raises(InvalidGrant, match="not a single address"):
+            second(forged(source=source))
+
+    @pytest.mark.parametrize("source", ["10.0.0.1/32", "fd00::1/128", "127.0.0.1/32"])
+    def test_a_single_private_address_may_be_a_callers_own(self, source: str) -> None:
+        assert second(forged(source=source))[1] == ()
+
+    @pytest.mark.parametrize(
+        ("at", "end"),
+        [
+            (-timedelta(hours=1, seconds=1), timedelta(hours=2)),
+            (-timedelta(days=30), timedelta(days=31)),
+            (timedelta(minutes=1, seconds=1), timedelta(hours=1)),
+            (timedelta(days=1), timedelta(hours=1)),
+        ],
+    )
+    def test_one_that_was_not_asked_for_just_now_is_refused(self, at: timedelta, end: timedelta) -> None:
+        """Mutation: functions/grants/policy.py:
+        `if not now - OLDEST_REQUEST <= grant.requested_at <= now + CLOCKS_DIFFER:` -> `if False:`
+        """
+        asked = NOW.replace(microsecond=0) + at
+        with pytest.raises(InvalidGrant, match="asked for at"):
+            second(forged(requested_at=asked, expires_at=asked + end), now=NOW.replace(microsecond=0))
+
+    @pytest.mark.parametrize("at", [-timedelta(hours=1), timedelta(0), timedelta(minutes=1)])
+    def test_clocks_may_differ_and_tries_take_their_time(self, at: timedelta) -> None:
+        now = NOW.replace(microsecond=0)
+        made = forged(requested_at=now + at, expires_at=now + at + timedelta(hours=2))
+        try:
+            assert second(made, now=now)[1] == ()
+        except RuleUnsettled:
+            pytest.fail("its tags are all there")
+
+    @pytest.mark.parametrize(
+        "lasts", [timedelta(hours=24, seconds=2), timedelta(days=364), timedelta(0), -timedelta(hours=1)]
+    )
+    def test_one_that_lasts_longer_than_the_stack_allows_is_refused(self, lasts: timedelta) -> None:
+        """Mutation: functions/grants/policy.py:
+        ` <= round_up(grant.requested_at + limits.max_duration):` -> `:`
+        """
+        end = NOW.replace(microsecond=0) + lasts
+        with pytest.raises(InvalidGrant, match="longer than this stack allows: 1d"):
+            second(forged(expires_at=end))
+
+    def test_one_of_the_longest_time_the_stack_allows_is_confirmed(self) -> None:
+        assert second(ask(Knock(duration=timedelta(hours=24)), max_duration="24h"))[1] == ()
+
+    @pytest.mark.parametrize(
+        "ports",
+        [
+            (Ports(1, 65_535, "tcp"),),
+            (SSH, HTTPS),
+            (SSH, SSH),
+            (Ports(22, 22, "udp"),),
+            (Ports(22, 23, "tcp"),),
+        ],
+    )
+    def test_other_ports_than_the_tags_say_are_refused(self, ports: tuple[Ports, ...]) -> None:
+        """Mutation: functions/grants/policy.py:
+        `elif _read_ports(live.get(TAG_PORTS, "")) != target.ports:` -> `elif False:`
+        """
+        with pytest.raises(InvalidGrant, match=r"tags say otherwise: sg-2 has the ports '22/tcp'"):
+            second(forged(targets=(Target("bastion", ports, ("sg-1", "sg-2")),)))
+
+    @pytest.mark.parametrize("ports", ["", "22", "80/tcp"])
+    def test_so_are_groups_whose_tags_changed_or_cannot_be_read(self, ports: str) -> None:
+        changes = {name: LIVE_TAGS[name] | {"knock:ports": ports} for name in ("sg-1", "sg-2")}
+        with pytest.raises(InvalidGrant, match="tags say otherwise"):
+            second(ask(), changes)
+
+    def test_another_stacks_groups_are_refused(self) -> None:
+        """Mutation: functions/grants/policy.py:
+        `live[TAG_STACK] != stack or` -> ``
+        """
+        with pytest.raises(InvalidGrant, match="sg-2 is not of the target bastion"):
+            second(ask(), stack="another")
+
+    def test_another_targets_groups_are_refused(self) -> None:
+        """Mutation: functions/grants/policy.py:
+        ` or live[TAG_TARGET] != target.name:` -> `:`
+        """
+        tags = {"sg-3": LIVE_TAGS["sg-3"] | {"knock:ports": "22/tcp"}}
+        with pytest.raises(InvalidGrant, match="sg-3 is not of the target bastion"):
+            second(forged(targets=(Target("bastion", (SSH,), ("sg-3",)),)), tags)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"sg-2": None},
+            {"sg-2": {}},
+            {"sg-2": {"knock:stack": "knock"}},
+            {"sg-2": LIVE_TAGS["sg-2"] | {"knock:ports": "2222/tcp"}},
+            {"sg-2": LIVE_TAGS["sg-2"] | {"knock:target": "web"}},
+            {"sg-2": LIVE_TAGS["sg-2"] | {"knock:stack": "another"}},
+        ],
+    )
+    def test_only_those_of_a_pools_groups_count_that_the_tags_still_give_it(
+        self, changes: dict[str, dict[str, str] | None]
+    ) -> None:
+        assert second(ask(), changes) == ({"bastion": ("sg-1",), "web": ("sg-3",)}, ())
+
+    def test_a_group_that_was_not_decided_on_does_not_count(self) -> None:
+        made = forged(targets=(Target("bastion", (SSH,), ("sg-2",)),))
+        assert second(made) == ({"bastion": ("sg-2",)}, ())
+
+    @pytest.mark.parametrize("tags", [None, {}, {"knock:stack": "knock"}])
+    def test_tags_that_cannot_be_seen_yet_are_looked_for_again(self, tags: dict[str, str] | None) -> None:
+        """Mutation: functions/grants/policy.py: `if now < grant.requested_at + TAGS_LAG:` -> `if False:`"""
+        asked = ask(Knock(targets=("web",)))
+        for at in (NOW, SOON, SETTLED - timedelta(milliseconds=1)):
+            with pytest.raises(RuleUnsettled, match="tags of web"):
+                second(asked, {"sg-3": tags}, now=at)
+        with pytest.raises(TargetGone, match="tagged for web any more"):
+            second(asked, {"sg-3": tags}, now=SETTLED + timedelta(milliseconds=1))
+
+    def test_a_target_asked_for_by_name_that_cannot_be_opened_fails_the_grant(self) -> None:
+        """Mutation: functions/grants/policy.py:
+        `if left_out and (grant.by_name or not confirmed):` -> `if left_out and not confirmed:`
+        """
+        with pytest.raises(TargetGone, match="tagged for web"):
+            second(ask(Knock(targets=("bastion", "web"))), {"sg-3": None})
+
+    @pytest.mark.parametrize("now", [SOON, SETTLED])
+    def test_another_is_left_out(self, now: datetime) -> None:
+        assert second(ask(), {"sg-3": None}, now=now) == ({"bastion": ("sg-1", "sg-2")}, ("web",))
+
+    def test_a_grant_of_which_nothing_can_be_opened_fails(self) -> None:
+        with pytest.raises(TargetGone, match="bastion, web"):
+            second(ask(), dict.fromkeys(LIVE_TAGS))
+
+    @pytest.mark.parametrize(
+        "targets",
+        [
+            (Target("bastion", (SSH,), ("sg-1",)), Target("bastion", (SSH,), ("sg-2",))),
+            (Target("a b", (SSH,), ("sg-1",)),),
+            (Target("é", (SSH,), ("sg-1",)),),
+        ],
+    )
+    def test_targets_with_names_that_are_none_are_refused(self, targets: tuple[Target, ...]) -> None:
+        tags = LIVE_TAGS | {"sg-1": LIVE_TAGS["sg-1"] | {"knock:target": targets[0].name}}
+        with pytest.raises(InvalidGrant, match="names, each its own"):
+            confirm(forged(targets=targets), tags, "knock", DAY, SETTLED)
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(["sg-1", "sg-2", "sg-3", "sg-4"]),
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "knock:stack": st.sampled_from(["knock", "another"]),
+                    "knock:target": st.sampled_from(["bastion", "web", "vault"]),
+                    "knock:ports": st.sampled_from(["22/tcp", "80/tcp 443/tcp", "443/tcp 80/tcp", "x"]),
+                },
+            ),
+        ),
+        st.lists(
+            st.builds(
+                Target,
+                st.sampled_from(["bastion", "web", "vault"]),
+                st.lists(st.sampled_from([SSH, HTTPS, Ports(80, 80, "tcp")]), min_size=1, max_size=3).map(
+                    tuple
+                ),
+                st.lists(st.sampled_from(["sg-1", "sg-2", "sg-3", "sg-9"]), min_size=1, max_size=3).map(
+                    tuple
+                ),
+            ),
+            min_size=1,
+            max_size=3,
+        ).map(tuple),
+        st.sampled_from([CALLER, "203.0.113.0/24", "203.0.112.0/23", "10.0.0.0/24"]),
+        st.integers(-7200, 7200),
+        st.integers(-10, 200_000),
+        st.booleans(),
+    )
+    def test_nothing_is_confirmed_that_live_tags_and_limits_do_not_allow(
+        self,
+        tags: dict[str, dict[str, str]],
+        targets: tuple[Target, ...],
+        source: str,
+        asked: int,
+        lasts: int,
+        by_name: bool,
+    ) -> None:
+        at = NOW.replace(microsecond=0) + timedelta(seconds=asked)
+        end = at + timedelta(seconds=lasts)
+        made = forged(targets=targets, source=source, requested_at=at, expires_at=end, by_name=by_name)
+        try:
+            confirmed, left_out = confirm(made, tags, "knock", DAY, NOW)
+        except (InvalidGrant, TargetGone, RuleUnsettled):
+            return
+        assert source in (CALLER, "203.0.113.0/24")
+        assert -3600 <= asked <= 60
+        assert 0 < lasts <= 86_400
+        opened = {target.name for target in confirmed}
+        assert opened
+        assert opened | set(left_out) == {target.name for target in targets}
+        assert not (by_name and left_out)
+        for target in confirmed:
+            for group in target.groups:
+                assert tags[group]["knock:stack"] == "knock"
+                assert tags[group]["knock:target"] == target.name
+                assert {str(ports) for ports in target.ports} == set(tags[group]["knock:ports"].split())

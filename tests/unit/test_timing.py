@@ -1,0 +1,191 @@
+"""How long things take: each number in `grants.timing`, and what it is derived from, tied together.
+
+attempt ── 20 s ──┬─ 10 s ─┬────────── 150 s ──────────┐ SETTLES
+written  function │  call  │ EC2's lists               │ 180 s
+         killed   │ over   │ (130 s have been seen)    │
+retries for RuleUnsettled ────────────────────────────── 235 s and more ─┐
+RevocationLate ───────────────────────────────────────── 240 s           │
+the guard's GRACE ─────────────────────────────────────────────────────── 15 min
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from grants import closing, ledger, policy, timing, wiring
+from tests.conftest import ROOT
+from tests.statemachine.definition import CLOSING, GRANT, delays, load
+from tests.template.transform import TEMPLATE, read
+
+SETTLES = timing.SETTLES.total_seconds()
+ACTS = timing.ACTS.total_seconds()
+CALL = timing.CALL.total_seconds()
+
+# Seconds. The longest that an EC2 list has been seen to lag: a fact of the field, not of this code.
+# https://github.com/hashicorp/terraform/issues/6325
+SEEN = 130
+
+TASKS = {
+    name: state
+    for machine in (GRANT, CLOSING)
+    for name, state in load(machine)["States"].items()
+    if state["Type"] == "Task"
+}
+UNTIL_FORCE = ("RevokeIngress", "RollBackIngress", "Close")
+every_task = pytest.mark.parametrize("name", TASKS)
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    found: dict[str, Any] = read()["Resources"]
+    return found
+
+
+def retrier(name: str, error: str) -> dict[str, Any]:
+    """Give the retrier of a task that an error meets: the first that names it, or all."""
+    found: dict[str, Any] = next(
+        one for one in TASKS[name]["Retry"] if {error, "States.ALL"} & set(one["ErrorEquals"])
+    )
+    return found
+
+
+def patience(name: str, error: str) -> float:
+    """Give the time in seconds after which a task certainly still tries again, with tries that take none."""
+    found = retrier(name, error)
+    return 0.0 if "JitterStrategy" in found else sum(delays(found))
+
+
+class TestSettles:
+    def test_it_is_what_a_run_a_call_and_ec2s_lists_take_together(self) -> None:
+        """Mutation: functions/grants/timing.py: `SETTLES = ACTS + CALL + EC2_LAG` -> `SETTLES = EC2_LAG`"""
+        assert timing.SETTLES == timing.ACTS + timing.CALL + timing.EC2_LAG == timedelta(seconds=180)
+
+    def test_ec2_may_lag_as_long_as_it_has_been_seen_to(self) -> None:
+        """Mutation: functions/grants/timing.py:
+        `SETTLES = ACTS + CALL + EC2_LAG` -> `SETTLES = (ACTS + CALL + EC2_LAG) / 2`
+        """
+        assert SETTLES - ACTS - CALL > SEEN
+        assert timing.EC2_LAG.total_seconds() > SEEN
+
+    @pytest.mark.parametrize("function", ["AuthorizeFunction", "RevokeFunction"])
+    def test_a_run_acts_until_lambda_kills_it(self, resources: dict[str, Any], function: str) -> None:
+        """Mutation: functions/grants/timing.py:
+        `ACTS = timedelta(seconds=20)` -> `ACTS = timedelta(seconds=15)`
+        """
+        assert resources[function]["Properties"]["Timeout"] == ACTS
+
+    @every_task
+    def test_lambda_kills_a_run_before_its_task_times_out(self, name: str) -> None:
+        assert TASKS[name]["TimeoutSeconds"] >= ACTS + 5
+
+    def test_the_guard_and_the_api_wait_at_least_as_long_for_ec2(self, resources: dict[str, Any]) -> None:
+        assert resources["GuardFunction"]["Properties"]["Timeout"] > ACTS
+
+    def test_everything_that_waits_for_ec2_to_settle_waits_for_this(self) -> None:
+        assert ledger.SETTLES is closing.SETTLES is timing.SETTLES
+
+
+class TestClients:
+    def test_a_call_to_ec2_is_made_once_and_is_over_within_its_time(self) -> None:
+        """Mutation: functions/grants/wiring.py:
+        `    read_timeout=READ_TIMEOUT,` -> `    read_timeout=READ_TIMEOUT * 2,`
+        """
+        assert wiring.ONCE.connect_timeout + wiring.ONCE.read_timeout == CALL == 10
+        assert wiring.ONCE.retries == {"mode": "standard", "total_max_attempts": 1}
+
+    def test_ec2_is_called_with_no_other_timeouts(self) -> None:
+        """Mutation: functions/grants/wiring.py: `self.client("ec2", ONCE)` -> `self.client("ec2")`"""
+        source = (ROOT / "functions" / "grants" / "wiring.py").read_text()
+        assert re.findall(r'client\("ec2"(.*?)\)', source) == [", ONCE"]
+
+    def test_an_answer_that_ec2_gives_in_time_can_be_recorded_in_the_same_run(self) -> None:
+        """Mutation: functions/grants/timing.py:
+        `CONNECT_TIMEOUT, READ_TIMEOUT = 2, 8` -> `CONNECT_TIMEOUT, READ_TIMEOUT = 2, 16`
+        """
+        assert CALL + timing.PROGRESS.total_seconds() + 5 < ACTS
+
+    def test_force_leaves_most_of_its_time_to_ec2(self) -> None:
+        """It tries to read and to write trail and ledger, each by a client that does not wait long.
+
+        Mutation: functions/grants/wiring.py:
+        `connect_timeout=1, read_timeout=2,` -> `connect_timeout=2, read_timeout=8,`
+        """
+        once = wiring.HASTY.connect_timeout + wiring.HASTY.read_timeout
+        assert wiring.HASTY.retries["total_max_attempts"] == 1
+        assert once <= timing.FORCE_PATIENCE.total_seconds()
+        assert timing.FORCE_PATIENCE.total_seconds() + CALL < ACTS
+
+    def test_other_clients_give_up_within_a_run(self) -> None:
+        once = wiring.TWICE.connect_timeout + wiring.TWICE.read_timeout
+        assert once * wiring.TWICE.retries["total_max_attempts"] < ACTS
+
+
+class TestPatience:
+    @pytest.mark.parametrize("name", ["AuthorizeIngress", *UNTIL_FORCE])
+    def test_a_task_tries_again_until_every_attempt_has_settled(self, name: str) -> None:
+        """Without jitter: with it, the pauses could add up to nothing.
+
+        Mutation: functions/grants/timing.py:
+        `SETTLES = ACTS + CALL + EC2_LAG` -> `SETTLES = (ACTS + CALL + EC2_LAG) * 2`
+        """
+        assert patience(name, "RuleUnsettled") > 1.25 * SETTLES
+
+    @pytest.mark.parametrize("name", UNTIL_FORCE)
+    def test_a_revocation_waits_for_two_attempts_one_after_the_other(self, name: str) -> None:
+        """One may have begun just before the grant ended, and another one while it settled."""
+        assert patience(name, "RuleUnsettled") > 2 * SETTLES
+
+    @pytest.mark.parametrize("name", UNTIL_FORCE)
+    def test_an_outage_of_the_stores_leads_to_force_long_before_the_guard_comes(self, name: str) -> None:
+        most = sum(delays(retrier(name, "StoreUnavailable")))
+        assert most < timing.GRACE.total_seconds() / 4
+
+    def test_the_guard_leaves_alone_what_a_revocation_is_still_at_work_on(self) -> None:
+        """All the tries of a task for an unsettled rule, each of which may run until it is killed.
+
+        Mutation: functions/grants/timing.py: `timedelta(minutes=15)` -> `timedelta(minutes=8)`
+        """
+        for name in UNTIL_FORCE:
+            waits = delays(retrier(name, "RuleUnsettled"))
+            assert sum(waits) + ACTS * (len(waits) + 1) < timing.GRACE.total_seconds(), name
+        assert timing.GRACE > 4 * timing.SETTLES
+
+    def test_the_guard_leaves_alone_what_is_being_authorized(self) -> None:
+        waits = delays(retrier("AuthorizeIngress", "RuleUnsettled"))
+        assert sum(waits) + ACTS * (len(waits) + 1) < timing.GRACE.total_seconds()
+
+    def test_tags_that_do_not_show_are_looked_for_until_they_are_late(self) -> None:
+        assert patience("AuthorizeIngress", "RuleUnsettled") > 10 * timing.TAGS_LAG.total_seconds()
+
+    def test_a_task_that_is_tried_again_is_still_of_a_grant_that_was_just_asked_for(self) -> None:
+        """The second decision takes no input older than this: the longest that all retries take, with room.
+
+        Mutation: functions/grants/policy.py:
+        `OLDEST_REQUEST = timedelta(hours=1)` -> `OLDEST_REQUEST = timedelta(minutes=10)`
+        """
+        retriers = TASKS["AuthorizeIngress"]["Retry"]
+        tries = 1 + sum(len(delays(one)) for one in retriers)
+        most = sum(sum(delays(one)) for one in retriers) + tries * TASKS["AuthorizeIngress"]["TimeoutSeconds"]
+        assert most < policy.OLDEST_REQUEST.total_seconds()
+
+    def test_clocks_differ_by_less_than_a_request_may_be_ahead(self) -> None:
+        assert timing.SKEW < policy.CLOCKS_DIFFER
+
+
+class TestAlarms:
+    def test_a_revocation_is_late_when_even_an_attempt_that_had_to_settle_is_over(
+        self, resources: dict[str, Any]
+    ) -> None:
+        """Mutation: template.yaml: `Threshold: 240000` -> `Threshold: 120000`"""
+        alarm = resources["RevocationLateAlarm"]["Properties"]
+        pause = max(max(delays(retrier(name, "RuleUnsettled"))) for name in UNTIL_FORCE)
+        assert alarm["MetricName"] == "RevocationLag"
+        assert SETTLES + pause + ACTS < alarm["Threshold"] / 1000 < timing.GRACE.total_seconds()
+
+    def test_the_guard_comes_less_often_than_what_it_leaves_alone_takes(self) -> None:
+        (hours,) = re.findall(r"ScheduleExpression: rate\((\d+) hours?\)", TEMPLATE.read_text())
+        assert timedelta(hours=int(hours)) > timing.GRACE
