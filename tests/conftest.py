@@ -16,6 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What keeps trail and ledger in the tests that run on one store at a time. Read here: a test itself sees no
+# KNOCK_ variables.
+STORE = os.environ.get("KNOCK_TEST_STORE", "simpledb")
+
 
 def need(present: object, what: str) -> None:
     """Skip, or with CI=true fail, unless `present`; `what` says what is missing and how to get it."""

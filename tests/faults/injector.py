@@ -1,7 +1,8 @@
 """A fault at the boundary of any AWS call a function makes: before its effect, after it, or for its answer.
 
 It wraps botocore's one way out, above botocore's own retries, so that a fault is a fault and not a
-second try. Only calls made inside a function count: the test's own go through untouched.
+second try. Only calls made inside a function count, in whichever thread of its: the test's own go through
+untouched.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -23,25 +25,28 @@ MODES = ("error before", "effect then error", "timeout", "crash before", "crash 
 
 @dataclass
 class Injector:
-    """Counts the calls of functions; at the call number `at`, if any, it fails as `mode` says."""
+    """Records the calls of functions; at `at`, a call and which one of its kind, it fails as `mode` says.
 
-    at: int | None = None
+    `before` is told of each call before it is made.
+    """
+
+    at: tuple[str, int] | None = None
     mode: str = ""
+    before: Callable[[str], None] = lambda _call: None
     calls: list[str] = field(default_factory=list)
     hit: str | None = None
     exempt: int | None = None  # a thread whose calls go through: the test's own, once it only looks
-    _inside: threading.local = field(default_factory=threading.local)
+    _inside: ContextVar[str | None] = field(default_factory=lambda: ContextVar("inside", default=None))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def function(self, name: str) -> Iterator[None]:
-        """Mark this thread as inside a function."""
-        before = getattr(self._inside, "name", None)
-        self._inside.name = name
+        """Mark this context as inside a function."""
+        token = self._inside.set(name)
         try:
             yield
         finally:
-            self._inside.name = before
+            self._inside.reset(token)
 
     @contextmanager
     def only_looking(self) -> Iterator[None]:
@@ -53,13 +58,14 @@ class Injector:
             self.exempt = before
 
     def make_call(self, real: Callable[..., Any], client: BaseClient, operation: str, arguments: Any) -> Any:
-        name = getattr(self._inside, "name", None)
+        name = self._inside.get()
         if name is None or self.exempt == threading.get_ident():
             return real(client, operation, arguments)
         call = f"{name}: {client.meta.service_model.service_name}.{operation}"
+        self.before(call)
         with self._lock:
+            now = (call, self.calls.count(call)) == self.at
             self.calls.append(call)
-            now = len(self.calls) - 1 == self.at
             if now:
                 self.hit = call
         if not now:

@@ -1,7 +1,8 @@
 """Walk a state machine's definition and prove what the checkers of others do not look at.
 
-`problems(definition, fields)` answers with one sentence for each promise that the definition breaks,
-and with an empty list for a definition that keeps them all:
+`problems(definition, machine)` answers with one sentence for each promise that the definition breaks,
+and with an empty list for a definition that keeps them all. There are two machines, `GRANT` and
+`CLOSING`, and most promises are made by both:
 
 - whatever is authorized passes a revoke task before the execution ends, on every path, every Catch
   included;
@@ -10,13 +11,14 @@ and with an empty list for a definition that keeps them all:
   by a Fail;
 - a grant is held until its end before it is revoked as expired;
 - every state is reachable, says what it promises, and is bounded in time, tries and history;
-- a path reads only what is certainly there: the input, or what a step on every way to it has put there.
+- a path reads only what is certainly there: the input, or what a step on every way to it has put there;
+- the input of a closing, which may be as large as an input may be, never grows.
 
 The walk knows the tasks by the placeholders in their Resource and reads the JSON as it is, with no
 interpreter in between: what an interpreter makes of the same bytes, the tests of the lifecycle show.
 
-It is written for the language that the grant's machine keeps to: JSONPath, and the states Task, Wait,
-Succeed and Fail. Whatever else turns up is a problem by itself, not something to pass over.
+It is written for the language that the machines keep to: JSONPath, and the states Task, Wait, Succeed
+and Fail. Whatever else turns up is a problem by itself, not something to pass over.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DEFINITION = Path(__file__).resolve().parents[2] / "statemachine" / "grant.asl.json"
+FOLDER = Path(__file__).resolve().parents[2] / "statemachine"
 END = "$.expires_at"
 AUTHORIZE, REVOKE = "${AuthorizeFunctionArn}", "${RevokeFunctionArn}"
 
@@ -51,26 +53,60 @@ Definition = Mapping[str, Any]
 State = Mapping[str, Any]
 
 
-def load(path: Path = DEFINITION) -> dict[str, Any]:
+class Machine(NamedTuple):
+    """Which of the two machines a definition is, and what is promised of that one alone.
+
+    `fields` are those of every input of its executions: of a closing's input, which has several forms, none.
+    """
+
+    path: Path
+    states: frozenset[str]
+    tasks: frozenset[str]  # the functions it may call, by their placeholders
+    force: str  # `how` of the task that needs neither trail nor ledger
+    keeps_results: bool  # else its input never grows
+    fields: frozenset[str] = frozenset()
+
+    @property
+    def opens(self) -> bool:
+        return AUTHORIZE in self.tasks
+
+
+GRANT = Machine(
+    FOLDER / "grant.asl.json",
+    states=frozenset({"Task", "Wait", "Succeed", "Fail"}),
+    tasks=frozenset({AUTHORIZE, REVOKE}),
+    force="force",
+    keeps_results=True,
+)
+CLOSING = Machine(
+    FOLDER / "close.asl.json",
+    states=frozenset({"Task", "Succeed", "Fail"}),
+    tasks=frozenset({REVOKE}),
+    force="force-close",
+    keeps_results=False,
+)
+
+
+def load(machine: Machine = GRANT) -> dict[str, Any]:
     """Read a definition with its placeholders left in."""
-    definition: dict[str, Any] = json.loads(path.read_text())
+    definition: dict[str, Any] = json.loads(machine.path.read_text())
     return definition
 
 
-def problems(definition: Definition, fields: frozenset[str] | set[str]) -> list[str]:
-    """List every promise that the definition breaks. `fields` are those of an execution's input."""
-    found = [*_shape(definition)]
+def problems(definition: Definition, machine: Machine) -> list[str]:
+    """List every promise that the definition breaks."""
+    found = [*_shape(definition, machine)]
     if found:  # nothing can be walked whose states do not hang together
         return found
     return [
         *_reach(definition),
         *_machine_timeout(definition),
-        *_states(definition),
+        *_states(definition, machine),
         *_retriers(definition),
-        *_catchers(definition),
+        *_catchers(definition, machine),
         *_payloads(definition),
-        *_reading(definition, frozenset(fields)),
-        *_ends(definition),
+        *_reading(definition, machine.fields),
+        *_ends(definition, machine),
         *_bounds(definition),
     ]
 
@@ -109,15 +145,17 @@ def how(state: State) -> object:
 # ---------------------------------------------------------------------------- one state at a time
 
 
-def _shape(definition: Definition) -> Iterator[str]:
+def _shape(definition: Definition, machine: Machine) -> Iterator[str]:
     states = definition["States"]
+    first = AUTHORIZE if machine.opens else REVOKE
     if definition["StartAt"] not in states:
         yield f"StartAt names {definition['StartAt']}, which is no state"
-    elif not is_authorize(states[definition["StartAt"]]):
-        yield f"the first state is {definition['StartAt']}, not the authorize task"
+    elif states[definition["StartAt"]].get("Resource") != first:
+        task = first.removeprefix("${").removesuffix("FunctionArn}").lower()
+        yield f"the first state is {definition['StartAt']}, not the {task} task"
     for name, state in states.items():
-        if state["Type"] not in ("Task", "Wait", "Succeed", "Fail"):
-            yield f"{name} is a {state['Type']}, which the grant's machine does without"
+        if state["Type"] not in machine.states:
+            yield f"{name} is a {state['Type']}, which the machine does without"
         elif state["Type"] in ("Task", "Wait") and "Next" not in state:
             yield f"{name} ends the execution without saying how: it has no Next"
         else:
@@ -149,39 +187,47 @@ def _machine_timeout(definition: Definition) -> Iterator[str]:
         yield f"the machine times out after {timeout} s, before its longest wait has ended and been revoked"
 
 
-def _states(definition: Definition) -> Iterator[str]:
+def _states(definition: Definition, machine: Machine) -> Iterator[str]:
     checks = {"Task": _task, "Wait": _wait, "Succeed": _nothing, "Fail": _fail}
     for name, state in definition["States"].items():
         if not str(state.get("Comment", "")).strip():
             yield f"{name} has no Comment that gives its promise"
         if state.get("QueryLanguage", "JSONPath") != "JSONPath":
             yield f"{name} is not in JSONPath"
-        yield from (f"{name} {wrong}" for wrong in checks[state["Type"]](state))
+        yield from (f"{name} {wrong}" for wrong in checks[state["Type"]](state, machine))
 
 
-def _task(state: State) -> Iterator[str]:
-    if not (is_authorize(state) or is_revoke(state)):
-        yield f"calls {state.get('Resource')}, not one of the two functions by its ARN"
+def _task(state: State, machine: Machine) -> Iterator[str]:
+    if state.get("Resource") not in machine.tasks:
+        yield f"calls {state.get('Resource')}, not a function of the machine's by its ARN"
     if not _whole(state.get("TimeoutSeconds")):
         yield "has no TimeoutSeconds"
     if not state.get("Retry"):
         yield "has no Retry"
-    if state.get("ResultPath", "$") in ("$", None):
-        yield "has no ResultPath, so its answer would take the state's place or be lost"
+    yield from _result_path(state, machine, "answer")
 
 
-def _wait(state: State) -> Iterator[str]:
+def _result_path(part: Mapping[str, Any], machine: Machine, what: str) -> Iterator[str]:
+    """Judge where a task's answer, or the error of a catcher, is put."""
+    path = part.get("ResultPath", "$")
+    if machine.keeps_results and path in ("$", None):
+        yield f"has no ResultPath, so its {what} would take the state's place or be lost"
+    if not machine.keeps_results and path is not None:
+        yield f"keeps its {what} at {path}, so the input would change or grow"
+
+
+def _wait(state: State, _machine: Machine) -> Iterator[str]:
     if set(state) & {"Seconds", "SecondsPath", "Timestamp"} or state.get("TimestampPath") != END:
         yield f"does not wait for the absolute time at {END}"
 
 
-def _fail(state: State) -> Iterator[str]:
+def _fail(state: State, _machine: Machine) -> Iterator[str]:
     # stepfunctions-local refuses a definition with ErrorPath or CausePath.
     if not (state.get("Error") and state.get("Cause")):
         yield "has no fixed Error and Cause"
 
 
-def _nothing(_state: State) -> Iterator[str]:
+def _nothing(_state: State, _machine: Machine) -> Iterator[str]:
     return iter(())
 
 
@@ -208,7 +254,7 @@ def _retriers(definition: Definition) -> Iterator[str]:
                 yield f"{where}: JitterStrategy is neither FULL nor NONE"
 
 
-def _catchers(definition: Definition) -> Iterator[str]:
+def _catchers(definition: Definition, machine: Machine) -> Iterator[str]:
     for name, state in _tasks(definition):
         catchers = state.get("Catch", [])
         for number, catcher in enumerate(catchers, start=1):
@@ -216,21 +262,20 @@ def _catchers(definition: Definition) -> Iterator[str]:
             errors = catcher["ErrorEquals"]
             if "States.ALL" in errors and (len(errors) > 1 or number < len(catchers)):
                 yield f"{where}: States.ALL must be alone and last"
-            if catcher.get("ResultPath", "$") in ("$", None):
-                yield f"{where}: has no ResultPath, so the error would take the state's place or be lost"
+            yield from (f"{where}: {wrong}" for wrong in _result_path(catcher, machine, "error"))
         if is_revoke(state):
-            yield from _force_after(definition, name, state)
+            yield from _force_after(definition, name, state, machine.force)
 
 
-def _force_after(definition: Definition, name: str, state: State) -> Iterator[str]:
-    forced = how(state) == "force"
+def _force_after(definition: Definition, name: str, state: State, force: str) -> Iterator[str]:
+    forced = how(state) == force
     for step in steps(state):
         if not step.failed or step.target is None:
             continue
         target = definition["States"][step.target]
         if forced and target["Type"] != "Fail":
             yield f"{name} gave up and goes on to {step.target}, not to a Fail"
-        if not forced and not (is_revoke(target) and how(target) == "force"):
+        if not forced and not (is_revoke(target) and how(target) == force):
             yield f"{name} gave up and goes on to {step.target}, not to force"
     if forced and sum(map(_mean_wait, state.get("Retry", []))) < FORCE_FOR_AT_LEAST:
         yield f"{name} does not try for days"
@@ -291,7 +336,7 @@ class Walk(NamedTuple):
     closed: bool | None = None  # None before a revoke task, then whether the last one succeeded
 
 
-def _ends(definition: Definition) -> Iterator[str]:
+def _ends(definition: Definition, machine: Machine) -> Iterator[str]:
     """Walk every way through the machine and judge how it ends."""
     states = definition["States"]
     found: dict[str, None] = {}
@@ -302,7 +347,7 @@ def _ends(definition: Definition) -> Iterator[str]:
         walk = ahead.pop()
         state = states[walk.name]
         if state["Type"] in ("Succeed", "Fail"):
-            if wrong := _judge(walk, state):
+            if wrong := _judge(walk, state, machine):
                 found[f"{wrong}, by {_way(walk, came_from)}"] = None
             continue
         if walk.authorized and not walk.held and is_revoke(state):
@@ -328,10 +373,10 @@ def _after(walk: Walk, state: State, step: Step) -> Walk:
     return done._replace(held=walk.held or state["Type"] == "Wait")
 
 
-def _judge(walk: Walk, state: State) -> str | None:
+def _judge(walk: Walk, state: State, machine: Machine) -> str | None:
     if walk.closed is None:
         return f"{walk.name} is reached without a revoke task"
-    well = bool(walk.authorized and walk.closed)
+    well = bool(walk.closed and (walk.authorized or not machine.opens))
     if state["Type"] == "Succeed" and not well:
         return f"{walk.name} is a success after a failure"
     if state["Type"] == "Fail" and well:
@@ -349,7 +394,7 @@ def _way(walk: Walk, came_from: Mapping[Walk, Walk | None]) -> str:
 
 
 def _bounds(definition: Definition) -> Iterator[str]:
-    """Bound the history of the longest way, and the time it takes after the grant's end."""
+    """Bound the history of the longest way, and the time it takes to close after the grant's end."""
     states = definition["States"]
 
     @cache
@@ -362,7 +407,7 @@ def _bounds(definition: Definition) -> Iterator[str]:
 
     try:
         events = longest(definition["StartAt"], _events)
-        expiring = [name for name, state in states.items() if how(state) == "expired"]
+        expiring = [name for name, state in states.items() if how(state) in ("expired", "close")]
         after_end = max((longest(name, _seconds) for name in expiring), default=0.0)
     except RecursionError as circle:
         yield f"{circle} can come back to itself, so nothing bounds the execution"

@@ -1,4 +1,4 @@
-"""The state machine's definition: others' checkers, and our own walk over every path of it.
+"""The state machines' definitions: others' checkers, and our own walk over every path of both.
 
 The walk (`definition.py`) is itself tested: each of the machines below breaks one promise, and the walk
 has to say which. Most of them pass every other checker here.
@@ -12,31 +12,51 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grants import errors
+from grants import errors, timing
 from tests.conftest import ROOT, program
-from tests.statemachine.definition import AUTHORIZE, DEFINITION, REVOKE, delays, load, problems
+from tests.statemachine.definition import (
+    AUTHORIZE,
+    CLOSING,
+    GRANT,
+    REVOKE,
+    Machine,
+    delays,
+    load,
+    problems,
+)
 
 ASL_VALIDATOR = ROOT / "node_modules" / ".bin" / "asl-validator"
 SECOND_ENGINE = ROOT / "node_modules" / "stepfunctions-local"
 HOW_TO_GET_NODE = "npm ci, or make set-up"
 
 
+MACHINES = {"grant": GRANT, "close": CLOSING}
+every_machine = pytest.mark.parametrize("which", MACHINES.values(), ids=MACHINES)
+
+
+@cache
 def input_fields() -> frozenset[str]:
-    """Read the fields of an execution's input from the page that promises them."""
+    """Read the fields of an execution's input from the page that promises them, but for the optional one."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     example = re.search(r"## An execution's input.*?```json\n(.*?)```", text, re.DOTALL)
     assert example
-    return frozenset(json.loads(example[1]))
+    return frozenset(json.loads(example[1])) - {"renews"}
 
 
-def deployed() -> str:
+def broken(definition: dict[str, Any], which: Machine = GRANT) -> list[str]:
+    """List the promises that a definition breaks."""
+    return problems(definition, which._replace(fields=input_fields()) if which.opens else which)
+
+
+def deployed(which: Machine) -> str:
     """Give the definition as it is deployed: the same bytes, the placeholders filled in."""
-    text = DEFINITION.read_text()
+    text = which.path.read_text()
     for placeholder, name in ((AUTHORIZE, "knock-authorize"), (REVOKE, "knock-revoke")):
         text = text.replace(placeholder, f"arn:aws:lambda:eu-west-1:123456789012:function:{name}")
     assert "${" not in text
@@ -45,7 +65,12 @@ def deployed() -> str:
 
 @pytest.fixture
 def machine() -> dict[str, Any]:
-    return load()
+    return load(GRANT)
+
+
+@pytest.fixture
+def closing() -> dict[str, Any]:
+    return load(CLOSING)
 
 
 class TestTheDefinition:
@@ -57,7 +82,7 @@ class TestTheDefinition:
             `"TimestampPath": "$.expires_at"` -> `"TimestampPath": "$.requested_at"`
         Mutation: statemachine/grant.asl.json: `"Next": "ForceRevokeIngress"` -> `"Next": "RevocationFailed"`
         """
-        assert problems(machine, input_fields()) == []
+        assert broken(machine) == []
 
     def test_its_states_are_the_designs(self, machine: dict[str, Any]) -> None:
         assert {name: state["Type"] for name, state in machine["States"].items()} == {
@@ -99,9 +124,44 @@ class TestTheDefinition:
         assert states["RollBackIngress"]["Retry"] == states["RevokeIngress"]["Retry"]
         assert states["ForceRollBackIngress"]["Retry"] == states["ForceRevokeIngress"]["Retry"]
 
-    def test_it_has_no_deadline_of_its_own(self, machine: dict[str, Any]) -> None:
+    @every_machine
+    def test_it_has_no_deadline_of_its_own(self, which: Machine) -> None:
         """It could only take the revocation away."""
-        assert "TimeoutSeconds" not in machine
+        assert "TimeoutSeconds" not in load(which)
+
+
+class TestTheClosing:
+    def test_it_keeps_every_promise_of_the_walk(self, closing: dict[str, Any]) -> None:
+        """Any of BAD_CLOSINGS is noticed, too.
+
+        Mutation: statemachine/close.asl.json: `"Next": "ForceClose"` -> `"Next": "ClosingFailed"`
+        Mutation: statemachine/close.asl.json: `"Next": "ClosingFailed"` -> `"Next": "Closed"`
+        """
+        assert broken(closing, CLOSING) == []
+
+    def test_its_states_are_the_designs(self, closing: dict[str, Any]) -> None:
+        assert {name: state["Type"] for name, state in closing["States"].items()} == {
+            "Close": "Task",
+            "ForceClose": "Task",
+            "Closed": "Succeed",
+            "ClosingFailed": "Fail",
+        }
+
+    def test_tasks_are_called_with_what_the_architecture_page_says(self, closing: dict[str, Any]) -> None:
+        """With the whole input: it may be an event, which no path could be read from for certain."""
+        states = closing["States"]
+        assert {name: state["Parameters"] for name, state in states.items() if state["Type"] == "Task"} == {
+            "Close": {"how": "close", "closing.$": "$"},
+            "ForceClose": {"how": "force-close", "closing.$": "$"},
+        }
+
+    def test_it_is_as_stubborn_as_an_execution_of_its_own(
+        self, machine: dict[str, Any], closing: dict[str, Any]
+    ) -> None:
+        """Mutation: a retrier of statemachine/close.asl.json changed."""
+        for theirs, ours in (("RevokeIngress", "Close"), ("ForceRevokeIngress", "ForceClose")):
+            one, other = machine["States"][theirs], closing["States"][ours]
+            assert (one["Retry"], one["TimeoutSeconds"]) == (other["Retry"], other["TimeoutSeconds"])
 
 
 class TestRetries:
@@ -115,7 +175,8 @@ class TestRetries:
                 return sum(delays(retrier))
         return 0.0
 
-    def test_every_error_named_in_a_retrier_can_happen(self, machine: dict[str, Any]) -> None:
+    @every_machine
+    def test_every_error_named_in_a_retrier_can_happen(self, which: Machine) -> None:
         """Ours by their classes; Lambda's and Step Functions' by the names AWS documents.
 
         https://docs.aws.amazon.com/step-functions/latest/dg/bp-lambda-serviceexception.html
@@ -136,7 +197,7 @@ class TestRetries:
         ours = {name for name, value in vars(errors).items() if inspect.isclass(value)}
         named = {
             error
-            for state in machine["States"].values()
+            for state in load(which)["States"].values()
             for retrier in state.get("Retry", [])
             for error in retrier["ErrorEquals"]
         }
@@ -149,11 +210,11 @@ class TestRetries:
     @pytest.mark.parametrize(
         ("error", "shortest", "longest"),
         [
-            ("TrailUnavailable", 25, 40),
+            ("StoreUnavailable", 25, 40),
             ("IngressUnavailable", 25, 40),
             ("EngineUnavailable", 25, 40),
             ("Lambda.ServiceException", 25, 40),
-            ("RuleUnsettled", 60, 70),
+            ("RuleUnsettled", 220, 260),
             ("IngressThrottled", 120, 300),
             ("Lambda.TooManyRequestsException", 120, 300),
             ("States.Timeout", 1, 5),
@@ -173,10 +234,11 @@ class TestRetries:
     @pytest.mark.parametrize(
         ("error", "shortest", "longest"),
         [
-            ("TrailUnavailable", 50, 90),
+            ("StoreUnavailable", 50, 90),
+            ("StoreRefused", 50, 90),
             ("IngressThrottled", 600, 1_200),
             ("Lambda.TooManyRequestsException", 600, 1_200),
-            ("RuleUnsettled", 240, 360),
+            ("RuleUnsettled", 360, 420),
             ("AnythingElse", 240, 360),
         ],
     )
@@ -184,6 +246,30 @@ class TestRetries:
         self, machine: dict[str, Any], state: str, error: str, shortest: float, longest: float
     ) -> None:
         assert shortest <= self.patience(machine, state, error) <= longest
+
+    @pytest.mark.parametrize(
+        ("which", "state", "times"),
+        [
+            (GRANT, "AuthorizeIngress", 1),
+            (GRANT, "RevokeIngress", 2),
+            (GRANT, "RollBackIngress", 2),
+            (CLOSING, "Close", 2),
+        ],
+    )
+    def test_an_attempt_settles_within_the_patience_for_it(
+        self, which: Machine, state: str, times: float
+    ) -> None:
+        """Without jitter, which could use the tries up in a moment. Closing has twice the time.
+
+        Mutation: functions/grants/timing.py:
+            `EC2_LAG = timedelta(seconds=150)` -> `EC2_LAG = timedelta(seconds=300)`
+        """
+        (retrier,) = (
+            one for one in load(which)["States"][state]["Retry"] if "RuleUnsettled" in one["ErrorEquals"]
+        )
+        assert retrier["ErrorEquals"] == ["RuleUnsettled"]
+        assert "JitterStrategy" not in retrier
+        assert sum(delays(retrier)) > times * timing.SETTLES.total_seconds()
 
     def test_force_tries_for_days_and_never_more_than_a_quarter_of_an_hour_apart(
         self, machine: dict[str, Any]
@@ -194,28 +280,32 @@ class TestRetries:
 
 
 class TestOtherCheckers:
-    def test_asl_validator_finds_nothing(self, tmp_path: Path) -> None:
+    @every_machine
+    def test_asl_validator_finds_nothing(self, which: Machine, tmp_path: Path) -> None:
         program("node", HOW_TO_GET_NODE)
         checker = program("asl-validator", HOW_TO_GET_NODE, str(ASL_VALIDATOR))
-        path = tmp_path / "grant.asl.json"
-        path.write_text(deployed())
+        path = tmp_path / which.path.name
+        path.write_text(deployed(which))
         result = subprocess.run(
             [checker, "--json-path", path], capture_output=True, text=True, check=False, timeout=60
         )
         assert result.returncode == 0, result.stdout + result.stderr
 
-    def test_statelint_finds_nothing(self) -> None:
+    @every_machine
+    def test_statelint_finds_nothing(self, which: Machine) -> None:
         from statelint.linter import Linter
 
-        assert Linter.validate(json.loads(deployed())) == []
+        assert Linter.validate(json.loads(deployed(which))) == []
 
-    def test_the_embedded_engine_takes_it(self) -> None:
+    @every_machine
+    def test_the_embedded_engine_takes_it(self, which: Machine) -> None:
         from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
 
-        program_, _ = AmazonStateLanguageParser.parse(deployed())
-        assert program_.start_at.start_at_name == "AuthorizeIngress"
+        program_, _ = AmazonStateLanguageParser.parse(deployed(which))
+        assert program_.start_at.start_at_name == load(which)["StartAt"]
 
-    def test_the_second_engine_takes_the_same_bytes(self) -> None:
+    @every_machine
+    def test_the_second_engine_takes_the_same_bytes(self, which: Machine) -> None:
         """stepfunctions-local brings a checker of its own, from 2020, and refuses what that does not know."""
         node = program("node", HOW_TO_GET_NODE)
         program("stepfunctions-local", HOW_TO_GET_NODE, str(SECOND_ENGINE))
@@ -226,7 +316,7 @@ class TestOtherCheckers:
         """
         result = subprocess.run(
             [node, "-e", script, SECOND_ENGINE],
-            input=deployed(),
+            input=deployed(which),
             capture_output=True,
             text=True,
             check=True,
@@ -420,12 +510,12 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
         "retrier 1 of RevokeIngress: States.ALL must be alone and last",
     ),
     "States.ALL in company": (
-        retry("RevokeIngress", 2, ErrorEquals=["States.ALL", "KeyError"]),
-        "retrier 3 of RevokeIngress: States.ALL must be alone and last",
+        retry("RevokeIngress", 3, ErrorEquals=["States.ALL", "KeyError"]),
+        "retrier 4 of RevokeIngress: States.ALL must be alone and last",
     ),
     "an error retried twice": (
-        retry("RevokeIngress", 1, ErrorEquals=["TrailUnavailable"]),
-        "retrier 2 of RevokeIngress: TrailUnavailable is retried above already",
+        retry("RevokeIngress", 1, ErrorEquals=["StoreUnavailable"]),
+        "retrier 2 of RevokeIngress: StoreUnavailable is retried above already",
     ),
     "a delay below its interval": (
         retry("RevokeIngress", 0, MaxDelaySeconds=5, IntervalSeconds=10),
@@ -455,17 +545,72 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
 }
 
 
+BAD_CLOSINGS: dict[str, tuple[Breaking, str]] = {
+    "given up without force": (
+        catch("Close", Next="ClosingFailed"),
+        "Close gave up and goes on to ClosingFailed, not to force",
+    ),
+    "not caught": (drop("Close", "Catch"), "an error of Close is not caught"),
+    "force not caught": (drop("ForceClose", "Catch"), "an error of ForceClose is not caught"),
+    "force caught into a success": (
+        catch("ForceClose", Next="Closed"),
+        "Closed is a success after a failure",
+    ),
+    "force that needs the trail": (
+        put("ForceClose", Parameters={"how": "close", "closing.$": "$"}),
+        "Close gave up and goes on to ForceClose, not to force",
+    ),
+    "force that soon gives up": (retry("ForceClose", 0, MaxAttempts=20), "does not try for days"),
+    "a success that fails": (
+        put("Close", Next="ClosingFailed"),
+        "ClosingFailed is a failure after everything went well",
+    ),
+    "an input that grows by the answer": (
+        put("Close", ResultPath="$.closed"),
+        "Close keeps its answer at $.closed",
+    ),
+    "an input that grows by the error": (
+        catch("Close", ResultPath="$.error"),
+        "catcher 1 of Close: keeps its error at $.error",
+    ),
+    "an input that is replaced": (drop("ForceClose", "ResultPath"), "ForceClose keeps its answer at $,"),
+    "a path that only some inputs have": (
+        put("Close", Parameters={"how": "close", "closing.$": "$.detail"}),
+        "Close reads $.detail, which may not be there",
+    ),
+    "a task that opens": (
+        put("ForceClose", Resource=AUTHORIZE),
+        "ForceClose calls ${AuthorizeFunctionArn}, not a function of the machine's",
+    ),
+    "a wait": (
+        lambda states: states.update(Pause={"Type": "Wait", "Seconds": 1, "Next": "Close"}),
+        "Pause is a Wait, which the machine does without",
+    ),
+}
+
+
 class TestTheWalk:
     @pytest.mark.parametrize("name", BAD_MACHINES)
     def test_it_flags(self, machine: dict[str, Any], name: str) -> None:
         breaks, expected = BAD_MACHINES[name]
         breaks(machine["States"])
-        found = problems(machine, input_fields())
+        found = broken(machine)
         assert any(expected in problem for problem in found), found
+
+    @pytest.mark.parametrize("name", BAD_CLOSINGS)
+    def test_it_flags_a_closing_that_is(self, closing: dict[str, Any], name: str) -> None:
+        breaks, expected = BAD_CLOSINGS[name]
+        breaks(closing["States"])
+        found = broken(closing, CLOSING)
+        assert any(expected in problem for problem in found), found
+
+    def test_it_flags_a_closing_that_begins_otherwise(self, closing: dict[str, Any]) -> None:
+        closing["StartAt"] = "Closed"
+        assert broken(closing, CLOSING) == ["the first state is Closed, not the revoke task"]
 
     def test_it_names_the_way_to_the_fault(self, machine: dict[str, Any]) -> None:
         machine["States"]["ForceRollBackIngress"]["Next"] = "Expired"
-        (found,) = problems(machine, input_fields())
+        (found,) = broken(machine)
         assert found.endswith("by AuthorizeIngress > RollBackIngress > ForceRollBackIngress > Expired")
 
     @pytest.mark.parametrize(
@@ -482,4 +627,4 @@ class TestTheWalk:
         self, machine: dict[str, Any], field: str, value: object, expected: str
     ) -> None:
         machine[field] = value
-        assert any(expected in problem for problem in problems(machine, input_fields()))
+        assert any(expected in problem for problem in broken(machine))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,16 +11,27 @@ from typing import Any
 
 import pytest
 
-from grants.errors import IngressThrottled, TrailUnavailable
-from tests.harness import MACHINE, REGION, STACK, Knock, at, running
+from grants.dynamodb import DynamoDb
+from grants.errors import IngressThrottled, KnockError, StoreRefused, StoreUnavailable
+from grants.ingress import Ingress
+from grants.simpledb import SimpleDb
+from grants.values import RuleKey, parse_time, show_second
+from tests.conftest import STORE
+from tests.faults.injector import Injector, injecting
+from tests.harness import MACHINE, STACK, Knock, at, forged, running
 
 CIDR = "203.0.113.7/32"
+CALLS = {
+    "simpledb": ("sdb.GetAttributes", "sdb.Select"),
+    "dynamodb": ("dynamodb.GetItem", "dynamodb.Query"),
+}
+ADAPTER: Any = {"simpledb": SimpleDb, "dynamodb": DynamoDb}[STORE]
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "inputs"
 
 
 @pytest.fixture
 def knock() -> Iterator[Knock]:
-    with running() as stack:
+    with running(STORE) as stack:
         yield stack
 
 
@@ -58,14 +70,24 @@ class TestKnock:
         ]
         assert grant["id"] in rules[0]["Description"]
 
-    def test_the_trail_holds_the_intent_before_the_execution_starts(self, knock: Knock) -> None:
-        """Mutation: functions/api.py: `trail.record_request(grant)` -> `executions.start(grant)`"""
-        seen: list[object] = []
-        knock.before_invoke = lambda name, payload: seen.append(
-            knock.grant(payload["grant"]["grant_id"])["status"] if name.endswith("authorize") else None
-        )
+    def test_ledger_and_trail_hold_the_intent_before_any_rule_is_made(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: functions/grants/opening.py:
+        `    record = operations.trail.record(grant)` ->
+        `    record = __import__("grants.values").values.Record(grant)`
+        """
+        real, seen = Ingress.authorize, []
+
+        def look(self: Ingress, *asked: Any) -> dict[RuleKey, str]:
+            (item,) = knock.items("trail").values()
+            (claim,) = knock.ledger().claims.values()
+            seen.append((item["state"], item["closed_at"], len(claim.rule_keys)))
+            return real(self, *asked)
+
+        monkeypatch.setattr(Ingress, "authorize", look)
         knock.open()
-        assert seen == ["pending"]
+        assert seen == [(["live"], ["-"], 3)] * 2
 
     def test_an_ipv6_caller_gets_a_rule_of_one_address(self, knock: Knock) -> None:
         grant = knock.open(targets=["bastion"], caller="2001:db8::7")
@@ -95,6 +117,32 @@ class TestKnock:
         knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
 
 
+class TestCalls:
+    """How many calls to AWS a grant takes with one poll; tags are read once a minute, not once a knock."""
+
+    @pytest.mark.parametrize(
+        ("targets", "rules", "most", "changes"), [(["bastion"], 1, 16, 2), (None, 3, 18, 4)]
+    )
+    def test_a_grant_takes_few(
+        self, knock: Knock, targets: list[str] | None, rules: int, most: int, changes: int
+    ) -> None:
+        knock.add_key("eve", targets="bastion web", max_duration="1h")
+        knock.request("GET", "/whoami", key="eve")
+        injector = Injector()
+        knock.around = injector.function
+        with injecting(injector):
+            grant = knock.open("eve", **({"targets": targets} if targets else {}))
+            assert len(knock.rules()) == rules
+            knock.expire(grant)
+        calls = [call.partition(": ")[2] for call in injector.calls]
+        get, count = CALLS[STORE]
+        polls = [call for call in injector.calls if call == f"{STACK}-api: {get}"]
+        assert count in calls  # the count of live grants, in a thread beside
+        assert len(calls) - len(polls) + 1 <= most, calls
+        changed = [call for call in calls if "SecurityGroupIngress" in call]
+        assert len(changed) == changes  # one call a group, at each end
+
+
 class TestPoolFree:
     def test_it_tells_the_room_left_in_a_pools_last_group_when_that_is_used(self, knock: Knock) -> None:
         knock.open(targets=["bastion"])
@@ -102,30 +150,21 @@ class TestPoolFree:
         knock.open(targets=["web"])
         knock.wait(lambda: ("PoolFree", 58) in knock.metrics, "it does not tell")
 
-    def test_not_knowing_it_closes_no_door(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(_ingress: object, _group: str) -> dict[int, int]:
-            raise IngressThrottled("EC2's request limit is reached")
 
-        monkeypatch.setattr("grants.ingress.Ingress.used", fail)
-        assert knock.open(targets=["web"])["status"] == "active"
-        assert "PoolFree" not in dict(knock.metrics)
-
-
-class TestRenewal:
-    def test_it_is_a_new_grant_and_supersedes_the_old_one_without_closing_the_door(
-        self, knock: Knock
-    ) -> None:
-        old = knock.open()
-        before = knock.rules()
-        new = knock.open()
-        knock.wait(lambda: knock.grant(old["id"])["status"] == "superseded", "the old one lives on")
-        assert knock.rules() == before
-        knock.wait_status(old["id"], "ABORTED")
-        assert knock.grant(old["id"])["ended_by"] == new["id"]
-        knock.expire(new)
+class TestGrantsOfOnesOwn:
+    def test_each_knock_is_a_grant_and_ends_by_itself(self, knock: Knock) -> None:
+        short = knock.open(duration="1h")
+        long = knock.open(duration="2h")
+        assert short["id"] != long["id"]
+        rules = knock.rules()
+        knock.expire(short)
+        assert knock.rules() == rules
+        assert knock.grant(long["id"])["status"] == "active"
+        knock.expire(long)
         assert knock.rules() == set()
+        assert {knock.grant(one["id"])["status"] for one in (short, long)} == {"expired"}
 
-    def test_another_principal_behind_the_same_address_is_no_renewal(self, knock: Knock) -> None:
+    def test_another_principal_behind_the_same_address_is_let_in_as_well(self, knock: Knock) -> None:
         alice = knock.open("alice", duration="1h")
         bob = knock.open("bob", duration="2h")
         rules = knock.rules()
@@ -134,14 +173,62 @@ class TestRenewal:
         knock.expire(bob)
         assert knock.rules() == set()
 
-    def test_other_targets_are_no_renewal(self, knock: Knock) -> None:
+    def test_the_trail_says_what_stays_open_for_another_grant(self, knock: Knock) -> None:
         both = knock.open(duration="1h")
         web = knock.open(duration="2h", targets=["web"])
         knock.expire(both)
         group = knock.groups["web"][0]
         assert knock.rules() == {(group, 80, CIDR), (group, 443, CIDR)}
+        closed = knock.grant(both["id"])["events"][-1]
+        assert closed["kept"] == [f"{group}/tcp/{port}/{port}/{CIDR}" for port in (443, 80)]
+        assert len(closed["revoked"]) == 1
         knock.expire(web)
         assert knock.rules() == set()
+
+
+class TestRenewal:
+    def test_it_is_a_new_grant_and_supersedes_the_old_one_without_closing_the_door(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: functions/grants/opening.py: `    if grant.renews:` -> `    if False:`"""
+        old = knock.open()
+        before = knock.rules()
+        revoked: list[str] = []
+        real = Ingress.revoke
+
+        def revoke(self: Ingress, group: str, rule_ids: Any) -> frozenset[str]:
+            revoked.extend(rule_ids)
+            return real(self, group, rule_ids)
+
+        monkeypatch.setattr(Ingress, "revoke", revoke)
+        new = knock.open(renews=old["id"])
+        knock.wait(lambda: knock.grant(old["id"])["status"] == "superseded", "the old one lives on")
+        assert (knock.rules(), revoked) == (before, [])
+        knock.wait_status(old["id"], "ABORTED")
+        shown = knock.grant(old["id"])
+        assert (shown["ended_by"], events_of(shown)[-1]) == (new["id"], "closed")
+        assert knock.execution(old["id"])["cause"] == f"renewed by {new['id']}"
+        knock.expire(new)
+        assert knock.rules() == set()
+
+    def test_what_the_new_one_does_not_open_is_closed(self, knock: Knock) -> None:
+        old = knock.open()
+        knock.open(targets=["web"], renews=old["id"])
+        group = knock.groups["web"][0]
+        knock.wait(lambda: knock.rules() == {(group, 80, CIDR), (group, 443, CIDR)}, "more is open")
+
+    def test_one_that_does_not_open_ends_nothing(self, knock: Knock) -> None:
+        old = knock.open(targets=["bastion"])
+        full = knock.add_group("full", "5432/tcp")
+        for port in range(1, 61):
+            knock.add_rule(full, port, "192.0.2.0/24")
+        arn = f"arn:aws:apigateway:eu-west-1::/apikeys/{knock.keys['alice']}"
+        knock.client("apigateway").tag_resource(resourceArn=arn, tags={"knock:targets": "bastion full"})
+        knock.forget()
+        answer = knock.request("POST", "/knock", body={"renews": old["id"]})
+        assert answer.json["type"] == "urn:knock:problem:pool-exhausted"
+        assert knock.grant(old["id"])["status"] == "active"
+        assert len(knock.rules(*knock.groups["bastion"])) == 1
 
 
 class TestStop:
@@ -156,17 +243,56 @@ class TestStop:
         assert (shown["status"], shown["ended_by"]) == ("revoked", "an AWS operator")
         ended = next(event for event in shown["events"] if event["event"] == "revoked")
         assert all(text in ended["reason"] for text in said.values())
+        knock.wait(lambda: knock.closings() == ["SUCCEEDED"], "its closing does not end")
+
+    def test_stopping_one_that_was_not_recorded_yet_keeps_it_from_ever_opening(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("api.OPENS_WITHIN", 0.0)
+        gate = threading.Event()
+        knock.before_invoke = lambda name, _payload: name.endswith("authorize") and gate.wait(10)
+        grant = knock.request("POST", "/knock").json
+        stop = threading.Thread(
+            target=knock.client("stepfunctions").stop_execution,
+            kwargs={"executionArn": grant["execution_arn"]},
+        )
+        stop.start()  # the emulator answers once the task has ended
+        event = {"name": grant["id"], "status": "ABORTED", "input": knock.execution(grant["id"])["input"]}
+        knock.call("revoke", {"how": "close", "closing": {"detail": event}})
+        assert events_of(knock.grant(grant["id"])) == ["requested", "revoked", "closed"]
+        gate.set()
+        stop.join()
+        knock.wait_status(grant["id"], "ABORTED")
+        assert knock.rules() == set()
 
     def test_a_stop_whose_event_was_lost_is_found_by_the_drift_guard(self, knock: Knock) -> None:
         grant = knock.open()
         knock.deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")
         knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
-        knock.clock.advance(timedelta(minutes=11))
+        knock.clock.advance(timedelta(minutes=16))
         assert len(knock.rules()) == 3
         findings = knock.call("guard", {})["findings"]
         assert [finding["kind"] for finding in findings] == ["live grant without an execution"]
         assert knock.rules() == set()
         assert knock.call("guard", {}) == {"findings": []}
+
+    def test_an_event_without_its_input_closes_by_the_trail_or_by_tags(self, knock: Knock) -> None:
+        """EventBridge leaves a large input out.
+
+        Mutation: functions/revoke.py:
+        `        grant = grant or (record.grant if record else None)` -> `        pass`
+        """
+        grant = knock.open()
+        detail = {"name": grant["id"], "status": "TIMED_OUT", "stateMachineArn": MACHINE}
+        knock.call("revoke", {"how": "close", "closing": {"detail": detail}})
+        shown = knock.grant(grant["id"])
+        assert (shown["status"], shown["ended_by"]) == ("revoked", "knock")
+        assert knock.rules() == set()
+        lost = knock.open()
+        knock.lose("trail", lost["id"])
+        knock.lose("ledger", CIDR)
+        knock.call("revoke", {"how": "close", "closing": {"detail": detail | {"name": lost["id"]}}})
+        assert knock.rules() == set()
 
 
 class TestEarlyRevocation:
@@ -200,14 +326,27 @@ class TestFailedAuthorization:
     def test_it_is_rolled_back_recorded_and_the_execution_failed(self, knock: Knock) -> None:
         assert knock.request("GET", "/whoami").status == 200  # the targets are known for a minute from now on
         knock.client("ec2").delete_security_group(GroupId=knock.groups["web"][0])
-        answer = knock.request("POST", "/knock")
+        with knock.ticking(timedelta(milliseconds=500)):  # its tags could be shown late
+            answer = knock.request("POST", "/knock", body={"targets": ["bastion", "web"]})
         assert answer.status == 409, answer.text
-        assert answer.json["type"] == "urn:knock:problem:pool-exhausted"
+        assert answer.json["type"] == "urn:knock:problem:target-gone"
         assert knock.rules(*knock.groups["bastion"]) == set()
         failed = knock.request("GET", "/grants", key="operator", status="failed").json["grants"]
         assert len(failed) == 1
         knock.wait_status(failed[0]["id"], "FAILED")
-        assert knock.states(failed[0]["id"]) == ["AuthorizeIngress", "RollBackIngress", "AuthorizationFailed"]
+        states = knock.states(failed[0]["id"])
+        assert list(dict.fromkeys(states)) == ["AuthorizeIngress", "RollBackIngress", "AuthorizationFailed"]
+
+    def test_a_target_that_is_gone_is_left_out_where_the_knock_did_not_name_it(self, knock: Knock) -> None:
+        """Mutation: functions/grants/policy.py:
+        `    if left_out and (grant.by_name or not confirmed):` -> `    if left_out:`
+        """
+        assert knock.request("GET", "/whoami").status == 200
+        knock.client("ec2").delete_security_group(GroupId=knock.groups["web"][0])
+        grant = knock.open()
+        assert knock.rules(*knock.groups["bastion"]) == {(knock.groups["bastion"][0], 22, CIDR)}
+        authorized = knock.grant(grant["id"])["events"][1]
+        assert (authorized["event"], authorized["left_out"]) == ("authorized", ["web"])
 
     def test_one_that_may_pass_is_tried_again(self, knock: Knock) -> None:
         tries: list[str] = []
@@ -228,25 +367,26 @@ class TestFailedAuthorization:
         assert knock.states(grant["id"]).count("RollBackIngress") == 0
 
 
-class TestTrailOutage:
-    def test_a_grant_ends_by_force_when_the_trail_cannot_be_reached_and_the_trail_tells_so_later(
-        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+class TestStoreOutage:
+    @pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreRefused("no permission")])
+    def test_a_grant_ends_by_force_when_the_stores_cannot_be_had_and_the_trail_tells_so_later(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch, error: KnockError
     ) -> None:
-        """Mutation: functions/grants/operations.py:
-        `revoked = self._close_without_trail(state, rules)` -> `revoked = []`
+        """A permanent error leads there as well as an outage.
+
+        Mutation: functions/grants/closing.py:
+        `        revoke_own(operations, grant.id, lambda: _shared(operations, grant, opened or {}))` ->
+        `        pass`
         """
         grant = knock.open()
-        from grants.trail import Trail
+        real, down = ADAPTER._call, [True]
 
-        real = Trail._call
-        down = [True]
-
-        def call(self: Trail, operation: str, **arguments: Any) -> Any:
+        def call(self: Any, operation: str, **arguments: Any) -> Any:
             if down[0]:
-                raise TrailUnavailable("SimpleDB did not answer")
+                raise error
             return real(self, operation, **arguments)
 
-        monkeypatch.setattr(Trail, "_call", call)
+        monkeypatch.setattr(ADAPTER, "_call", call)
         knock.advance_to(grant["expires_at"])
         knock.wait(lambda: knock.rules() == set(), "force did not close it", step=timedelta(seconds=5))
         assert knock.execution(grant["id"])["status"] == "RUNNING"
@@ -254,50 +394,94 @@ class TestTrailOutage:
         knock.wait_status(grant["id"], "SUCCEEDED", step=timedelta(minutes=1))
         assert knock.states(grant["id"])[-2:] == ["ForceRevokeIngress", "Expired"]
         assert events_of(knock.grant(grant["id"]))[-2:] == ["expired", "closed"]
+        assert dict(knock.metrics)["RevocationForced"] == 1
 
-    def test_no_new_grant_starts_and_the_answer_says_to_try_again(
+    def test_force_shuts_no_door_that_opens_later(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from grants.trail import Trail
+        """The dead id that it left in the ledger is told from a rule that is there.
 
-        def down(*_: Any, **__: Any) -> Any:
-            raise TrailUnavailable("SimpleDB did not answer")
+        Mutation: functions/grants/closing.py:
+        `        _record_forced(operations, grant, opened or {})` -> `        pass`
+        """
+        first = knock.open(duration="1h")
+        second = knock.open("bob", duration="8h")
+        real, down = ADAPTER._call, [True]
 
-        monkeypatch.setattr(Trail, "_call", down)
-        answer = knock.request("POST", "/knock")
-        assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-        executions = knock.client("stepfunctions").list_executions(stateMachineArn=MACHINE)["executions"]
-        assert executions == []
+        def call(self: Any, operation: str, **arguments: Any) -> Any:
+            if down[0]:
+                raise StoreUnavailable("away")
+            return real(self, operation, **arguments)
+
+        monkeypatch.setattr(ADAPTER, "_call", call)
+        knock.advance_to(first["expires_at"])
+        knock.wait(lambda: knock.rules() == set(), "force did not close it", step=timedelta(seconds=5))
+        down[0] = False
+        knock.wait_status(first["id"], "SUCCEEDED", step=timedelta(minutes=1))
+        third = knock.open("bob", duration="8h", renews=second["id"])
+        assert len(knock.rules()) == 3
+        knock.clock.advance(timedelta(hours=1))
+        assert len(knock.rules()) == 3
+        knock.expire(third)
+        assert knock.rules() == set()
 
 
 class TestInput:
     @pytest.mark.parametrize("end", ["soon", "2020-01-01T00:00:00Z", None, "2030-01-01T00:00:00+00:00"])
     def test_an_execution_with_a_bad_or_past_end_opens_nothing(self, knock: Knock, end: object) -> None:
-        value = json.loads((FIXTURES / "v1.json").read_text())
-        value["expires_at"] = end
-        value["targets"][0]["groups"] = knock.groups["bastion"]
-        knock.client("stepfunctions").start_execution(
-            stateMachineArn=MACHINE, name=value["grant_id"], input=json.dumps(value)
-        )
-        knock.wait_status(value["grant_id"], "FAILED", step=timedelta(seconds=2))
-        assert knock.rules() == set()
+        value = json.loads(knock.execution(knock.open("bob")["id"])["input"])
+        start(knock, forged(value | {"expires_at": end, "source": "198.51.100.1/32"}))
+        assert {cidr for _, _, cidr in knock.rules()} == {CIDR}
 
-    def test_an_execution_nobody_knocked_for_opens_nothing(self, knock: Knock) -> None:
+    def test_an_input_from_long_ago_opens_nothing(self, knock: Knock) -> None:
         value = json.loads((FIXTURES / "v1.json").read_text())
         value["targets"][0]["groups"] = knock.groups["bastion"]
-        knock.client("stepfunctions").start_execution(
-            stateMachineArn=MACHINE, name=value["grant_id"], input=json.dumps(value)
-        )
-        knock.wait_status(value["grant_id"], "FAILED", step=timedelta(seconds=2))
+        start(knock, forged(value | {"expires_at": show_second(knock.clock.now() + timedelta(hours=1))}))
         assert knock.rules() == set()
 
-    def test_a_late_authorize_after_the_end_opens_nothing(self, knock: Knock) -> None:
-        """Mutation: functions/grants/operations.py: `if not grant.live_at(self.clock()):` -> `if False:`"""
+    def test_one_that_was_forged_is_on_record_as_failed(self, knock: Knock) -> None:
+        value = json.loads(knock.execution(knock.open("bob")["id"])["input"])
+        later = show_second(parse_time(value["expires_at"]) + timedelta(days=300))
+        grant_id = start(knock, forged(value | {"expires_at": later}))
+        shown = knock.grant(grant_id)
+        assert (shown["status"], events_of(shown)) == ("failed", ["requested", "failed", "closed"])
+        assert "InvalidGrant" in shown["events"][1]["reason"]
+
+    def test_a_late_authorize_after_the_end_asks_ec2_for_nothing(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: functions/grants/opening.py:
+        `        if record.state != "live":` -> `        if False:`
+        """
         grant = knock.open()
         value = json.loads(knock.execution(grant["id"])["input"])
         knock.request("DELETE", f"/grants/{grant['id']}")
-        result = knock.invoke(
-            f"arn:aws:lambda:{REGION}:1:function:{STACK}-authorize", json.dumps({"grant": value}).encode()
-        )
+        asked: list[object] = []
+        monkeypatch.setattr(Ingress, "authorize", lambda *given: asked.append(given))
+        result = knock.invoke(f"{STACK}-authorize", json.dumps({"grant": value}).encode())
         assert json.loads(result.payload)["errorType"] == "GrantEnded"
+        assert asked == []
+        assert knock.ledger().claims == {}
+
+    def test_nor_does_one_after_the_time_is_up(self, knock: Knock) -> None:
+        """Mutation: functions/grants/opening.py:
+        `    if not grant.live_at(operations.clock()):` -> `    if False:`
+        """
+        grant = knock.open(duration="1h")
+        value = json.loads(knock.execution(grant["id"])["input"])
+        knock.expire(grant)
+        before = knock.items("ledger")
+        result = knock.invoke(f"{STACK}-authorize", json.dumps({"grant": value}).encode())
+        assert json.loads(result.payload)["errorType"] == "GrantEnded"
+        assert knock.items("ledger") == before
         assert knock.rules() == set()
+
+
+def start(knock: Knock, value: dict[str, Any]) -> str:
+    """Start an execution by hand, under its input's id, and wait until it has failed."""
+    grant_id: str = value["grant_id"]
+    knock.client("stepfunctions").start_execution(
+        stateMachineArn=MACHINE, name=grant_id, input=json.dumps(value)
+    )
+    knock.wait_status(grant_id, "FAILED", step=timedelta(seconds=2))
+    return grant_id

@@ -1,7 +1,8 @@
-"""Every path of the definition, on two interpreters that know nothing of each other: the same states.
+"""Every path of both definitions, on two interpreters that know nothing of each other: the same states.
 
-moto runs it with the clock moved along, npm's aws-local-stepfunctions with waits and pauses overridden.
-Each error code that a Retry or a Catch names is raised once, and is followed as it says.
+moto runs them with the clock moved along, npm's aws-local-stepfunctions with waits and pauses overridden.
+Each error code that a Retry or a Catch names is raised once, and is followed as it says. What functions do
+is not of interest here: a task ends as a path tells it to.
 """
 
 from __future__ import annotations
@@ -9,125 +10,184 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import boto3
 import pytest
+from moto import mock_aws
 
+from local import engine
+from local.clock import Clock
 from local.invocation import InvocationResult
 from tests.conftest import ROOT, need
-from tests.harness import MACHINE, Knock, running
+from tests.statemachine.definition import CLOSING, GRANT, Machine, load
 
-DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "grant.asl.json").read_text())
-TASKS = {name: state for name, state in DEFINITION["States"].items() if state["Type"] == "Task"}
-INPUT = json.loads((ROOT / "tests" / "fixtures" / "inputs" / "v1.json").read_text())
+REGION = "eu-west-1"
+GRANT_INPUT = json.loads((ROOT / "tests" / "fixtures" / "inputs" / "v1.json").read_text())
+CLOSING_INPUT = {"detail-type": "Step Functions Execution Status Change", "detail": {"status": "ABORTED"}}
 
 AUTHORIZE, HOLD, REVOKE, EXPIRED = "AuthorizeIngress", "HoldUntilExpiry", "RevokeIngress", "Expired"
 FORCE, ROLL_BACK, FORCE_BACK = "ForceRevokeIngress", "RollBackIngress", "ForceRollBackIngress"
 FAILED, LOST = "AuthorizationFailed", "RevocationFailed"
+CLOSE, FORCE_CLOSE, CLOSED, CLOSING_FAILED = "Close", "ForceClose", "Closed", "ClosingFailed"
+
+Outcomes = Mapping[str, list[str | None]]
+
+
+class Path(NamedTuple):
+    """What the tasks end in (the last one repeats), the states that are entered then, and how it ends."""
+
+    machine: Machine
+    outcomes: Outcomes
+    states: list[str]
+    status: str
+
 
 # A permanent error, in every state that has a Catch. `Broken` is none of Knock's: States.ALL is for it.
-PATHS: dict[str, tuple[dict[str, list[str | None]], list[str], str]] = {
-    "expiry": ({}, [AUTHORIZE, HOLD, REVOKE, EXPIRED], "SUCCEEDED"),
-    "rollback": ({AUTHORIZE: ["PoolExhausted"]}, [AUTHORIZE, ROLL_BACK, FAILED], "FAILED"),
-    "force": ({REVOKE: ["Broken"]}, [AUTHORIZE, HOLD, REVOKE, FORCE, EXPIRED], "SUCCEEDED"),
-    "rollback by force": (
-        {AUTHORIZE: ["GrantEnded"], ROLL_BACK: ["TrailUnavailable"]},
+PATHS = {
+    "expiry": Path(GRANT, {}, [AUTHORIZE, HOLD, REVOKE, EXPIRED], "SUCCEEDED"),
+    "rollback": Path(GRANT, {AUTHORIZE: ["PoolExhausted"]}, [AUTHORIZE, ROLL_BACK, FAILED], "FAILED"),
+    "force": Path(GRANT, {REVOKE: ["Broken"]}, [AUTHORIZE, HOLD, REVOKE, FORCE, EXPIRED], "SUCCEEDED"),
+    "rollback by force": Path(
+        GRANT,
+        {AUTHORIZE: ["GrantEnded"], ROLL_BACK: ["StoreUnavailable"]},
         [AUTHORIZE, ROLL_BACK, FORCE_BACK, FAILED],
         "FAILED",
     ),
-    "revocation lost": (
-        {REVOKE: ["TrailUnavailable"], FORCE: ["Broken"]},
+    "revocation lost": Path(
+        GRANT,
+        {REVOKE: ["StoreRefused"], FORCE: ["Broken"]},
         [AUTHORIZE, HOLD, REVOKE, FORCE, LOST],
         "FAILED",
     ),
-    "rollback lost": (
+    "rollback lost": Path(
+        GRANT,
         {AUTHORIZE: ["InvalidGrant"], ROLL_BACK: ["Broken"], FORCE_BACK: ["Broken"]},
         [AUTHORIZE, ROLL_BACK, FORCE_BACK, LOST],
         "FAILED",
     ),
+    "closing": Path(CLOSING, {}, [CLOSE, CLOSED], "SUCCEEDED"),
+    "closing by force": Path(
+        CLOSING, {CLOSE: ["StoreUnavailable"]}, [CLOSE, FORCE_CLOSE, CLOSED], "SUCCEEDED"
+    ),
+    "closing lost": Path(
+        CLOSING,
+        {CLOSE: ["Broken"], FORCE_CLOSE: ["Broken"]},
+        [CLOSE, FORCE_CLOSE, CLOSING_FAILED],
+        "FAILED",
+    ),
+}
+# On the way to a state that the usual path does not pass: what has to fail before it.
+BEFORE: dict[str, Outcomes] = {
+    ROLL_BACK: {AUTHORIZE: ["PoolExhausted"]},
+    FORCE_BACK: {AUTHORIZE: ["PoolExhausted"], ROLL_BACK: ["Broken"]},
+    FORCE: {REVOKE: ["Broken"]},
+    FORCE_CLOSE: {CLOSE: ["Broken"]},
 }
 RETRIED = sorted(
     {
         (name, code)
-        for name, state in TASKS.items()
-        for retrier in state["Retry"]
+        for machine in (GRANT, CLOSING)
+        for name, state in load(machine)["States"].items()
+        for retrier in state.get("Retry", [])
         for code in retrier["ErrorEquals"]
         if code != "States.ALL"
     }
 )
 
 
-def hurried(definition: dict[str, Any]) -> dict[str, Any]:
+def machine_of(state: str) -> Machine:
+    return next(machine for machine in (GRANT, CLOSING) if state in load(machine)["States"])
+
+
+def hurried(machine: Machine) -> dict[str, Any]:
     """Have force give up after three tries, and a task that hangs time out after a second."""
-    copy: dict[str, Any] = json.loads(json.dumps(definition))
-    for state in copy["States"].values():
+    definition = load(machine)
+    for state in definition["States"].values():
         if state["Type"] == "Task":
             state["TimeoutSeconds"] = 1
         for retrier in state.get("Retry", []):
             retrier["MaxAttempts"] = min(retrier["MaxAttempts"], 3)
-    return copy
+    return definition
 
 
 class Moto:
-    """The definition on the embedded engine, with tasks that end as they are told."""
+    """The definitions on the embedded engine, with tasks that end as they are told."""
 
-    def __init__(self, knock: Knock) -> None:
-        self._knock = knock
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.engine = engine.install(self._invoke, clock=self.clock)
+        self._states = boto3.client("stepfunctions", region_name=REGION)
         self._count = 0
         self._left: dict[str, list[str | None]] = {}
-        knock.invoke = self._invoke  # type: ignore[method-assign]
-        definition = json.dumps(hurried(DEFINITION))
+        self.inputs: list[Any] = []
+        self._arns = {machine.path.stem: self._make(machine) for machine in (GRANT, CLOSING)}
+
+    def _make(self, machine: Machine) -> str:
+        definition = json.dumps(hurried(machine))
         for name in ("Authorize", "Revoke"):
-            arn = f"arn:aws:lambda:eu-west-1:123456789012:function:knock-{name.lower()}"
+            arn = f"arn:aws:lambda:{REGION}:123456789012:function:knock-{name.lower()}"
             definition = definition.replace(f"${{{name}FunctionArn}}", arn)
-        knock.client("stepfunctions").update_state_machine(stateMachineArn=MACHINE, definition=definition)
+        made = self._states.create_state_machine(
+            name=machine.path.stem, definition=definition, roleArn="arn:aws:iam::123456789012:role/r"
+        )
+        return str(made["stateMachineArn"])
 
     def _invoke(self, arn: str, payload: bytes) -> InvocationResult:
-        outcome = self._outcome(arn, json.loads(payload))
+        asked = json.loads(payload)
+        self.inputs.append(asked)
+        state = AUTHORIZE if arn.endswith("authorize") else self._revoking(asked)
+        left = self._left.get(state, [None])
+        outcome = left.pop(0) if len(left) > 1 else left[0]
         if outcome == "States.Timeout":
             threading.Event().wait(1.5)  # no function can raise it: a task that hangs does
         if outcome in (None, "States.Timeout"):
             return InvocationResult(b"[]")
         return InvocationResult(json.dumps({"errorType": outcome, "errorMessage": ""}).encode(), "Unhandled")
 
-    def _outcome(self, arn: str, payload: Any) -> str | None:
-        if arn.endswith("authorize"):
-            state = AUTHORIZE
-        elif payload.get("how") == "force":
-            state = FORCE if "rules" in payload["grant"] else FORCE_BACK
-        else:
-            state = {"expired": REVOKE, "failed": ROLL_BACK}[payload["how"]]
-        left = self._left.get(state, [None])
-        return left.pop(0) if len(left) > 1 else left[0]
+    @staticmethod
+    def _revoking(asked: Any) -> str:
+        """Say which state calls the revoke function so."""
+        how: str = asked["how"]
+        if how == "force":
+            return FORCE if "rules" in asked["grant"] else FORCE_BACK
+        return {"expired": REVOKE, "failed": ROLL_BACK, "close": CLOSE, "force-close": FORCE_CLOSE}[how]
 
-    def run(self, outcomes: dict[str, list[str | None]]) -> tuple[list[str], str]:
+    def run(self, machine: Machine, outcomes: Outcomes) -> tuple[list[str], str]:
+        """Run an execution to its end: the states it entered, and how it ended."""
         self._count += 1
         self._left = {name: list(left) for name, left in outcomes.items()}
-        name = f"path-{self._count}"
-        value = INPUT | {
-            "grant_id": name,
-            "expires_at": self._knock.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        self._knock.client("stepfunctions").start_execution(
-            stateMachineArn=MACHINE, name=name, input=json.dumps(value)
-        )
-        self._knock.wait(
-            lambda: self._knock.execution_status(name) != "RUNNING",
-            f"{outcomes}: it never ends",
-            30,
-            step=timedelta(minutes=15),
-        )
-        return self._knock.states(name), self._knock.execution(name)["status"]
+        now = self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        value = GRANT_INPUT | {"expires_at": now} if machine.opens else CLOSING_INPUT
+        arn = self._states.start_execution(
+            stateMachineArn=self._arns[machine.path.stem],
+            name=f"path-{self._count}",
+            input=json.dumps(value),
+        )["executionArn"]
+        deadline = time.monotonic() + 30
+        while (status := self._states.describe_execution(executionArn=arn)["status"]) == "RUNNING":
+            assert time.monotonic() < deadline, f"{outcomes}: it never ends"
+            self.clock.advance(timedelta(minutes=15))
+            time.sleep(0.01)
+        history = self._states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
+        entered = [
+            event["stateEnteredEventDetails"]["name"]
+            for event in history
+            if "stateEnteredEventDetails" in event
+        ]
+        return entered, status
 
 
-def third(outcomes: dict[str, list[str | None]]) -> tuple[list[str], str]:
-    """The definition on npm's aws-local-stepfunctions."""
+def third(machine: Machine, outcomes: Outcomes) -> tuple[list[str], str]:
+    """Run a definition on npm's aws-local-stepfunctions: the states it entered, and how it ended."""
     node = ROOT / "node_modules" / ".bin" / "node"
     need(node.exists(), "npm's node 22 is not installed: run npm ci")
-    asked = {"definition": hurried(DEFINITION), "input": INPUT, "outcomes": outcomes}
+    value = GRANT_INPUT if machine.opens else CLOSING_INPUT
+    asked = {"definition": hurried(machine), "input": value, "outcomes": outcomes}
     done = subprocess.run(
         [node, ROOT / "tests" / "statemachine" / "third_interpreter.mjs"],
         input=json.dumps(asked),
@@ -143,24 +203,26 @@ def third(outcomes: dict[str, list[str | None]]) -> tuple[list[str], str]:
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[Moto]:
-    with running() as knock:
-        knock.deliveries.drop(lambda _event: True)
-        yield Moto(knock)
+    with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
+        made = Moto()
+        yield made
+        made.engine.shutdown()
+        made.clock.close()
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_path_is_the_same_on_moto_and_on_the_third_interpreter(moto: Moto, path: str) -> None:
-    outcomes, states, status = PATHS[path]
-    assert moto.run(outcomes) == (states, status)
-    assert third(outcomes) == (states, status)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_path_is_the_same_on_moto_and_on_the_third_interpreter(moto: Moto, path: Path) -> None:
+    assert moto.run(path.machine, path.outcomes) == (path.states, path.status)
+    assert third(path.machine, path.outcomes) == (path.states, path.status)
 
 
 def test_the_paths_are_all_there_are() -> None:
     """Each state, and each Catch, is on one of the paths."""
-    walked = {(a, b) for _, states, _ in PATHS.values() for a, b in pairwise(states)}
+    walked = {(a, b) for path in PATHS.values() for a, b in pairwise(path.states)}
     arrows = {
         (name, following)
-        for name, state in DEFINITION["States"].items()
+        for machine in (GRANT, CLOSING)
+        for name, state in load(machine)["States"].items()
         for following in [state.get("Next"), *(catcher["Next"] for catcher in state.get("Catch", []))]
         if following
     }
@@ -170,23 +232,40 @@ def test_the_paths_are_all_there_are() -> None:
 @pytest.mark.parametrize(("state", "code"), RETRIED)
 def test_an_error_that_may_pass_is_tried_again_on_both(moto: Moto, state: str, code: str) -> None:
     """Mutation: the code taken out of its Retry."""
-    outcomes: dict[str, list[str | None]] = {state: [code, None]}
-    if state in (ROLL_BACK, FORCE_BACK):
-        outcomes[AUTHORIZE] = ["PoolExhausted"]
-    if state == FORCE:
-        outcomes[REVOKE] = ["Broken"]
-    if state == FORCE_BACK:
-        outcomes[ROLL_BACK] = ["Broken"]
-    expected = [AUTHORIZE, ROLL_BACK, FAILED] if AUTHORIZE in outcomes and state != AUTHORIZE else None
-    expected = expected or [AUTHORIZE, HOLD, REVOKE, EXPIRED]
-    assert moto.run(outcomes)[0] == expected
+    machine = machine_of(state)
+    before = BEFORE.get(state, {})
+    outcomes: Outcomes = {**before, state: [code, None]}
+    # The same states as without the error of `state`: those of the path with what failed before it alone.
+    expected = moto.run(machine, before)
+    assert state in expected[0]
+    assert moto.run(machine, outcomes) == expected
     # A timeout is the third interpreter's own to raise: a handler's error of that name ends its run.
     if code != "States.Timeout":
-        assert third(outcomes)[0] == expected
+        assert third(machine, outcomes) == expected
 
 
-@pytest.mark.parametrize("code", ["GrantEnded", "InvalidGrant", "PoolExhausted", "IngressRefused"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "GrantEnded",
+        "InvalidGrant",
+        "PoolExhausted",
+        "SourceFull",
+        "TargetGone",
+        "IngressRefused",
+        "StoreRefused",
+    ],
+)
 def test_a_permanent_error_is_never_tried_again(moto: Moto, code: str) -> None:
-    outcomes: dict[str, list[str | None]] = {AUTHORIZE: [code, None]}
-    assert moto.run(outcomes) == ([AUTHORIZE, ROLL_BACK, FAILED], "FAILED")
-    assert third(outcomes) == ([AUTHORIZE, ROLL_BACK, FAILED], "FAILED")
+    outcomes: Outcomes = {AUTHORIZE: [code, None]}
+    expected = ([AUTHORIZE, ROLL_BACK, FAILED], "FAILED")
+    assert moto.run(GRANT, outcomes) == expected
+    assert third(GRANT, outcomes) == expected
+
+
+def test_force_closes_with_the_very_input_the_closing_began_with(moto: Moto) -> None:
+    """Mutation: statemachine/close.asl.json: a `"ResultPath": null` -> `"ResultPath": "$.error"`"""
+    moto.inputs.clear()
+    moto.run(CLOSING, {CLOSE: ["StoreUnavailable"]})
+    assert moto.inputs[0] == {"how": "close", "closing": CLOSING_INPUT}
+    assert moto.inputs[-1] == {"how": "force-close", "closing": CLOSING_INPUT}

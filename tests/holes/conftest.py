@@ -1,0 +1,19 @@
+"""What could once be done to this system, each tried again on the whole of it.
+
+Each class is one hole that was reproduced on an earlier core. The functions run as they are, on the
+embedded AWS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Knock, running
+
+
+@pytest.fixture
+def knock() -> Iterator[Knock]:
+    with running() as stack:
+        yield stack
