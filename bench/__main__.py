@@ -16,7 +16,9 @@ from typing import Any
 
 from bench import calls, knocks, lag, listing, report, starts
 from bench.scale import FULL, QUICK, BenchError, Scale
+from bench.stacks import ROOT
 
+PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: dict[str, Callable[[Scale], list[report.Table]]] = {
     "start": starts.start,
     "functions": starts.functions,
@@ -39,11 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     parser.add_argument("--markdown", action="store_true", help="print tables for a page")
+    parser.add_argument("--page", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     asked = parser.parse_args(arguments)
+    if asked.page and asked.quick:
+        parser.error("--quick measures too little for the page")
     scale = QUICK if asked.quick else FULL
     figures: dict[str, Any] = {"machine": report.machine(), "quick": asked.quick, "parts": {}}
-    print(" · ".join(f"{name} {value}" for name, value in figures["machine"].items()), "\n", flush=True)
+    print(report.show_machine(), "\n", flush=True)
     failed = 0
     for name in asked.only or PARTS:
         before, began = report.load(), time.monotonic()
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for table in tables:
             print(table.as_markdown() if asked.markdown else table.as_text(), "\n", flush=True)
+        if asked.page:
+            report.put_on_page(PAGE, name, tables)
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     return failed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from bench import grants
 from bench.report import Cell, Table, spread
@@ -13,48 +12,45 @@ from bench.scale import BenchError, Scale
 from bench.stacks import RULES_PER_GROUP, Stack, instrumented, new_source, wait_until
 
 PHASES = {"knock-api": "knock", "knock-authorize": "authorize", "knock-revoke": "revoke"}
-ROOM = "zz-room"  # the measured grants' target
+ORDER = ("knock", "authorize", "revoke", "all", "Lambda invocations", "states")
+ROOM, FULL = "zz-room", "zz-full"  # the measured grants' targets of one rule
+DEFAULT = ("bastion", "web")  # the local stack's: three rules, in two groups
+
+# Read once a minute and worker, and then kept: no part of what a grant costs.
+KEPT = {"apigateway.GetTags", "tagging.GetResources"}
+ASKS = "sdb.GetAttributes"  # of the API alone: is the ingress open?
 
 
 def calls(scale: Scale) -> list[Table]:
-    """Count for a few grants while few and while many others are live, and with full groups in the pool."""
+    """Count for a few grants in each situation that could make a grant dearer."""
     few, many = scale.live
+    counted: dict[str, dict[str, float]] = {}
+    checks: list[float] = []
     with instrumented() as stack:
         targets = [
             (f"bench-{n:02}", stack.add_target(f"bench-{n:02}", 1))
             for n in range(many // RULES_PER_GROUP + 1)
         ]
-        stack.add_target(ROOM, 1)
-        for full in scale.full_groups:
-            _fill(stack, stack.add_target(f"full-{full}", full + 1)[:full])
-        _open(stack, ROOM)  # the first of a worker reads tags, which are kept for a minute
-        machine, record = grants.executions(stack), grants.trail(stack)
-        counted: dict[int, dict[str, float]] = {}
-        checks: list[float] = []
+        room = stack.add_target(ROOM, 1)
+        _fill(stack, stack.add_target(FULL, scale.full_groups + 1)[: scale.full_groups])
         live = 0
+
+        def measure(situation: str, *asked: str, source: str | None = None) -> None:
+            counted[situation], spans = _count(stack, scale, asked, source)
+            checks.extend(spans)
+
         for wanted in (few, many):
-            now = datetime.now(UTC)
-            end = now.replace(microsecond=0) + timedelta(hours=8)
-            others = [
-                grants.new_grant(*targets[number // RULES_PER_GROUP], at=now, expires_at=end)
-                for number in range(live, wanted)
-            ]
-            grants.start(others, machine, record)
-            _await_open(record, others)
+            _open_more(stack, targets, live, wanted)
             live = wanted
-            counted[wanted], spans = _count(stack, scale.counted)
-            checks += spans
-        pools: list[dict[str, Cell]] = [
-            {"full groups": full, "calls of authorize": _authorize_calls(stack, f"full-{full}")}
-            for full in scale.full_groups
-        ]
+            measure(f"1 rule, {live} live", ROOM)
+            measure(f"3 rules, {live} live", *DEFAULT)
+        measure(f"1 rule, {scale.full_groups} full groups first", FULL)
+        source = new_source()
+        _crowd(stack, source, (ROOM, room), scale.of_one_source - 1)
+        measure(f"1 rule, no. {scale.of_one_source} of its source", ROOM, source=source)
+        measure(f"3 rules, no. {scale.of_one_source} of its source", *DEFAULT, source=source)
     return [
-        _table(counted, few, many),
-        Table(
-            "Calls to authorize one rule, by full groups before the one with room",
-            pools,
-            ["a claim, EC2's refusal and the claim's withdrawal for each"],
-        ),
+        _table(counted, scale),
         Table(
             "The trail's closed_at, after EC2's last answer",
             [{"grants": len(checks), **spread(checks, longest=True)}],
@@ -72,83 +68,92 @@ def _fill(stack: Stack, groups: list[str]) -> None:
         ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
 
 
-def _await_open(record: grants.Trail, started: list[grants.Grant]) -> None:
-    """Wait until all are open; asked in the order they were started, so mostly of the last ones."""
-    for grant in started:
-        wait_until(lambda one=grant: _is_open(record, one), f"{grant.id} did not open", 120)  # type: ignore[misc]
+def _open_more(stack: Stack, targets: list[tuple[str, list[str]]], live: int, wanted: int) -> None:
+    """Open grants of other people, each from an address of its own, until so many are live."""
+    now, end = _working_day()
+    others = [
+        grants.new_grant(*targets[number // RULES_PER_GROUP], at=now, expires_at=end)
+        for number in range(live, wanted)
+    ]
+    grants.open_all(stack, others)
 
 
-def _is_open(record: grants.Trail, grant: grants.Grant) -> bool:
-    known = record.get(grant.id)
-    return known is not None and known.authorized_at is not None
+def _crowd(stack: Stack, source: str, target: tuple[str, list[str]], number: int) -> None:
+    """Open grants of other people behind one address, all of them for one target."""
+    now, end = _working_day()
+    others = [grants.new_grant(*target, at=now, expires_at=end, source=source) for _ in range(number)]
+    grants.open_all(stack, others)
 
 
-def _open(stack: Stack, target: str, duration: str = "8h") -> Any:
-    answer = stack.call("POST", "/knock", "ci", new_source(), {"targets": [target], "duration": duration})
+def _working_day() -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    return now, now.replace(microsecond=0) + timedelta(hours=8)
+
+
+def _open(stack: Stack, targets: tuple[str, ...], source: str | None, seconds: int) -> str:
+    body = {"targets": list(targets), "duration": f"{seconds}s"}
+    answer = stack.call("POST", "/knock", "ci", source or new_source(), body)
     if answer.status != 201:
         raise BenchError(f"a knock was answered with {answer.status}: {answer.json}")
-    return answer.json
+    grant_id: str = answer.json["id"]
+    return grant_id
 
 
-def _count(stack: Stack, number: int) -> tuple[dict[str, float], list[float]]:
-    """Count some grants from knock to end: what one comes to, and closed_at after EC2's last answer, ms."""
+def _count(
+    stack: Stack, scale: Scale, targets: tuple[str, ...], source: str | None
+) -> tuple[dict[str, float], list[float]]:
+    """Count some grants from knock to end: what one comes to, and closed_at after EC2's last answer, ms.
+
+    One alone where a source is named: several that end together would count each other's conflicts.
+    """
+    number = 1 if source else scale.counted
     stack.ask("count")
     before = set(stack.running())
-    opened = [_open(stack, ROOM, "3s")["id"] for _ in range(number)]
-    time.sleep(3)
+    opened = [_open(stack, targets, source, scale.lasts) for _ in range(number)]
+    time.sleep(scale.lasts)
     wait_until(lambda: set(stack.running()) <= before, f"{number} grants did not end", 30)
     seen = stack.ask("counts")
     sums: Counter[str] = Counter()
     for function, by_operation in seen["calls"].items():
         for operation, times in by_operation.items():
-            sums[f"{PHASES.get(function, function)}: {operation}"] += times
+            if operation not in KEPT:
+                sums[f"{PHASES.get(function, function)}: {operation}"] += times
+    # How often the API asks is a matter of time: once is enough where opening is quick.
+    sums["all: AWS calls, with one look of the API"] = sum(sums.values()) - sums[f"knock: {ASKS}"] + number
     for function, times in seen["invocations"].items():
         sums[f"Lambda invocations: {function}"] += times
     states = stack.client("stepfunctions")
     spans = []
-    record, machine = grants.trail(stack), grants.executions(stack)
+    kept, machine = grants.trail(stack), grants.executions(stack)
     for grant_id in opened:
         history = states.get_execution_history(executionArn=machine.arn(grant_id), maxResults=1000)["events"]
         for event in history:
             if "stateEnteredEventDetails" in event:
                 sums[f"states: {event['stateEnteredEventDetails']['name']}"] += 1
-        known = record.get(grant_id)
+        known = kept.get(grant_id)
         if not known or known.state != "expired" or not known.closed_at:
             raise BenchError(f"{grant_id} did not expire")
-        rules = [rule for ids in known.rules.values() for rule in ids]
-        spans.append((known.closed_at.timestamp() - max(seen["revoked"][rule] for rule in rules)) * 1000)
+        answers = [seen["revoked"][rule.rule_id] for rule in known.opened if rule.rule_id in seen["revoked"]]
+        spans += [(known.closed_at.timestamp() - max(answers)) * 1000] if answers else []
     return {what: times / number for what, times in sums.items()}, spans
 
 
-def _authorize_calls(stack: Stack, target: str) -> int:
-    stack.ask("count")
-    execution = _open(stack, target)["execution_arn"]
-    states = stack.client("stepfunctions")
-
-    def holds() -> bool:  # the function goes on for a moment after the door is open
-        history = states.get_execution_history(executionArn=execution)["events"]
-        return any(event["type"] == "WaitStateEntered" for event in history)
-
-    wait_until(holds, f"{execution} did not come to hold", 30)
-    return int(sum(stack.ask("counts")["calls"]["knock-authorize"].values()))
-
-
-def _table(counted: dict[int, dict[str, float]], few: int, many: int) -> Table:
-    order = ["knock", "authorize", "revoke", "Lambda invocations", "states"]
-    names = sorted(set(counted[few]) | set(counted[many]), key=lambda n: (order.index(n.split(": ")[0]), n))
+def _table(counted: dict[str, dict[str, float]], scale: Scale) -> Table:
+    names = {name for one in counted.values() for name in one}
     rows: list[dict[str, Cell]] = []
-    for name in names:
+    for name in sorted(names, key=lambda n: (ORDER.index(n.split(": ")[0]), n)):
         phase, what = name.split(": ")
         rows.append(
-            {"phase": phase, "what": what}
-            | {f"with {live} live": counted[live].get(name, 0.0) for live in (few, many)}
+            {"phase": phase, "what": what} | {how: one.get(name, 0.0) for how, one in counted.items()}
         )
     return Table(
-        "Per grant of one rule: AWS calls, Lambda invocations, states entered",
+        "Per grant: AWS calls, Lambda invocations, states entered",
         rows,
         [
-            "knock: sdb.GetAttributes is the API asking whether the ingress is open: as often as that takes",
-            "apigateway.GetApiKey and tagging.GetResources are asked once a minute and worker, then kept",
+            f"knock: {ASKS} is the API asking whether the ingress is open: as often as that takes",
+            f"not counted: {' and '.join(sorted(KEPT))}, asked once a minute and worker, then kept",
+            "full groups: of the target's pool, in front of the one with room",
+            f"no. {scale.of_one_source} of its source: the others there have the one-rule target open",
             "AWS bills a state entered as a state transition",
         ],
     )

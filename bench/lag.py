@@ -1,7 +1,7 @@
 """How long after `expires_at` a grant's rules are gone, beside what the engine alone takes.
 
 A grant's lag is `closed_at` of its trail, minus `expires_at`: the revoke function reads the clock for it when
-EC2 has answered that the last rule is gone, so it is never earlier than the rule's end, and taking it costs
+the ledger has it that the last rule is gone, so it is never earlier than the rule's end, and taking it costs
 the stack nothing while it works. The part `calls` checks it against EC2's own answers.
 
 The engine's own lag is taken from the same definition with a function that does nothing but read the clock:
@@ -43,7 +43,7 @@ def lag(scale: Scale) -> list[Table]:
         "From expires_at to the rule's end",
         notes=[
             "one rule a grant; all of a round end in the same second",
-            "closed: EC2 has answered that the rule is gone; ended: the trail is about to hold the end",
+            "closed: the rule is gone, by EC2 and the ledger; ended: the trail is about to hold the end",
             "engine: the same machine with a task that does nothing",
         ],
     )
@@ -143,7 +143,7 @@ def _engine_round(
 ) -> list[float]:
     end, made = _round(targets, size, seconds)
     machine = grants.executions(stack, machine_arn)
-    grants.start(made, machine, None)
+    grants.start(made, machine)
     _await(machine, end, size)
     states = stack.client("stepfunctions")
 
@@ -160,7 +160,7 @@ def _engine_round(
 def _knock_round(stack: Stack, targets: list[tuple[str, list[str]]], size: int, seconds: float) -> _Lags:
     end, made = _round(targets, size, seconds)
     machine, record = grants.executions(stack), grants.trail(stack)
-    grants.start(made, machine, record)
+    grants.open_all(stack, made)
     time.sleep(max(0.0, end.timestamp() - time.time() - 0.3))
     before = stack.cpu_ms()
     _await(machine, end, size)
@@ -169,7 +169,7 @@ def _knock_round(stack: Stack, targets: list[tuple[str, list[str]]], size: int, 
 
     def one(grant: grants.Grant) -> tuple[float, float]:
         known = record.get(grant.id)
-        if known and not (known.authorized_at and known.authorized_at < end and known.rules):
+        if known and not (known.authorized_at and known.authorized_at < end and known.opened):
             raise _NotAllOpen(f"{size} grants were not all open when they ended: too slow a machine")
         if not (known and known.state == "expired" and known.closed_at and known.ended_at):
             raise BenchError(f"{grant.id} is {known.state if known else 'not in the trail'}, not expired")

@@ -26,7 +26,7 @@ def listing(scale: Scale) -> list[Table]:
         stack.add_target("bench", 1)
         live = [_open(stack) for _ in range(LIVE)]
         copies = grants.Past(stack)
-        past: list[grants.Ended] = []
+        past: list[grants.Record] = []
         now = datetime.now(UTC)
         for wanted in scale.ended:
             new = [copies.grant(number, now) for number in range(len(past), wanted)]
@@ -54,10 +54,10 @@ def _open(stack: Stack) -> str:
     return grant_id
 
 
-def _ways(past: list[grants.Ended], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
+def _ways(past: list[grants.Record], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
     """List the ways to ask: what, path, query, and how many grants the answer must have."""
-    middle = base64.urlsafe_b64encode(past[len(past) // 2].order.encode()).decode()
-    one_user = sum(grant.principal == "user-07" for grant in past)
+    middle = base64.urlsafe_b64encode(past[len(past) // 2].grant.order.encode()).decode()
+    one_user = sum(one.grant.principal.name == "user-07" for one in past)
     left = len(past) - len(past) // 2 - 1
     return [
         ("/grants (live)", "/grants", {}, len(live)),

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 Cell = str | int | float | None
@@ -84,6 +85,22 @@ def machine() -> dict[str, Cell]:
         "python": platform.python_version(),
         "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def show_machine() -> str:
+    """Describe where this runs on one line."""
+    return " · ".join(f"{name} {value}" for name, value in machine().items())
+
+
+def put_on_page(page: Path, part: str, tables: Sequence[Table]) -> None:
+    """Replace what a page has between the marks of a part. Raises ValueError where it has none."""
+    begin, end = f"<!-- {part}: made by make bench -->", f"<!-- end of {part} -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{page.name} has no marks of the part {part}")
+    body = "\n".join([*(table.as_markdown() for table in tables), show_machine()])
+    page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
 
 
 def load() -> float:

@@ -21,10 +21,9 @@ from local.template import Place, load
 
 # What a function has made by the end of its first invocation, that the later ones do without.
 FUNCTIONS = {
-    "api": "w.trail, w.executions, w.rights",
-    "authorize": "w.operations",
+    "api": "w.rights, w.trail, w.executions, w.functions, w.closings",
+    "authorize": "w.opening",
     "revoke": "w.operations",
-    "stopped": "w.operations",
     "guard": "w.operations",
     "notify": "w.events, w.trail",
 }

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import jinja2
-from botocore.client import BaseClient
 
 from tests.conftest import ROOT
-from tests.harness import STACK, running
+from tests.cost.counted import ASKED, Calls, await_closings, counting
+from tests.harness import running
 from tests.template.transform import read, transformed
 
 PAGE = ROOT / "docs" / "cost.md"
@@ -28,65 +25,81 @@ SIZES = (10, 100, 1000)
 PRICE = {name: entry["usd"] for name, entry in DATA["prices"].items()}
 ASSUMED = DATA["assumed"]
 
-Calls = Counter[tuple[str, str]]  # by function and by operation
+HOURS = 730  # of a month
 
 
-def measure(ports: str = "22/tcp") -> tuple[Calls, int]:
-    """Count the AWS calls of one grant from knock to expiry, by function, and the states it enters.
+@dataclass(frozen=True)
+class Measured:
+    """What one grant comes to: calls, states entered, and executions, of both state machines."""
+
+    calls: Calls
+    states: int
+    executions: int
+
+
+def measure(ports: str = "22/tcp", *, early: bool = False) -> Measured:
+    """Count what one grant takes from knock to expiry, or until somebody ends it early.
 
     The API asks the trail as often as opening takes: that one count is not taken from here.
     """
-    calls: Calls = Counter()
-    inside = threading.local()
-    real = BaseClient._make_api_call  # type: ignore[attr-defined]
-
-    @contextmanager
-    def around(name: str) -> Iterator[None]:
-        before, inside.name = getattr(inside, "name", None), name.removeprefix(f"{STACK}-")
-        calls[inside.name, "invocations"] += 1
-        try:
-            yield
-        finally:
-            inside.name = before
-
-    def call(client: BaseClient, operation: str, asked: Any) -> Any:
-        if name := getattr(inside, "name", None):
-            calls[name, f"{client.meta.service_model.service_name}.{operation}"] += 1
-        return real(client, operation, asked)
-
     with running() as knock:
         knock.add_group("measured", ports)
-        knock.add_key("dave", targets="*", max_duration="24h")
-        knock.request("GET", "/whoami", key="dave")  # tags are read once a minute, not once a knock
-        with mock.patch.object(BaseClient, "_make_api_call", call):
-            knock.around = around
+        knock.add_key("dave", targets="@all", max_duration="24h")
+        with counting(knock) as calls:
             grant = knock.open("dave", targets=["measured"], duration="8h")
-            knock.expire(grant)
-            states = len(knock.states(grant["id"]))
-    calls["api", "sdb.GetAttributes"] = ASSUMED["asks_while_opening"]
-    return calls, states
+            calls[ASKED] = ASSUMED["asks_while_opening"]
+            knock.wait(lambda: knock.states(grant["id"])[-1:] == ["HoldUntilExpiry"], "it does not hold")
+            if early:
+                knock.request("DELETE", f"/grants/{grant['id']}", key="dave")
+                closings = await_closings(knock, 1)
+            else:
+                knock.expire(grant)
+                closings = 0
+        return Measured(calls, len(knock.states(grant["id"])) + closings, 1 + early)
 
 
-def per_grant(calls: Calls, states: int) -> dict[str, float]:
-    """Price one grant, by service."""
-    memory = {"api": 1.0, "authorize": 0.5, "revoke": 0.5}
-    invocations = {name: calls[name, "invocations"] for name in memory}
+def measure_guard() -> Calls:
+    """Count one run of the guard that finds one live grant and nothing wrong."""
+    with running() as knock, counting(knock) as calls:
+        knock.open(duration="8h")
+        calls.clear()
+        knock.call("guard", {})
+        return calls
+
+
+def per_grant(measured: Measured) -> dict[str, float]:
+    """Price one grant, by service. API Gateway and the API's function: once a request."""
+    calls = measured.calls
+    return {
+        "API Gateway": calls["api", "invocations"] * PRICE["api_request"],
+        "Lambda": _lambda(calls),
+        "Step Functions": (measured.states + measured.executions) * PRICE["state_transition"],
+        "SimpleDB": _simpledb(calls),
+        "CloudWatch Logs": ASSUMED["log_bytes"] / 1e9 * PRICE["log_gb"],
+    }
+
+
+def _lambda(calls: Calls) -> float:
+    memory = {
+        one["Properties"]["Handler"].partition(".")[0]: one["Properties"]["MemorySize"] / 1024
+        for one in transformed()["Resources"].values()
+        if one["Type"] == "AWS::Lambda::Function" and "MemorySize" in one["Properties"]
+    }
+    seconds, gb_second = ASSUMED["seconds"], PRICE["lambda_gb_second"]
+    return sum(
+        count * (PRICE["lambda_request"] + memory[name] * seconds[name] * gb_second)
+        for (name, operation), count in calls.items()
+        if operation == "invocations"
+    )
+
+
+def _simpledb(calls: Calls) -> float:
     hours = sum(
         count * DATA["simpledb_hours"][operation.removeprefix("sdb.")]
         for (_, operation), count in calls.items()
         if operation.startswith("sdb.")
     )
-    return {
-        "API Gateway": PRICE["api_request"],
-        "Lambda": sum(
-            count
-            * (PRICE["lambda_request"] + memory[name] * ASSUMED["seconds"][name] * PRICE["lambda_gb_second"])
-            for name, count in invocations.items()
-        ),
-        "Step Functions": (states + 1) * PRICE["state_transition"],
-        "SimpleDB": hours * PRICE["simpledb_hour"],
-        "CloudWatch Logs": ASSUMED["log_bytes"] / 1e9 * PRICE["log_gb"],
-    }
+    return float(hours * PRICE["simpledb_hour"])
 
 
 def per_look() -> float:
@@ -96,14 +109,16 @@ def per_look() -> float:
 
 
 def fixed() -> dict[str, float]:
-    """Price what is there without anybody knocking, a month. Accounts have some of each free."""
+    """Price what is there without anybody knocking, a month. Accounts have some of most free."""
     kinds = Counter(resource["Type"] for resource in transformed()["Resources"].values())
+    guard = measure_guard()
     metrics = sum(len(entry["Functions"]) for entry in read()["Metadata"]["Knock"]["Metrics"].values())
     return {
         f"{kinds['AWS::CloudWatch::Alarm']} alarms (10 are free)": kinds["AWS::CloudWatch::Alarm"]
         * PRICE["alarm"],
         f"{metrics} custom metrics (10 are free)": metrics * PRICE["metric"],
         "1 dashboard (3 are free)": PRICE["dashboard"],
+        f"{HOURS} runs of the hourly guard": HOURS * (_lambda(guard) + _simpledb(guard)),
     }
 
 
@@ -135,8 +150,8 @@ def binding(users: int) -> list[dict[str, Any]]:
 
 def page() -> str:
     """Write the page."""
-    calls, states = measure()
-    prices = per_grant(calls, states)
+    expired, early = measure(), measure(early=True)
+    prices, of_early = per_grant(expired), per_grant(early)
     template = jinja2.Environment(  # noqa: S701  # it makes Markdown of our own data
         keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     ).from_string((ROOT / "docs" / "cost" / "cost.md.j2").read_text())
@@ -146,9 +161,15 @@ def page() -> str:
         read_on=DATA["read_on"],
         unseen=[f"a {entry['unit']} of SimpleDB" for entry in DATA["prices"].values() if not entry["seen"]],
         assumed=ASSUMED,
-        calls=sorted(calls.items()),
-        states=states,
+        calls=[
+            (name, what, expired.calls[name, what], early.calls[name, what])
+            for name, what in sorted({**expired.calls, **early.calls})
+        ],
+        expired=expired,
+        early=early,
         prices=prices,
+        of_early=of_early,
+        guard=measure_guard(),
         fixed=fixed(),
         months=[_month(users, sum(prices.values())) for users in SIZES],
         bounds=[

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import Table, rank, spread
+from bench.report import Table, put_on_page, rank, spread
 from tests.conftest import ROOT
 from tests.template.transform import read
 
@@ -60,24 +60,34 @@ def test_every_knock_was_let_in(done: tuple[str, dict[str, Any]]) -> None:
     assert [row["201"] + row["202"] for row in rows] == [row["count"] for row in rows] == [3, 3, 12]
 
 
-def test_what_a_grant_costs_does_not_depend_on_how_many_are_live(done: tuple[str, dict[str, Any]]) -> None:
-    costs, pools, checks = tables(done, "calls")
-    # How often the API asks whether the ingress is open is a matter of time; tags are read once a minute.
-    timed = {"sdb.GetAttributes", "apigateway.GetApiKey", "tagging.GetResources"}
-    counted = [row for row in costs if row["phase"] != "knock" or row["what"] not in timed]
-    assert [row["with 2 live"] for row in counted] == [row["with 6 live"] for row in counted]
-    once = {row["what"]: row["with 6 live"] for row in counted if row["phase"] == "states"}
-    assert once == dict.fromkeys(("AuthorizeIngress", "HoldUntilExpiry", "RevokeIngress", "Expired"), 1)
-    ec2 = {(row["phase"], row["what"]): row["with 6 live"] for row in counted if "ec2." in row["what"]}
-    assert ec2["authorize", "ec2.AuthorizeSecurityGroupIngress"] == 1
-    assert ec2["revoke", "ec2.RevokeSecurityGroupIngress"] == 1
-    assert not [what for phase, what in ec2 if phase == "knock"]
-    assert [row["full groups"] for row in pools] == [0, 1]
-    assert checks[0]["grants"] == 4
+def test_what_a_grant_costs_is_the_same_in_every_situation(done: tuple[str, dict[str, Any]]) -> None:
+    costs, checks = tables(done, "calls")
+    phase, what, *situations = costs[0]
+    assert (phase, what) == ("phase", "what")
+    assert situations == [
+        "1 rule, 2 live",
+        "3 rules, 2 live",
+        "1 rule, 6 live",
+        "3 rules, 6 live",
+        "1 rule, 2 full groups first",
+        "1 rule, no. 5 of its source",
+        "3 rules, no. 5 of its source",
+    ]
+    counted = {(row["phase"], row["what"]): [row[how] for how in situations] for row in costs}
+    # The others of the source have the one rule open: it is looked up, and stays.
+    assert counted["all", "AWS calls, with one look of the API"] == [16, 18, 16, 18, 16, 15, 18]
+    assert counted["authorize", "ec2.AuthorizeSecurityGroupIngress"] == [1, 2, 1, 2, 1, 1, 2]
+    assert counted["revoke", "ec2.RevokeSecurityGroupIngress"] == [1, 2, 1, 2, 1, 0, 2]
+    assert counted["knock", "sdb.Select"] == [1] * 7
+    assert not [what for phase, what in counted if phase == "knock" and "ec2." in what]
+    states = {what for phase, what in counted if phase == "states"}
+    assert states == {"AuthorizeIngress", "HoldUntilExpiry", "RevokeIngress", "Expired"}
+    assert all(counted["states", state] == [1] * 7 for state in states)
+    assert checks[0]["grants"] == 5 * 2 + 1
 
 
 def test_a_grants_closed_at_is_never_before_ec2s_last_answer(done: tuple[str, dict[str, Any]]) -> None:
-    [row] = tables(done, "calls")[2]
+    [row] = tables(done, "calls")[1]
     # The trail's milliseconds are cut off, so up to one before.
     assert -1 <= row["p50 ms"] <= row["p99 ms"] <= row["max ms"]
 
@@ -134,10 +144,33 @@ def test_the_page_of_figures_has_every_table_with_its_columns_and_functions(
                 for line in said.partition("\n### ")[0].splitlines()
                 if line.startswith("|")
             ]
-            assert cells, f"make bench ARGS=--markdown: the page lacks {table['title']}"
+            assert cells, f"make bench ARGS=--page: the page lacks {table['title']}"
             assert cells[0] == [any_number(column) for column in table["rows"][0]]
             functions = {row["function"] for row in table["rows"] if "function" in row}
             assert functions <= {row[0] for row in cells}
+
+
+def test_a_part_is_put_on_a_page_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("A\n\n<!-- lag: made by make bench -->\nold\n<!-- end of lag -->\n\nZ\n")
+    for figure in (1, 2):
+        put_on_page(page, "lag", [Table("Lags", [{"ms": figure}])])
+    text = page.read_text()
+    assert text.startswith("A\n\n<!-- lag: made by make bench -->\n\n### Lags\n")
+    assert text.endswith("\n\n<!-- end of lag -->\n\nZ\n")
+    assert ("|   2 |" in text, "|   1 |" in text, "old" in text) == (True, False, False)
+    with pytest.raises(ValueError, match="no marks of the part calls"):
+        put_on_page(page, "calls", [])
+
+
+def test_the_page_takes_every_part_and_no_quick_one() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    for part in PARTS:
+        assert text.count(f"<!-- {part}: made by make bench -->") == 1
+        assert text.count(f"<!-- end of {part} -->") == 1
+    answer = bench("--quick", "--page")
+    assert answer.returncode == 2
+    assert "--quick measures too little" in answer.stderr
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are() -> None:
