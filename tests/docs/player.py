@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from tests.e2e.conftest import Stack, start, stop  # noqa: E402  # the path above first
 
-ID = re.compile(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{8}\b")
+ID = re.compile(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{16}\b")
 DAY = r"[A-Z][a-z]{2} +\d\d? [A-Z][a-z]{2} "
 
 
@@ -95,6 +95,7 @@ def alike(page: str) -> list[str]:
     """Give a page's lines with what differs from run to run replaced, to compare two runs."""
     page = ID.sub("ID", page)
     page = re.sub(r'("id": ?"|alice \()[a-z0-9]{10}\b', r"\1KEY", page)
+    page = re.sub(r'(?<="nonce":")[0-9a-f]{16}(?=")', "NONCE", page)
     page = re.sub(r"\b(sgr?)-[0-9a-f]{17}\b", r"\1-ID", page)
     page = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "TIME.ms", page)
     page = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", page)
@@ -127,7 +128,7 @@ def play(page: str, stack: Stack, folder: Path) -> str:
 if __name__ == "__main__":
     import tempfile
 
-    running = start("moto")
+    running = start("moto", store="simpledb")
     try:
         for name in sys.argv[1:]:
             path = ROOT / name
