@@ -72,6 +72,7 @@ def copy_to(tree: Path) -> None:
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tree / name)
+    (tree / "node_modules").symlink_to(ROOT / "node_modules")
 
 
 def survives(mutation: Mutation, tree: Path) -> bool:

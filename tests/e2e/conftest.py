@@ -18,9 +18,11 @@ import boto3
 import pytest
 import requests
 
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT, STORE, need
 
 ENGINES = ("moto", "stepfunctions-local")
+STORES = ("simpledb", "dynamodb")
+WAYS = [(engine, store) for engine in ENGINES for store in STORES]
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Stack:
     process: subprocess.Popen[str]
     said: dict[str, Any]
     engine: str
+    store: str
 
     def __getattr__(self, name: str) -> Any:
         return self.said[name]
@@ -101,13 +104,17 @@ class Stack:
         return found
 
 
-def start(engine: str, *arguments: str, errors: IO[bytes] | None = None) -> Stack:
-    """Start a stack and wait for its line of JSON; `errors` takes its standard error."""
+def start(engine: str, *arguments: str, store: str = STORE, errors: IO[bytes] | None = None) -> Stack:
+    """Start a stack and wait for its line of JSON; `errors` takes its standard error.
+
+    `store` is what KNOCK_TEST_STORE says, where it is not said: simpledb or dynamodb.
+    """
     if engine == "stepfunctions-local":
         package = ROOT / "node_modules" / ".bin" / "stepfunctions-local"
         need(package.exists(), "npm's stepfunctions-local is not installed: run npm ci")
+    up = ["local", "up", "--port", "0", "--json", "--engine", engine, "--store", store]
     process = subprocess.Popen(
-        [sys.executable, "-m", "local", "up", "--port", "0", "--json", "--engine", engine, *arguments],
+        [sys.executable, "-m", *up, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -117,7 +124,7 @@ def start(engine: str, *arguments: str, errors: IO[bytes] | None = None) -> Stac
     assert process.stdout
     line = process.stdout.readline()
     assert line, f"the stack ended with {process.wait(10)} before it answered"
-    return Stack(process, json.loads(line), engine)
+    return Stack(process, json.loads(line), engine, store)
 
 
 def stop(stack: Stack) -> None:
@@ -129,17 +136,18 @@ def stop(stack: Stack) -> None:
             os.killpg(stack.process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="session", params=WAYS, ids="-".join)
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """A stack on each engine in turn, shared by the tests: each knocks from an address of its own."""
-    started = start(request.param)
+    """A stack on each engine and store, shared by the tests: each knocks from an address of its own."""
+    engine, store = request.param
+    started = start(engine, store=store)
     yield started
     stop(started)
 
 
-@pytest.fixture(scope="session")
-def moto_stack() -> Iterator[Stack]:
-    """A stack on the embedded engine."""
-    started = start("moto")
+@pytest.fixture(scope="session", params=STORES)
+def moto_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A stack on the embedded engine, on each store in turn."""
+    started = start("moto", store=request.param)
     yield started
     stop(started)

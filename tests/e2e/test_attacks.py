@@ -202,10 +202,12 @@ class TestSelectInjection:
         self, watched: Watched, bobs: dict[str, Any], name: str
     ) -> None:
         for fragment in FRAGMENTS:
-            answer = watched.call("GET", "/grants", "operator", params={name: fragment, "status": "all"})
-            assert (answer.status_code, answer.json()["grants"]) == (200, []), fragment
-            answer = watched.call("DELETE", "/grants", "operator", params={name: fragment})
-            assert (answer.status_code, answer.json()["grants"]) == (200, []), fragment
+            for method, query in (("GET", {"status": "all"}), ("DELETE", {})):
+                answer = watched.call(method, "/grants", "operator", params={name: fragment} | query)
+                if name == "source":  # a fragment is no CIDR
+                    assert (answer.status_code, answer.json()["field"]) == (400, "source"), fragment
+                else:
+                    assert (answer.status_code, answer.json()["grants"]) == (200, []), fragment
         assert is_active(watched, bobs)
 
     def test_a_reason_is_kept_as_it_is(self, watched: Watched, bobs: dict[str, Any]) -> None:
@@ -215,6 +217,14 @@ class TestSelectInjection:
             ended = answer.json()
             assert ended["reason"] == fragment
             assert [e["reason"] for e in ended["events"] if e["event"] == "revoked"] == [fragment]
+        assert is_active(watched, bobs)
+
+    def test_a_fragment_renews_no_grant_of_another(self, watched: Watched, bobs: dict[str, Any]) -> None:
+        before = watched.executions()
+        for fragment in (*FRAGMENTS, bobs["id"], f"{bobs['id']}' or 'a'='a"[:80], "*", "refusal_x"):
+            answer = watched.call("POST", "/knock", json={"renews": fragment})
+            assert (answer.status_code, answer.json()["title"]) == (404, "No such grant")
+        assert watched.executions() == before
         assert is_active(watched, bobs)
 
     def test_a_source_that_is_a_fragment_is_no_source(self, watched: Watched) -> None:
@@ -413,13 +423,13 @@ class TestLogs:
         apigateway = watched.stack.client("apigateway")
         (plan,) = apigateway.get_usage_plans()["items"]
         name = f"eve\n{FORGED}"
-        tags = {"knock:targets": "bastion", "knock:max-duration": "1h"}
+        tags = {"knock:name": name, "knock:targets": "bastion", "knock:max-duration": "1h"}
         made = apigateway.create_api_key(name=name, value="E" * 40, enabled=True, tags=tags)
         apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
         watched.stack.keys["eve"] = "E" * 40
         answer = watched.call("POST", "/knock", "eve", caller="203.0.113.35")
         assert answer.status_code == 201
-        assert answer.json()["principal"]["name"] == name
+        assert answer.json()["principal"]["name"] == made["id"], "such a name is none"
         watched.call("DELETE", f"/grants/{answer.json()['id']}", "eve")
         for value in (f"a\n{FORGED}", f"a\r\n{FORGED}", f"a\u2028{FORGED}", f"a\x85{FORGED}"):
             assert watched.call("POST", "/knock", "eve", json={"reason": value}).status_code == 400
@@ -503,19 +513,24 @@ class TestLogs:
             assert not [text for text in [*seen, *printed] if key in text]
 
     def test_no_key_value_is_left_anywhere(self, watched: Watched) -> None:
+        stored = domains(watched.stack)
         left = {
             "log": watched.log.read_text(errors="replace"),
             "answers": "\n".join(watched.said),
-            "trail": json.dumps(trail(watched.stack)),
+            "stores": json.dumps(stored, ensure_ascii=False),
             "executions": json.dumps(histories(watched.stack), default=str),
             "processes": "\n".join(command_lines()),
         }
+        assert all(stored.values())
+        said = watched.stack.said
+        assert set(stored) == {said[f"{kind}_domain"] for kind in ("trail", "ledger", "refusals")}
         # It was looked for where things are.
         for where, sign in (
             ("log", '"message":"started"'),
             ("answers", "bob's own"),
-            ("trail", "bob's own"),
+            ("stores", "bob's own"),
             ("executions", "bob's own"),
+            ("executions", ":knock-closings:"),
             ("processes", "-m local up"),
         ):
             assert sign in left[where], where
@@ -538,15 +553,32 @@ def command_lines() -> set[str]:
     return found
 
 
-def trail(stack: Stack) -> list[Any]:
-    pages = stack.client("sdb").get_paginator("select")
-    text = f"select * from `{stack.trail_domain}`"  # noqa: S608  # no value in it
-    return [item for page in pages.paginate(SelectExpression=text) for item in page.get("Items", [])]
+def domains(stack: Stack) -> dict[str, list[Any]]:
+    """Read all that is stored: the trail, the ledger and the refusals."""
+    if stack.store == "dynamodb":
+        dynamodb = stack.client("dynamodb")
+        scans = dynamodb.get_paginator("scan")
+        return {
+            table: [item for page in scans.paginate(TableName=table) for item in page["Items"]]
+            for table in dynamodb.list_tables()["TableNames"]
+        }
+    sdb = stack.client("sdb")
+    pages = sdb.get_paginator("select")
+
+    def items(domain: str) -> list[Any]:
+        text = f"select * from `{domain}`"  # noqa: S608  # no value in it
+        return [item for page in pages.paginate(SelectExpression=text) for item in page.get("Items", [])]
+
+    return {domain: items(domain) for domain in sdb.list_domains()["DomainNames"]}
 
 
 def histories(stack: Stack) -> list[Any]:
+    """Read all executions, the grants' and the closings'."""
     client = stack.client("stepfunctions")
-    pages = client.get_paginator("list_executions").paginate(stateMachineArn=stack.state_machine_arn)
+    machines = [machine["stateMachineArn"] for machine in client.list_state_machines()["stateMachines"]]
+    assert {arn.rpartition("-")[2] for arn in machines} == {"grants", "closings"}
+    paginator = client.get_paginator("list_executions")
+    pages = (page for arn in machines for page in paginator.paginate(stateMachineArn=arn))
     arns = [execution["executionArn"] for page in pages for execution in page["executions"]]
     return [
         (client.describe_execution(executionArn=arn), client.get_execution_history(executionArn=arn))

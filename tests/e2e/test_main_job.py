@@ -1,4 +1,4 @@
-"""The main job over HTTP: a knock opens the door, the grant's own timer closes it. On both engines.
+"""The main job over HTTP: a knock opens the door, the grant's own timer closes it. On each engine and store.
 
 Each test knocks from an address of its own, since the stack is shared.
 """
@@ -25,6 +25,15 @@ def execution(stack: Stack, grant: dict[str, Any]) -> Any:
 def shown(stack: Stack, grant: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = stack.call("GET", f"/grants/{grant['id']}", "operator").json()
     return answer
+
+
+def closed(stack: Stack, grant: dict[str, Any]) -> bool:
+    return "closed" in [event["event"] for event in shown(stack, grant)["events"]]
+
+
+def rule_ids(stack: Stack, cidr: str) -> set[str]:
+    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    return {rule["SecurityGroupRuleId"] for rule in found if rule.get("CidrIpv4") == cidr}
 
 
 class TestKnock:
@@ -179,21 +188,61 @@ class TestOverlap:
         short = stack.open("alice", caller="203.0.113.27", duration="1s")
         long = stack.open("bob", caller="203.0.113.27", duration="4s")
         stack.wait(lambda: shown(stack, short)["status"] == "expired", "the short one lives on")
-        stack.wait(
-            lambda: any(e["event"] == "closed" for e in shown(stack, short)["events"]), "it is not closed"
-        )
+        stack.wait(lambda: closed(stack, short), "it is not closed")
         assert len(stack.rules("203.0.113.27/32")) == 3
         stack.wait(lambda: not stack.rules("203.0.113.27/32"), "the rules outlived both")
         assert datetime.now(timezone.utc) >= at(long["expires_at"])
 
+    def test_two_knocks_of_one_principal_are_two_grants_and_neither_ends_the_other(
+        self, stack: Stack
+    ) -> None:
+        first = stack.open(caller="203.0.113.30", duration="1h")
+        second = stack.open(caller="203.0.113.30", duration="2s")
+        assert first["id"] != second["id"]
+        stack.wait(lambda: closed(stack, second), "the short one lives on")
+        assert (shown(stack, second)["status"], shown(stack, first)["status"]) == ("expired", "active")
+        assert len(stack.rules("203.0.113.30/32")) == 3
+        third = stack.open(caller="203.0.113.30", duration="1h")
+        query = {"source": "203.0.113.30"}
+        live = stack.call("GET", "/grants", params=query).json()["grants"]
+        assert [grant["id"] for grant in live] == [third["id"], first["id"]]
+        assert stack.call("DELETE", f"/grants/{first['id']}").json()["status"] == "revoked"
+        assert shown(stack, third)["status"] == "active"
+        assert execution(stack, third)["status"] == "RUNNING"
+        assert len(stack.rules("203.0.113.30/32")) == 3
+        assert stack.call("DELETE", f"/grants/{third['id']}").json()["status"] == "revoked"
+        assert stack.rules("203.0.113.30/32") == set()
+
     def test_a_renewal_supersedes_the_old_grant(self, stack: Stack) -> None:
-        old = stack.open(caller="203.0.113.28", duration="2s")
-        new = stack.open(caller="203.0.113.28", duration="1h")
-        stack.wait(lambda: shown(stack, old)["status"] == "superseded", "the old one lives on")
+        """The rules stay the same ones all the while, also when the old grant's time is up."""
+        cidr = "203.0.113.28/32"
+        old = stack.open(caller="203.0.113.28", duration="5s")
+        rules = rule_ids(stack, cidr)
+        new = stack.open(caller="203.0.113.28", duration="1h", renews=old["id"])
+        assert (old["renews"], new["renews"]) == (None, old["id"])
+        stack.wait(lambda: closed(stack, old), "the old one lives on")
+        now = shown(stack, old)
+        assert (now["status"], now["ended_by"]) == ("superseded", new["id"])
+        assert at(now["ended_at"]) < at(old["expires_at"])
         stack.wait(lambda: datetime.now(timezone.utc) > at(old["expires_at"]), "time stands still")
-        assert len(stack.rules("203.0.113.28/32")) == 3
+        stack.wait(lambda: execution(stack, old)["status"] != "RUNNING", "the old machine runs on")
+        assert shown(stack, old)["status"] == "superseded"
+        assert shown(stack, new)["status"] == "active"
+        assert rule_ids(stack, cidr) == rules
+        assert len(rules) == 3
         stack.call("DELETE", f"/grants/{new['id']}")
-        assert stack.rules("203.0.113.28/32") == set()
+        assert stack.rules(cidr) == set()
+
+    def test_only_an_own_grant_can_be_renewed(self, stack: Stack) -> None:
+        bobs = stack.open("bob", caller="203.0.113.39")
+        before = len(executions(stack))
+        unknown = f"{bobs['id'][:-4]}ffff"
+        for named in (bobs["id"], unknown):
+            answer = stack.call("POST", "/knock", caller="203.0.113.39", json={"renews": named})
+            assert (answer.status_code, answer.json()["title"]) == (404, "No such grant")
+        assert len(executions(stack)) == before
+        assert shown(stack, bobs)["status"] == "active"
+        stack.call("DELETE", f"/grants/{bobs['id']}", "bob")
 
 
 class TestFailedAuthorization:

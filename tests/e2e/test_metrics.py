@@ -11,13 +11,14 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from grants import wiring
 from grants.errors import EngineUnavailable
-from grants.executions import Executions
+from grants.executions import Closings, Executions
 from grants.trail import Trail
 from tests.e2e.conftest import start, stop
 from tests.harness import STACK, running
@@ -58,6 +59,7 @@ def test_a_days_work_writes_every_metric_that_is_no_misfortunes(tmp_path: Path) 
             stack.open(targets=["web"], duration="2s")  # web's one group is the last of its pool
             stopped = stack.open("bob")
             stack.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
+            stack.open(renews=stack.open()["id"])
             assert stack.call("POST", "/knock", json={"targets": ["vault"]}).status_code == 403
             stack.client("lambda").invoke(FunctionName=f"{STACK}-guard", Payload=b"{}")
             stack.wait(lambda: set(printed(log)) >= PROMISED - ON_A_BAD_DAY, "not all of them are written")
@@ -67,7 +69,9 @@ def test_a_days_work_writes_every_metric_that_is_no_misfortunes(tmp_path: Path) 
 
 
 def test_a_bad_day_writes_the_others() -> None:
-    """The trail is away when a grant is forced to its end; a renewal cannot stop the older grant."""
+    """The trail is away when a grant is forced to its end; a renewal can neither close the older grant nor
+    have that done.
+    """
     written: list[Written] = []
     function = threading.local()
 
@@ -83,13 +87,24 @@ def test_a_bad_day_writes_the_others() -> None:
         assert value
         written.append((name, function.name, unit.value))
 
+    def names() -> set[str]:
+        return {name for name, _, _ in written}
+
     with running() as knock, mock.patch.object(wiring.metrics, "add_metric", add):
         knock.around = around
-        first = knock.open()
-        with mock.patch.object(Executions, "stop", side_effect=EngineUnavailable("away")):
-            knock.open()
-            knock.wait(lambda: "SupersedeFailed" in {name for name, _, _ in written}, "it does not tell")
-        state = {**json.loads(knock.execution(first["id"])["input"]), "rules": []}
+        away, first = EngineUnavailable("away"), knock.open()
+        with mock.patch.object(Executions, "stop", side_effect=away):
+            second = knock.open(renews=first["id"])
+            knock.wait(knock.closings, "it is not closed from outside")
+        knock.wait(lambda: set(knock.closings()) == {"SUCCEEDED"}, "it runs on", step=timedelta(seconds=1))
+        assert "SupersedeFailed" not in names(), "what closes it from outside was there"
+        with (
+            mock.patch.object(Executions, "stop", side_effect=away),
+            mock.patch.object(Closings, "start", side_effect=away),
+        ):
+            third = knock.open(renews=second["id"])
+            knock.wait(lambda: "SupersedeFailed" in names(), "it does not tell")
+        state = {**json.loads(knock.execution(third["id"])["input"]), "rules": []}
         with mock.patch.object(Trail, "end", side_effect=OSError("away")):
             knock.invoke(f"{STACK}-revoke", json.dumps({"how": "force", "grant": state}).encode())
     assert set(written) >= ON_A_BAD_DAY

@@ -238,6 +238,16 @@ def security_groups() -> dict[str, bool]:
     left = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [rule]}])["Tags"]
     tagged = refusal(ec2.create_tags, Resources=[rule], Tags=[{"Key": "a", "Value": "b"}])
     page = ec2.describe_security_group_rules(MaxResults=5)["SecurityGroupRules"]
+    hand = next(groups)
+    authorize(hand, tcp(22, "203.0.113.1/32"))
+    of_it = [{"Name": "group-id", "Values": [hand]}]
+    found = ec2.describe_security_group_rules(Filters=of_it)["SecurityGroupRules"]
+    mine = next(one["SecurityGroupRuleId"] for one in found if not one["IsEgress"])
+    to = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIpv4": "198.51.100.9/24"}
+    ec2.modify_security_group_rules(
+        GroupId=hand, SecurityGroupRules=[{"SecurityGroupRuleId": mine, "SecurityGroupRule": to}]
+    )
+    (modified,) = ec2.describe_security_group_rules(SecurityGroupRuleIds=[mine])["SecurityGroupRules"]
     return {
         "a call that fails does half": rules(half) == 2,
         "only the last permission's rules are named": len(added) == 1,
@@ -249,6 +259,8 @@ def security_groups() -> dict[str, bool]:
         "CIDRs are compared as typed": authorize(typed, tcp(22, "203.0.113.9/24")) is None,
         "an unknown rule id is a permission": unknown == "InvalidPermission.NotFound",
         "a describe has no pages": len(page) > 5,
+        "a modified CIDR is kept as typed": modified["CidrIpv4"] == "198.51.100.9/24",
+        "groups have no pages": len(ec2.describe_security_groups(MaxResults=5)["SecurityGroups"]) > 5,
         "a rule that is gone can be tagged": tagged is None,
         "a revoked rule leaves its tags": len(left) == 1,
     }
@@ -270,19 +282,29 @@ def eventbridge() -> dict[str, bool]:
         sqs.delete_queue(QueueUrl=queue)
         return bool(messages)
 
-    def raises() -> bool:
-        events.put_rule(Name="lambda", EventPattern='{"source": ["lambda"]}')
-        target = {"Id": "1", "Arn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:f"}
-        events.put_targets(Rule="lambda", Targets=[target])
+    def raises(service: str, resource: str) -> bool:
+        events.put_rule(Name=service, EventPattern=json.dumps({"source": [service]}))
+        target = {"Id": "1", "Arn": f"arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}"}
+        events.put_targets(Rule=service, Targets=[target])
         try:
-            events.put_events(Entries=[{"Source": "lambda", "DetailType": "T", "Detail": '{"a": 1}'}])
+            events.put_events(Entries=[{"Source": service, "DetailType": "T", "Detail": '{"a": 1}'}])
         except NotImplementedError:
             return True
         return False
 
+    def needs_no_role() -> bool:
+        events.put_rule(Name="roleless", EventPattern='{"source": ["roleless"]}')
+        target = {"Id": "1", "Arn": f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:m"}
+        try:
+            return bool(events.put_targets(Rule="roleless", Targets=[target])["FailedEntryCount"] == 0)
+        except ClientError:
+            return False
+
     array = '{"detail": {"a": {"b": ["x"]}}}'
     return {
-        "a Lambda target raises": raises(),
+        "a Lambda target raises": raises("lambda", "function:f"),
+        "a state machine needs no role": needs_no_role(),
+        "a state machine target raises": raises("states", "stateMachine:m"),
         "a disabled rule sends": caught({"EventPattern": '{"source": ["test"]}', "State": "DISABLED"}),
         "a schedule gets every event": caught({"ScheduleExpression": "rate(1 day)"}),
         "arrays of objects do not match": not caught({"EventPattern": array}, '{"a": [{"b": "x"}]}'),

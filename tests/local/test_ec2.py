@@ -1,7 +1,8 @@
 """Security group rules of the embedded EC2: what EC2 does and moto does not, mend by mend.
 
-Facts are AWS's: the EC2 API reference of AuthorizeSecurityGroupIngress, RevokeSecurityGroupIngress and
-DescribeSecurityGroupRules, its error codes, and the quotas of the VPC user guide.
+Facts are AWS's: the EC2 API reference of AuthorizeSecurityGroupIngress, RevokeSecurityGroupIngress, Modify-
+SecurityGroupRules, DescribeSecurityGroupRules and DescribeSecurityGroups, its error codes, and the quotas of
+the VPC user guide.
 """
 
 from __future__ import annotations
@@ -437,6 +438,19 @@ def test_a_rule_that_was_revoked_can_be_authorized_again(group: Group) -> None:
     assert second.get("Tags", []) == []
 
 
+def test_the_answer_names_what_went_and_nothing_else(group: Group) -> None:
+    kept, *gone = group.authorize(tcp(22, "203.0.113.7/32"), tcp(80, "203.0.113.7/32", "2001:db8::7/128"))
+    ids = [rule["SecurityGroupRuleId"] for rule in gone]
+    revoked = group.revoke(SecurityGroupRuleIds=ids)
+    assert [rule["SecurityGroupRuleId"] for rule in revoked] == ids
+    assert [rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in revoked] == [
+        "203.0.113.7/32",
+        "2001:db8::7/128",
+    ]
+    assert all(rule["GroupId"] == group.id and not rule["IsEgress"] for rule in revoked)
+    assert [rule["SecurityGroupRuleId"] for rule in group.rules()] == [kept["SecurityGroupRuleId"]]
+
+
 def test_an_unknown_rule_id_is_not_found_and_nothing_is_revoked(group: Group) -> None:
     (rule,) = group.authorize(tcp(22, "203.0.113.7/32"))
     unknown = "sgr-" + "0" * 17
@@ -649,6 +663,130 @@ def test_describe_security_groups_shows_the_same(group: Group, client: Any) -> N
     assert permission["Ipv6Ranges"] == [{"CidrIpv6": "2001:db8::7/128", "Description": "on call"}]
 
 
+def test_a_permission_of_a_group_has_all_sources_of_its_ports(group: Group, client: Any) -> None:
+    """And what goes out is not among what comes in."""
+    for address in ("203.0.113.7/32", "203.0.113.8/32", "2001:db8::7/128"):
+        group.authorize(tcp(22, address))
+    group.authorize(tcp(443, "203.0.113.7/32"))
+    client.authorize_security_group_egress(GroupId=group.id, IpPermissions=[tcp(25, "192.0.2.0/24")])
+    (shown,) = client.describe_security_groups(GroupIds=[group.id])["SecurityGroups"]
+    ssh, https = shown["IpPermissions"]
+    assert [one["CidrIp"] for one in ssh["IpRanges"]] == ["203.0.113.7/32", "203.0.113.8/32"]
+    assert [one["CidrIpv6"] for one in ssh["Ipv6Ranges"]] == ["2001:db8::7/128"]
+    assert (https["FromPort"], https["IpRanges"]) == (443, [{"CidrIp": "203.0.113.7/32"}])
+    everything, mail = shown["IpPermissionsEgress"]
+    assert (everything["IpProtocol"], "FromPort" in everything) == ("-1", False)
+    assert mail["FromPort"] == 25
+
+
+def test_groups_come_in_pages(group: Group, client: Any) -> None:
+    made = {Group(client, "page").id for _ in range(7)}
+    client.create_tags(Resources=sorted(made), Tags=[{"Key": "paged", "Value": "yes"}])
+    query = [{"Name": "tag:paged", "Values": ["yes"]}]
+    first = client.describe_security_groups(Filters=query, MaxResults=5)
+    second = client.describe_security_groups(Filters=query, MaxResults=5, NextToken=first["NextToken"])
+    pages = [[one["GroupId"] for one in page["SecurityGroups"]] for page in (first, second)]
+    assert [len(page) for page in pages] == [5, 2]
+    assert pages[0] + pages[1] == sorted(made)
+    assert "NextToken" not in second
+    client.delete_tags(Resources=sorted(made), Tags=[{"Key": "paged"}])
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"GroupIds": ["sg-0123456789abcdef0"]}, "InvalidGroup.NotFound"),
+        ({"GroupIds": ["bastion"]}, "InvalidGroupId.Malformed"),
+        ({"Filters": [{"Name": "group-id", "Values": ["bastion"]}]}, "InvalidGroupId.Malformed"),
+    ],
+)
+def test_a_group_asked_for_by_name_of_id_is_there_or_an_error(client: Any, query: Json, code: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        client.describe_security_groups(**query)
+    assert caught.value.response["Error"]["Code"] == code
+
+
+def test_a_group_is_found_by_id_and_by_several_tags_together(group: Group, client: Any) -> None:
+    other = Group(client, "other")
+    stack = {"Key": "knock:stack", "Value": "knock"}
+    client.create_tags(Resources=[group.id], Tags=[stack, {"Key": "knock:target", "Value": "web"}])
+    client.create_tags(Resources=[other.id], Tags=[stack, {"Key": "knock:target", "Value": "bastion"}])
+
+    def found(**filters: list[str]) -> set[str]:
+        asked = [
+            {"Name": name.replace("__", ":").replace("_", "-"), "Values": values}
+            for name, values in filters.items()
+        ]
+        groups = client.describe_security_groups(Filters=asked)["SecurityGroups"]
+        return {one["GroupId"] for one in groups}
+
+    ours = {"tag:knock:stack": ["knock"]}
+    assert found(**ours) == {group.id, other.id}
+    assert found(**ours, **{"tag:knock:target": ["web"]}) == {group.id}
+    assert found(**ours, **{"tag:knock:target": ["web", "bastion"]}) == {group.id, other.id}
+    assert found(group_id=[group.id]) == {group.id}
+    assert found(group_id=["sg-0123456789abcdef0"]) == set()
+    for one in (group, other):
+        client.delete_tags(Resources=[one.id], Tags=[{"Key": "knock:stack"}, {"Key": "knock:target"}])
+
+
+class TestModifying:
+    @staticmethod
+    def change(rule: Json, **to: Any) -> Json:
+        wanted = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIpv4": "203.0.113.7/32"}
+        return {"SecurityGroupRuleId": rule["SecurityGroupRuleId"], "SecurityGroupRule": wanted | to}
+
+    def test_a_rule_keeps_its_id_and_its_tags(self, group: Group, client: Any) -> None:
+        (rule,) = group.authorize(
+            tcp(22, "203.0.113.7/32", description="ours"), TagSpecifications=tags(a="b")
+        )
+        changed = self.change(rule, FromPort=1, ToPort=65535, CidrIpv4="198.51.100.9/24", Description="hand")
+        client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=[changed])
+        (now,) = group.rules()
+        assert now == rule | {
+            "FromPort": 1,
+            "ToPort": 65535,
+            "CidrIpv4": "198.51.100.0/24",
+            "Description": "hand",
+        }
+        group.authorize(tcp(22, "203.0.113.7/32"))  # which is another rule now
+        with pytest.raises(ClientError, match=r"InvalidPermission\.Duplicate"):
+            group.authorize({**tcp(1, "198.51.100.0/24"), "ToPort": 65535})
+
+    @pytest.mark.parametrize(
+        ("to", "code"),
+        [
+            ({"FromPort": 443, "ToPort": 443}, "InvalidPermission.Duplicate"),
+            ({"FromPort": 70000, "ToPort": 70000}, "InvalidParameterValue"),
+            ({"CidrIpv6": "2001:db8::7/128"}, "InvalidParameterValue"),
+        ],
+    )
+    def test_of_several_changes_all_are_made_or_none(
+        self, group: Group, client: Any, to: Json, code: str
+    ) -> None:
+        ssh, http, _ = group.authorize(*(tcp(port, "203.0.113.7/32") for port in (22, 80, 443)))
+        before = group.rules()
+        good, bad = self.change(ssh, FromPort=2222, ToPort=2222), self.change(http, **to)
+        with pytest.raises(ClientError) as caught:
+            client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=[good, bad])
+        assert caught.value.response["Error"]["Code"] == code
+        assert group.rules() == before
+
+    def test_an_id_that_is_not_there_is_not_found(self, group: Group, client: Any) -> None:
+        gone = self.change({"SecurityGroupRuleId": "sgr-0123456789abcdef0"})
+        with pytest.raises(ClientError, match=r"InvalidSecurityGroupRuleId\.NotFound"):
+            client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=[gone])
+
+    def test_two_rules_can_change_places(self, group: Group, client: Any) -> None:
+        ssh, http = group.authorize(tcp(22, "203.0.113.7/32"), tcp(80, "203.0.113.7/32"))
+        changes = [self.change(ssh, FromPort=80, ToPort=80), self.change(http)]
+        client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=changes)
+        assert {rule["SecurityGroupRuleId"]: rule["FromPort"] for rule in group.rules()} == {
+            ssh["SecurityGroupRuleId"]: 80,
+            http["SecurityGroupRuleId"]: 22,
+        }
+
+
 def test_egress_and_modifications_still_work(group: Group, client: Any) -> None:
     client.authorize_security_group_egress(GroupId=group.id, IpPermissions=[tcp(443, "203.0.113.0/24")])
     found = client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group.id]}])
@@ -778,6 +916,8 @@ def plain_moto() -> dict[str, bool]:
         "CIDRs are compared as typed",
         "an unknown rule id is a permission",
         "a describe has no pages",
+        "a modified CIDR is kept as typed",
+        "groups have no pages",
         "a rule that is gone can be tagged",
         "a revoked rule leaves its tags",
     ],

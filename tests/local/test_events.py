@@ -1,4 +1,4 @@
-"""The embedded EventBridge: what reaches a function, what is tried again, what ends in the dead-letter queue.
+"""The embedded EventBridge: what reaches its target, what is tried again, what ends in the dead-letter queue.
 
 Facts are AWS's, from the EventBridge user guide (event delivery, dead-letter queues, event patterns).
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core.base_backend import BackendDict
 from moto.server import ThreadedMotoServer
@@ -31,6 +32,8 @@ from tests.local.plain_moto import faults as plain_moto_faults
 ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 FUNCTION = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:stopped"
+MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:closings"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/stopped"
 
 Json = dict[str, Any]
 
@@ -41,9 +44,10 @@ class World:
     def __init__(self) -> None:
         self.clock = Clock()
         self.taken: list[tuple[str, Any, datetime]] = []
+        self.names: list[str] = []
         self.refusals: list[InvocationError] = []
         self.attempts = 0
-        self.deliveries = events.install(self.invoke_later, clock=self.clock)
+        self.deliveries = events.install(self.invoke_later, self.start_execution, clock=self.clock)
         self.events = boto3.client("events", region_name=REGION)
         self.sqs = boto3.client("sqs", region_name=REGION)
         self.queue = self.sqs.create_queue(QueueName="dead-letters")["QueueUrl"]
@@ -54,6 +58,10 @@ class World:
         if self.refusals:
             raise self.refusals.pop(0) if len(self.refusals) > 1 else self.refusals[0]
         self.taken.append((arn, json.loads(payload), self.clock.now()))
+
+    def start_execution(self, arn: str, name: str, payload: bytes) -> None:
+        self.names.append(name)
+        self.invoke_later(arn, payload)
 
     def rule(
         self, pattern: Json | None = None, name: str = "rule", state: str = "ENABLED", **target: Any
@@ -217,6 +225,66 @@ def test_a_target_can_ask_for_another_input(world: World, target: Json, expected
     world.rule(**target)
     world.put({"status": "FAILED", "who": "alice"})
     assert until(lambda: world.taken, "it is delivered")[0][1] == expected
+
+
+# ------------------------------------------------------------------------------------------- state machines
+
+
+def test_a_state_machine_is_started_with_the_event_as_it_is(world: World) -> None:
+    world.rule(Arn=MACHINE, RoleArn=ROLE)
+    event_id = world.put({"status": "ABORTED"})
+    (arn, payload, _) = until(lambda: world.taken, "it is started")[0]
+    assert arn == MACHINE
+    assert (payload["id"], payload["source"], payload["detail"]) == (event_id, "test", {"status": "ABORTED"})
+    (name,) = world.names
+    assert name.startswith(event_id)
+    assert len(name) <= 80
+
+
+def test_a_state_machine_needs_a_role_to_be_started_under(world: World) -> None:
+    world.events.put_rule(Name="rule", EventPattern='{"source": ["test"]}')
+    with pytest.raises(ClientError, match="RoleArn is required for target"):
+        world.events.put_targets(Rule="rule", Targets=[{"Id": "it", "Arn": MACHINE}])
+
+
+def test_a_rule_may_name_functions_state_machines_and_queues_together(world: World) -> None:
+    """Mutation: only the first target delivered to."""
+    world.rule()
+    more = [
+        {"Id": "machine", "Arn": MACHINE, "RoleArn": ROLE, "InputPath": "$.detail"},
+        {"Id": "other", "Arn": f"{MACHINE}-2", "RoleArn": ROLE, "Input": '"fixed"'},
+        {"Id": "queue", "Arn": world.queue_arn},
+    ]
+    world.events.put_targets(Rule="rule", Targets=more)
+    world.put({"a": 1})
+    until(lambda: len(world.taken) == 3, "three deliveries")
+    got = {arn: payload for arn, payload, _ in world.taken}
+    assert set(got) == {FUNCTION, MACHINE, f"{MACHINE}-2"}
+    assert (got[MACHINE], got[f"{MACHINE}-2"]) == ({"a": 1}, "fixed")
+    until(world.dead, "the queue has it")
+
+
+def test_every_try_of_an_event_starts_the_same_execution(world: World) -> None:
+    """One that was started, with its answer lost, is not started twice. Mutation: a name a try."""
+    world.refusals = [InvocationError("ServiceUnavailable", "no answer")]
+    world.rule(Arn=MACHINE, RoleArn=ROLE)
+    world.put()
+    until(lambda: world.attempts == 1, "the first attempt")
+    world.settled()
+    world.refusals = []
+    world.clock.advance(timedelta(seconds=1))
+    until(lambda: world.taken, "delivered at last")
+    assert len(world.names) == 2
+    assert len(set(world.names)) == 1
+
+
+def test_a_state_machine_that_is_not_there_ends_in_the_queue_at_once(world: World) -> None:
+    world.refusals = [InvocationError("StateMachineDoesNotExist", "gone")]
+    world.rule(Arn=MACHINE, RoleArn=ROLE, DeadLetterConfig={"Arn": world.queue_arn})
+    world.put()
+    (message,) = until(world.dead, "the event is in the queue")
+    assert message["MessageAttributes"]["ERROR_CODE"]["StringValue"] == "NO_RESOURCE"
+    assert message["MessageAttributes"]["TARGET_ARN"]["StringValue"] == MACHINE
 
 
 # ------------------------------------------------------------------------------------------------ matching
@@ -475,6 +543,63 @@ def test_a_stopped_execution_reaches_the_function_of_its_rule(world: World) -> N
     assert (event["detail"]["error"], event["detail"]["cause"]) == ("Revoked", "by hand")
 
 
+def test_a_stopped_execution_starts_one_of_another_machine(world: World) -> None:
+    """On the embedded engine, which nobody names: it is the one in this process."""
+    sfn = boto3.client("stepfunctions", region_name=REGION)
+    events.install(world.invoke_later, clock=world.clock)  # with its own way to start executions
+    deliveries = events._deliveries
+    runs = engine.install(
+        lambda _arn, _payload: InvocationResult(b"{}"), clock=world.clock, publish=deliveries.publish
+    )
+    hold = '{"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": true}}}'
+    done = '{"StartAt": "Done", "States": {"Done": {"Type": "Succeed"}}}'
+    grants, closings = (
+        sfn.create_state_machine(name=name, definition=definition, roleArn=ROLE)["stateMachineArn"]
+        for name, definition in (("grants", hold), ("closings", done))
+    )
+    pattern = {"detail": {"status": ["ABORTED"], "stateMachineArn": [grants]}}
+    dead = {"DeadLetterConfig": {"Arn": world.queue_arn}, "RoleArn": ROLE}
+    world.rule(pattern, Arn=closings, **dead)
+    world.rule(pattern, name="two", Arn=f"{closings}-gone", **dead)
+    arn = sfn.start_execution(stateMachineArn=grants, name="g", input='{"a":1}')["executionArn"]
+    sfn.stop_execution(executionArn=arn)
+    (closing,) = until(
+        lambda: sfn.list_executions(stateMachineArn=closings)["executions"], "a closing has started"
+    )
+    described = sfn.describe_execution(executionArn=closing["executionArn"])
+    event = json.loads(described["input"])
+    assert (event["detail"]["name"], event["detail"]["status"]) == ("g", "ABORTED")
+    assert (event["detail"]["input"], event["detail"]["inputDetails"]) == ('{"a":1}', {"included": True})
+    (message,) = until(world.dead, "the event for the machine that is gone is in the queue")
+    assert message["MessageAttributes"]["ERROR_CODE"]["StringValue"] == "NO_RESOURCE"
+    again = (closings, closing["name"], json.dumps(event).encode())
+    events._start_here(*again)  # the same once more is no error
+    assert len(sfn.list_executions(stateMachineArn=closings)["executions"]) == 1
+    runs.shutdown()
+    deliveries.shutdown()
+
+
+def test_an_event_does_not_hold_an_input_that_is_too_large(world: World) -> None:
+    """https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html: 248 KiB, escaped."""
+    sfn = boto3.client("stepfunctions", region_name=REGION)
+    runs = engine.install(
+        lambda _arn, _payload: InvocationResult(b"{}"), clock=world.clock, publish=world.deliveries.publish
+    )
+    hold = '{"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": true}}}'
+    machine = sfn.create_state_machine(name="grants", definition=hold, roleArn=ROLE)["stateMachineArn"]
+    world.rule({"detail": {"status": ["ABORTED"]}})
+    for name, size in (("small", 247 * 1024), ("large", 249 * 1024)):
+        value = json.dumps({"reason": "x" * size})
+        arn = sfn.start_execution(stateMachineArn=machine, name=name, input=value)["executionArn"]
+        sfn.stop_execution(executionArn=arn)
+    until(lambda: len(world.taken) == 2, "both are told")
+    runs.shutdown()
+    told = {payload["detail"]["name"]: payload["detail"] for _, payload, _ in world.taken}
+    assert told["small"]["inputDetails"] == {"included": True}
+    assert len(told["small"]["input"]) > 247 * 1024
+    assert (told["large"]["input"], told["large"]["inputDetails"]) == (None, {"included": False})
+
+
 def test_a_moto_server_delivers_too() -> None:
     BackendDict.reset()
     taken: list[Any] = []
@@ -507,6 +632,8 @@ def plain_moto() -> dict[str, bool]:
     "fault",
     [
         "a Lambda target raises",
+        "a state machine needs no role",
+        "a state machine target raises",
         "a disabled rule sends",
         "a schedule gets every event",
         "arrays of objects do not match",

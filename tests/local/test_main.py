@@ -23,7 +23,11 @@ SUMMARY = Summary(
     aws_endpoint_url="http://127.0.0.1:5000",
     region="eu-west-1",
     state_machine_arn="arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants",
-    trail_domain="knock-Trail",
+    closings_arn="arn:aws:states:eu-west-1:123456789012:stateMachine:knock-closings",
+    trail_store="simpledb",
+    trail_domain="knock-trail",
+    ledger_domain="knock-ledger",
+    refusals_domain="knock-refusals",
     keys={"alice": "a-key", "operator": "another"},
     targets={"bastion": {"ports": ["22/tcp"], "groups": ["sg-1", "sg-2"]}},
 )
@@ -72,13 +76,13 @@ def test_json_is_one_line_with_everything(fake: type[FakeStack], capsys: pytest.
 
 
 def test_options_reach_the_stack(fake: type[FakeStack]) -> None:
-    command.main(
-        ["up", "--port", "1", "--aws-port", "2", "--duration", "8h", "--engine", "stepfunctions-local"]
-    )
+    asked = "--port 1 --aws-port 2 --duration 8h --engine stepfunctions-local --store dynamodb"
+    command.main(["up", *asked.split()])
     options = fake.options
     assert (options.port, options.aws_port, options.duration) == (1, 2, "8h")
-    assert options.engine == "stepfunctions-local"
+    assert (options.engine, options.store) == ("stepfunctions-local", "dynamodb")
     command.main(["up"])
+    assert fake.options.store is None  # the template's default
     assert (fake.options.port, fake.options.duration, fake.options.engine) == (8080, "24h", "moto")
 
 
@@ -151,7 +155,7 @@ def test_a_stop_that_takes_too_long_is_cut_short(
     assert "did not stop within 0.05 s" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["down"], ["up", "--port", "99999"]])
+@pytest.mark.parametrize("arguments", [[], ["down"], ["up", "--port", "99999"], ["up", "--store", "mongodb"]])
 def test_a_command_line_that_makes_no_sense_is_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

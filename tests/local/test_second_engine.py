@@ -17,6 +17,7 @@ import requests
 from botocore.exceptions import ClientError
 
 from local.endpoint import Call
+from local.invocation import InvocationError
 from local.stack import Stack, StackError, running
 from local.stepfunctions_local import Engine, EngineNotFound, Npm, NpmEngine
 from tests.conftest import need
@@ -64,10 +65,13 @@ def rules(stack: Stack, caller: str) -> list[Any]:
 
 def test_the_very_definition_of_the_template_runs_there(stack: Stack) -> None:
     states = stack.client("stepfunctions")
-    (machine,) = states.list_state_machines()["stateMachines"]
-    assert machine["stateMachineArn"] == stack.summary.state_machine_arn == f"{ARN}:stateMachine:knock-grants"
-    described = states.describe_state_machine(stateMachineArn=machine["stateMachineArn"])
-    assert json.loads(described["definition"]) == json.loads(stack.deployment.state_machine.definition)
+    listed = {machine["stateMachineArn"] for machine in states.list_state_machines()["stateMachines"]}
+    grants, closings = stack.summary.state_machine_arn, stack.summary.closings_arn
+    assert {f"{ARN}:stateMachine:knock-grants", f"{ARN}:stateMachine:knock-closings"} == {grants, closings}
+    assert listed >= {grants, closings}
+    for machine in stack.deployment.state_machines:
+        described = states.describe_state_machine(stateMachineArn=machine.arn)
+        assert json.loads(described["definition"]) == json.loads(machine.definition)
     assert stack.aws.engine is None
 
 
@@ -82,7 +86,7 @@ def test_a_grant_opens_and_closes_by_itself(stack: Stack) -> None:
     wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "it goes on")
 
 
-def test_a_stopped_execution_is_announced_and_its_rules_close(stack: Stack) -> None:
+def test_a_stopped_execution_is_announced_and_a_closing_closes_its_rules(stack: Stack) -> None:
     grant = knock(stack, "198.51.100.2", "1h")
     seen: list[dict[str, Any]] = []
     stack.aws.deliveries.drop(lambda event: bool(seen.append(event)))
@@ -98,6 +102,56 @@ def test_a_stopped_execution_is_announced_and_its_rules_close(stack: Stack) -> N
     assert detail["stateMachineArn"] == stack.summary.state_machine_arn
     assert json.loads(detail["input"])["grant_id"] == grant["id"]
     assert detail["stopDate"] >= detail["startDate"] > 1.7e12
+    (closing,) = states.list_executions(stateMachineArn=stack.summary.closings_arn)["executions"]
+    started = states.describe_execution(executionArn=closing["executionArn"])
+    assert json.loads(started["input"])["detail"]["name"] == grant["id"]
+    wait_for(
+        lambda: states.describe_execution(executionArn=closing["executionArn"])["status"] == "SUCCEEDED",
+        "the closing goes on",
+    )
+
+
+class TestWhatItCannotShow:
+    """What is true of stepfunctions-local alone, so that tests of these things run on the embedded engine.
+
+    A definition of two states: a task that fails once, and what its Catch leads to.
+    """
+
+    def run(self, stack: Stack, name: str, fails: str, **task: Any) -> dict[str, Any]:
+        states = stack.client("stepfunctions")
+        revoke = next(one for one in stack.deployment.functions if one.handler == "revoke.handler")
+        definition = {
+            "StartAt": "Close",
+            "States": {
+                "Close": {
+                    "Type": "Task",
+                    "Resource": revoke.arn,
+                    "Parameters": {"no": "how"},  # of which the function dies
+                    "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": "End"}],
+                    "Next": "Well",
+                    **task,
+                },
+                "Well": {"Type": "Succeed"},
+                "End": {"Type": fails} | ({"Error": "E", "Cause": "C"} if fails == "Fail" else {}),
+            },
+        }
+        machine = states.create_state_machine(
+            name=name, definition=json.dumps(definition), roleArn="arn:aws:iam::123456789012:role/r"
+        )["stateMachineArn"]
+        arn = states.start_execution(stateMachineArn=machine, name="e", input='{"a": 1}')["executionArn"]
+        wait_for(lambda: states.describe_execution(executionArn=arn)["status"] != "RUNNING", "it goes on")
+        found: dict[str, Any] = states.describe_execution(executionArn=arn)
+        history = states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
+        return found | {"failures": sum(event["type"] == "LambdaFunctionFailed" for event in history)}
+
+    def test_a_task_is_never_tried_again(self, stack: Stack, package: None) -> None:
+        """So a transient error of Close leads to ForceClose at once."""
+        retrier = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 1, "MaxAttempts": 2}
+        assert self.run(stack, "retries", "Succeed", Retry=[retrier])["failures"] == 1
+
+    def test_a_failure_is_a_success(self, stack: Stack, package: None) -> None:
+        """So ClosingFailed and AuthorizationFailed raise no event, and no closing starts for them."""
+        assert self.run(stack, "fails", "Fail")["status"] == "SUCCEEDED"
 
 
 def test_an_execution_that_is_not_there_is_the_engines_own_error(stack: Stack) -> None:
@@ -190,18 +244,25 @@ def test_an_engine_that_ends_before_it_listens_is_said_so(
 class Recorder(BaseHTTPRequestHandler):
     """A Step Functions of which only the conversation is real."""
 
-    machine_arn = f"{ARN}:stateMachine:knock-grants"
+    place = ARN
     asked: list[tuple[str, Any]]
 
     def do_POST(self) -> None:
         operation = self.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((operation, body))
-        answer = json.dumps({"stateMachineArn": self.machine_arn, "stateMachines": []}).encode()
-        self.send_response(200)
+        status, said = self.says(operation, body)
+        answer = json.dumps(said).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+
+    def says(self, operation: str, body: Any) -> tuple[int, Any]:
+        if operation == "StartExecution" and body["name"] in ("again", "refused"):
+            code = {"again": "ExecutionAlreadyExists", "refused": "StateMachineDoesNotExist"}[body["name"]]
+            return 400, {"__type": f"com.amazonaws.states#{code}", "message": "said the engine"}
+        return 200, {"stateMachineArn": f"{self.place}:stateMachine:{body.get('name')}", "stateMachines": []}
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -222,10 +283,11 @@ def test_any_other_endpoint_gets_the_state_machine_and_the_calls(
 ) -> None:
     url, asked = recorder()
     with (tmp_path / "log").open("wb") as log, running(engine=url, output=log) as stack:
-        operation, machine = asked[0]
-        assert operation == "CreateStateMachine"
-        assert machine["name"] == "knock-grants"
+        (create, machine), (create_closings, closings) = asked[:2]
+        assert (create, create_closings) == ("CreateStateMachine", "CreateStateMachine")
+        assert (machine["name"], closings["name"]) == ("knock-grants", "knock-closings")
         assert "HoldUntilExpiry" in machine["definition"]
+        assert "ForceClose" in closings["definition"]
         assert stack.client("stepfunctions").list_state_machines()["stateMachines"] == []
     assert asked[-1][0] == "ListStateMachines"
 
@@ -233,12 +295,26 @@ def test_any_other_endpoint_gets_the_state_machine_and_the_calls(
 def test_an_endpoint_of_another_account_is_refused(
     recorder: Callable[[], tuple[str, list[tuple[str, Any]]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Recorder, "machine_arn", "arn:aws:states:us-east-1:000000000000:stateMachine:knock-grants"
-    )
+    monkeypatch.setattr(Recorder, "place", "arn:aws:states:us-east-1:000000000000")
     url, _ = recorder()
     with pytest.raises(StackError, match="same region and account"), running(engine=url):
         pass
+
+
+def test_an_execution_is_started_there_for_eventbridge_once(
+    recorder: Callable[[], tuple[str, list[tuple[str, Any]]]],
+) -> None:
+    url, asked = recorder()
+    machine = f"{ARN}:stateMachine:knock-closings"
+    Engine(url).start(machine, "event", b'{"a":1}')
+    assert asked == [("StartExecution", {"stateMachineArn": machine, "name": "event", "input": '{"a":1}'})]
+    Engine(url).start(machine, "again", b"{}")  # it runs already: no error
+    with pytest.raises(InvocationError, match="said the engine") as caught:
+        Engine(url).start(machine, "refused", b"{}")
+    assert caught.value.code == "StateMachineDoesNotExist"
+    with pytest.raises(InvocationError) as caught:
+        Engine("http://127.0.0.1:9").start(machine, "event", b"{}")
+    assert caught.value.code == "ServiceUnavailable"
 
 
 def test_an_endpoint_that_does_not_answer_is_said_so() -> None:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 import requests
 from botocore.exceptions import ClientError
 
+from grants.dynamodb import INDEXES
 from local.endpoint import Answer, Call, Forward, failure
 from local.lambdas import access_key
 from local.serving import bind
@@ -76,9 +78,12 @@ def rules(stack: Stack, caller: str) -> list[Any]:
 def test_the_summary_has_what_a_client_needs(stack: Stack) -> None:
     summary = stack.summary.as_json()
     assert set(summary) == {
-        "api_url", "console_url", "aws_endpoint_url", "region", "state_machine_arn", "trail_domain", "keys",
-        "targets",
+        "api_url", "console_url", "aws_endpoint_url", "region", "state_machine_arn", "closings_arn",
+        "trail_store", "trail_domain", "ledger_domain", "refusals_domain", "keys", "targets",
     }  # fmt: skip
+    assert summary["trail_store"] == "simpledb"
+    assert summary["closings_arn"].endswith(":stateMachine:knock-closings")
+    assert len({summary[f"{name}_domain"] for name in ("trail", "ledger", "refusals")}) == 3
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", summary["api_url"])
     assert summary["console_url"] == summary["api_url"] + "/console"
     assert set(summary["keys"]) == {"alice", "bob", "operator", "ci"}
@@ -92,13 +97,20 @@ def test_any_client_of_aws_sees_what_the_template_says(stack: Stack) -> None:
     names = {function["FunctionName"] for function in stack.client("lambda").list_functions()["Functions"]}
     assert names == {function.name for function in stack.deployment.functions}
     machines = stack.client("stepfunctions").list_state_machines()["stateMachines"]
-    assert [machine["stateMachineArn"] for machine in machines] == [stack.summary.state_machine_arn]
+    assert {machine["stateMachineArn"] for machine in machines} == {
+        stack.summary.state_machine_arn,
+        stack.summary.closings_arn,
+    }
     events = stack.client("events")
     assert {rule["Name"] for rule in events.list_rules()["Rules"]} == {"knock-stopped", "knock-guard"}
     (target,) = events.list_targets_by_rule(Rule="knock-stopped")["Targets"]
-    assert target["Arn"].endswith(":knock-stopped")
+    assert target["Arn"] == stack.summary.closings_arn
+    assert target["RoleArn"].startswith("arn:aws:iam::")
     assert stack.client("sqs").get_queue_url(QueueName="knock-dead-letters")["QueueUrl"]
-    assert stack.client("sdb").list_domains()["DomainNames"] == [stack.summary.trail_domain]
+    said = stack.summary
+    domains = [said.ledger_domain, said.refusals_domain, said.trail_domain]
+    assert sorted(stack.client("sdb").list_domains()["DomainNames"]) == domains
+    assert stack.client("dynamodb").list_tables()["TableNames"] == []
     apigateway = stack.client("apigateway")
     (api,) = apigateway.get_rest_apis()["items"]
     paths = {resource["path"] for resource in apigateway.get_resources(restApiId=api["id"])["items"]}
@@ -109,8 +121,14 @@ def test_any_client_of_aws_sees_what_the_template_says(stack: Stack) -> None:
 
 
 def test_keys_and_groups_carry_the_tags_that_are_their_rights(stack: Stack) -> None:
-    keys = {key["name"]: key["tags"] for key in stack.client("apigateway").get_api_keys()["items"]}
-    assert keys == KEYS
+    apigateway = stack.client("apigateway")
+    keys = {key["name"]: key for key in apigateway.get_api_keys()["items"]}
+    expected = {name: {"knock:name": name, **tags} for name, tags in KEYS.items()}
+    assert {name: key["tags"] for name, key in keys.items()} == expected
+    for name, key in keys.items():  # by the call that carries nothing else
+        tags_alone = apigateway.get_tags(resourceArn=f"arn:aws:apigateway:eu-west-1::/apikeys/{key['id']}")
+        assert tags_alone["tags"] == expected[name]
+        assert stack.summary.keys[name] not in str(tags_alone)
     groups = [group for target in stack.summary.targets.values() for group in target["groups"]]
     found = stack.client("ec2").describe_security_groups(GroupIds=groups)["SecurityGroups"]
     tags = [{tag["Key"]: tag["Value"] for tag in group["Tags"]} for group in found]
@@ -127,12 +145,30 @@ def test_a_grant_opens_and_closes_by_itself(stack: Stack, caller: str) -> None:
     wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "the execution goes on")
 
 
-def test_stopping_an_execution_closes_its_rules(stack: Stack, caller: str) -> None:
+def test_stopping_an_execution_starts_a_closing_that_closes_its_rules(stack: Stack, caller: str) -> None:
     grant = knock(stack, caller, duration="1h")
-    stack.client("stepfunctions").stop_execution(
-        executionArn=grant["execution_arn"], error="Who", cause="why"
-    )
+    states, closings = stack.client("stepfunctions"), {"stateMachineArn": stack.summary.closings_arn}
+    before = len(states.list_executions(**closings)["executions"])
+    states.stop_execution(executionArn=grant["execution_arn"], error="Who", cause="why")
     wait_for(lambda: not rules(stack, caller), "the rules stayed")
+    (closing, *_), count = (found := states.list_executions(**closings)["executions"]), len(found)
+    assert count == before + 1
+    started = states.describe_execution(executionArn=closing["executionArn"])
+    event = json.loads(started["input"])
+    assert (event["detail"]["name"], event["detail"]["status"]) == (grant["id"], "ABORTED")
+    assert json.loads(event["detail"]["input"])["grant_id"] == grant["id"]
+    wait_for(
+        lambda: states.describe_execution(executionArn=closing["executionArn"])["status"] == "SUCCEEDED",
+        "the closing goes on",
+    )
+
+
+def test_a_job_may_hold_many_grants_at_once_from_any_source(stack: Stack) -> None:
+    """Mutation: the tag knock:max-live of ci deleted."""
+    for number in range(1, 25):
+        knock(stack, "203.0.113.9", "ci", targets=["bastion"], source=f"203.0.113.{100 + number}/32")
+    said = ask(stack, "GET", "/whoami", stack.summary.keys["ci"]).json()
+    assert (said["max_live"], said["live"]) == (1000, 24)
 
 
 # Keys and limits, changed while it runs
@@ -225,7 +261,7 @@ def test_a_local_stack_raises_the_templates_limits_as_a_deployment_would(stack: 
 
 
 def test_invoking_a_function_by_the_api_is_invoking_the_function(stack: Stack) -> None:
-    answer = stack.client("lambda").invoke(FunctionName="knock-stopped", Payload=b"{}")
+    answer = stack.client("lambda").invoke(FunctionName="knock-revoke", Payload=b"{}")
     assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
     described = json.loads(answer["Payload"].read())
     assert described["errorType"] == "KeyError"
@@ -247,14 +283,14 @@ def test_a_function_that_is_not_there_and_one_without_concurrency_are_refused(st
     with pytest.raises(ClientError) as caught:
         lambda_.invoke(FunctionName="nobody")
     assert caught.value.response["Error"]["Code"] == "ResourceNotFoundException"
-    lambda_.put_function_concurrency(FunctionName="knock-stopped", ReservedConcurrentExecutions=0)
+    lambda_.put_function_concurrency(FunctionName="knock-guard", ReservedConcurrentExecutions=0)
     try:
         with pytest.raises(ClientError) as caught:
-            lambda_.invoke(FunctionName="knock-stopped")
+            lambda_.invoke(FunctionName="knock-guard")
         assert caught.value.response["Error"]["Code"] == "TooManyRequestsException"
         assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 429
     finally:
-        lambda_.delete_function_concurrency(FunctionName="knock-stopped")
+        lambda_.delete_function_concurrency(FunctionName="knock-guard")
 
 
 # The place to watch and to break
@@ -273,6 +309,7 @@ def test_every_call_of_a_function_is_seen_with_who_made_it(stack: Stack, caller:
     assert calls["knock-api", "states", "StartExecution"] == 1
     assert calls["knock-authorize", "ec2", "AuthorizeSecurityGroupIngress"] == 1
     assert not [call for call in calls if call[0] == "knock-api" and call[1] == "ec2"]
+    assert {call[2] for call in calls if call[1] == "apigateway"} <= {"GetTags"}
 
 
 def test_a_call_that_fails_once_is_tried_again(stack: Stack, caller: str) -> None:
@@ -412,3 +449,37 @@ def test_a_port_that_is_none_is_refused(port: str) -> None:
     _, errors = (process := up("--port", port)).communicate(timeout=20)
     assert process.returncode == 2
     assert f"{port!r} is not a port" in errors
+
+
+# On the other store
+
+
+def test_on_dynamodb_the_tables_hold_what_the_domains_would(tmp_path: Path, caller: str) -> None:
+    """A process of its own, since there is one embedded AWS in each."""
+    command = [sys.executable, "-m", "local", "up", "--port", "0", "--json", "--store", "dynamodb"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        said = json.loads(process.stdout.readline())
+        session = boto3.Session("any", "any", region_name=said["region"])
+        dynamodb = session.client("dynamodb", endpoint_url=said["aws_endpoint_url"])
+        names = [said[f"{name}_domain"] for name in ("ledger", "refusals", "trail")]
+        assert said["trail_store"] == "dynamodb"
+        assert sorted(dynamodb.list_tables()["TableNames"]) == names
+        described = dynamodb.describe_table(TableName=said["trail_domain"])["Table"]
+        assert {index["IndexName"] for index in described["GlobalSecondaryIndexes"]} == set(INDEXES.values())
+        assert described["DeletionProtectionEnabled"] is True
+        headers = {"x-api-key": said["keys"]["alice"], "X-Forwarded-For": caller}
+        grant = requests.post(f"{said['api_url']}/knock", headers=headers, timeout=35).json()
+        item = dynamodb.get_item(TableName=said["trail_domain"], Key={"name": {"S": grant["id"]}})["Item"]
+        assert item["state"] == {"S": "live"}
+        ledger = dynamodb.scan(TableName=said["ledger_domain"])["Items"]
+        assert [one["name"] for one in ledger] == [{"S": f"{caller}/32"}]
+        refused = requests.post(
+            f"{said['api_url']}/knock", json={"targets": ["vault"]}, headers=headers, timeout=35
+        )
+        assert refused.status_code == 403
+        assert dynamodb.scan(TableName=said["refusals_domain"])["Count"] == 1
+    finally:
+        process.terminate()
+        process.wait(10)

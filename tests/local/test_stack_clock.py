@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import requests
@@ -36,24 +36,30 @@ def test_moving_the_clock_ends_a_grant_of_hours(stack: Stack) -> None:
 
 def test_the_drift_guard_runs_by_its_schedule(stack: Stack) -> None:
     before = stack.runtime.counts["knock-guard"]
-    for day in (1, 2):
-        stack.clock.advance(timedelta(days=1, seconds=1))
+    for hour in (1, 2):
+        stack.clock.advance(timedelta(hours=1, seconds=1))
         wait_for(
-            lambda day=day: stack.runtime.counts["knock-guard"] == before + day,
-            f"it did not run on day {day}",
+            lambda hour=hour: stack.runtime.counts["knock-guard"] == before + hour,
+            f"it did not run in hour {hour}",
         )
 
 
-def test_an_event_that_fails_for_good_is_a_dead_letter(stack: Stack) -> None:
-    before = stack.runtime.counts["knock-stopped"]
-    stack.client("lambda").invoke(FunctionName="knock-stopped", InvocationType="Event", Payload=b'{"x": 1}')
-    for attempt, minutes in ((1, 1), (2, 2)):
-        wait_for(lambda attempt=attempt: stack.runtime.counts["knock-stopped"] == before + attempt)
-        time.sleep(0.3)  # until it has failed, too, and waits for its next attempt
-        stack.clock.advance(timedelta(minutes=minutes, seconds=1))
+def test_an_event_that_no_function_takes_in_time_is_a_dead_letter(stack: Stack) -> None:
+    lambda_ = stack.client("lambda")
+    lambda_.put_function_concurrency(FunctionName="knock-guard", ReservedConcurrentExecutions=0)
+    lambda_.invoke(FunctionName="knock-guard", InvocationType="Event", Payload=b'{"x": 1}')
     sqs = stack.client("sqs")
     queue = f"{stack.summary.aws_endpoint_url}/{stack.place.account}/knock-dead-letters"
-    (message,) = wait_for(lambda: sqs.receive_message(QueueUrl=queue).get("Messages"), "no dead letter")
-    record = json.loads(message["Body"])
-    assert record["requestPayload"] == {"x": 1}
-    assert record["requestContext"]["condition"] == "RetriesExhausted"
+
+    def dead() -> list[dict[str, Any]]:
+        stack.clock.advance(timedelta(minutes=10))
+        found: list[dict[str, Any]] = sqs.receive_message(QueueUrl=queue).get("Messages", [])
+        return [
+            record
+            for record in (json.loads(one["Body"]) for one in found)
+            if record["requestPayload"] == {"x": 1}
+        ]
+
+    (record,) = wait_for(dead, "no dead letter")
+    lambda_.delete_function_concurrency(FunctionName="knock-guard")
+    assert record["requestContext"]["condition"] == "EventAgeExceeded"

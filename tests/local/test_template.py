@@ -126,8 +126,8 @@ def test_a_condition_that_is_none_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_resource_that_is_not_known_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(TemplateError, match="Table is of type AWS::DynamoDB::Table"):
-        template(tmp_path, "Resources:\n  Table: {Type: AWS::DynamoDB::Table}")
+    with pytest.raises(TemplateError, match="Table is of type AWS::Kinesis::Stream"):
+        template(tmp_path, "Resources:\n  Table: {Type: AWS::Kinesis::Stream}")
 
 
 def test_names_are_made_as_cloudformation_makes_them_and_stay_the_same(tmp_path: Path) -> None:
@@ -238,14 +238,19 @@ def real() -> Deployment:
 
 def test_the_functions_are_the_templates(real: Deployment) -> None:
     functions = {function.handler: function for function in real.functions}
-    assert {"api.handler", "authorize.handler", "revoke.handler", "stopped.handler"} <= set(functions)
+    assert {"api.handler", "authorize.handler", "revoke.handler", "guard.handler"} <= set(functions)
     api = functions["api.handler"]
     assert api.code == ROOT / "functions"
     assert api.environment["KNOCK_STACK"] == "knock"
-    assert api.environment["STATE_MACHINE_ARN"] == real.state_machine.arn
-    assert api.environment["TRAIL_DOMAIN"] == real.domain.name
+    grants, closings = real.state_machines
+    assert api.environment["STATE_MACHINE_ARN"] == grants.arn == real.output("StateMachineArn")
+    assert api.environment["CLOSINGS_ARN"] == closings.arn == real.output("ClosingsArn")
+    domains = [domain.name for domain in real.domains]
+    assert [api.environment[f"{name}_DOMAIN"] for name in ("TRAIL", "LEDGER", "REFUSALS")] == domains
+    assert [real.output(f"{name}Domain") for name in ("Trail", "Ledger", "Refusals")] == domains
+    assert api.environment["MAX_LIVE"] == "20"
     assert api.environment["REVOKE_FUNCTION"] == functions["revoke.handler"].name
-    assert functions["stopped.handler"].on_failure == PLACE.arn("sqs", real.queues[0].name)
+    assert functions["guard.handler"].on_failure == PLACE.arn("sqs", real.queues[0].name)
 
 
 def test_a_function_that_only_cloudformation_calls_is_left_out(real: Deployment) -> None:
@@ -259,17 +264,29 @@ def test_only_the_console_needs_no_key(real: Deployment) -> None:
     assert real.rest_api.stage == "v1"
 
 
-def test_the_definition_has_every_placeholder_filled_in(real: Deployment) -> None:
-    assert "${" not in real.state_machine.definition
-    assert ":function:knock-authorize" in real.state_machine.definition
+def test_each_definition_has_every_placeholder_filled_in(real: Deployment) -> None:
+    grants, closings = real.state_machines
+    assert (grants.name, closings.name) == ("knock-grants", "knock-closings")
+    for machine in real.state_machines:
+        assert "${" not in machine.definition
+        assert ":function:knock-revoke" in machine.definition
+    assert ":function:knock-authorize" in grants.definition
+    assert ":function:knock-authorize" not in closings.definition
+
+
+def test_an_output_that_is_not_there_is_an_error(real: Deployment) -> None:
+    with pytest.raises(TemplateError, match="no output Nothing"):
+        real.output("Nothing")
 
 
 def test_the_rule_for_stopped_executions_is_read_whole(real: Deployment) -> None:
     rule = next(rule for rule in real.event_rules if rule.pattern)
     assert rule.pattern
-    assert rule.pattern["detail"]["stateMachineArn"] == [real.state_machine.arn]
+    grants, closings = real.state_machines
+    assert rule.pattern["detail"]["stateMachineArn"] == [grants.arn]
     (target,) = rule.targets
-    assert target["Arn"].endswith(":function:knock-stopped")
+    assert target["Arn"] == closings.arn
+    assert target["RoleArn"] in {PLACE.arn("iam", f"role/{role.name}") for role in real.roles}
     assert target["DeadLetterConfig"]["Arn"].endswith(":knock-dead-letters")
     assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0
 
@@ -278,10 +295,35 @@ def test_the_rule_for_stopped_executions_is_read_whole(real: Deployment) -> None
     ("region", "trail"),
     [("eu-west-1", "eu-west-1"), ("us-east-1", "us-east-1"), ("eu-central-1", "eu-west-1")],
 )
-def test_the_trail_is_in_the_stacks_region_or_the_nearest_that_has_simpledb(region: str, trail: str) -> None:
+def test_domains_are_in_the_stacks_region_or_the_nearest_that_has_simpledb(region: str, trail: str) -> None:
     deployment = Deployment(load(ROOT / "template.yaml", Place("knock", region)))
-    assert deployment.domain.region == trail
+    assert {domain.region for domain in deployment.domains} == {trail}
+    assert len(deployment.domains) == 3
     assert deployment.functions[0].environment["TRAIL_REGION"] == trail
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"),
+    [("eu-west-1", "aws"), ("eu-central-1", "aws"), ("cn-north-1", "aws-cn"), ("xx-new-1", "aws-new")],
+)
+def test_with_dynamodb_there_are_tables_in_the_stacks_own_region_in_every_partition(
+    region: str, partition: str
+) -> None:
+    place = Place("knock", region, partition=partition)
+    deployment = Deployment(load(ROOT / "template.yaml", place, {"TrailStore": "dynamodb"}))
+    assert deployment.domains == ()
+    names = [table.name for table in deployment.tables]
+    environment = deployment.functions[0].environment
+    assert [environment[f"{name}_DOMAIN"] for name in ("TRAIL", "LEDGER", "REFUSALS")] == names
+    assert (environment["TRAIL_STORE"], environment["TRAIL_REGION"]) == ("dynamodb", region)
+    assert [deployment.output(f"{name}Domain") for name in ("Trail", "Ledger", "Refusals")] == names
+    assert all(table.backed_up for table in deployment.tables)
+    assert deployment.functions[0].arn.startswith(f"arn:{partition}:lambda:{region}:")
+
+
+def test_an_unknown_store_is_refused() -> None:
+    with pytest.raises(TemplateError, match="TrailStore is 'mongodb'; must be simpledb or dynamodb"):
+        load(ROOT / "template.yaml", PLACE, {"TrailStore": "mongodb"})
 
 
 def test_a_region_without_simpledb_near_it_is_refused() -> None:
@@ -364,9 +406,12 @@ def _resource(resource_type: str, **properties: Any) -> Any:
         (_add("Grants", DefinitionUri="s3://bucket/key"), "Grants has no DefinitionUri that is a local path"),
         (_add("Grants", DefinitionSubstitutions={"Other": "x"}), r"has \$\{\w+\}; Grants substitutes Other"),
         (
-            _resource("Custom::TrailDomain", ServiceToken="x", Domain="x", Region="eu-west-1"),
-            "2 resources of type Custom::TrailDomain",
+            _resource("Custom::Domain", ServiceToken="x", Name="x", Region="eu-west-1", Export=True),
+            r"New \(Custom::Domain\) sets Export",
         ),
+        (_resource("Custom::Domain", ServiceToken="x", Region="eu-west-1"), "New has no Name"),
+        (_resource("Custom::Domain", ServiceToken="x", Name="x", Region=""), "no Region and none near"),
+        (_resource("AWS::DynamoDB::Table", StreamSpecification={}), "New .* sets StreamSpecification"),
         (
             _resource("AWS::ApiGateway::UsagePlan", ApiStages=[]),
             "2 resources of type AWS::ApiGateway::UsagePlan",

@@ -17,9 +17,14 @@ from unittest import mock
 import boto3
 
 import notify
-from grants.drift import GRACE
+from grants.dynamodb import DynamoDb
+from grants.errors import RuleUnsettled, StoreRefused, StoreUnavailable
+from grants.executions import Executions
+from grants.simpledb import SimpleDb
+from grants.store import Store
+from grants.timing import GRACE, SETTLES
 from grants.trail import Trail
-from tests.harness import REGION, STACK, Knock, at, running
+from tests.harness import STACK, Knock, at, running
 from tests.permissions.recorder import Recorder, recording
 from tests.permissions.simulator import Deployed, Request
 
@@ -34,14 +39,15 @@ def live(deployed: Deployed) -> list[Request]:
     with patient, running(**environment) as knock, recording(knock) as recorder:
         knock.add_key("dave", targets="*", max_duration="24h")
         _open_and_expire(knock)
-        _renew_where_room_came_back(knock)
+        _renew_less(knock)
+        _authorize_late(knock)
         _beside_a_foreign_rule(knock)
         _end_early(knock)
         _look(knock)
         _fail(knock)
-        _force(knock)
+        _force(knock, environment["TRAIL_STORE"])
         _stopped_after_a_crash(knock, recorder)
-        _after_a_run_that_died(knock, environment["TRAIL_DOMAIN"])
+        _after_a_run_that_died(knock, environment)
         _drift(knock)
         _notify(knock, recorder)
         knock.open(caller="203.0.113.40")
@@ -56,21 +62,32 @@ def _open_and_expire(knock: Knock) -> None:
     assert knock.rules() == set()
 
 
-def _renew_where_room_came_back(knock: Knock) -> None:
-    """The first group is full, so the grant is in the second; the renewal is in the first, and closes it."""
+def _renew_less(knock: Knock) -> None:
+    """The first group is full, so the grant is in the second. Its renewal asks for less, the rest closes."""
     groups = [knock.add_group("full", "5432/tcp") for _ in range(2)]
     first, second = sorted(groups)
-    static = _fill(knock, first)
-    old = knock.open("dave", targets=["full"], duration="10m")
-    assert {group for group, _, cidr in knock.rules() if cidr == old["source"]} == {second}
-    knock.client("ec2").revoke_security_group_ingress(GroupId=first, SecurityGroupRuleIds=static[:1])
-    new = knock.open("dave", targets=["full"], duration="10m")
+    _fill(knock, first)
+    old = knock.open("dave", targets=["full", "web"], duration="10m")
+    assert {group for group, _, cidr in knock.rules() if cidr == old["source"]} > {second}
+    new = knock.open("dave", targets=["full"], duration="10m", renews=old["id"])
     knock.wait(lambda: knock.grant(old["id"])["status"] == "superseded", "the older grant goes on")
     knock.wait(
-        lambda: {group for group, _, cidr in knock.rules() if cidr == old["source"]} == {first},
-        "the older grant's rule stays",
+        lambda: {group for group, _, cidr in knock.rules() if cidr == old["source"]} == {second},
+        "the older grant's rules stay",
     )
-    knock.expire(new)
+    with mock.patch("grants.opening.close", side_effect=RuleUnsettled("not yet")):
+        newer = knock.open("dave", targets=["full"], duration="20m", renews=new["id"])
+        knock.wait(lambda: knock.grant(new["id"])["status"] == "superseded", "no closing took it over")
+    knock.expire(newer)
+
+
+def _authorize_late(knock: Knock) -> None:
+    """A task that comes again after its grant was closed takes its claim back."""
+    grant = knock.open(caller="203.0.113.5", duration="10m")
+    asked = {"grant": json.loads(knock.execution(grant["id"])["input"])}
+    assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
+    answer = knock.invoke(f"{STACK}-authorize", json.dumps(asked).encode())
+    assert json.loads(answer.payload)["errorType"] == "GrantEnded"
 
 
 def _fill(knock: Knock, group: str) -> list[str]:
@@ -106,30 +123,41 @@ def _end_early(knock: Knock) -> None:
 
 
 def _look(knock: Knock) -> None:
+    """And for a grant that has no record: its execution is asked for."""
+    name = f"alice_203-0-113-7_{knock.clock.now():%Y%m%dT%H%M%SZ}_0123456789abcdef"
+    assert knock.request("GET", f"/grants/{name}").status == 404
     for path in ("/grants", "/whoami", "/console"):
         assert knock.request("GET", path).status == 200
     assert knock.request("POST", "/knock", body={"targets": ["vault"]}).status == 403
 
 
 def _fail(knock: Knock) -> None:
-    """The only group of a target has no room: the grant is rolled back."""
+    """A grant that is rolled back: the only group of a target has no room, or the trail refuses it."""
     _fill(knock, knock.add_group("none", "1/tcp"))
     assert knock.request("POST", "/knock", key="dave", body={"targets": ["web", "none"]}).status == 409
+    with mock.patch.object(Trail, "record", side_effect=StoreRefused("full")):
+        assert knock.request("POST", "/knock", caller="203.0.113.8").status == 503
 
 
-def _force(knock: Knock) -> None:
-    """SimpleDB is away when the grant ends, and back later."""
+def _force(knock: Knock, store: str) -> None:
+    """The store is away when the grant ends, and back later."""
+    adapter = DynamoDb if store == "dynamodb" else SimpleDb
     grant = knock.open(caller="203.0.113.4", duration="10m")
     asked = {"how": "force", "grant": {**json.loads(knock.execution(grant["id"])["input"]), "rules": []}}
-    with mock.patch.object(Trail, "end", side_effect=OSError("away")):
+    with mock.patch.object(adapter, "put", side_effect=StoreUnavailable("away")):
         answer = knock.invoke(f"{STACK}-revoke", json.dumps(asked).encode())
     assert answer.function_error
+    knock.clock.advance(SETTLES)
     knock.call("revoke", asked)
 
 
-def _after_a_run_that_died(knock: Knock, domain: str) -> None:
+def _after_a_run_that_died(knock: Knock, environment: dict[str, str]) -> None:
     """A run recorded a grant's end and died: who comes next closes it, and leaves others what they claim."""
-    trail = Trail(knock.client("sdb"), domain)
+    domain, dynamodb = environment["TRAIL_DOMAIN"], environment["TRAIL_STORE"] == "dynamodb"
+    store: Store = (
+        DynamoDb(knock.client("dynamodb"), domain) if dynamodb else SimpleDb(knock.client("sdb"), domain)
+    )
+    trail = Trail(store)
     for number, finish in enumerate((_expires, _is_stopped, _is_found)):
         caller = f"203.0.113.{10 + number}"
         knock.open("bob", caller=caller, duration="8h")
@@ -179,7 +207,8 @@ def _drift(knock: Knock) -> None:
     knock.client("stepfunctions").stop_execution(executionArn=gone["execution_arn"])
     left = knock.open(caller="203.0.113.21")
     by = {"id": "k1", "name": "operator"}
-    knock.call("revoke", {"how": "revoked", "grant": {"grant_id": left["id"]}, "by": by})
+    with mock.patch.object(Executions, "stop", return_value=True):
+        knock.call("revoke", {"how": "revoked", "grant": {"grant_id": left["id"]}, "by": by})
     missing = knock.open(caller="203.0.113.22", targets=["bastion"])
     (rule,) = knock.client("ec2").describe_security_group_rules(
         Filters=[{"Name": "tag:knock:grant", "Values": [missing["id"]]}]
@@ -242,9 +271,14 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
         setup: dict[str, Any] = {}
         exec(compile(code, "template.yaml:SetupFunction", "exec"), setup)  # noqa: S102  # our own template
         setup["time"] = SimpleNamespace(sleep=lambda _seconds: None)
+        domains = deployed.template.all("Custom::Domain")
         for kind, request, asked in (
-            ("TrailDomain", "Create", {"Domain": f"{STACK}-trail-1c2fa620", "Region": REGION}),
-            ("LastGrants", "Delete", {"StateMachine": deployed.arn("Grants")}),
+            *(("Domain", "Create", domain.properties) for domain in domains),
+            (
+                "LastGrants",
+                "Delete",
+                {"StateMachine": deployed.arn("Grants"), "Closings": deployed.arn("Closings")},
+            ),
             ("LastRules", "Delete", {"Stack": STACK}),
         ):
             with recorder.function(f"{STACK}-setup"):
@@ -252,8 +286,9 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
                     {
                         "ResourceType": f"Custom::{kind}",
                         "RequestType": request,
+                        "RequestId": "1c2fa620-982a-11e3-aff7-50e2416294e0",
                         "ResourceProperties": asked,
                     },
                     None,
                 )
-    assert answers == ["SUCCESS"] * 3
+    assert answers == ["SUCCESS"] * (len(domains) + 2)

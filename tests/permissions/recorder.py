@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 from botocore.client import BaseClient
 
-from tests.harness import ACCOUNT, REGION, STACK, Crash, Knock
+from tests.harness import ACCOUNT, CLOSINGS, REGION, STACK, Crash, Knock
 from tests.permissions.simulator import Request
 
 PREFIXES = {"stepfunctions": "states", "resourcegroupstaggingapi": "tag"}
@@ -47,11 +48,12 @@ class Recorder:
             self._inside.role = before
 
     def invocation(self, name: str, payload: Any) -> None:
-        """Record who invokes a function: another function, the state machine, or EventBridge."""
+        """Record who invokes a function: another function, or a state machine, and who has started that."""
         arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
-        if name == f"{STACK}-stopped":
-            source = f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{STACK}-stopped"
-            self._add("events.amazonaws.com", "lambda:InvokeFunction", arn, {"aws:SourceArn": source})
+        if "closing" in payload:
+            self._add("ClosingsRole", "lambda:InvokeFunction", arn)
+            if "detail" in payload["closing"]:
+                self._add("GrantStoppedRole", "states:StartExecution", CLOSINGS)
         elif name != f"{STACK}-guard" and "grant" in payload:  # the guard is a test's own call
             self._add(self._role or "GrantsRole", "lambda:InvokeFunction", arn)
 
@@ -77,8 +79,8 @@ class Recorder:
     # ------------------------------------------------------------------ what AWS checks, service by service
 
     def _ec2(self, real: Callable[..., Any], _client: object, operation: str, asked: Any) -> Any:
-        if operation == "DescribeSecurityGroupRules":
-            return [("ec2:DescribeSecurityGroupRules", "*", {"ec2:Region": REGION})]
+        if operation in ("DescribeSecurityGroups", "DescribeSecurityGroupRules"):
+            return [(f"ec2:{operation}", "*", {"ec2:Region": REGION})]
         if operation not in ("AuthorizeSecurityGroupIngress", "RevokeSecurityGroupIngress"):
             return None
         arn = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
@@ -105,6 +107,13 @@ class Recorder:
         arn = f"arn:aws:sdb:{client.meta.region_name}:{ACCOUNT}:domain/{domain}"
         return [(f"sdb:{operation}", arn, {})]
 
+    def _dynamodb(self, _real: object, client: BaseClient, operation: str, asked: Any) -> Any:
+        if operation not in ("DeleteItem", "GetItem", "Query", "Scan", "UpdateItem"):
+            return None
+        arn = f"arn:aws:dynamodb:{client.meta.region_name}:{ACCOUNT}:table/{asked['TableName']}"
+        index = f"/index/{asked['IndexName']}" if "IndexName" in asked else ""
+        return [(f"dynamodb:{operation}", arn + index, {})]
+
     def _stepfunctions(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
         return [(f"states:{operation}", asked.get("stateMachineArn") or asked["executionArn"], {})]
 
@@ -115,10 +124,11 @@ class Recorder:
         return [(f"events:{operation}", arn, {"events:source": sources})]
 
     def _apigateway(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
-        if operation != "GetApiKey":
+        """By the method and the path: with the ARN encoded, as documented, and as it is."""
+        if operation != "GetTags":
             return None
-        assert asked["includeValue"] is False
-        return [("apigateway:GET", f"arn:aws:apigateway:{REGION}::/apikeys/{asked['apiKey']}", {})]
+        arn, tags = asked["resourceArn"], f"arn:aws:apigateway:{REGION}::/tags"
+        return [("apigateway:GET", f"{tags}/{path}", {}) for path in (quote(arn, safe=""), arn)]
 
     def _resourcegroupstaggingapi(self, _real: object, _client: object, operation: str, _asked: Any) -> Any:
         return [(f"tag:{operation}", "*", {})]

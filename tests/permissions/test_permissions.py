@@ -22,8 +22,8 @@ from tests.permissions.life import live
 from tests.permissions.simulator import Answer, Deployed, Request, deployed
 from tests.template.policies import listed
 
-TASKS = ("AuthorizeRole", "RevokeRole", "StoppedRole", "GuardRole")
-EVERYONE = ("ApiRole", *TASKS, "NotifyRole", "SetupRole", "GrantsRole")
+TASKS = ("AuthorizeRole", "RevokeRole", "GuardRole")
+EVERYONE = ("ApiRole", *TASKS, "NotifyRole", "SetupRole", "GrantsRole", "ClosingsRole", "GrantStoppedRole")
 
 # Granted, and not to be seen in a function's own calls: why.
 LAMBDAS_LOG = "Lambda itself writes what a function prints, under the function's role"
@@ -50,6 +50,18 @@ UNSEEN = {
     },
 }
 
+# The same, of one role alone.
+LEDGERS_END = (
+    "a ledger that this task writes holds at least that its grant was released; were that forgotten by"
+    " the time it writes, a refusal would fail the grant for good"
+)
+UNSEEN_OF = {
+    ("AuthorizeRole", "KeepLedger", "sdb:DeleteAttributes"): LEDGERS_END,
+    ("AuthorizeRole", "KeepLedger", "dynamodb:DeleteItem"): LEDGERS_END,
+}
+
+STORES = {"simpledb": "sdb", "dynamodb": "dynamodb"}  # and IAM's name of each
+
 OTHER_ACCOUNT, OTHER_REGION = "999999999999", "us-west-2"
 EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
 GROUP, RULE = f"{EC2}:security-group/sg-0", f"{EC2}:security-group-rule/sgr-0"
@@ -65,6 +77,7 @@ class Judged:
 
     deployed: Deployed
     requests: list[Request]
+    store: str
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -74,13 +87,18 @@ class Judged:
         return [one for one in self.requests if one.by == role and one.action.startswith(service)]
 
 
-@pytest.fixture(scope="module")
-def judged() -> Judged:
-    here = deployed(EnableNotifications="true")
+def everything(store: str, region: str = REGION) -> Deployed:
+    """Deploy all there is, on a store."""
+    return deployed(region, EnableNotifications="true", TrailStore=store)
+
+
+@pytest.fixture(scope="module", params=STORES)
+def judged(request: pytest.FixtureRequest) -> Judged:
+    here = everything(request.param)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("AWS_ACCESS_KEY_ID", "testing"), ("AWS_SECRET_ACCESS_KEY", "testing")):
             patch.setenv(name, value)
-        return Judged(here, live(here))
+        return Judged(here, live(here), request.param)
 
 
 def granted(here: Deployed) -> Iterator[tuple[str, str, str]]:
@@ -93,11 +111,20 @@ def granted(here: Deployed) -> Iterator[tuple[str, str, str]]:
 
 
 def denied(requests: list[Request]) -> None:
-    """Check that none of these is allowed."""
+    """Check that none of these is allowed, on either store."""
     assert requests
-    answers = deployed(EnableNotifications="true").judge(requests)
-    wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
-    assert wrong == []
+    for store in STORES:
+        answers = everything(store).judge(requests)
+        wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
+        assert wrong == [], store
+
+
+def store_arn(here: Deployed, kind: str) -> str:
+    """Give the ARN of the trail's, the ledger's or the refusals' domain or table."""
+    settings = here.environment("ApiFunction")
+    what = "table" if settings["TRAIL_STORE"] == "dynamodb" else "domain"
+    service = STORES[settings["TRAIL_STORE"]]
+    return f"arn:aws:{service}:{settings['TRAIL_REGION']}:{ACCOUNT}:{what}/{settings[f'{kind}_DOMAIN']}"
 
 
 def keys_of(action: str) -> tuple[set[str], dict[str, set[str]]]:
@@ -127,10 +154,11 @@ def unknown_keys(statement: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 class TestConditions:
+    @pytest.mark.parametrize("store", STORES)
     @pytest.mark.parametrize("role", EVERYONE)
-    def test_every_key_is_one_that_aws_fills_in_for_the_action(self, role: str) -> None:
+    def test_every_key_is_one_that_aws_fills_in_for_the_action(self, role: str, store: str) -> None:
         """The simulator takes a request's keys as it is told them; AWS sends its own."""
-        documents = deployed(EnableNotifications="true").roles[role]
+        documents = everything(store).roles[role]
         statements = [statement for document in documents for statement in document["Statement"]]
         assert statements
         assert {wrong for statement in statements for wrong in unknown_keys(statement)} == set()
@@ -174,7 +202,9 @@ class TestWhatIsDone:
             for sid in answer.allowed_by
         }
         unused = {(role, sid, action) for role, sid, action in granted(judged.deployed)} - used
-        assert {one for one in unused if one[1:] not in UNSEEN} == set()
+        other = {name for name in STORES.values() if name != STORES[judged.store]}
+        reasons = {one for one in UNSEEN_OF if one[2].partition(":")[0] not in other}
+        assert {one for one in unused if one[1:] not in UNSEEN} == reasons
 
     def test_every_reason_is_for_something_granted_and_unseen(self, judged: Judged) -> None:
         seen = {request.action for request in judged.requests}
@@ -184,16 +214,19 @@ class TestWhatIsDone:
 
     @pytest.mark.parametrize("region", ["eu-central-1", "ap-southeast-2"])
     def test_the_trail_is_in_reach_wherever_it_is(self, judged: Judged, region: str) -> None:
-        """Mutation: `Region: !Ref AWS::Region` in KeepTrail."""
-        there = deployed(region, EnableNotifications="true")
-        settings = there.environment("ApiFunction")
-        arn = f"arn:aws:sdb:{settings['TRAIL_REGION']}:{ACCOUNT}:domain/{settings['TRAIL_DOMAIN']}"
+        """Mutation: `${Trail.Region}` -> `${AWS::Region}` in KeepTrail."""
+        here, there = judged.deployed, everything(judged.store, region)
+        arns = {store_arn(here, kind): store_arn(there, kind) for kind in ("TRAIL", "LEDGER", "REFUSALS")}
         asked = [
-            replace(request, resource=arn)
+            replace(request, resource=arns[arn] + request.resource.removeprefix(arn))
             for role in ("ApiRole", *TASKS, "NotifyRole")
-            for request in judged.of(role, "sdb:")
+            for request in judged.of(role, f"{STORES[judged.store]}:")
+            for arn in arns
+            if request.resource == arn or request.resource.startswith(f"{arn}/")
         ]
-        assert asked
+        assert len(asked) == sum(
+            len(judged.of(role, f"{STORES[judged.store]}:")) for role in ("ApiRole", *TASKS, "NotifyRole")
+        )
         assert all(answer.allowed for answer in there.judge(asked))
 
 
@@ -212,7 +245,8 @@ class TestWhatIsNotDone:
                 elsewhere.append(
                     replace(request, resource=here.replace(f":{ACCOUNT}:", f":{OTHER_ACCOUNT}:"))
                 )
-            elsewhere.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
+            if request.action != "sdb:CreateDomain":  # the setup function itself finds the nearest region
+                elsewhere.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
             if not request.action.startswith(("ec2:", "apigateway:", "events:")):  # no names of ours there
                 elsewhere.append(replace(request, resource=here.replace(STACK, "another")))
         denied(elsewhere)
@@ -285,16 +319,16 @@ class TestWhatIsNotDone:
 
     @pytest.mark.parametrize("role", EVERYONE)
     def test_nobody_can_do_what_would_undo_the_record_or_the_rights(self, judged: Judged, role: str) -> None:
-        trail = next(request.resource for request in judged.requests if request.action == "sdb:Select")
-        machine = judged.deployed.arn("Grants")
-        key = f"arn:aws:apigateway:{REGION}::/apikeys"
+        machine, closings = judged.deployed.arn("Grants"), judged.deployed.arn("Closings")
+        execution = f"{machine.replace(':stateMachine:', ':execution:')}:g"
+        key, tags = f"arn:aws:apigateway:{REGION}::/apikeys", f"arn:aws:apigateway:{REGION}::/tags"
         ways = [
-            Request(role, "sdb:DeleteDomain", trail),
-            Request(role, "sdb:BatchPutAttributes", trail),
-            Request(role, "sdb:BatchDeleteAttributes", trail),
-            Request(role, "sdb:ListDomains", "*"),
-            Request(role, "states:UpdateStateMachine", machine),
-            Request(role, "states:DeleteStateMachine", machine),
+            *_of_the_store(judged, role),
+            *(
+                Request(role, f"states:{action}StateMachine", one)
+                for action in ("Update", "Delete")
+                for one in (machine, closings)
+            ),
             Request(role, "states:RedriveExecution", f"{machine.replace('stateMachine', 'execution')}:g"),
             Request(role, "lambda:UpdateFunctionCode", judged.deployed.arn("RevokeFunction")),
             Request(role, "lambda:InvokeFunction", judged.deployed.arn("GuardFunction")),
@@ -303,6 +337,9 @@ class TestWhatIsNotDone:
             Request(role, "apigateway:DELETE", f"{key}/k"),
             Request(role, "apigateway:POST", key),
             Request(role, "apigateway:GET", key),  # the list, which can hold every key's value
+            Request(role, "apigateway:GET", f"{key}/k"),  # which can hold this one's
+            Request(role, "apigateway:GET", f"{tags}/arn%3Aaws%3Aapigateway%3A{REGION}%3A%3A%2Frestapis%2Fa"),
+            Request(role, "apigateway:PUT", f"{tags}/arn%3Aaws%3Aapigateway%3A{REGION}%3A%3A%2Fapikeys%2Fk"),
             Request(role, "apigateway:GET", f"arn:aws:apigateway:{REGION}::/usageplans"),
             Request(role, "iam:PassRole", judged.deployed.arn("RevokeRole")),
             Request(role, "sts:AssumeRole", judged.deployed.arn("RevokeRole")),
@@ -315,12 +352,14 @@ class TestWhatIsNotDone:
             ways.append(Request(role, "lambda:InvokeFunction", judged.deployed.arn("AuthorizeFunction")))
         if role != "ApiRole":
             ways.append(Request(role, "states:StartExecution", machine))
-            ways.append(Request(role, "apigateway:GET", f"{key}/k"))
         if role == "ApiRole":
-            ways.append(Request(role, "sdb:DeleteAttributes", trail))
             ways.append(Request(role, "states:ListExecutions", machine))
-        if role == "NotifyRole":
-            ways.append(Request(role, "sdb:PutAttributes", trail))
+            ways.append(Request(role, "states:StopExecution", execution))
+            ways.append(
+                Request(role, "states:DescribeExecution", execution.replace("-grants:", "-closings:"))
+            )
+        if role not in ("ApiRole", "AuthorizeRole", "GrantStoppedRole", "SetupRole"):
+            ways.append(Request(role, "states:StartExecution", closings))
         bus = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus"
         ways += [
             Request(role, "events:PutEvents", f"{bus}/default", {"events:source": ["another"]}),
@@ -347,6 +386,35 @@ class TestWhatIsNotDone:
             for role in (*TASKS, "ApiRole", "NotifyRole", "SetupRole")
         }
         assert allowed == own
+
+
+def _of_the_store(judged: Judged, role: str) -> list[Request]:
+    """Give what a role must not do to the domains or tables."""
+    trail, ledger, refusals = (store_arn(judged.deployed, kind) for kind in ("TRAIL", "LEDGER", "REFUSALS"))
+    if judged.store == "simpledb":
+        put, delete, get = "PutAttributes", "DeleteAttributes", "GetAttributes"
+        lists, others = ["Select"], ["DeleteDomain", "BatchPutAttributes", "BatchDeleteAttributes"]
+    else:
+        put, delete, get, lists = "UpdateItem", "DeleteItem", "GetItem", ["Query", "Scan"]
+        others = [
+            "BatchWriteItem", "DeleteTable", "PartiQLDelete", "PartiQLInsert", "PartiQLUpdate", "PutItem",
+            "PutResourcePolicy", "UpdateContinuousBackups", "UpdateTable", "UpdateTimeToLive",
+        ]  # fmt: skip
+    ways = [(action, one) for action in others for one in (trail, ledger, refusals)]
+    ways += [(delete, trail), (delete, refusals), *((action, refusals) for action in (get, *lists))]
+    if judged.store == "dynamodb":
+        ways += [("Scan", trail), ("Query", ledger), ("Scan", f"{trail}/index/by-kind")]
+    if role != "ApiRole":
+        ways.append((put, refusals))
+    if role not in TASKS:
+        ways += [(put, trail), *((action, ledger) for action in (put, delete, get, *lists))]
+    if role not in ("ApiRole", "GuardRole"):
+        ways += [(lists[0], trail if judged.store == "simpledb" else f"{trail}/index/by-closed-at")]
+    if role not in ("ApiRole", *TASKS, "NotifyRole"):
+        ways.append((get, trail))
+    service = STORES[judged.store]
+    listed_all = Request(role, "sdb:ListDomains" if service == "sdb" else "dynamodb:ListTables", "*")
+    return [listed_all, *(Request(role, f"{service}:{action}", arn) for action, arn in ways)]
 
 
 class TestWhoMayCall:
@@ -381,12 +449,9 @@ class TestWhoMayCall:
         )
         denied([replace(one, resource=here.arn("RevokeFunction")) for one in asked])
 
-    @pytest.mark.parametrize(
-        ("rule", "function"), [("GrantStopped", "StoppedFunction"), ("GuardDaily", "GuardFunction")]
-    )
-    def test_a_rule_of_eventbridge_may_run_its_own_function_alone(self, rule: str, function: str) -> None:
-        here = deployed()
-        source = {"aws:SourceArn": here.arn(rule)}
+    def test_the_guards_rule_may_run_its_own_function_alone(self) -> None:
+        here, function = deployed(), "GuardFunction"
+        source = {"aws:SourceArn": here.arn("GuardHourly")}
         (answer,) = here.judge(
             [Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(function), source)]
         )
@@ -443,6 +508,6 @@ class TestWhoMayCall:
             return Request("events.amazonaws.com", "sqs:SendMessage", queue, {"aws:SourceArn": source})
 
         assert all(
-            one.allowed for one in here.judge([send(here.arn("GrantStopped")), send(here.arn("GuardDaily"))])
+            one.allowed for one in here.judge([send(here.arn("GrantStopped")), send(here.arn("GuardHourly"))])
         )
         denied([send(f"arn:aws:events:{REGION}:{ACCOUNT}:rule/another")])

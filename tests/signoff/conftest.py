@@ -22,6 +22,8 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
+from grants.dynamodb import DynamoDb
+from grants.simpledb import SimpleDb
 from grants.trail import Trail
 from knock_admin import stack as stacks
 from knock_admin.aws import Aws
@@ -58,17 +60,19 @@ class Deployment:
 
     @cached_property
     def trail(self) -> Trail:
-        region = self.found.setting("TRAIL_REGION")
-        return Trail(self.client("sdb", region), self.found.setting("TRAIL_DOMAIN"))
+        region, domain = self.found.setting("TRAIL_REGION"), self.found.setting("TRAIL_DOMAIN")
+        if self.found.setting("TRAIL_STORE") == "dynamodb":
+            return Trail(DynamoDb(self.client("dynamodb", region), domain))
+        return Trail(SimpleDb(self.client("sdb", region), domain))
 
     def call(self, method: str, path: str, **more: Any) -> requests.Response:
         return requests.request(
             method, self.api_url + path, headers={"x-api-key": self.key}, timeout=35, **more
         )
 
-    def open(self, reason: str) -> dict[str, Any]:
+    def open(self, reason: str, **more: str) -> dict[str, Any]:
         """Knock for one grant, and wait until its rule is there."""
-        body = {"targets": [self.target], "duration": f"{self.seconds}s", "reason": reason}
+        body = {"targets": [self.target], "duration": f"{self.seconds}s", "reason": reason} | more
         answer = self.call("POST", "/knock", json=body)
         assert answer.status_code in (201, 202), answer.text
         grant: dict[str, Any] = answer.json()
@@ -147,7 +151,12 @@ def _furnish(made: Deployment, cleanup: ExitStack) -> Deployment:
     key = gateway.create_api_key(
         name=made.target,
         enabled=True,
-        tags={"knock:stack": made.found.name, "knock:targets": made.target, "knock:max-duration": "1h"},
+        tags={
+            "knock:stack": made.found.name,
+            "knock:name": made.target,
+            "knock:targets": made.target,
+            "knock:max-duration": "1h",
+        },
     )
     made.key, made.key_id = key["value"], key["id"]
     cleanup.callback(gateway.delete_api_key, apiKey=made.key_id)

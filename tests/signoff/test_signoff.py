@@ -53,6 +53,16 @@ class TestSignOff:
         deployment.wait(lambda: deployment.status(grant) == "ABORTED", "its execution runs on", 15)
         assert deployment.events(grant) == ["requested", "authorized", "revoked", "closed"]
 
+    def test_a_renewal_takes_the_place_of_the_older_grant(self, deployment: Deployment) -> None:
+        old = deployment.open("sign-off: to be renewed", duration="10m")
+        new = deployment.open("sign-off: renewal", duration="10m", renews=old["id"])
+        deployment.wait(lambda: deployment.status(old) == "ABORTED", "the older one's execution runs on", 15)
+        assert deployment.events(old) == ["requested", "authorized", "superseded", "closed"]
+        assert deployment.status(new) == "RUNNING"
+        assert deployment.rules() == {new["source"]}
+        assert deployment.call("DELETE", f"/grants/{new['id']}").status_code == 200
+        deployment.wait(lambda: deployment.rules() == set(), "its rule is still there", 15)
+
     def test_stopping_the_execution_revokes_the_grant(self, deployment: Deployment) -> None:
         grant = deployment.open("sign-off: stop")
         deployment.client("stepfunctions").stop_execution(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,24 +17,13 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
+from grants import timing
 from local import engine
 from local.clock import Clock
 from local.invocation import InvocationResult
-from local.template import Place, load
-from tests.template.transform import TEMPLATE, transformed
+from tests.template.transform import transformed
 
 REGION = "eu-central-1"
-
-
-@dataclass(frozen=True)
-class OneOf(Place):
-    """A stack with an id of its own, as CloudFormation gives each."""
-
-    stack_id: str = ""
-
-    @property
-    def pseudo_parameters(self) -> dict[str, Any]:
-        return super().pseudo_parameters | {"AWS::StackId": self.arn("cloudformation", self.stack_id)}
 
 
 class Answers(ModuleType):
@@ -40,23 +32,26 @@ class Answers(ModuleType):
     def __init__(self) -> None:
         super().__init__("cfnresponse")
         self.sent: list[tuple[str, str, str | None]] = []
+        self.data: list[object] = []
 
     def send(
         self,
         _event: object,
         _context: object,
         status: str,
-        _data: object,
+        data: object,
         name: str,
         *,
         reason: str | None = None,
     ) -> None:
         self.sent.append((status, name, reason))
+        self.data.append(data)
 
 
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("AWS_REGION", REGION)
     answers = Answers()
     monkeypatch.setitem(sys.modules, "cfnresponse", answers)
     code = transformed()["Resources"]["SetupFunction"]["Properties"]["Code"]["ZipFile"]
@@ -66,7 +61,11 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         pauses: list[float] = []
         namespace["time"] = SimpleNamespace(sleep=pauses.append)
         yield SimpleNamespace(
-            handler=namespace["handler"], answers=answers.sent, pauses=pauses, code=namespace
+            handler=namespace["handler"],
+            answers=answers.sent,
+            data=answers.data,
+            pauses=pauses,
+            code=namespace,
         )
 
 
@@ -113,110 +112,276 @@ def domains(region: str) -> list[str]:
     return list(boto3.client("sdb", region_name=region).list_domains().get("DomainNames", []))
 
 
-class TestTrail:
-    @pytest.mark.parametrize("request_", ["Create", "Update"])
-    def test_the_domain_is_made_in_the_region_of_the_trail(
-        self, setup: SimpleNamespace, request_: str
+def ask_for_domain(
+    setup: SimpleNamespace, request: str, region: str, name: str = "", was: str = "", word: str = "1c2fa620"
+) -> str:
+    """Ask for the trail's domain as CloudFormation does; give the name that was answered, its physical id."""
+    nearest = transformed()["Resources"]["Trail"]["Properties"]["Nearest"]
+    asked = {"Name": "knock-trail", "Region": region, "Nearest": nearest}
+    event = {
+        "ResourceType": "Custom::Domain",
+        "RequestType": request,
+        "RequestId": f"{word}-982a-11e3-aff7-50e2416294e0",
+        "ResourceProperties": asked,
+    }
+    if request != "Create":
+        event["PhysicalResourceId"] = name
+    if request == "Update":
+        event["OldResourceProperties"] = asked | {"Region": was}
+    setup.handler(event, None)
+    status, answered, reason = setup.answers[-1]
+    assert (status, reason) == ("SUCCESS", None)
+    return str(answered)
+
+
+class TestDomains:
+    @pytest.mark.parametrize(("asked", "made"), [("us-west-2", "us-west-2"), ("", "eu-west-1")])
+    def test_a_domain_is_made_in_the_region_asked_for_or_else_the_nearest(
+        self, setup: SimpleNamespace, asked: str, made: str
     ) -> None:
-        ask(setup, "TrailDomain", request_, Domain="knock-trail-1c2fa620", Region="eu-west-1")
+        """The region is answered, and told to functions and policies."""
+        assert ask_for_domain(setup, "Create", asked) == "knock-trail-1c2fa620"
+        assert domains(made) == ["knock-trail-1c2fa620"]
+        assert setup.data == [{"Region": made}]
+
+    def test_the_same_request_twice_is_one_domain(self, setup: SimpleNamespace) -> None:
+        """Lambda may deliver an event twice, and does where the function has died."""
+        assert ask_for_domain(setup, "Create", "") == ask_for_domain(setup, "Create", "")
         assert domains("eu-west-1") == ["knock-trail-1c2fa620"]
-        assert setup.answers == [("SUCCESS", "knock-trail-1c2fa620", None)]
 
-    def test_a_stack_made_anew_under_an_old_name_has_a_trail_of_its_own(self) -> None:
-        """Or the claims of grants that ran when the old one was deleted would keep its rules open.
+    def test_one_made_anew_has_a_name_of_its_own(self, setup: SimpleNamespace) -> None:
+        """Under an old name the claims of grants that have ended since would keep its rules open.
 
-        Mutation: `Domain: !Sub ${AWS::StackName}-trail`.
+        Mutation: `return f"{asked['Name']}-{event['RequestId'][:8]}"` -> `return asked['Name']`
         """
-        names = {
-            load(TEMPLATE, OneOf("knock", REGION, stack_id=f"stack/knock/{word}-982a-11e3-aff7-50e2416294e0"))
-            .resources["Trail"]
-            .ref
-            for word in ("1c2fa620", "7e5d44b0")
-        }
+        names = {ask_for_domain(setup, "Create", "", word=word) for word in ("1c2fa620", "7e5d44b0")}
         assert names == {"knock-trail-1c2fa620", "knock-trail-7e5d44b0"}
 
+    @pytest.mark.parametrize("was", ["", "eu-west-1"])
+    def test_an_update_keeps_it(self, setup: SimpleNamespace, was: str) -> None:
+        name = ask_for_domain(setup, "Create", was)
+        assert ask_for_domain(setup, "Update", "", name, was, word="7e5d44b0") == name
+        assert domains("eu-west-1") == [name]
+        assert setup.data[-1] == {"Region": "eu-west-1"}
+
+    def test_in_another_region_it_is_a_new_one(self, setup: SimpleNamespace) -> None:
+        """Mutation: ` or before and region_of(before) != region_of(asked)` deleted."""
+        name = ask_for_domain(setup, "Create", "")
+        new = ask_for_domain(setup, "Update", "us-west-2", name, "", word="7e5d44b0")
+        assert (name, new) == ("knock-trail-1c2fa620", "knock-trail-7e5d44b0")
+        assert (domains("eu-west-1"), domains("us-west-2")) == ([name], [new])
+
     def test_the_domain_stays_when_the_stack_goes(self, setup: SimpleNamespace) -> None:
-        ask(setup, "TrailDomain", "Create", Domain="knock-trail-x", Region="eu-west-1")
-        ask(setup, "TrailDomain", "Delete", Domain="knock-trail-x", Region="eu-west-1")
-        assert domains("eu-west-1") == ["knock-trail-x"]
-        assert setup.answers[-1] == ("SUCCESS", "knock-trail-x", None)
+        name = ask_for_domain(setup, "Create", "")
+        assert ask_for_domain(setup, "Delete", "", name) == name
+        assert domains("eu-west-1") == [name]
 
     def test_a_failure_is_answered_with_its_reason(self, setup: SimpleNamespace) -> None:
         """Without an answer CloudFormation would wait until the timeout, and then say nothing of why."""
-        ask(setup, "TrailDomain", "Create", Domain="x", Region="not a region")
+        with pytest.raises(AssertionError):
+            ask_for_domain(setup, "Create", "not a region")
         ((status, name, reason),) = setup.answers
-        assert (status, name) == ("FAILED", "x")
-        assert reason is not None
-        assert "not a region" in reason
+        assert (status, name) == ("FAILED", "knock-trail-1c2fa620")
+        assert "not a region" in str(reason)
 
 
-class TestLastGrants:
-    @pytest.fixture
-    def machine(self, setup: SimpleNamespace) -> Iterator[str]:
-        running = engine.install(lambda _arn, _payload: InvocationResult(b"null"), clock=Clock())
-        states = boto3.client("stepfunctions", region_name=REGION)
-        waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": True}}}
-        answer = states.create_state_machine(
-            name="knock-grants",
-            definition=json.dumps(waits),
-            roleArn="arn:aws:iam::123456789012:role/grants",
-        )
-        yield str(answer["stateMachineArn"])
-        running.shutdown()
+@dataclass
+class Machines:
+    """The two state machines, and a clock that the setup function's pauses move."""
+
+    clock: Clock
+    grants: str
+    closings: str
 
     def start(self, machine: str, name: str) -> None:
-        boto3.client("stepfunctions", region_name=REGION).start_execution(stateMachineArn=machine, name=name)
+        states = boto3.client("stepfunctions", region_name=REGION)
+        states.start_execution(stateMachineArn=machine, name=name)
 
     def by_status(self, machine: str) -> dict[str, str]:
         states = boto3.client("stepfunctions", region_name=REGION)
         found = states.list_executions(stateMachineArn=machine)["executions"]
         return {one["name"]: one["status"] for one in found}
 
+    def inputs(self, machine: str) -> list[Any]:
+        states = boto3.client("stepfunctions", region_name=REGION)
+        found = states.list_executions(stateMachineArn=machine)["executions"]
+        return [
+            json.loads(states.describe_execution(executionArn=one["executionArn"])["input"]) for one in found
+        ]
+
+
+class TestLastGrants:
+    CLOSES_IN = 30  # seconds a closing takes here
+
+    @pytest.fixture
+    def machines(self, setup: SimpleNamespace) -> Iterator[Machines]:
+        clock = Clock()
+        running = engine.install(lambda _arn, _payload: InvocationResult(b"null"), clock=clock)
+        states = boto3.client("stepfunctions", region_name=REGION)
+
+        def machine(name: str, seconds: int) -> str:
+            waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": seconds, "End": True}}}
+            answer = states.create_state_machine(
+                name=name, definition=json.dumps(waits), roleArn="arn:aws:iam::123456789012:role/r"
+            )
+            return str(answer["stateMachineArn"])
+
+        made = Machines(clock, machine("knock-grants", 3600), machine("knock-closings", self.CLOSES_IN))
+        setup.code["time"] = SimpleNamespace(sleep=lambda seconds: self.pause(setup, made, seconds))
+        yield made
+        running.shutdown()
+        clock.close()
+
+    def pause(self, setup: SimpleNamespace, machines: Machines, seconds: float) -> None:
+        """Let time pass, and what is due end."""
+        setup.pauses.append(seconds)
+        machines.clock.advance(timedelta(seconds=seconds))
+        time.sleep(0.05)
+
+    def delete(self, setup: SimpleNamespace, machines: Machines, request: str = "Delete") -> None:
+        ask(setup, "LastGrants", request, StateMachine=machines.grants, Closings=machines.closings)
+
     def test_deleting_the_stack_stops_its_grants_and_one_that_starts_meanwhile(
-        self, setup: SimpleNamespace, machine: str
+        self, setup: SimpleNamespace, machines: Machines
     ) -> None:
         """Mutation: one look instead of three."""
-        self.start(machine, "one")
-        self.start(machine, "two")
+        machines.start(machines.grants, "one")
+        machines.start(machines.grants, "two")
         names = iter(["late"])
 
         def sleep(seconds: float) -> None:
-            setup.pauses.append(seconds)
+            self.pause(setup, machines, seconds)
             for name in names:
-                self.start(machine, name)
+                machines.start(machines.grants, name)
 
         setup.code["time"] = SimpleNamespace(sleep=sleep)
-        ask(setup, "LastGrants", "Delete", StateMachine=machine)
-        assert self.by_status(machine) == {"one": "ABORTED", "two": "ABORTED", "late": "ABORTED"}
+        self.delete(setup, machines)
+        assert machines.by_status(machines.grants) == {"one": "ABORTED", "two": "ABORTED", "late": "ABORTED"}
         assert setup.answers == [("SUCCESS", "last-grants", None)]
 
-    def test_the_functions_that_close_stopped_grants_are_given_time(
-        self, setup: SimpleNamespace, machine: str
+    def test_each_stopped_grant_is_closed_on_record_since_the_rule_is_gone(
+        self, setup: SimpleNamespace, machines: Machines
     ) -> None:
-        """EventBridge tells them some seconds later; what they miss, LastRules closes."""
-        ask(setup, "LastGrants", "Delete", StateMachine=machine)
-        assert setup.pauses[-1] >= 20
+        """Mutation: the call of `start_execution` deleted."""
+        machines.start(machines.grants, "one")
+        machines.start(machines.grants, "two")
+        self.delete(setup, machines)
+        assert set(machines.by_status(machines.closings).values()) == {"SUCCEEDED"}
+        by = {"id": "cloudformation", "name": "CloudFormation"}
+        assert sorted(machines.inputs(machines.closings), key=str) == [
+            {"how": "revoked", "grant": {"grant_id": name}, "by": by, "reason": "the stack is deleted"}
+            for name in ("one", "two")
+        ]
+
+    def test_authorize_has_ended_before_the_closings_are_waited_for(
+        self, setup: SimpleNamespace, machines: Machines
+    ) -> None:
+        """It may start one as long as it runs. Mutation: `(10, 10, 20)` -> `(1, 1, 1)`."""
+        timeout = transformed()["Resources"]["AuthorizeFunction"]["Properties"]["Timeout"]
+        self.delete(setup, machines)
+        assert setup.pauses[2] >= timeout
+
+    def test_closings_under_way_are_given_time_and_then_stopped(
+        self, setup: SimpleNamespace, machines: Machines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Longer than an attempt takes to settle. Mutation: the last call of `stop` deleted."""
+        states = boto3.client("stepfunctions", region_name=REGION)
+        waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 9000, "End": True}}}
+        states.update_state_machine(stateMachineArn=machines.closings, definition=json.dumps(waits))
+        machines.start(machines.closings, "stubborn")
+        self.delete(setup, machines)
+        assert machines.by_status(machines.closings) == {"stubborn": "ABORTED"}
+        assert sum(setup.pauses) > timing.SETTLES.total_seconds() + 40
+        assert setup.answers == [("SUCCESS", "last-grants", None)]
+
+    def test_nobody_waits_for_closings_that_have_ended(
+        self, setup: SimpleNamespace, machines: Machines
+    ) -> None:
+        self.delete(setup, machines)
+        assert sum(setup.pauses) <= 60
+
+    def test_all_of_it_fits_into_the_functions_time_and_that_into_cloudformations(self) -> None:
+        resources = transformed()["Resources"]
+        timeout = resources["SetupFunction"]["Properties"]["Timeout"]
+        for name in ("LastGrants", "LastRules"):
+            assert timeout < resources[name]["Properties"]["ServiceTimeout"]
+        assert timeout / 2 > 40 + 240 + 10  # pauses; the rest is for calls that are throttled
 
     @pytest.mark.parametrize("request_", ["Create", "Update"])
     def test_no_grant_is_stopped_while_the_stack_lives(
-        self, setup: SimpleNamespace, machine: str, request_: str
+        self, setup: SimpleNamespace, machines: Machines, request_: str
     ) -> None:
-        self.start(machine, "one")
-        ask(setup, "LastGrants", request_, StateMachine=machine)
-        assert self.by_status(machine) == {"one": "RUNNING"}
+        machines.start(machines.grants, "one")
+        machines.start(machines.closings, "two")
+        self.delete(setup, machines, request_)
+        assert machines.by_status(machines.grants) == {"one": "RUNNING"}
+        assert machines.by_status(machines.closings) == {"two": "RUNNING"}
         assert setup.answers == [("SUCCESS", "last-grants", None)]
 
-    def test_it_runs_between_the_right_to_start_and_the_state_machine(self) -> None:
+    def test_it_runs_between_what_starts_executions_and_what_they_need(self) -> None:
         """CloudFormation deletes in the reverse order of what depends on what.
 
-        Mutations: `DependsOn: LastGrants` deleted; `StateMachine: !Ref Grants` made a text.
+        Mutations: a `DependsOn: LastGrants` deleted; `Closings: !Ref Closings` made a text.
         """
-        resources = transformed()["Resources"]
-        starters = {name for name, one in resources.items() if "states:StartExecution" in str(one)}
-        assert starters == {"ApiRole"}
-        assert resources["ApiRole"]["DependsOn"] == "LastGrants"
-        assert resources["LastGrants"]["Properties"]["StateMachine"] == {"Ref": "Grants"}
-        assert set(resources["LastGrants"]["DependsOn"]) == {"GrantStopped", "GrantStoppedMayInvoke"}
+        needed = needs("LastGrants")
+        assert needed >= {
+            "Grants", "GrantsRole", "Closings", "ClosingsRole", "AuthorizeFunction", "AuthorizeRole",
+            "RevokeFunction", "RevokeRole", "IngressPolicy", "Trail", "Ledger", "SetupFunction", "SetupRole",
+        }  # fmt: skip
+        starters = {
+            name
+            for name, one in transformed()["Resources"].items()
+            if one["Type"] == "AWS::IAM::Role" and "states:StartExecution" in str(one)
+        }
+        assert starters == {"ApiRole", "AuthorizeRole", "GrantStoppedRole", "SetupRole"}
+        # The authorize function runs for grants alone, and the setup function starts closings for this.
+        for name in starters - {"AuthorizeRole", "SetupRole"} | {"GrantStopped"}:
+            assert "LastGrants" in needs(name), name
+            assert name not in needed
+
+    def test_the_rule_goes_before_the_role_it_starts_closings_under(self) -> None:
+        assert "GrantStoppedRole" in needs("GrantStopped")
+
+    def test_nothing_needs_itself(self) -> None:
+        """CloudFormation refuses a circle."""
+        for name in transformed()["Resources"]:
+            assert name not in needs(name)
+
+
+def needs(name: str) -> set[str]:
+    """List the resources that have to be there before a resource is, and are deleted after it."""
+    resources = transformed()["Resources"]
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        one = resources[ahead.pop()]
+        depends = one.get("DependsOn", [])
+        direct = set([depends] if isinstance(depends, str) else depends) | set(
+            references(one.get("Properties", {}))
+        )
+        new = {other for other in direct if other in resources} - found
+        found |= new
+        ahead += new
+    return found
+
+
+def references(value: object) -> Iterator[str]:
+    """Walk through the names that Ref, GetAtt and Sub name in a part of the template."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "Ref":
+                yield inner
+            elif key == "Fn::GetAtt":
+                yield inner[0] if isinstance(inner, list) else inner.partition(".")[0]
+            elif key == "Fn::Sub":
+                text, variables = (inner, {}) if isinstance(inner, str) else inner
+                yield from (one.partition(".")[0] for one in re.findall(r"\$\{([^}!]+)\}", text))
+                yield from references(variables)
+            else:
+                yield from references(inner)
 
 
 class TestLastRules:
@@ -296,4 +461,5 @@ class TestLastRules:
             if "ec2:AuthorizeSecurityGroupIngress" in str(resource.get("Properties", {}))
         }
         assert openers == {"AuthorizeRole"}
-        assert resources["AuthorizeRole"]["DependsOn"] == "LastRules"
+        assert "LastRules" in needs("AuthorizeRole")
+        assert "LastRules" in needs("LastGrants")  # so it comes after the closings, too

@@ -8,27 +8,43 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import pytest
 
+from grants import timing
+from grants.dynamodb import INDEXES
 from grants.settings import SIMPLEDB_REGIONS
+from grants.settings import STORES as SETTINGS_STORES
 from grants.values import parse_duration
+from local.template import Place, TemplateError
+from local.template import load as resolve
 from tests.conftest import ROOT, program
-from tests.statemachine.definition import LONGEST_GRANT, load
+from tests.statemachine.definition import CLOSING, GRANT, LONGEST_GRANT, Machine, delays, load
 from tests.template.policies import actions_of, documents, listed, statements_of
-from tests.template.transform import TEMPLATE, read, transformed
+from tests.template.transform import STORES, TEMPLATE, read, transformed
 
-FUNCTIONS = ("Api", "Authorize", "Revoke", "Stopped", "Guard", "Notify")
+FUNCTIONS = ("Api", "Authorize", "Revoke", "Guard", "Notify")
 EVERYONE_IN_THE_STACK = (*FUNCTIONS, "Setup")
+MACHINES = {"Grants": GRANT, "Closings": CLOSING}
+DOMAINS = {"Trail": "trail", "Ledger": "ledger", "Refusals": "refusals"}
+TABLES = {"TrailTable": "trail", "LedgerTable": "ledger", "RefusalsTable": "refusals"}
+KEPT = {"simpledb": DOMAINS, "dynamodb": TABLES}
+every_machine = pytest.mark.parametrize(("name", "machine"), MACHINES.items())
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 HOW_TO_GET_SAM = "make set-up puts it into .venv-sam"
 
 
+@pytest.fixture(scope="module", params=STORES)
+def store(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def template() -> dict[str, Any]:
-    return transformed()
+def template(store: str) -> dict[str, Any]:
+    return transformed(store)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +88,9 @@ def sam(*arguments: str | Path, cwd: Path) -> None:
 
 
 class TestTools:
-    def test_sam_builds_every_function_with_its_handler(
-        self, tmp_path: Path, resources: dict[str, Any]
-    ) -> None:
+    def test_sam_builds_every_function_with_its_handler(self, tmp_path: Path) -> None:
         """Without Docker and whatever Python is here: the functions bring no requirements."""
+        resources = transformed()["Resources"]
         sam("build", "--build-dir", tmp_path / "built", cwd=tmp_path)
         for name in FUNCTIONS:
             module, function = resources[f"{name}Function"]["Properties"]["Handler"].split(".")
@@ -203,10 +218,19 @@ class TestApi:
             assert resources[name]["Condition"] == "SampleKeysAreWanted"
             assert "Value" not in key
             assert {tag["Key"] for tag in key["Tags"]} <= {
+                "knock:name",
                 "knock:targets",
                 "knock:max-duration",
                 "knock:operator",
             }
+
+    def test_a_sample_key_says_its_name_since_nobody_may_read_it_elsewhere(
+        self, resources: dict[str, Any]
+    ) -> None:
+        """The api function reads a key's tags alone. Mutation: a tag knock:name deleted."""
+        for key in of_type(resources, "AWS::ApiGateway::ApiKey").values():
+            (name,) = (tag["Value"] for tag in key["Tags"] if tag["Key"] == "knock:name")
+            assert key["Name"] == {"Fn::Sub": f"${{AWS::StackName}}-{name}"}
 
 
 class TestFunctions:
@@ -234,8 +258,8 @@ class TestFunctions:
         page = (ROOT / "docs" / "architecture.md").read_text()
         table = page.split("## Environment of the functions")[1].split("\n\n")[0]
         promised: dict[str, set[str]] = {name: set() for name in FUNCTIONS}
-        for variables, who in re.findall(r"^\| (`[A-Z].*?) \|.*\| (\w+) \|$", table, re.MULTILINE):
-            for name in FUNCTIONS if who == "all" else [who.capitalize()]:
+        for variables, who in re.findall(r"^\| (`[A-Z].*?) \|.*\| ([\w, ]+) \|$", table, re.MULTILINE):
+            for name in FUNCTIONS if who == "all" else who.title().split(", "):
                 promised[name] |= set(re.findall(r"`([A-Z_]+)`", variables))
         assert promised["Guard"]
         for name in FUNCTIONS:
@@ -259,11 +283,15 @@ class TestFunctions:
             f"{n}Function" for n in EVERYONE_IN_THE_STACK
         }
 
-    def test_a_task_gives_up_before_the_state_machine_does(self, resources: dict[str, Any]) -> None:
-        for state in load()["States"].values():
+    @every_machine
+    def test_a_task_gives_up_before_the_state_machine_does(
+        self, resources: dict[str, Any], name: str, machine: Machine
+    ) -> None:
+        for state in load(machine)["States"].values():
             if state["Type"] == "Task":
-                name = state["Resource"].removeprefix("${").removesuffix("Arn}")
-                assert resources[name]["Properties"]["Timeout"] < state["TimeoutSeconds"]
+                function = state["Resource"].removeprefix("${").removesuffix("Arn}")
+                timeout = resources[function]["Properties"]["Timeout"]
+                assert timeout == timing.ACTS.total_seconds() < state["TimeoutSeconds"], name
 
     def test_names_that_running_executions_rely_on_are_fixed(self, resources: dict[str, Any]) -> None:
         """An execution goes on with the ARNs of the day it started: a new name would lose its grant."""
@@ -273,13 +301,19 @@ class TestFunctions:
         }
         assert names["AuthorizeFunction"] == {"Fn::Sub": "${AWS::StackName}-authorize"}
         assert names["RevokeFunction"] == {"Fn::Sub": "${AWS::StackName}-revoke"}
-        assert resources["Grants"]["Properties"]["StateMachineName"] == {
-            "Fn::Sub": "${AWS::StackName}-grants"
-        }
+        for logical_id, name in (("Grants", "grants"), ("Closings", "closings")):
+            machine = resources[logical_id]["Properties"]
+            assert machine["StateMachineName"] == {"Fn::Sub": f"${{AWS::StackName}}-{name}"}
+
+    def test_everyone_is_told_the_names_of_both_machines_as_they_are(self, resources: dict[str, Any]) -> None:
+        for name in FUNCTIONS:
+            variables = resources[f"{name}Function"]["Properties"]["Environment"]["Variables"]
+            for variable, machine in (("STATE_MACHINE_ARN", "grants"), ("CLOSINGS_ARN", "closings")):
+                assert variables[variable]["Fn::Sub"].endswith(f":stateMachine:${{AWS::StackName}}-{machine}")
 
     def test_every_log_is_kept_for_as_long_as_the_parameter_says(self, resources: dict[str, Any]) -> None:
         groups = of_type(resources, "AWS::Logs::LogGroup")
-        assert len(groups) == len(EVERYONE_IN_THE_STACK) + 2  # the gateway's and the state machine's
+        assert len(groups) == len(EVERYONE_IN_THE_STACK) + 3  # the gateway's and the state machines'
         for name, group in groups.items():
             assert group["RetentionInDays"] == {"Ref": "LogRetentionDays"}, name
             assert "${AWS::StackName}" in group["LogGroupName"]["Fn::Sub"], name
@@ -289,6 +323,7 @@ class TestFunctions:
 # https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
 TAKES_NO_RESOURCE = {
     "ec2:DescribeSecurityGroupRules",
+    "ec2:DescribeSecurityGroups",
     "tag:GetResources",
     "logs:CreateLogDelivery",
     "logs:DeleteLogDelivery",
@@ -299,6 +334,48 @@ TAKES_NO_RESOURCE = {
     "logs:PutResourcePolicy",
     "logs:UpdateLogDelivery",
 }
+
+
+# Who does what to what, with each store.
+SDB_TASK = {
+    "Trail": "GetAttributes PutAttributes",
+    "Ledger": "DeleteAttributes GetAttributes PutAttributes",
+}
+DYNAMODB_TASK = {"TrailTable": "GetItem UpdateItem", "LedgerTable": "DeleteItem GetItem UpdateItem"}
+PROMISED = {
+    "simpledb": {
+        "ApiRole": {"Trail": "GetAttributes Select", "Refusals": "PutAttributes"},
+        "AuthorizeRole": SDB_TASK,
+        "RevokeRole": SDB_TASK,
+        "GuardRole": {name: f"{actions} Select" for name, actions in SDB_TASK.items()},
+        "NotifyRole": {"Trail": "GetAttributes"},
+    },
+    "dynamodb": {
+        "ApiRole": {"TrailTable": "GetItem", "TrailTable/index/*": "Query", "RefusalsTable": "UpdateItem"},
+        "AuthorizeRole": DYNAMODB_TASK,
+        "RevokeRole": DYNAMODB_TASK,
+        "GuardRole": {
+            "TrailTable": "GetItem UpdateItem",
+            "TrailTable/index/by-closed-at": "Query",
+            "LedgerTable": "DeleteItem GetItem Scan UpdateItem",
+        },
+        "NotifyRole": {"TrailTable": "GetItem"},
+    },
+}
+
+
+def kept(resource: Mapping[str, Any]) -> str:
+    """Name the domain, the table or the index that a statement is about."""
+    if "Fn::GetAtt" in resource:
+        name, attribute = resource["Fn::GetAtt"]
+        assert attribute == "Arn"
+        return str(name)
+    text = resource["Fn::Sub"]
+    domain = re.fullmatch(
+        r"arn:\$\{AWS::Partition\}:sdb:\$\{Trail.Region\}:\$\{AWS::AccountId\}:domain/\$\{(\w+)\}", text
+    )
+    index = re.fullmatch(r"\$\{(\w+)\.Arn\}(/index/.+)", text)
+    return domain[1] if domain else index[1] + index[2]  # type: ignore[index]
 
 
 class TestRoles:
@@ -324,21 +401,71 @@ class TestRoles:
                 if "*" in listed(statement.get("Resource")):
                     assert set(listed(statement["Action"])) <= TAKES_NO_RESOURCE, statement["Sid"]
 
-    def test_the_function_that_faces_the_network_can_touch_no_ec2(self, resources: dict[str, Any]) -> None:
-        """Mutation: `ManagedPolicyArns: [!Ref IngressPolicy]` on ApiRole."""
-        assert actions_of("ApiRole", resources) == {
+    def test_the_function_that_faces_the_network_can_touch_no_ec2(
+        self, resources: dict[str, Any], store: str
+    ) -> None:
+        """Nor stop an execution, nor write what an invariant rests on.
+
+        Mutation: `ManagedPolicyArns: [!Ref IngressPolicy]` on ApiRole.
+        """
+        of_stores = {
+            "simpledb": {"sdb:GetAttributes", "sdb:PutAttributes", "sdb:Select"},
+            "dynamodb": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem"},
+        }
+        assert actions_of("ApiRole", resources) == of_stores[store] | {
             "apigateway:GET",
             "lambda:InvokeFunction",
             "logs:CreateLogStream",
             "logs:PutLogEvents",
-            "sdb:GetAttributes",
-            "sdb:PutAttributes",
-            "sdb:Select",
+            "states:DescribeExecution",
             "states:StartExecution",
-            "states:StopExecution",
             "tag:GetResources",
         }
         assert "ManagedPolicyArns" not in resources["ApiRole"]["Properties"]
+
+    def test_it_reads_a_keys_tags_and_never_its_value(self, resources: dict[str, Any]) -> None:
+        """GET on /apikeys/{id} answers with the value to whoever asks for it.
+
+        Mutation: template.yaml:
+            `/tags/arn%3A${AWS::Partition}%3Aapigateway%3A${AWS::Region}%3A%3A%2Fapikeys%2F*` -> `/apikeys/*`
+        """
+        (statement,) = (
+            statement
+            for statement in statements_of("ApiRole", resources)
+            if "apigateway:GET" in listed(statement["Action"])
+        )
+        assert statement["Action"] == "apigateway:GET"
+        assert statement["Resource"] == [
+            {"Fn::Sub": f"arn:${{AWS::Partition}}:apigateway:${{AWS::Region}}::/tags/{keys}"}
+            for keys in (
+                "arn%3A${AWS::Partition}%3Aapigateway%3A${AWS::Region}%3A%3A%2Fapikeys%2F*",
+                "arn:${AWS::Partition}:apigateway:${AWS::Region}::/apikeys/*",
+            )
+        ]
+        readers = {
+            role
+            for role, document in documents(resources)
+            for one in document["Statement"]
+            if any(action.startswith("apigateway:") for action in listed(one["Action"]))
+        }
+        assert readers == {"ApiRole"}
+
+    @pytest.mark.parametrize("role", ["ApiRole", "AuthorizeRole", "RevokeRole", "GuardRole", "NotifyRole"])
+    def test_who_reads_and_writes_what(self, resources: dict[str, Any], store: str, role: str) -> None:
+        """Nobody deletes from the trail; nobody but the api function sees a refusal written.
+
+        Mutation: `domain/${Refusals}` -> `domain/${Trail}` in RecordRefusals.
+        Mutation: template.yaml:
+            `Action: dynamodb:UpdateItem` -> `Action: [dynamodb:UpdateItem, dynamodb:DeleteItem]`
+        """
+        found: dict[str, set[str]] = {}
+        for statement in statements_of(role, resources):
+            for action in listed(statement["Action"]):
+                if action.startswith(("sdb:", "dynamodb:")):
+                    for resource in listed(statement["Resource"]):
+                        found.setdefault(kept(resource), set()).add(action.partition(":")[2])
+        promised = {name: set(actions.split()) for name, actions in PROMISED[store][role].items()}
+        assert found == promised
 
     @pytest.mark.parametrize(
         ("role", "more"),
@@ -348,34 +475,55 @@ class TestRoles:
                 {
                     "ec2:AuthorizeSecurityGroupIngress",
                     "ec2:CreateTags",
-                    "sdb:DeleteAttributes",
-                    "states:StopExecution",
+                    "ec2:DescribeSecurityGroups",
+                    "states:StartExecution",
                 },
             ),
-            ("RevokeRole", {"sqs:SendMessage"}),
-            ("StoppedRole", {"sqs:SendMessage"}),
+            ("RevokeRole", {"states:DescribeExecution"}),
             (
                 "GuardRole",
-                {
-                    "sqs:SendMessage",
-                    "states:DescribeExecution",
-                    "states:ListExecutions",
-                    "states:StopExecution",
-                },
+                {"sqs:SendMessage", "states:DescribeExecution", "states:ListExecutions"},
             ),
         ],
     )
     def test_who_closes_rules_can_do_that_and_only_one_can_open_them(
         self, resources: dict[str, Any], role: str, more: set[str]
     ) -> None:
-        assert actions_of(role, resources) == more | {
+        allowed = actions_of(role, resources)
+        assert {action for action in allowed if not action.startswith(("sdb:", "dynamodb:"))} == more | {
             "ec2:DescribeSecurityGroupRules",
             "ec2:RevokeSecurityGroupIngress",
             "logs:CreateLogStream",
             "logs:PutLogEvents",
-            "sdb:GetAttributes",
-            "sdb:PutAttributes",
-            "sdb:Select",
+            "states:StopExecution",
+        }
+
+    def test_nobody_may_touch_the_store_that_was_not_chosen(
+        self, resources: dict[str, Any], store: str
+    ) -> None:
+        """Mutation: a statement of a store outside of its `!If`."""
+        chosen, other = ("sdb:", "dynamodb:") if store == "simpledb" else ("dynamodb:", "sdb:")
+        allowed = {
+            action for name in of_type(resources, "AWS::IAM::Role") for action in actions_of(name, resources)
+        }
+        assert {action for action in allowed if action.startswith(other)} == set()
+        assert {action for action in allowed if action.startswith(chosen)}
+
+    def test_who_starts_what(self, resources: dict[str, Any]) -> None:
+        """Nobody but the api function starts a grant. Mutation: ClosingsRole with states:StartExecution."""
+        found = {}
+        for name in of_type(resources, "AWS::IAM::Role"):
+            for statement in statements_of(name, resources):
+                if "states:StartExecution" in listed(statement["Action"]):
+                    found[name] = {
+                        resource.get("Ref") or resource["Fn::Sub"].rpartition("-")[2].capitalize()
+                        for resource in listed(statement["Resource"])
+                    }
+        assert found == {
+            "ApiRole": {"Grants", "Closings"},
+            "AuthorizeRole": {"Closings"},
+            "GrantStoppedRole": {"Closings"},
+            "SetupRole": {"Closings"},
         }
 
     @pytest.mark.parametrize("name", [*EVERYONE_IN_THE_STACK])
@@ -406,15 +554,16 @@ class TestRoles:
         )
         assert statement["Resource"] == {"Fn::GetAtt": [f"{name}FunctionLogs", "Arn"]}
 
-    def test_the_state_machine_may_run_the_two_tasks_and_write_its_log(
-        self, resources: dict[str, Any]
+    @pytest.mark.parametrize(
+        ("role", "functions"),
+        [("GrantsRole", ["AuthorizeFunction", "RevokeFunction"]), ("ClosingsRole", ["RevokeFunction"])],
+    )
+    def test_a_state_machine_may_run_its_tasks_and_write_its_log(
+        self, resources: dict[str, Any], role: str, functions: list[str]
     ) -> None:
-        run, log = statements_of("GrantsRole", resources)
+        run, log = statements_of(role, resources)
         assert run["Action"] == "lambda:InvokeFunction"
-        assert run["Resource"] == [
-            {"Fn::GetAtt": ["AuthorizeFunction", "Arn"]},
-            {"Fn::GetAtt": ["RevokeFunction", "Arn"]},
-        ]
+        assert listed(run["Resource"]) == [{"Fn::GetAtt": [name, "Arn"]} for name in functions]
         assert set(log["Action"]) <= TAKES_NO_RESOURCE
 
     def test_services_are_let_in_only_for_this_account(self, resources: dict[str, Any]) -> None:
@@ -435,11 +584,79 @@ class TestRoles:
             assert permission["SourceArn"], name
 
 
-class TestTrail:
-    def test_it_outlives_the_stack(self, resources: dict[str, Any]) -> None:
-        """Mutation: `DeletionPolicy: Retain` deleted."""
-        assert resources["Trail"]["DeletionPolicy"] == "Retain"
-        assert resources["Trail"]["UpdateReplacePolicy"] == "Retain"
+class TestStores:
+    def test_what_is_kept_outlives_the_stack(self, resources: dict[str, Any], store: str) -> None:
+        """And the choice of another store. Mutation: `DeletionPolicy: Retain` deleted."""
+        for name in KEPT[store]:
+            assert resources[name]["DeletionPolicy"] == "Retain"
+            assert resources[name]["UpdateReplacePolicy"] == "Retain"
+
+    def test_only_the_chosen_store_is_made(self, resources: dict[str, Any], store: str) -> None:
+        """Mutation: `Condition: TrailIsInDynamoDb` deleted."""
+        made = {*of_type(resources, "Custom::Domain"), *of_type(resources, "AWS::DynamoDB::Table")}
+        assert made == set(KEPT[store])
+
+    def test_each_function_is_told_which_and_of_all_three(
+        self, resources: dict[str, Any], store: str
+    ) -> None:
+        for name in FUNCTIONS:
+            variables = resources[f"{name}Function"]["Properties"]["Environment"]["Variables"]
+            assert variables["TRAIL_STORE"] == {"Ref": "TrailStore"}
+            told = {variables[f"{kind.upper()}_DOMAIN"]["Ref"]: kind for kind in DOMAINS.values()}
+            assert told == KEPT[store]
+
+    def test_the_outputs_have_the_same_names_with_each(self, template: dict[str, Any], store: str) -> None:
+        told = {
+            name: template["Outputs"][f"{domain}Domain"]["Value"]["Ref"]
+            for name, domain in zip(KEPT[store], DOMAINS, strict=True)
+        }
+        assert told == {name: name for name in KEPT[store]}
+        assert template["Outputs"]["TrailStore"]["Value"] == {"Ref": "TrailStore"}
+        told_region = template["Outputs"]["TrailDomainRegion"]["Value"]
+        for name in FUNCTIONS:
+            variables = template["Resources"][f"{name}Function"]["Properties"]["Environment"]["Variables"]
+            assert variables["TRAIL_REGION"] == told_region
+
+    def test_people_who_choose_nothing_have_simpledb_and_the_stores_are_the_functions(self) -> None:
+        declared = read()["Parameters"]["TrailStore"]
+        assert declared["Default"] == "simpledb"
+        assert tuple(declared["AllowedValues"]) == SETTINGS_STORES == STORES
+
+    def test_nothing_is_looked_up_that_a_region_may_lack(self) -> None:
+        """Fn::FindInMap fails where the key is missing, in a branch of Fn::If that is not taken as well.
+
+        https://github.com/aws-cloudformation/aws-cloudformation-templates/issues/271
+        """
+        assert "Mappings" not in read()
+        assert "Fn::FindInMap" not in json.dumps(read())
+
+
+class TestDomains:
+    @pytest.fixture
+    def template(self) -> dict[str, Any]:
+        return transformed("simpledb")
+
+    @pytest.fixture
+    def resources(self, template: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = template["Resources"]
+        return found
+
+    def test_all_three_are_in_the_region_that_functions_are_told(self, resources: dict[str, Any]) -> None:
+        told = resources["ApiFunction"]["Properties"]["Environment"]["Variables"]["TRAIL_REGION"]
+        assert told == {"Fn::GetAtt": ["Trail", "Region"]}
+        assert resources["Trail"]["Properties"]["Region"] == {"Ref": "TrailRegion"}
+        for name in ("Ledger", "Refusals"):
+            assert resources[name]["Properties"]["Region"] == told
+
+    def test_the_setup_function_may_make_domains_of_these_kinds_alone(
+        self, resources: dict[str, Any]
+    ) -> None:
+        (statement,) = (
+            one for one in statements_of("SetupRole", resources) if one["Action"] == "sdb:CreateDomain"
+        )
+        for (name, kind), resource in zip(DOMAINS.items(), statement["Resource"], strict=True):
+            assert resource["Fn::Sub"].endswith(f":domain/${{AWS::StackName}}-{kind}-*")
+            assert resources[name]["Properties"]["Name"] == {"Fn::Sub": f"${{AWS::StackName}}-{kind}"}
 
     def test_a_person_may_name_the_regions_that_have_simpledb(self, template: dict[str, Any]) -> None:
         allowed = set(template["Parameters"]["TrailRegion"]["AllowedValues"]) - {""}
@@ -448,41 +665,154 @@ class TestTrail:
             region in template["Parameters"]["TrailRegion"]["ConstraintDescription"] for region in allowed
         )
 
-    def test_every_region_has_a_nearest_one_with_simpledb(self, template: dict[str, Any]) -> None:
-        nearest = {region: to["Region"] for region, to in template["Mappings"]["NearestTrail"].items()}
+    def test_every_region_has_a_nearest_one_with_simpledb(self, resources: dict[str, Any]) -> None:
+        nearest = resources["Trail"]["Properties"]["Nearest"]
         assert set(nearest.values()) <= SIMPLEDB_REGIONS
         assert {region for region, to in nearest.items() if region == to} == SIMPLEDB_REGIONS
         assert set(nearest) >= set(boto3.session.Session().get_available_regions("stepfunctions"))
 
     def test_another_partition_is_told_before_anything_is_made(self, template: dict[str, Any]) -> None:
-        """A rule cannot look into a mapping, so the list is there twice."""
+        """With SimpleDB alone, and what to choose. The list is there twice: a rule sees no resource.
+
+        Mutation: `RuleCondition: !Equals [!Ref TrailStore, simpledb]` deleted.
+        """
         (rule,) = template["Rules"].values()
+        assert rule["RuleCondition"] == {"Fn::Equals": [{"Ref": "TrailStore"}, "simpledb"]}
         (assertion,) = rule["Assertions"]
         regions, region = assertion["Assert"]["Fn::Contains"]
         assert region == {"Ref": "AWS::Region"}
-        assert sorted(regions) == sorted(template["Mappings"]["NearestTrail"])
+        assert sorted(regions) == sorted(template["Resources"]["Trail"]["Properties"]["Nearest"])
         for other in ("aws-cn", "aws-us-gov"):
             assert not set(regions) & set(boto3.session.Session().get_available_regions("ec2", other))
-        assert "SimpleDB" in assertion["AssertDescription"]
+        assert "Choose dynamodb as TrailStore" in assertion["AssertDescription"]
 
 
-class TestStateMachine:
-    def test_its_placeholders_are_filled_with_the_two_functions(self, resources: dict[str, Any]) -> None:
-        properties = resources["Grants"]["Properties"]
+class TestTables:
+    @pytest.fixture
+    def tables(self) -> dict[str, Any]:
+        return of_type(transformed("dynamodb")["Resources"], "AWS::DynamoDB::Table")
+
+    def test_an_item_is_found_by_its_name(self, tables: dict[str, Any]) -> None:
+        for table in tables.values():
+            assert table["KeySchema"] == [{"AttributeName": "name", "KeyType": "HASH"}]
+
+    def test_the_indexes_are_those_that_the_adapter_asks(self, tables: dict[str, Any]) -> None:
+        """Mutation: `ProjectionType: ALL` -> `ProjectionType: KEYS_ONLY`."""
+        trail = tables["TrailTable"]
+        assert {one["IndexName"]: one for one in trail["GlobalSecondaryIndexes"]} == {
+            index: {
+                "IndexName": index,
+                "KeySchema": [
+                    {"AttributeName": attribute, "KeyType": "HASH"},
+                    {"AttributeName": "order", "KeyType": "RANGE"},
+                ],
+                "Projection": {"ProjectionType": "ALL"},
+            }
+            for attribute, index in INDEXES.items()
+        }
+        defined = {one["AttributeName"]: one["AttributeType"] for one in trail["AttributeDefinitions"]}
+        assert defined == dict.fromkeys(["name", "order", *INDEXES], "S")
+        for name in ("LedgerTable", "RefusalsTable"):
+            assert "GlobalSecondaryIndexes" not in tables[name]
+
+    def test_it_takes_what_comes_and_what_it_holds_is_not_lost(self, tables: dict[str, Any]) -> None:
+        """Mutation: `DeletionProtectionEnabled: true` -> `DeletionProtectionEnabled: false`."""
+        assert len(tables) == 3
+        for table in tables.values():
+            assert table["BillingMode"] == "PAY_PER_REQUEST"
+            assert table["DeletionProtectionEnabled"] is True
+            assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+
+    def test_cloudformation_names_it_anew_each_time_and_its_tag_says_whose_it_is(
+        self, tables: dict[str, Any]
+    ) -> None:
+        """A table that was kept must be in nobody's way. Mutation: a `TableName`."""
+        for table in tables.values():
+            assert "TableName" not in table
+            assert table["Tags"] == [{"Key": "knock:stack", "Value": {"Ref": "AWS::StackName"}}]
+
+
+class TestOtherPartitions:
+    """China and GovCloud, as far as a template can tell: their names, and no others."""
+
+    @pytest.mark.parametrize(
+        ("region", "partition", "suffix", "console"),
+        [
+            ("cn-north-1", "aws-cn", "amazonaws.com.cn", "console.amazonaws.cn"),
+            ("us-gov-west-1", "aws-us-gov", "amazonaws.com", "console.amazonaws-us-gov.com"),
+            ("eusc-de-east-1", "aws-eusc", "amazonaws.com", "console.aws.amazon.com"),
+        ],
+    )
+    def test_every_arn_and_address_is_of_its_own(
+        self, region: str, partition: str, suffix: str, console: str
+    ) -> None:
+        """Mutation: `arn:${AWS::Partition}:` -> `arn:aws:` anywhere."""
+        place = Place("knock", region, partition=partition)
+        here = resolve(TEMPLATE, place, {"TrailStore": "dynamodb", "EnableNotifications": "true"})
+        said = [*texts([one.properties for one in here.resources.values()]), *here.outputs.values()]
+        arns = [text for text in said if re.match(r"arn:aws[a-z-]*:", text)]
+        assert len(arns) > 50
+        assert {text.split(":")[1] for text in arns} == {partition}
+        assert f".execute-api.{region}.{suffix}/" in here.outputs["ApiUrl"]
+        links = [text for text in said if ".console." in text]
+        assert len(links) == 3
+        assert all(f"https://{region}.{console}/" in text for text in links)
+
+    @pytest.mark.parametrize("region", ["cn-north-1", "us-gov-west-1"])
+    def test_simpledb_is_refused_there_with_what_to_choose(self, region: str) -> None:
+        with pytest.raises(TemplateError, match="Choose dynamodb as TrailStore"):
+            resolve(TEMPLATE, Place("knock", region), {})
+
+    @pytest.mark.parametrize(
+        ("name", "taken"),
+        [
+            ("/knock/powertools", True),
+            ("/aws/service/powertools/python/arm64/python3.13/latest", True),
+            ("/aws/service/powertools/python/x86_64/python3.13/latest", False),
+            ("/other", False),
+        ],
+    )
+    def test_where_aws_publishes_no_layer_a_parameter_of_ones_own_names_it(
+        self, name: str, taken: bool
+    ) -> None:
+        pattern = read()["Parameters"]["PowertoolsLayer"]["AllowedPattern"]
+        assert bool(re.fullmatch(pattern, name)) == taken
+
+
+class TestStateMachines:
+    @every_machine
+    def test_its_placeholders_are_filled_with_its_functions(
+        self, resources: dict[str, Any], name: str, machine: Machine
+    ) -> None:
+        properties = resources[name]["Properties"]
         assert properties["StateMachineType"] == "STANDARD"
-        assert properties["DefinitionS3Location"]["Key"] == "statemachine/grant.asl.json"
-        text = (ROOT / "statemachine" / "grant.asl.json").read_text()
+        assert properties["DefinitionS3Location"]["Key"] == f"statemachine/{machine.path.name}"
+        text = machine.path.read_text()
         assert set(re.findall(r"\$\{(\w+)\}", text)) == set(properties["DefinitionSubstitutions"])
-        for name, value in properties["DefinitionSubstitutions"].items():
-            assert value == {"Fn::GetAtt": [name.removesuffix("Arn"), "Arn"]}
+        for placeholder, value in properties["DefinitionSubstitutions"].items():
+            assert value == {"Fn::GetAtt": [placeholder.removesuffix("Arn"), "Arn"]}
 
-    def test_it_logs_its_errors(self, resources: dict[str, Any]) -> None:
-        logging = resources["Grants"]["Properties"]["LoggingConfiguration"]
-        assert logging["Level"] in ("ERROR", "ALL")
-        (destination,) = logging["Destinations"]
-        assert destination["CloudWatchLogsLogGroup"]["LogGroupArn"] == {"Fn::GetAtt": ["GrantsLogs", "Arn"]}
+    def test_each_has_a_role_and_a_log_of_its_own(self, resources: dict[str, Any]) -> None:
+        for name in MACHINES:
+            properties = resources[name]["Properties"]
+            assert properties["RoleArn"] == {"Fn::GetAtt": [f"{name}Role", "Arn"]}
+            logging = properties["LoggingConfiguration"]
+            assert logging["Level"] in ("ERROR", "ALL")
+            (destination,) = logging["Destinations"]
+            group = {"Fn::GetAtt": [f"{name}Logs", "Arn"]}
+            assert destination["CloudWatchLogsLogGroup"]["LogGroupArn"] == group
 
-    def test_stopping_failing_and_timing_out_close_the_grant(self, resources: dict[str, Any]) -> None:
+    def test_there_is_no_machine_that_these_tests_do_not_know(self, resources: dict[str, Any]) -> None:
+        assert set(of_type(resources, "AWS::StepFunctions::StateMachine")) == set(MACHINES)
+
+
+class TestEvents:
+    QUEUE: ClassVar = {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+
+    def test_stopping_failing_and_timing_out_start_a_closing_with_the_event_as_it_is(
+        self, resources: dict[str, Any]
+    ) -> None:
+        """Mutation: `status: [ABORTED, FAILED, TIMED_OUT]` -> `status: [ABORTED]`."""
         rule = resources["GrantStopped"]["Properties"]
         assert rule["EventPattern"] == {
             "source": ["aws.states"],
@@ -490,45 +820,68 @@ class TestStateMachine:
             "detail": {"status": ["ABORTED", "FAILED", "TIMED_OUT"], "stateMachineArn": [{"Ref": "Grants"}]},
         }
         assert rule.get("State", "ENABLED") == "ENABLED"
-        assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["StoppedFunction", "Arn"]}]
+        (target,) = rule["Targets"]
+        assert target["Arn"] == {"Ref": "Closings"}
+        assert not set(target) & {"Input", "InputPath", "InputTransformer"}
 
-    @pytest.mark.parametrize(
-        ("rule", "function"), [("GrantStopped", "StoppedFunction"), ("GuardDaily", "GuardFunction")]
-    )
-    def test_what_an_event_could_not_do_is_not_lost(
-        self, resources: dict[str, Any], rule: str, function: str
+    def test_eventbridge_starts_closings_under_a_role_of_this_rules_alone(
+        self, resources: dict[str, Any]
     ) -> None:
-        """Mutation: a `DeadLetterConfig` or an `EventInvokeConfig` deleted."""
-        queue = {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+        """https://docs.aws.amazon.com/eventbridge/latest/userguide/cross-service-confused-deputy-prevention.html"""
+        rule = resources["GrantStopped"]["Properties"]
+        assert rule["Targets"][0]["RoleArn"] == {"Fn::GetAtt": ["GrantStoppedRole", "Arn"]}
+        (start,) = statements_of("GrantStoppedRole", resources)
+        assert (start["Action"], start["Resource"]) == ("states:StartExecution", {"Ref": "Closings"})
+        (trust,) = resources["GrantStoppedRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+        assert trust["Principal"] == {"Service": "events.amazonaws.com"}
+        source = trust["Condition"]["ArnEquals"]["aws:SourceArn"]["Fn::Sub"]
+        assert source.endswith(f":rule/{rule['Name']['Fn::Sub']}")
+
+    @pytest.mark.parametrize("rule", ["GrantStopped", "GuardHourly"])
+    def test_what_could_not_be_delivered_is_not_lost(self, resources: dict[str, Any], rule: str) -> None:
+        """Mutation: a `DeadLetterConfig` deleted."""
         (target,) = resources[rule]["Properties"]["Targets"]
-        assert target["DeadLetterConfig"] == {"Arn": queue}
+        assert target["DeadLetterConfig"] == {"Arn": self.QUEUE}
         assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0
-        (config,) = (
-            config
-            for config in of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
-            if config["FunctionName"] == {"Ref": function}
-        )
-        assert config["DestinationConfig"]["OnFailure"]["Destination"] == queue
-        role = function.replace("Function", "Role")
-        (send,) = (s for s in statements_of(role, resources) if s["Action"] == "sqs:SendMessage")
-        assert send["Resource"] == queue
         (let,) = resources["DeadLettersPolicy"]["Properties"]["PolicyDocument"]["Statement"]
         assert {"Fn::GetAtt": [rule, "Arn"]} in let["Condition"]["ArnEquals"]["aws:SourceArn"]
         assert resources["DeadLetters"]["Properties"]["SqsManagedSseEnabled"] is True
+
+    def test_a_stop_event_is_tried_for_a_day(self, resources: dict[str, Any]) -> None:
+        """As often as EventBridge can; the closing it starts goes on for days."""
+        (target,) = resources["GrantStopped"]["Properties"]["Targets"]
+        assert target["RetryPolicy"] == {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86_400}
+
+    def test_what_the_guard_could_not_do_is_not_lost(self, resources: dict[str, Any]) -> None:
+        """Mutation: its `EventInvokeConfig` deleted."""
+        (config,) = (
+            config
+            for config in of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
+            if config["FunctionName"] == {"Ref": "GuardFunction"}
+        )
+        assert config["DestinationConfig"]["OnFailure"]["Destination"] == self.QUEUE
+        (send,) = (s for s in statements_of("GuardRole", resources) if s["Action"] == "sqs:SendMessage")
+        assert send["Resource"] == self.QUEUE
         (permission,) = (
             p
             for p in of_type(resources, "AWS::Lambda::Permission").values()
-            if p["SourceArn"] == {"Fn::GetAtt": [rule, "Arn"]}
+            if p["SourceArn"] == {"Fn::GetAtt": ["GuardHourly", "Arn"]}
         )
-        assert permission["FunctionName"] == {"Ref": function}
+        assert permission["FunctionName"] == {"Ref": "GuardFunction"}
 
-    def test_the_guard_runs_daily_and_can_be_switched_off(self, resources: dict[str, Any]) -> None:
-        rule = resources["GuardDaily"]["Properties"]
-        assert rule["ScheduleExpression"] == "rate(1 day)"
+    def test_the_guard_runs_hourly_and_can_be_switched_off(self, resources: dict[str, Any]) -> None:
+        """A stop whose event AWS loses is found by it, and by nothing else."""
+        rule = resources["GuardHourly"]["Properties"]
+        assert rule["ScheduleExpression"] == "rate(1 hour)"
         assert rule["State"] == {"Fn::If": ["GuardIsScheduled", "ENABLED", "DISABLED"]}
 
 
 DOES = re.compile(r"\b(Look|Read|Open|Check|Add|Ask|Remove|Run|look|read|run)\b")
+
+
+def watched_by(alarm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List the metrics of an alarm: its own, or those of its expression."""
+    return [one["MetricStat"]["Metric"] for one in alarm.get("Metrics", []) if "MetricStat" in one] or [alarm]
 
 
 class TestAlarms:
@@ -546,8 +899,9 @@ class TestAlarms:
 
     def test_what_issue_and_design_ask_for_is_watched(self, resources: dict[str, Any]) -> None:
         watched = {
-            (alarm["Namespace"], alarm["MetricName"])
+            (metric["Namespace"], metric["MetricName"])
             for alarm in of_type(resources, "AWS::CloudWatch::Alarm").values()
+            for metric in watched_by(alarm)
         }
         assert watched >= {
             ("Knock", "RevocationLag"),
@@ -571,7 +925,7 @@ class TestAlarms:
         """Powertools gives each metric the dimension service, from POWERTOOLS_SERVICE_NAME."""
         table = template["Metadata"]["Knock"]["Metrics"]
         for name, alarm in of_type(template["Resources"], "AWS::CloudWatch::Alarm").items():
-            if alarm["Namespace"] != "Knock":
+            if alarm.get("Namespace") != "Knock":
                 continue
             (dimension,) = alarm["Dimensions"]
             (function,) = table[alarm["MetricName"]]["Functions"]
@@ -579,6 +933,67 @@ class TestAlarms:
             assert dimension["Name"] == "service", name
             assert dimension["Value"] == variables["Variables"]["POWERTOOLS_SERVICE_NAME"], name
             assert variables["Variables"]["POWERTOOLS_METRICS_NAMESPACE"] == "Knock"
+
+    @pytest.mark.parametrize(
+        ("machine", "metrics"),
+        [
+            ("Grants", {"ExecutionsFailed", "ExecutionsTimedOut", "ExecutionsAborted"}),
+            ("Closings", {"ExecutionsFailed", "ExecutionsTimedOut", "ExecutionsAborted"}),
+        ],
+    )
+    def test_every_bad_end_of_an_execution_is_watched(
+        self, resources: dict[str, Any], machine: str, metrics: set[str]
+    ) -> None:
+        """Mutation: `ClosingsFailedAlarm` without one of its metrics."""
+        arn = [{"Name": "StateMachineArn", "Value": {"Ref": machine}}]
+        assert metrics == {
+            metric["MetricName"]
+            for alarm in of_type(resources, "AWS::CloudWatch::Alarm").values()
+            for metric in watched_by(alarm)
+            if metric["Dimensions"] == arn
+        }
+
+    def test_a_closing_that_fails_counts_once_whichever_way_it_does(self, resources: dict[str, Any]) -> None:
+        alarm = resources["ClosingsFailedAlarm"]["Properties"]
+        told = [one for one in alarm["Metrics"] if one.get("ReturnData", True)]
+        parts = [one["Id"] for one in alarm["Metrics"] if "MetricStat" in one]
+        assert [one["Expression"] for one in told] == [" + ".join(f"FILL({part}, 0)" for part in parts)]
+        assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (1, "GreaterThanOrEqualToThreshold")
+
+    def test_an_attempt_that_has_to_settle_rings_no_alarm(self, resources: dict[str, Any]) -> None:
+        """A rule whose state is not known until SETTLES is closed late, and fails some tries, as it should.
+
+        Mutation: template.yaml: `Threshold: 240000` -> `Threshold: 60000`
+        Mutation: template.yaml: `DatapointsToAlarm: 3` -> `DatapointsToAlarm: 2`
+        """
+        (retrier,) = (
+            one
+            for one in load()["States"]["RevokeIngress"]["Retry"]
+            if one["ErrorEquals"] == ["RuleUnsettled"]
+        )
+        longest = timing.SETTLES.total_seconds() + max(delays(retrier)) + timing.ACTS.total_seconds()
+        late = resources["RevocationLateAlarm"]["Properties"]
+        assert longest * 1000 <= late["Threshold"] <= 2 * longest * 1000
+        failing = resources["RevocationFailingAlarm"]["Properties"]
+        assert longest < failing["Period"]  # so its errors are in two periods at most
+        assert failing["DatapointsToAlarm"] == 3
+        assert failing["EvaluationPeriods"] > failing["DatapointsToAlarm"]
+
+    def test_force_that_fails_rings_one(self, resources: dict[str, Any]) -> None:
+        """It tries in each period of it: the longest pause is one."""
+        (retrier,) = load()["States"]["ForceRevokeIngress"]["Retry"]
+        assert max(delays(retrier)) <= resources["RevocationFailingAlarm"]["Properties"]["Period"]
+
+    def test_a_guard_that_does_not_run_is_noticed_before_it_has_missed_many(
+        self, resources: dict[str, Any]
+    ) -> None:
+        silent = resources["GuardSilentAlarm"]["Properties"]
+        assert (silent["Period"], silent["EvaluationPeriods"]) == (3_600, 3)
+        assert resources["GuardHourly"]["Properties"]["ScheduleExpression"] == "rate(1 hour)"
+
+    def test_the_dashboard_draws_the_alarms_line_where_it_is(self, resources: dict[str, Any]) -> None:
+        body, _ = resources["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+        assert f'"value": {resources["RevocationLateAlarm"]["Properties"]["Threshold"]},' in body
 
     def test_the_dashboard_shows_every_metric_and_every_alarm(self, template: dict[str, Any]) -> None:
         body, variables = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
@@ -604,7 +1019,7 @@ class TestNotifications:
         """Mutation: `Condition: NotificationsAreOn` deleted anywhere."""
         theirs = ("Notify", "Notifications", "GrantChanged", "LogsMayNotify")
         names = [name for name in resources if name.startswith(theirs) or name.endswith("News")]
-        assert len(names) == 12
+        assert len(names) == 11
         for name in names:
             assert resources[name]["Condition"] == "NotificationsAreOn", name
 
@@ -632,10 +1047,14 @@ class TestOutputs:
         assert set(template["Outputs"]) >= {
             "ApiUrl",
             "ConsoleUrl",
+            "ClosingsArn",
             "StateMachineArn",
             "StateMachineConsole",
+            "LedgerDomain",
+            "RefusalsDomain",
             "TrailDomain",
             "TrailDomainRegion",
+            "TrailStore",
             "UsagePlanId",
             "AlarmTopicArn",
             "RevokeFunctionName",

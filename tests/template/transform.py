@@ -7,6 +7,7 @@ what is tested is the template as it is for every place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from samtranslator.yaml_helper import yaml_parse
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "template.yaml"
+CONDITIONS = {"TrailIsInSimpleDb": "simpledb", "TrailIsInDynamoDb": "dynamodb"}
+STORES = tuple(CONDITIONS.values())
+NO_VALUE = {"Ref": "AWS::NoValue"}
 
 
 def read() -> dict[str, Any]:
@@ -27,8 +31,11 @@ def read() -> dict[str, Any]:
 
 
 @cache
-def transformed() -> dict[str, Any]:
-    """Give the template with SAM's resources turned into CloudFormation's. Do not change what it gives."""
+def transformed(store: str = "simpledb") -> dict[str, Any]:
+    """Give the template with SAM's resources turned into CloudFormation's, as it is for one store.
+
+    Do not change what it gives.
+    """
     source = read()
     # The translator takes S3 addresses alone; `sam deploy` puts them there. The key says which path it was.
     for section in [*source["Resources"].values(), {"Properties": source["Globals"]["Function"]}]:
@@ -40,4 +47,23 @@ def transformed() -> dict[str, Any]:
     # decides which partition SAM puts into the ARNs it writes itself.
     session = boto3.session.Session(region_name="eu-west-1")
     result: dict[str, Any] = Translator({}, Parser(), boto_session=session).translate(source, defaults)
-    return result
+    chosen = {name: store == its for name, its in CONDITIONS.items()}
+    result["Resources"] = {
+        name: resource
+        for name, resource in result["Resources"].items()
+        if chosen.get(resource.get("Condition"), True)
+    }
+    whole: dict[str, Any] = _choose(result, chosen)
+    return whole
+
+
+def _choose(value: Any, chosen: Mapping[str, bool]) -> Any:
+    """Resolve the Fn::If of some conditions, with what AWS::NoValue leaves out."""
+    if isinstance(value, list):
+        return [made for item in value if (made := _choose(item, chosen)) != NO_VALUE]
+    if not isinstance(value, dict):
+        return value
+    condition, *branches = value.get("Fn::If", (None,)) if len(value) == 1 else (None,)
+    if condition in chosen:
+        return _choose(branches[0 if chosen[condition] else 1], chosen)
+    return {key: made for key, item in value.items() if (made := _choose(item, chosen)) != NO_VALUE}

@@ -12,28 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from tests.template.policies import listed, statements_of
-from tests.template.transform import ROOT, transformed
+from tests.template.transform import ROOT, STORES, transformed
 
 RELEASES = ROOT / "tests" / "fixtures" / "releases"
 # What gives a resource its physical name. A change of it is a replacement, as a change of the type is.
 NAMES = (
     "AlarmName",
     "DashboardName",
-    "Domain",
     "FunctionName",
     "LogGroupName",
     "Name",
     "QueueName",
     "StateMachineName",
     "StateMachineType",
+    "TableName",
     "TopicName",
     "UsagePlanName",
 )
 
 
 def snapshot() -> dict[str, Any]:
-    """Give what is deployed today: resources by logical id, and what each role may do."""
-    template = transformed()
+    """Give what is deployed today: resources by logical id, and what each role may do, with each store."""
+    by_store = [transformed(store) for store in STORES]
+    whole = {name: resource for one in by_store for name, resource in one["Resources"].items()}
+    template = {**by_store[0], "Resources": whole}
     resources = {
         name: {
             "type": resource["Type"],
@@ -47,7 +49,7 @@ def snapshot() -> dict[str, Any]:
         if resource["Type"] != "AWS::ApiGateway::Deployment"
     }
     roles = {
-        name: sorted(permissions(name, template["Resources"]))
+        name: sorted({text for one in by_store for text in permissions(name, one["Resources"])})
         for name, resource in sorted(template["Resources"].items())
         if resource["Type"] == "AWS::IAM::Role"
     }

@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grants.trail import Trail
-from grants.values import Grant, parse_time, show_second, show_time
+from grants.values import Grant, cut_to_milliseconds, parse_time, round_up
 from tests.conftest import ROOT
-from tests.harness import ENVIRONMENT, MACHINE, Knock, running
+from tests.harness import MACHINE, Knock, running
 from tests.upgrades.snapshot import newest, snapshot
 
 INPUTS = sorted((ROOT / "tests" / "fixtures" / "inputs").glob("*.json"))
@@ -116,24 +117,32 @@ class TestOldInputs:
         with running() as stack:
             yield stack
 
-    def recorded(self, knock: Knock, old: dict[str, Any]) -> dict[str, Any]:
-        """Bring an input to this stack's groups and to now, and record its grant."""
-        now = knock.clock.now()
-        targets = [target | {"groups": knock.groups[target["name"]]} for target in old["targets"]]
-        times = {"requested_at": show_time(now), "expires_at": show_second(now + timedelta(minutes=10))}
-        given = old | times | {"targets": targets}
-        trail = Trail(knock.client("sdb"), ENVIRONMENT["TRAIL_DOMAIN"])
-        trail.record_request(Grant.from_input(given))
-        return given
+    def given(self, knock: Knock, path: Path) -> dict[str, Any]:
+        """Bring an input to this stack's groups and to now, under the id that is then its own."""
+        old, now = Grant.from_input(json.loads(path.read_text())), knock.clock.now()
+        grant = Grant.decide(
+            old.principal,
+            old.source,
+            tuple(replace(target, groups=tuple(knock.groups[target.name])) for target in old.targets),
+            cut_to_milliseconds(now),
+            round_up(now + timedelta(minutes=10)),
+            reason=old.reason,
+            by_name=old.by_name,
+            nonce=old.nonce,
+        )
+        return grant.as_input()
+
+    def started(self, knock: Knock, given: dict[str, Any]) -> None:
+        knock.client("stepfunctions").start_execution(
+            stateMachineArn=MACHINE, name=given["grant_id"], input=json.dumps(given)
+        )
 
     @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
     def test_it_opens_holds_and_closes(self, knock: Knock, path: Any) -> None:
         """Mutation: `Grant.from_input` that wants a field the first version had not."""
-        given = self.recorded(knock, json.loads(path.read_text()))
+        given = self.given(knock, path)
         grant_id = given["grant_id"]
-        knock.client("stepfunctions").start_execution(
-            stateMachineArn=MACHINE, name=grant_id, input=json.dumps(given)
-        )
+        self.started(knock, given)
         knock.wait(lambda: knock.grant(grant_id)["status"] == "active", "it does not open")
         assert {cidr for _, _, cidr in knock.rules()} == {given["source"]}
         knock.clock.advance(parse_time(given["expires_at"]) - knock.clock.now())
@@ -145,7 +154,7 @@ class TestOldInputs:
     @pytest.mark.parametrize("how", ["expired", "failed", "force"])
     def test_its_state_alone_is_enough_to_close_it(self, knock: Knock, path: Any, how: str) -> None:
         """As each state of an execution that began before the update calls the revoke function."""
-        given = self.recorded(knock, json.loads(path.read_text()))
+        given = self.given(knock, path)
         rules = knock.call("authorize", {"grant": given})
         assert len(knock.rules()) == len(rules) == 1
         state = given | (
