@@ -20,6 +20,7 @@
         ├── IngressThrottled         EC2's request limit; it did not act
         ├── EngineUnavailable        Step Functions or Lambda
         ├── RightsUnavailable        API Gateway or the tagging API, when asked what a key may do
+        │   └── RightsThrottled      their request limit for the whole account is reached
         └── RuleUnsettled            what became of a rule cannot be known yet
 
 Beside these, adapters answer with GroupFull, GroupGone, RuleDuplicate and RuleNotFound (`ingress`) and with
@@ -155,6 +156,10 @@ class EngineUnavailable(Unavailable):
 
 class RightsUnavailable(Unavailable):
     """What a key may do could not be read."""
+
+
+class RightsThrottled(RightsUnavailable):
+    """The account's request limit kept AWS from telling what a key may do."""
 
 
 class RuleUnsettled(Unavailable):

@@ -140,8 +140,8 @@ def _authorize(operations: Operations, grant: Grant) -> list[Opened]:
     groups = operations.ingress.groups(group for target in grant.targets for group in target.groups)
     targets, left_out = _confirm(operations, grant, groups)
     run = _claim(operations, grant, targets, groups)
-    record = operations.trail.record(grant)
     try:
+        record = operations.trail.record(grant)
         if record.state != "live":
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
         if record.authorized_at and _known(run.snapshot.ledger, record):

@@ -7,13 +7,14 @@ https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetRes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import NotAllowed, RightsUnavailable
+from .errors import NotAllowed, RightsThrottled, RightsUnavailable
 from .policy import TAG_NAME, TAG_STACK, TAG_TARGETS, Rights, read_rights, read_targets
 from .values import Principal, Target
 
@@ -22,29 +23,49 @@ if TYPE_CHECKING:
 
 KEPT = timedelta(seconds=60)
 
+# For how much longer an answer is used while AWS throttles the question. API Gateway's control plane takes
+# ten requests a second for the whole account, deployments and the console included, and the limit cannot be
+# raised:
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
+KEPT_WHILE_THROTTLED = timedelta(minutes=10)
+THROTTLED = {"TooManyRequestsException", "ThrottlingException", "ThrottledException", "Throttling"}
+
 T = TypeVar("T")
+
+logger = logging.getLogger("knock")
 
 
 class _Kept:
-    """Answers kept for KEPT. Failures are not kept."""
+    """Answers kept for KEPT, and longer while the question is throttled. Failures are not kept."""
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
         self._answers: dict[str, tuple[datetime, Any]] = {}
 
     def get(self, key: str, ask: Callable[[], T]) -> T:
-        now = self._clock()
+        """Give the answer to a question, or raise what asking it does."""
+        now, longest = self._clock(), KEPT + KEPT_WHILE_THROTTLED
+        self._answers = {name: kept for name, kept in self._answers.items() if now - kept[0] < longest}
         kept = self._answers.get(key)
-        if kept and now - kept[0] < KEPT:
-            answer: T = kept[1]
-            return answer
-        answer = ask()
-        self._answers = {k: v for k, v in self._answers.items() if now - v[0] < KEPT} | {key: (now, answer)}
+        if kept is None or now - kept[0] >= KEPT:
+            try:
+                kept = self._answers[key] = now, ask()
+            except RightsThrottled:
+                if kept is None:
+                    raise
+                logger.warning("old_rights_used", extra={"of": key, "age": (now - kept[0]).total_seconds()})
+        answer: T = kept[1]
         return answer
 
 
+def _unavailable(what: str, error: ClientError) -> RightsUnavailable:
+    code = error.response["Error"]["Code"]
+    kind = RightsThrottled if code in THROTTLED else RightsUnavailable
+    return kind(what.format(code))
+
+
 class RightsReader:
-    """The API keys' tags and the stack's targets, each answer up to a minute old."""
+    """The API keys' tags and the stack's targets, each answer up to a minute old; while throttled, eleven."""
 
     def __init__(
         self, apigateway: BaseClient, tagging: BaseClient, stack: str, clock: Callable[[], datetime]
@@ -73,10 +94,9 @@ class RightsReader:
         try:
             answer = self._apigateway.get_tags(resourceArn=f"{self._keys_arn}/{key_id}")
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code == "NotFoundException":
+            if error.response["Error"]["Code"] == "NotFoundException":
                 raise NotAllowed(TAG_TARGETS, "the key does not exist any more") from error
-            raise RightsUnavailable(f"API Gateway answered {code} when asked for the key's tags") from error
+            raise _unavailable("API Gateway answered {} when asked for the key's tags", error) from error
         except BotoCoreError as error:
             raise RightsUnavailable(f"API Gateway did not answer: {type(error).__name__}") from error
         tags = answer.get("tags", {})
@@ -94,9 +114,7 @@ class RightsReader:
                     group = resource["ResourceARN"].rpartition("/")[2]
                     groups[group] = {tag["Key"]: tag["Value"] for tag in resource["Tags"]}
         except ClientError as error:
-            raise RightsUnavailable(
-                f"the tagging API answered {error.response['Error']['Code']} when asked for the targets"
-            ) from error
+            raise _unavailable("the tagging API answered {} when asked for the targets", error) from error
         except BotoCoreError as error:
             raise RightsUnavailable(f"the tagging API did not answer: {type(error).__name__}") from error
         return read_targets(groups)

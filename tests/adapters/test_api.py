@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from grants.errors import (
     EngineUnavailable,
@@ -261,6 +262,31 @@ class TestRefused:
         assert knock.request("GET", "/whoami").json["max_duration"] == "1d"
         knock.clock.advance(timedelta(seconds=6))
         assert knock.request("GET", "/whoami").json["max_duration"] == "2h"
+
+    def test_they_are_used_for_ten_minutes_more_while_aws_throttles_the_reading(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ten requests a second are all that an account's control plane takes, from everybody together.
+
+        Mutation: functions/grants/rights.py: `if kept is None:` -> `if True:`
+        Mutation: functions/grants/rights.py: `timedelta(minutes=10)` -> `timedelta(minutes=20)`
+        """
+        assert knock.request("GET", "/whoami").status == 200
+        code = "TooManyRequestsException"
+
+        def refused(*_: object, **__: object) -> None:
+            raise ClientError({"Error": {"Code": code, "Message": ""}}, "GetTags")
+
+        import api
+
+        monkeypatch.setattr(api.wiring().rights._apigateway, "get_tags", refused)
+        knock.clock.advance(timedelta(minutes=10, seconds=55))
+        assert knock.request("POST", "/knock").status == 201
+        code = "AccessDeniedException"
+        check_problem(knock.request("GET", "/whoami"), 503, "rights-unavailable")
+        code = "TooManyRequestsException"
+        knock.clock.advance(timedelta(seconds=6))
+        check_problem(knock.request("GET", "/whoami"), 503, "rights-throttled")
 
 
 class TestHowManyAtOnce:
