@@ -50,7 +50,10 @@ def well(world: World) -> World:
     client("events").put_rule(
         Name="knock-stopped", EventPattern='{"source": ["aws.states"]}', State="ENABLED"
     )
-    client("events").put_targets(Rule="knock-stopped", Targets=[{"Id": "closings", "Arn": CLOSINGS}])
+    role = f"arn:aws:iam::{ACCOUNT}:role/knock-role"
+    client("events").put_targets(
+        Rule="knock-stopped", Targets=[{"Id": "closings", "Arn": CLOSINGS, "RoleArn": role}]
+    )
     alarm(world, "knock-RevocationLate", "OK")
     world.plan_stage()
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
