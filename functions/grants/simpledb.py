@@ -34,8 +34,7 @@ LARGEST_PAGE = 2500
 
 
 class SimpleDb:
-    """The domain `domain`, through a client of the region that holds it. `sets` name the attributes that are
-    sets."""
+    """The domain `domain`, through a client of the region that holds it."""
 
     def __init__(self, client: BaseClient, domain: str) -> None:
         self._client: Any = client
