@@ -2,9 +2,9 @@
 
     make openapi        (PYTHONPATH=functions python -m local.openapi docs/openapi.json)
 
-Methods, paths and who needs a key come from `template.yaml`, parameters and limits from `api` and `values`,
-problems from the tree of errors by having `api.problem` answer each, headers from what `api` sends. The
-shapes of answers are written here, and closed: `tests/adapters/test_openapi.py` holds real answers against
+Methods, paths and who needs a key come from `template.yaml`, parameters and limits from `rest` and `values`,
+problems from the tree of errors by having `rest.answers.problem` answer each, headers from what that module
+sends. The shapes of answers are written here, and closed: `tests/adapters/test_openapi.py` holds real answers against
 them, and schemathesis a whole stack. Decided against deriving them too: from examples they would be guesses,
 and a library of models costs every cold start.
 
@@ -25,9 +25,10 @@ import api
 from grants import errors
 from grants.errors import InvalidKnock, KnockError, NotAllowed, Unavailable
 from grants.policy import WIDEST
-from grants.values import DURATION_SHAPES, ENDS, GRANT_ID, LONGEST, TARGET_NAME
+from grants.values import DURATION_SHAPES, ENDS, FAMILIES, GRANT_ID, LONGEST, TARGET_NAME
 from local.deployment import Deployment, Route
 from local.template import Place, load
+from rest import answers, requests
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "openapi.json"
@@ -78,8 +79,8 @@ def moment(description: str, pattern: str = MILLISECOND) -> Json:
 
 
 def line(name: str, description: str) -> Json:
-    """Describe one of the texts that `api._text` reads."""
-    return text(description, maxLength=api.LONGEST[name], format=LINE)
+    """Describe one of the texts that `rest.requests.read_text` reads."""
+    return text(description, maxLength=requests.LONGEST[name], format=LINE)
 
 
 def schemas() -> Json:
@@ -100,6 +101,24 @@ def schemas() -> Json:
         "execution_arn": text("Its execution in Step Functions", pattern="^arn:"),
         "caller": text("The CIDR this call came from", format=CIDR),
     }
+    left_out = {
+        "type": "array",
+        "items": text(pattern=exactly(TARGET_NAME.pattern)),
+        "minItems": 1,
+        "description": "Targets that the grant is not for, since none of their addresses is of its family",
+    }
+    target = {
+        "name": text(pattern=exactly(TARGET_NAME.pattern)),
+        "ports": {"type": "array", "minItems": 1, "items": text(examples=["22/tcp"])},
+    }
+    families = or_null(
+        {
+            "type": "array",
+            "items": text(enum=list(FAMILIES)),
+            "minItems": 1,
+            "description": "The address families it can be reached by; null is not known",
+        }
+    )
     event = {
         "at": moment("When it happened"),
         "event": text(enum=["requested", "authorized", *ENDS, "closed"]),
@@ -112,9 +131,10 @@ def schemas() -> Json:
     whoami = {
         "principal": ref("Principal"),
         "source": text("The CIDR the call came from", format=CIDR),
-        "targets": {"type": "array", "items": ref("Target"), "description": "What the key may open"},
+        "targets": {"type": "array", "items": ref("OpenableTarget"), "description": "What the key may open"},
         "default_duration": text("Of a grant when a knock names none", format=DURATION),
         "max_duration": or_null(text("The longest grant the key may have; null is none", format=DURATION)),
+        "until": or_null(moment("When the key ends", SECOND)),
         "max_live": {"type": "integer", "minimum": 0, "description": "The most grants it may have at once"},
         "live": {"type": "integer", "minimum": 0, "description": "How many grants it has now"},
         "any_source": or_null(
@@ -135,7 +155,7 @@ def schemas() -> Json:
             "description": "Names of targets; without, all that the key may open",
             "items": text(pattern=exactly(TARGET_NAME.pattern)),
             "minItems": 1,
-            "maxItems": api.MOST_TARGETS,
+            "maxItems": requests.MOST_TARGETS,
             "examples": [["bastion"]],
         },
         "duration": {
@@ -150,7 +170,7 @@ def schemas() -> Json:
         "source": or_null(
             text(
                 "Another source than the caller's own address, for keys that may name one",
-                maxLength=api.LONGEST["source"],
+                maxLength=requests.LONGEST["source"],
                 format=CIDR,
                 examples=["203.0.113.7/32"],
             )
@@ -164,15 +184,13 @@ def schemas() -> Json:
         "Principal": closed(
             "An API key, by id and name", {"id": text(minLength=1), "name": text(minLength=1)}
         ),
-        "Target": closed(
-            "What an operator configured under a name",
-            {
-                "name": text(pattern=exactly(TARGET_NAME.pattern)),
-                "ports": {"type": "array", "minItems": 1, "items": text(examples=["22/tcp"])},
-            },
-        ),
+        "Target": closed("What an operator configured under a name", target),
+        "OpenableTarget": closed("A target that the key may open", target | {"families": families}),
         "Event": closed("One thing that happened to a grant", event, "reason", "left_out", "revoked", "kept"),
         "Grant": closed("The decision to let one source reach targets, and what became of it", grant),
+        "Knocked": closed(
+            "The grant that a knock is answered with", grant | {"left_out": left_out}, "left_out"
+        ),
         "WholeGrant": closed(
             "A grant with its events",
             grant | {"events": {"type": "array", "items": ref("Event"), "minItems": 1}},
@@ -180,19 +198,19 @@ def schemas() -> Json:
         "Grants": closed(
             "Grants, newest first",
             {
-                "grants": {"type": "array", "items": ref("Grant"), "maxItems": api.LARGEST_PAGE},
+                "grants": {"type": "array", "items": ref("Grant"), "maxItems": requests.LARGEST_PAGE},
                 "cursor": or_null(text("Where the next page begins; null after the last one")),
             },
         ),
         "EndedGrants": closed(
             "The grants that were ended",
             {
-                "grants": {"type": "array", "items": ref("Grant"), "maxItems": api.LARGEST_PAGE},
+                "grants": {"type": "array", "items": ref("Grant"), "maxItems": requests.LARGEST_PAGE},
                 "more": {"type": "boolean", "description": "Whether the same call would go on to others"},
             },
         ),
         "Whoami": closed("What a key may do", whoami),
-        "Knock": closed("What is asked for. Every field may be left out", knock, *api.KNOCK_FIELDS),
+        "Knock": closed("What is asked for. Every field may be left out", knock, *requests.KNOCK_FIELDS),
         "GatewayAnswer": {
             "type": "object",
             "description": "What API Gateway answers by itself",
@@ -205,7 +223,7 @@ def schemas() -> Json:
 
 PARAMETERS: dict[str, Json] = {
     "status": text("Which grants", enum=list(api.STATUSES), default="live"),
-    "limit": {"type": "integer", "minimum": 1, "maximum": api.LARGEST_PAGE, "default": api.PAGE},
+    "limit": {"type": "integer", "minimum": 1, "maximum": requests.LARGEST_PAGE, "default": requests.PAGE},
     "cursor": text("The `cursor` of the page before", format=CURSOR),
     "principal": line("principal", "The name of an API key; for operators"),
     "source": line("source", "A CIDR or an address, in any form") | {"format": CIDR},
@@ -227,7 +245,7 @@ def tree(root: type[KnockError] = KnockError) -> Iterator[type[KnockError]]:
 def sample(error: type[KnockError]) -> tuple[Json, dict[str, str]]:
     """Have the API answer an error: (the problem, its headers)."""
     made = error("part", "detail") if issubclass(error, (InvalidKnock, NotAllowed)) else error("detail")
-    said = api.problem(made)
+    said = answers.problem(made)
     return json.loads(said["body"]), said["headers"]
 
 
@@ -237,6 +255,12 @@ def problem(error: type[KnockError]) -> Json:
         "detail": text("What was wrong, for a person"),
         "field": text("Which part of the request is malformed"),
         "right": text("Which tag of the key is missing"),
+        "families": {
+            "type": "array",
+            "items": text(enum=list(FAMILIES)),
+            "minItems": 1,
+            "description": "The address families by which the targets can be reached",
+        },
         "grant_id": GRANT_ID_TEXT | {"description": "The grant that may have started"},
     }
     said, _ = sample(error)
@@ -276,8 +300,8 @@ GATEWAY = {
 # ---------------------------------------------------------------------------- operations
 
 ANSWERS = {
-    "knock": {201: "Grant", 202: "Grant"},
-    "knock_without_body": {201: "Grant", 202: "Grant"},
+    "knock": {201: "Knocked", 202: "Knocked"},
+    "knock_without_body": {201: "Knocked", 202: "Knocked"},
     "list_grants": {200: "Grants"},
     "end_grants": {200: "EndedGrants"},
     "show_grant": {200: "WholeGrant"},
@@ -304,7 +328,7 @@ def response(status: int, schema: Json | None, problems: list[type[KnockError]])
     sent: list[dict[str, str]] = []
     if schema:
         content["application/json"] = {"schema": schema}
-        sent.append(api.answer(status, {})["headers"])
+        sent.append(answers.answer(status, {})["headers"])
     if problems:
         content["application/problem+json"] = {"schema": {"oneOf": [ref(e.__name__) for e in problems]}}
         sent += [sample(error)[1] for error in problems]
@@ -363,7 +387,7 @@ def operation(route: Route) -> Json:
     if call is api.knock:
         described["requestBody"] = {
             "required": False,
-            "description": f"{api.MOST_BYTES} bytes at most",
+            "description": f"{requests.MOST_BYTES} bytes at most",
             "content": {"application/json": {"schema": ref("Knock")}},
         }
     described["responses"] = responses(call)

@@ -6,6 +6,7 @@
     │   ├── NotAllowed          403  the key lacks a right
     │   │   └── InvalidTag      403  a tag on the key cannot be read, so it gives no right
     │   ├── GrantNotFound       404
+    │   ├── WrongFamily         409  the source is IPv4 and the targets have IPv6 alone, or the reverse
     │   ├── TooManyGrants       409  the principal holds as many live grants as it may
     │   ├── SourceFull          409  the source's ledger holds as many claims or rules as it may
     │   ├── PoolExhausted       409  every security group of a target is full
@@ -91,6 +92,16 @@ class SourceFull(Refusal):
     """The source holds as many claims or rules as one may. Names no grant: others share the address."""
 
     title = "Too many grants for one source"
+
+
+class WrongFamily(Refusal):
+    """A source of an address family that no target has. `families` are those that the targets have."""
+
+    title = "The targets have no address of this family"
+
+    def __init__(self, detail: str, families: tuple[str, ...] = ("ipv4",)) -> None:
+        super().__init__(detail)
+        self.families = families
 
 
 class TargetGone(Refusal):

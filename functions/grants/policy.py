@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from .errors import (
     InvalidGrant,
@@ -22,9 +23,11 @@ from .errors import (
     RuleUnsettled,
     TargetGone,
     TooManyGrants,
+    WrongFamily,
 )
 from .timing import TAGS_LAG
 from .values import (
+    FAMILIES,
     LARGEST_INPUT,
     LONGEST_TEXT,
     MOST_GROUPS,
@@ -37,9 +40,12 @@ from .values import (
     Target,
     compact_json,
     cut_to_milliseconds,
+    family_of,
     parse_duration,
+    parse_until,
     round_up,
     show_duration,
+    show_second,
     show_time,
 )
 
@@ -52,7 +58,9 @@ TAG_MAX_DURATION = "knock:max-duration"
 TAG_ANY_SOURCE = "knock:any-source"
 TAG_OPERATOR = "knock:operator"
 TAG_MAX_LIVE = "knock:max-live"
+TAG_UNTIL = "knock:until"
 TAG_NAME = "knock:name"
+TAG_FAMILIES = "knock:families"
 
 # "@all" says the same as "*" for tools that keep to the characters AWS recommends in tags, without "*".
 # https://docs.aws.amazon.com/tag-editor/latest/userguide/best-practices-and-strats.html
@@ -63,6 +71,9 @@ WIDEST = {4: 24, 6: 56}
 # When the second decision is made, an execution has just started: its task is tried again for minutes.
 OLDEST_REQUEST = timedelta(hours=1)
 CLOCKS_DIFFER = timedelta(minutes=1)
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class Rights:
     any_source: Mapping[int, int] | None = None
     operator: bool = False
     max_live: int | None = None
+    until: datetime | None = None
     faults: tuple[str, ...] = ()
 
     def may_open(self, name: str) -> bool:
@@ -89,48 +101,52 @@ def read_rights(principal: Principal, tags: Mapping[str, str]) -> Rights:
     def fault(tag: str, expected: str) -> None:
         faults.append(f"the tag {tag} of the key {principal.name!r} cannot be read: {expected}")
 
+    def read(tag: str, parse: Callable[[str], T]) -> T | None:
+        if tag not in tags:
+            return None
+        try:
+            return parse(tags[tag])
+        except ValueError as error:
+            fault(tag, str(error))
+            return None
+
     if len(principal.name) > LONGEST_TEXT or not principal.name.isprintable():
         principal = Principal(principal.id, principal.id)  # a grant in such a name cannot be recorded
         fault(TAG_NAME, f"one line of {LONGEST_TEXT} printable characters at most was expected")
 
-    names = tags.get(TAG_TARGETS, "").split()
+    names = read(TAG_TARGETS, _read_names) or []
     every = any(name in EVERY_TARGET for name in names)
-    if (every and len(names) > 1) or not (every or all(TARGET_NAME.fullmatch(name) for name in names)):
-        fault(TAG_TARGETS, "target names with spaces between them were expected, or * alone")
-        names, every = [], False
-
-    longest: timedelta | None = None
-    if TAG_MAX_DURATION in tags:
-        try:
-            longest = parse_duration(tags[TAG_MAX_DURATION])
-        except ValueError as error:
-            fault(TAG_MAX_DURATION, str(error))
-
-    widths: dict[int, int] | None = None
-    if TAG_ANY_SOURCE in tags:
-        try:
-            widths = _read_widths(tags[TAG_ANY_SOURCE])
-        except ValueError as error:
-            fault(TAG_ANY_SOURCE, str(error))
-
-    operator = tags.get(TAG_OPERATOR, "false")
-    if operator not in ("true", "false"):
-        fault(TAG_OPERATOR, "true or false was expected")
-
-    max_live = tags.get(TAG_MAX_LIVE)
-    if max_live is not None and not re.fullmatch(r"[1-9]\d{0,3}", max_live, re.ASCII):
-        fault(TAG_MAX_LIVE, "a number from 1 to 9999 was expected")
-
     return Rights(
         principal,
         frozenset() if every else frozenset(names),
         every,
-        longest,
-        widths,
-        operator == "true",
-        int(max_live) if max_live and not any(f" {TAG_MAX_LIVE} " in text for text in faults) else None,
+        read(TAG_MAX_DURATION, parse_duration),
+        read(TAG_ANY_SOURCE, _read_widths),
+        read(TAG_OPERATOR, _read_operator) or False,
+        read(TAG_MAX_LIVE, _read_max_live),
+        read(TAG_UNTIL, parse_until),
         tuple(faults),
     )
+
+
+def _read_names(text: str) -> list[str]:
+    names = text.split()
+    every = any(name in EVERY_TARGET for name in names)
+    if (every and len(names) > 1) or not (every or all(TARGET_NAME.fullmatch(name) for name in names)):
+        raise ValueError("target names with spaces between them were expected, or * alone")
+    return names
+
+
+def _read_operator(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false was expected")
+    return text == "true"
+
+
+def _read_max_live(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII):
+        raise ValueError("a number from 1 to 9999 was expected")
+    return int(text)
 
 
 def _read_widths(text: str) -> dict[int, int]:
@@ -162,6 +178,7 @@ def read_targets(groups: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Tar
     or are not those of its pool, is left out: it is named in the second answer and opened for nobody.
     """
     pools: dict[str, list[tuple[str, tuple[Ports, ...]]]] = {}
+    families: dict[str, list[tuple[str, ...]]] = {}
     faults: list[str] = []
     for group, tags in sorted(groups.items()):
         if TAG_TARGET not in tags:
@@ -178,14 +195,27 @@ def read_targets(groups: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Tar
         if not ports:
             faults.append(f"{group}: the tag {TAG_PORTS} names no ports; it is written like 22/tcp")
             continue
+        known = tags.get(TAG_FAMILIES, "").split()
+        if not set(known) <= set(FAMILIES):
+            faults.append(f"{group}: the tag {TAG_FAMILIES} is not ipv4, ipv6 or both: it is passed over")
+            known = []
+        families.setdefault(name, []).append(tuple(known))
         pools.setdefault(name, []).append((group, ports))
     targets = {}
     for name, pool in pools.items():
         if len({ports for _, ports in pool}) > 1:
             faults.append(f"the groups of the target {name} differ in {TAG_PORTS}; make them equal")
             continue
-        targets[name] = Target(name, pool[0][1], tuple(group for group, _ in pool))
+        groups_ = tuple(group for group, _ in pool)
+        targets[name] = Target(name, pool[0][1], groups_, _families_of_pool(families[name]))
     return targets, faults
+
+
+def _families_of_pool(families: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Give the families that a pool's groups have together; none where that is not known of each."""
+    if not all(families):
+        return ()
+    return tuple(family for family in FAMILIES if any(family in known for known in families))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,19 +250,20 @@ def decide(
 ) -> Grant:
     """Decide on a knock: the grant, or a refusal raised.
 
-    `caller` is the CIDR the gateway saw, `nonce` a random text that makes the grant's id unique.
+    `caller` is the CIDR the gateway saw, `nonce` a random text that makes the grant's id unique. Targets that
+    have no address of the source's family are not in the grant.
     """
     # As it is recorded and shown: else a grant could seem to last a second longer than was asked for.
     now = cut_to_milliseconds(now)
     source = _source(knock.source, rights, caller)
-    chosen = _targets(knock.targets, rights, targets)
+    chosen = _reachable(_targets(knock.targets, rights, targets), source)
     duration = _duration(knock.duration, rights, limits)
     grant = Grant.decide(
         rights.principal,
         source,
         chosen,
         now,
-        round_up(now + duration),
+        _end(knock.duration, rights, now, round_up(now + duration)),
         reason=knock.reason,
         by_name=knock.targets is not None,
         renews=knock.renews,
@@ -412,6 +443,38 @@ def _duration(asked: timedelta | None, rights: Rights, limits: Limits) -> timede
             f"{show_duration(asked)} is longer than the key allows: {show_duration(longest)}",
         )
     return asked
+
+
+def _end(asked: timedelta | None, rights: Rights, now: datetime, end: datetime) -> datetime:
+    """Give when a grant ends: not after the key does. A duration that is named must not reach beyond it."""
+    _refuse_faults(rights, TAG_UNTIL)
+    until = rights.until
+    if until is None or (end <= until and now < until):
+        return end
+    if now >= until:
+        raise NotAllowed(TAG_UNTIL, f"the key was good until {show_second(until)}")
+    if asked is not None:
+        raise NotAllowed(TAG_UNTIL, f"the key is good until {show_second(until)}: name a shorter duration")
+    return until
+
+
+def _reachable(targets: tuple[Target, ...], source: str) -> tuple[Target, ...]:
+    """Leave out the targets that have no address of the source's family. Raises WrongFamily if all are.
+
+    A rule for them could let nobody in, and would take the room of one that can.
+    """
+    family = family_of(source)
+    reachable = tuple(target for target in targets if not target.families or family in target.families)
+    if not reachable:
+        (other,) = (name for name in FAMILIES if name != family)
+        words, digit = {"ipv4": "IPv4", "ipv6": "IPv6"}, other[-1]
+        names = ", ".join(target.name for target in targets)
+        raise WrongFamily(
+            f"{source} is an {words[family]} address, and {names} can be reached by {words[other]} alone: "
+            f"knock over {words[other]} (knock -{digit}, or curl -{digit})",
+            (other,),
+        )
+    return reachable
 
 
 # Named sources are public addresses. A caller's own is taken as the gateway gives it, private ones too.

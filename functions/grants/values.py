@@ -71,6 +71,25 @@ def parse_time(text: object) -> datetime:
     return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
 
 
+_DATE = re.compile(r"2\d{3}-\d\d-\d\d", re.ASCII)
+
+
+def parse_until(text: str) -> datetime:
+    """Read until when a key is good: `2027-01-15` is to the end of that day, in UTC; or a time with a Z.
+
+    Raises ValueError on anything else.
+    """
+    try:
+        if _DATE.fullmatch(text):
+            day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
+            return day + timedelta(days=1)
+        return parse_time(text).replace(microsecond=0)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            "a date like 2027-01-15, or a time like 2027-01-15T17:00:00Z, was expected"
+        ) from error
+
+
 def cut_to_milliseconds(at: datetime) -> datetime:
     """Cut a time to what `show_time` writes."""
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
@@ -192,17 +211,22 @@ class Rule:
 class Target:
     """What an operator configured under a name: ports, and a pool of groups, filled in order of group id.
 
-    `groups` is empty where only the name and the ports matter (the trail, the API's answers).
+    `groups` is empty where only the name and the ports matter (the trail, the API's answers). `families` are
+    the address families (`ipv4`, `ipv6`) that what stands behind it has; empty is not known. They decide
+    whether a knock makes sense, not whether it is allowed, so an execution's input does not carry them.
     """
 
     name: str
     ports: tuple[Ports, ...]
     groups: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the name and the ports, as the trail and the API's answers hold them."""
         return {"name": self.name, "ports": [str(ports) for ports in self.ports]}
 
+
+FAMILIES = ("ipv4", "ipv6")
 
 TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -227,6 +251,11 @@ def source_of(address: str) -> str:
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ipaddress.IPv6Address(int(ip))  # without a scope id
     return f"{ip}/{ip.max_prefixlen}"
+
+
+def family_of(source: str) -> str:
+    """Say of which address family a CIDR is: `ipv4` or `ipv6`."""
+    return f"ipv{ipaddress.ip_network(source).version}"
 
 
 # ---------------------------------------------------------------------------- grants

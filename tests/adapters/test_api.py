@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from grants.errors import (
     EngineUnavailable,
+    InvalidKnock,
     KnockError,
     RightsUnavailable,
     RuleUnsettled,
@@ -25,6 +26,7 @@ from grants.executions import Closings, Executions
 from grants.rights import RightsReader
 from grants.simpledb import SimpleDb
 from grants.trail import Trail
+from rest.requests import Request
 from tests.harness import MACHINE, Answer, Context, Knock, running
 
 
@@ -167,8 +169,6 @@ class TestMalformedKnock:
         assert knock.request("GET", "/knock", raw="").status == 201
 
     def test_a_body_in_base64_is_read(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
-        import api
-
         event: dict[str, Any] = {
             "httpMethod": "POST",
             "resource": "/knock",
@@ -176,9 +176,44 @@ class TestMalformedKnock:
             "isBase64Encoded": True,
             "body": base64.b64encode(b'{"duration": "5m"}').decode(),
         }
-        assert api.Request.read(event).body == b'{"duration": "5m"}'
-        with pytest.raises(api.InvalidKnock):
-            api.Request.read(event | {"body": "***"})
+        assert Request.read(event).body == b'{"duration": "5m"}'
+        with pytest.raises(InvalidKnock):
+            Request.read(event | {"body": "***"})
+
+
+class TestFamilies:
+    """A target may be reached by one address family alone: an operator's tag `knock:families` says so."""
+
+    def test_a_knock_over_the_wrong_family_says_how_to_knock_and_is_on_record(self, knock: Knock) -> None:
+        tag_families(knock, "bastion", "ipv4")
+        answer = knock.request("POST", "/knock", body={"targets": ["bastion"]}, caller="2001:db8::7")
+        problem = check_problem(answer, 409, "wrong-family")
+        assert problem["families"] == ["ipv4"]
+        assert "2001:db8::7/128 is an IPv6 address, and bastion can be reached by IPv4 alone" in problem["detail"]
+        assert "curl -4" in problem["detail"]
+        assert executions(knock) == []
+
+    def test_a_target_of_the_other_family_is_left_out_and_named(self, knock: Knock) -> None:
+        tag_families(knock, "bastion", "ipv4")
+        answer = knock.request(
+            "POST", "/knock", body={"targets": ["bastion", "web"]}, caller="2001:db8::7"
+        )
+        assert (answer.status, answer.json["left_out"]) == (201, ["bastion"])
+        assert [target["name"] for target in answer.json["targets"]] == ["web"]
+
+    def test_a_knock_that_opens_all_names_none_that_was_left_out(self, knock: Knock) -> None:
+        tag_families(knock, "bastion", "ipv4 ipv6")
+        assert "left_out" not in knock.open(caller="2001:db8::7")
+
+    def test_whoami_says_which_a_target_has(self, knock: Knock) -> None:
+        tag_families(knock, "bastion", "ipv6")
+        targets = {one["name"]: one["families"] for one in knock.request("GET", "/whoami").json["targets"]}
+        assert targets == {"bastion": ["ipv6"], "web": None}
+
+
+def tag_families(knock: Knock, target: str, families: str) -> None:
+    tags = [{"Key": "knock:families", "Value": families}]
+    knock.client("ec2").create_tags(Resources=knock.groups[target], Tags=tags)
 
 
 class TestRefused:
@@ -292,7 +327,7 @@ class TestRefused:
 class TestHowManyAtOnce:
     def test_a_knock_too_many_names_those_to_end_and_is_on_record(self, knock: Knock) -> None:
         """Mutation: functions/api.py:
-        `_refuse_excess(rights, counted.result(), renewed)` -> `counted.result()`
+        `_refuse_excess(rights, counting.result(), renewed)` -> `counting.result()`
         """
         knock.add_key("eve", targets="bastion", max_duration="1h", max_live="2")
         first, second = knock.open("eve"), knock.open("eve", caller="198.51.100.1")
@@ -407,12 +442,13 @@ class TestWhoami:
             "principal": {"id": knock.keys["ci"], "name": "ci"},
             "source": "203.0.113.7/32",
             "targets": [
-                {"name": "bastion", "ports": ["22/tcp"]},
-                {"name": "web", "ports": ["80/tcp", "443/tcp"]},
+                {"name": "bastion", "ports": ["22/tcp"], "families": None},
+                {"name": "web", "ports": ["80/tcp", "443/tcp"], "families": None},
             ],
             "default_duration": "1d",
             "max_duration": "1d",
             "any_source": {"ipv4": 28, "ipv6": 60},
+            "until": None,
             "max_live": 1000,
             "live": 0,
             "operator": False,
@@ -468,7 +504,7 @@ class TestList:
         assert ids(status="all", target="web", principal="bob") == []
 
     def test_a_source_in_any_form_means_its_canonical_cidr(self, knock: Knock) -> None:
-        """Mutation: functions/api.py:
+        """Mutation: functions/rest/requests.py:
         `return canonical_source(text) if text is not None else None` -> `return text`
         """
         grant = knock.open(caller="2001:db8::7")
@@ -719,8 +755,8 @@ class TestEndThatFailsAtFirst:
     def test_it_goes_on_though_the_client_does_not_retry_and_its_execution_is_stopped_too(
         self, knock: Knock, fail: Callable[[type[KnockError], int], None]
     ) -> None:
-        """Mutation: functions/api.py:
-        `            wiring().closings.start(record.id, payload)` -> `            pass`
+        """Mutation: functions/rest/closing.py:
+        `            self.start(grant_id, payload)` -> `            pass`
         """
         grant = knock.open()
         fail(StoreUnavailable, 2)

@@ -59,7 +59,7 @@ def test_a_function_has_made_its_clients_when_lambda_has_started_it() -> None:
     for name in ("authorize", "revoke", "guard"):
         made_by = {"trail", "ledgers", "ingress", "executions", "closings", "operations"}
         assert made_by <= set(found[name] or ())
-    assert {"trail", "executions", "closings", "rights", "functions"} <= set(found["api"] or ())
+    assert {"trail", "executions", "closings", "rights", "functions", "closer"} <= set(found["api"] or ())
     assert not {"ingress", "ledgers", "operations"} & set(found["api"] or ())  # nor may it: its role has none
 
 

@@ -18,6 +18,7 @@ from grants.errors import (
     RuleUnsettled,
     TargetGone,
     TooManyGrants,
+    WrongFamily,
 )
 from grants.policy import (
     Knock,
@@ -241,6 +242,111 @@ class TestSource:
         except KnockError:
             return
         assert int(grant.source.rpartition("/")[2]) >= 28
+
+
+class TestFamilies:
+    """A rule for a target that has no address of the source's family would let nobody in."""
+
+    TARGETS = {
+        "bastion": Target("bastion", (SSH,), ("sg-1",), ("ipv4",)),
+        "web": Target("web", (HTTPS,), ("sg-3",), ("ipv4", "ipv6")),
+        "db": Target("db", (HTTPS,), ("sg-4",)),
+    }
+
+    def open(self, caller: str, *names: str) -> list[str]:
+        rights = read_rights(ALICE, TAGS | {"knock:targets": "*"})
+        grant = decide(Knock(targets=names or None), rights, self.TARGETS, caller, DAY, NOW, "x")
+        return [target.name for target in grant.targets]
+
+    def test_a_source_of_a_family_that_a_target_has_is_let_in(self) -> None:
+        assert self.open("203.0.113.7/32", "bastion") == ["bastion"]
+        assert self.open("2001:db8::7/128", "web") == ["web"]
+
+    def test_a_target_of_which_it_is_not_known_takes_both(self) -> None:
+        assert self.open("203.0.113.7/32", "db") == self.open("2001:db8::7/128", "db") == ["db"]
+
+    def test_a_target_without_an_address_of_the_family_is_left_out(self) -> None:
+        """Mutation: functions/grants/policy.py:
+        `if not target.families or family in target.families)` -> `if True)`
+        """
+        assert self.open("2001:db8::7/128", "bastion", "web") == ["web"]
+        assert self.open("2001:db8::7/128") == ["db", "web"]
+
+    @pytest.mark.parametrize(
+        ("families", "caller", "said"),
+        [
+            (("ipv4",), "2001:db8::7/128", "bastion can be reached by IPv4 alone: knock over IPv4"),
+            (("ipv6",), "203.0.113.7/32", "bastion can be reached by IPv6 alone: .*curl -6"),
+        ],
+    )
+    def test_a_knock_for_nothing_else_says_how_to_knock(
+        self, families: tuple[str, ...], caller: str, said: str
+    ) -> None:
+        targets = {"bastion": Target("bastion", (SSH,), ("sg-1",), families)}
+        with pytest.raises(WrongFamily, match=said) as refusal:
+            decide(Knock(), read_rights(ALICE, TAGS), targets, caller, DAY, NOW, "x")
+        assert refusal.value.families == families
+
+    @pytest.mark.parametrize(
+        ("tags", "families"),
+        [
+            (["ipv4", "ipv6 ipv4"], ("ipv4", "ipv6")),
+            (["ipv6", "ipv6"], ("ipv6",)),
+            (["ipv4", ""], ()),
+            (["", ""], ()),
+        ],
+    )
+    def test_those_of_a_pool_are_those_of_its_groups_where_each_says_so(
+        self, tags: list[str], families: tuple[str, ...]
+    ) -> None:
+        groups = {
+            f"sg-{n}": {"knock:target": "bastion", "knock:ports": "22/tcp", "knock:families": value}
+            for n, value in enumerate(tags)
+        }
+        targets, faults = read_targets(groups)
+        assert (targets["bastion"].families, faults) == (families, [])
+
+    def test_a_tag_that_cannot_be_read_is_passed_over_and_named(self) -> None:
+        groups = {"sg-1": {"knock:target": "bastion", "knock:ports": "22/tcp", "knock:families": "ipv5"}}
+        targets, faults = read_targets(groups)
+        assert targets["bastion"].families == ()
+        assert faults == ["sg-1: the tag knock:families is not ipv4, ipv6 or both: it is passed over"]
+
+
+class TestUntil:
+    """A key for a time: no grant begins or lasts after its end."""
+
+    END = datetime(2026, 11, 23, 17, 0, tzinfo=timezone.utc)
+    TAG = "2026-11-23T17:00:00Z"
+
+    def test_a_grant_lasts_no_longer(self) -> None:
+        """Mutation: functions/grants/policy.py: `    return until` -> `    return end`"""
+        assert ask(until=self.TAG).expires_at == self.END
+
+    def test_one_that_ends_before_is_as_long_as_it_was_asked_for(self) -> None:
+        knock = Knock(duration=timedelta(hours=1))
+        assert ask(knock, until=self.TAG) == ask(knock)
+
+    def test_a_duration_that_is_named_and_reaches_beyond_is_refused(self) -> None:
+        with pytest.raises(NotAllowed, match="good until 2026-11-23T17:00:00Z: name a shorter") as refusal:
+            ask(Knock(duration=timedelta(hours=6)), until=self.TAG)
+        assert refusal.value.right == "knock:until"
+
+    @pytest.mark.parametrize("tag", ["2026-11-23T12:00:00Z", "2026-11-22", "2026-11-01T00:00:00Z"])
+    def test_no_grant_begins_after(self, tag: str) -> None:
+        """Mutation: functions/grants/policy.py: `    if now >= until:` -> `    if False:`"""
+        with pytest.raises(NotAllowed, match="the key was good until") as refusal:
+            ask(until=tag)
+        assert refusal.value.right == "knock:until"
+
+    def test_a_date_is_good_to_the_end_of_its_day(self) -> None:
+        end = datetime(2026, 11, 24, tzinfo=timezone.utc)
+        assert ask(until="2026-11-23", max_duration="24h").expires_at == end
+
+    @pytest.mark.parametrize("tag", ["tomorrow", "", "2026-11-31", "2026-11-23T17:00:00", "23.11.2026"])
+    def test_what_cannot_be_read_gives_no_right(self, tag: str) -> None:
+        with pytest.raises(InvalidTag, match="a date like 2027-01-15"):
+            ask(until=tag)
 
 
 class TestTags:
