@@ -13,7 +13,7 @@ from grants.opening import authorize
 from grants.operations import Operations
 from grants.settings import read_max_duration, read_rules_per_group
 from grants.values import Grant
-from grants.wiring import Wiring, count, logger, metrics, prepare
+from grants.wiring import WARM, Wiring, count, logger, metrics, prepare
 
 # Characters. A state above 256 KiB kills its execution past every Catch: there must be room for the rules and
 # for an error's cause. https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
@@ -40,6 +40,8 @@ def handler(event: dict[str, Any], _context: object) -> list[dict[str, object]]:
     Twice adds nothing. Raises InvalidGrant, GrantEnded, PoolExhausted, SourceFull, TargetGone,
     IngressRefused, StoreRefused, or an error worth another try.
     """
+    if event == WARM:
+        return []
     if len(json.dumps(event["grant"])) > LARGEST_STATE:
         raise InvalidGrant("the execution's input is too large to hold what is added to it")
     grant = Grant.from_input(event["grant"])
