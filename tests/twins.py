@@ -31,9 +31,9 @@ from grants.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from grants.ingress import Group, GroupFull, GroupGone, RuleDuplicate, RuleNotFound
+from grants.ingress import Group
 from grants.ledgers import Ledgers
-from grants.operations import Execution, Operations
+from grants.operations import Execution, GroupFull, GroupGone, Operations, RuleDuplicate, RuleNotFound
 from grants.policy import TAG_PORTS, TAG_STACK, TAG_TARGET, Limits
 from grants.store import Conflict, Expected, Values, Where
 from grants.timing import EC2_LAG

@@ -31,7 +31,6 @@ from .errors import (
     KnockError,
     RuleUnsettled,
 )
-from .ingress import RuleNotFound
 from .ledger import (
     Ledger,
     LedgerRule,
@@ -42,7 +41,7 @@ from .ledger import (
     release,
 )
 from .ledgers import Snapshot
-from .operations import Operations
+from .operations import Operations, RuleNotFound
 from .timing import ENGINE_LAG, PROGRESS, SETTLES
 from .values import Grant, Record, Rule, RuleKey, State
 

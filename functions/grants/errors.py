@@ -24,8 +24,8 @@
         │   └── RightsThrottled      their request limit for the whole account is reached
         └── RuleUnsettled            what became of a rule cannot be known yet
 
-Beside these, adapters answer with GroupFull, GroupGone, RuleDuplicate and RuleNotFound (`ingress`) and with
-Conflict (`store`): answers to a call, which `operations`, `trail` and `ledgers` handle.
+Beside these, adapters answer with GroupFull, GroupGone, RuleDuplicate and RuleNotFound (`operations`) and
+with Conflict (`store`): answers to a call, which `opening`, `closing`, `trail` and `ledgers` handle.
 
 No error of boto3 or of the standard library leaves the adapters.
 """

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import IngressRefused, IngressThrottled, IngressUnavailable, KnockError
+from .operations import GroupFull, GroupGone, RuleDuplicate, RuleNotFound
 from .policy import TAG_GRANT, TAG_STACK
 from .values import Ports, Rule, RuleKey
 
@@ -30,22 +31,6 @@ THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "Reque
 TRANSIENT = {"InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable", "InsufficientCapacity"}
 MOST_VALUES = 200  # of the filters of one call: https://github.com/gjbae1212/gossm/issues/31
 GONE = {"InvalidPermission.NotFound", "InvalidSecurityGroupRuleId.NotFound", "InvalidGroup.NotFound"}
-
-
-class GroupFull(KnockError):
-    """The security group has no room for what was to be added; nothing was."""
-
-
-class GroupGone(KnockError):
-    """There is no such security group any more, or EC2 does not know it yet."""
-
-
-class RuleDuplicate(KnockError):
-    """A rule that was to be added is there already, or EC2 still says so; nothing was added."""
-
-
-class RuleNotFound(KnockError):
-    """A rule that was to be removed is not there, or EC2 does not know it yet; nothing was removed."""
 
 
 @dataclass(frozen=True, slots=True)

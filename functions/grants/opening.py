@@ -33,7 +33,6 @@ from .errors import (
     RuleUnsettled,
     StoreUnavailable,
 )
-from .ingress import GroupFull, GroupGone, RuleDuplicate
 from .ledger import (
     Foreign,
     Ledger,
@@ -48,7 +47,7 @@ from .ledger import (
     release,
 )
 from .ledgers import Snapshot
-from .operations import Group, Operations
+from .operations import Group, GroupFull, GroupGone, Operations, RuleDuplicate
 from .timing import ACTS, PROGRESS
 from .values import Grant, Opened, Ports, Record, Rule, RuleKey, Target
 
@@ -209,6 +208,13 @@ def _claimed(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
     return claim(ledger, grant.id, grant.expires_at, keys, run.attempt, operations.clock(), grant.renews)
 
 
+def _claimed_again(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
+    """Claim what is pending by now. Raises GrantEnded where the grant's claim has been released meanwhile."""
+    if run.grant.id not in ledger.claims:
+        raise GrantEnded(f"the grant {run.grant.id} has ended; nothing is opened for it")
+    return _claimed(operations, run, ledger)
+
+
 def _slot(
     operations: Operations,
     grant: Grant,
@@ -250,12 +256,9 @@ def _clear(operations: Operations, run: _Run) -> None:
             return
         run.snapshot = finish_closing(operations, run.grant.source, keys, run.snapshot)
 
-        def transition(ledger: Ledger) -> Ledger:
-            if run.grant.id not in ledger.claims:
-                raise GrantEnded(f"the grant {run.grant.id} has ended; nothing is opened for it")
-            return _claimed(operations, run, ledger)
-
-        run.snapshot = operations.change(run.grant.source, transition, run.snapshot)
+        run.snapshot = operations.change(
+            run.grant.source, lambda ledger: _claimed_again(operations, run, ledger), run.snapshot
+        )
     raise RuleUnsettled("other grants for this source come and go too fast to follow")
 
 
@@ -385,12 +388,11 @@ def _move_on(operations: Operations, run: _Run, slots: list[_Slot]) -> None:
                 "end a grant, or ask an operator to add a group"
             )
 
-    def transition(ledger: Ledger) -> Ledger:
-        if run.grant.id not in ledger.claims:
-            raise GrantEnded(f"the grant {run.grant.id} has ended; nothing is opened for it")
-        return _claimed(operations, run, _with_results(operations, run, ledger))
-
-    run.snapshot = operations.change(run.grant.source, transition, run.snapshot)
+    run.snapshot = operations.change(
+        run.grant.source,
+        lambda ledger: _claimed_again(operations, run, _with_results(operations, run, ledger)),
+        run.snapshot,
+    )
     run.results.clear()
     run.recorded_at = operations.clock()
 

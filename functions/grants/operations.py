@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from .errors import RuleUnsettled
+from .errors import KnockError, RuleUnsettled
 from .ledger import Ledger
 from .ledgers import Snapshot, Unreadable
 from .policy import Limits
@@ -59,6 +59,22 @@ class Group(Protocol):
     def rule_keys(self) -> frozenset[RuleKey]: ...
     @property
     def used(self) -> Mapping[int, int]: ...
+
+
+class GroupFull(KnockError):
+    """The security group has no room for what was to be added; nothing was."""
+
+
+class GroupGone(KnockError):
+    """There is no such security group any more, or EC2 does not know it yet."""
+
+
+class RuleDuplicate(KnockError):
+    """A rule that was to be added is there already, or EC2 still says so; nothing was added."""
+
+
+class RuleNotFound(KnockError):
+    """A rule that was to be removed is not there, or EC2 does not know it yet; nothing was removed."""
 
 
 class Ingress(Protocol):

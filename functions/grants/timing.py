@@ -37,8 +37,10 @@ PROGRESS = timedelta(seconds=4)
 # How long after a knock EC2 may not show a target's tags yet, though the tagging API, which is later, did.
 TAGS_LAG = timedelta(seconds=15)
 
-# How long force tries to reach the trail and the ledger before it goes without.
-FORCE_PATIENCE = timedelta(seconds=6)
+# Force tries to reach the trail and the ledger, with one call each, connecting and reading, before it goes
+# without.
+FORCE_CONNECT_TIMEOUT, FORCE_READ_TIMEOUT = 1, 2
+FORCE_PATIENCE = 2 * timedelta(seconds=FORCE_CONNECT_TIMEOUT + FORCE_READ_TIMEOUT)
 
 # How long the guard leaves alone what its own machinery is at work on: the retries of RevokeIngress, and
 # SETTLES.

@@ -29,7 +29,7 @@ from .operations import Operations
 from .settings import Settings
 from .simpledb import SimpleDb
 from .store import Store
-from .timing import CONNECT_TIMEOUT, READ_TIMEOUT
+from .timing import CONNECT_TIMEOUT, FORCE_CONNECT_TIMEOUT, FORCE_READ_TIMEOUT, READ_TIMEOUT
 from .trail import Trail
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ ONCE = KNOCK.merge(
     )
 )
 HASTY = KNOCK.merge(
-    Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 1})
+    Config(
+        connect_timeout=FORCE_CONNECT_TIMEOUT,
+        read_timeout=FORCE_READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": 1},
+    )
 )
 
 

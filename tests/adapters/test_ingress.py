@@ -7,17 +7,8 @@ from typing import Any
 import pytest
 
 from grants.errors import IngressRefused, IngressThrottled, IngressUnavailable, KnockError
-from grants.ingress import (
-    GONE,
-    MOST_VALUES,
-    THROTTLED,
-    TRANSIENT,
-    GroupFull,
-    GroupGone,
-    Ingress,
-    RuleDuplicate,
-    RuleNotFound,
-)
+from grants.ingress import GONE, MOST_VALUES, THROTTLED, TRANSIENT, Ingress
+from grants.operations import GroupFull, GroupGone, RuleDuplicate, RuleNotFound
 from grants.values import Ports, Rule, RuleKey, Target
 from tests.adapters.parts import (
     ELSEWHERE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -247,7 +247,7 @@ class TestSource:
 class TestFamilies:
     """A rule for a target that has no address of the source's family would let nobody in."""
 
-    TARGETS = {
+    TARGETS: ClassVar = {
         "bastion": Target("bastion", (SSH,), ("sg-1",), ("ipv4",)),
         "web": Target("web", (HTTPS,), ("sg-3",), ("ipv4", "ipv6")),
         "db": Target("db", (HTTPS,), ("sg-4",)),

@@ -111,12 +111,12 @@ class TestClients:
     def test_force_leaves_most_of_its_time_to_ec2(self) -> None:
         """It tries to read and to write trail and ledger, each by a client that does not wait long.
 
-        Mutation: functions/grants/wiring.py:
-        `connect_timeout=1, read_timeout=2,` -> `connect_timeout=2, read_timeout=8,`
+        Mutation: functions/grants/timing.py:
+        `, FORCE_READ_TIMEOUT = 1, 2` -> `, FORCE_READ_TIMEOUT = 2, 8`
         """
-        once = wiring.HASTY.connect_timeout + wiring.HASTY.read_timeout
         assert wiring.HASTY.retries["total_max_attempts"] == 1
-        assert once <= timing.FORCE_PATIENCE.total_seconds()
+        assert wiring.HASTY.connect_timeout == timing.FORCE_CONNECT_TIMEOUT
+        assert wiring.HASTY.read_timeout == timing.FORCE_READ_TIMEOUT
         assert timing.FORCE_PATIENCE.total_seconds() + CALL < ACTS
 
     def test_other_clients_give_up_within_a_run(self) -> None:
