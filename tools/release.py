@@ -1,0 +1,70 @@
+"""What a release says of itself: its version, in one place, and its notes, in the changelog.
+
+    python -m tools.release version         the version that clients/knock/__init__.py has
+    python -m tools.release notes v1.2.3    the changelog's section of that version, for the release's page
+
+A tag that is not the version, or a version without notes, is an error: nothing is released then.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = re.compile(r"^__version__ = \"(\d+\.\d+\.\d+)\"$", re.MULTILINE)
+HEADING = re.compile(r"^## ([^\s,]+)", re.MULTILINE)
+
+
+class NotReleasable(Exception):
+    """The tag, the version and the changelog do not agree. The message says in what."""
+
+
+def version(root: Path = ROOT) -> str:
+    """Read the version of the clients, which is the project's. Raises NotReleasable."""
+    found = VERSION.search((root / "clients" / "knock" / "__init__.py").read_text())
+    if not found:
+        raise NotReleasable('clients/knock/__init__.py has no line like __version__ = "1.2.3"')
+    return found[1]
+
+
+def notes(tag: str, root: Path = ROOT) -> str:
+    """Give the changelog's section of a tag like `v1.2.3`. Raises NotReleasable."""
+    current = version(root)
+    if tag != f"v{current}":
+        raise NotReleasable(
+            f"the tag is {tag}, and the version is {current}: tag v{current}, or change the version"
+        )
+    changelog = (root / "CHANGELOG.md").read_text()
+    headings = list(HEADING.finditer(changelog))
+    for heading, after in zip(headings, [*headings[1:], None], strict=True):
+        if heading[1] == current:
+            start = changelog.index("\n", heading.end())
+            section = changelog[start : after.start() if after else None].strip()
+            if section:
+                return section + "\n"
+    raise NotReleasable(
+        f'CHANGELOG.md says nothing of {current}: give it a heading like "## {current}, 2026-12-01"'
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands. Gives the exit code."""
+    try:
+        match arguments:
+            case ["version"]:
+                print(version())
+            case ["notes", tag]:
+                print(notes(tag), end="")
+            case _:
+                print(__doc__, file=sys.stderr)
+                return 2
+    except NotReleasable as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
