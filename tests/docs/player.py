@@ -1,6 +1,8 @@
 """Plays a page: runs the commands of its `console` blocks and puts their real answers in their place.
 
-    python -m tests.docs.player README.md      writes what is true today
+    python -m tests.docs.player README.md docs/tour.md      writes what is true today
+
+Pages that are played together are played on one stack, one after the other.
 
 A line that begins with `$ ` is run by one shell a page, so variables live on; what follows it is its
 answer, as it was on that run but for addresses and keys. What differs from run to run (ids, times) is made

@@ -14,7 +14,14 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.index import OPERATORS, USERS, commands, tasks
 
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md")
+    ),
+    ROOT / "tests" / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
 
 
 def named(page: Path) -> str:

@@ -14,16 +14,21 @@ from tests.docs.player import alike, play
 from tests.e2e.conftest import start, stop
 from tests.template.transform import read
 
+TOUR = ROOT / "docs" / "tour.md"
+
 
 @pytest.mark.timeout(180)
-def test_every_transcript_of_the_readme_is_what_the_commands_answer(tmp_path: Path) -> None:
-    page = README.read_text()
+def test_every_transcript_of_the_readme_and_the_tour_is_what_the_commands_answer(tmp_path: Path) -> None:
+    """On one stack, in this order, as `python -m tests.docs.player README.md docs/tour.md` does."""
     stack = start("moto", store="simpledb")
     try:
-        played = play(page, stack, tmp_path)
+        for page in (README, TOUR):
+            folder = tmp_path / page.stem
+            folder.mkdir()
+            written = page.read_text()
+            assert alike(play(written, stack, folder)) == alike(written), "run tests.docs.player and look"
     finally:
         stop(stack)
-    assert alike(played) == alike(page), "run python -m tests.docs.player README.md and look"
 
 
 def test_what_differs_from_run_to_run_and_nothing_else_is_made_alike() -> None:
