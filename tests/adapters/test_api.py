@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,6 +65,16 @@ def opening(knock: Knock) -> list[str]:
     """List the executions that are authorizing."""
     running = [one["name"] for one in executions(knock) if one["status"] == "RUNNING"]
     return [name for name in running if knock.states(name)[-1:] in ([], ["AuthorizeIngress"])]
+
+
+def slow(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """Make a call take its time before it does what it does."""
+
+    def wait(*arguments: object, **named: object) -> Any:
+        time.sleep(seconds)
+        return call(*arguments, **named)
+
+    return wait
 
 
 def down(error: KnockError) -> Callable[..., Any]:
@@ -919,7 +930,9 @@ class TestUnavailable:
         for port in range(1, 61):
             knock.add_rule(group, port, "192.0.2.0/24")
         knock.add_key("eve", targets="full", max_duration="1h")
-        answer = knock.request("POST", "/knock", key="eve")
+        with monkeypatch.context() as patch:
+            patch.setattr(Trail, "close", slow(Trail.close, 1.0))  # longer than the pause between two looks
+            answer = knock.request("POST", "/knock", key="eve")
         assert "grant_id" not in check_problem(answer, 409, "pool-exhausted")
         monkeypatch.setattr(Trail, "close", down(StoreUnavailable("away")))
         monkeypatch.setattr("api.OPENS_WITHIN", 0.5)
