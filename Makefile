@@ -1,11 +1,12 @@
 # Each target does all its own set-up from a clone with python3, node and make.
+# --no-compile: Python compiles what is used when it is used, which is a small part.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check types lint format bench mutants soak openapi deploy e2e scan audit cost release-snapshot requirements clean
+.PHONY: help local test check quick types lint format bench mutants soak openapi deploy e2e scan audit cost release-snapshot dist requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -16,17 +17,23 @@ $(VENV)/.run: requirements.txt
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes -r requirements-dev.txt
 	touch $@
 
 .venv-sam/.done: requirements-sam.txt
 	$(PYTHON) -m venv .venv-sam
-	.venv-sam/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sam.txt
+	.venv-sam/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes -r requirements-sam.txt
+	touch $@
+
+# botocore as AWS may put it into the runtime tomorrow, for the test that the functions start with it.
+.venv-newest/.done: requirements.txt $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade --target .venv-newest \
+	  boto3 botocore s3transfer
 	touch $@
 
 .venv-checkov/.done: requirements-checkov.txt
 	$(PYTHON) -m venv .venv-checkov
-	.venv-checkov/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-checkov.txt
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes -r requirements-checkov.txt
 	touch $@
 
 node_modules/.done: package.json package-lock.json
@@ -36,18 +43,42 @@ node_modules/.done: package.json package-lock.json
 local: $(VENV)/.run ## run Knock on this machine
 	$(BIN)/python -m local up $(ARGS)
 
-test: check ## run every check and test
+test: check .venv-newest/.done ## run every check and test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
-check: $(VENV)/.dev .venv-sam/.done node_modules/.done ## the quick part of `test`: linters, types and fast scanners
+check: ## the quick part of `test`: linters, types and fast scanners
+	@$(MAKE) --no-print-directory -j 2 .check-types .check-sam .check-template .check-code .check-machines
+
+# Two at a time, set-up too.
+.PHONY: .check-types .check-sam .check-template .check-code .check-machines
+.check-types: $(VENV)/.dev
+	$(BIN)/mypy functions clients local tools
+
+.check-sam: .venv-sam/.done
+	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=eu-west-1 .venv-sam/bin/sam validate --lint
+
+.check-template: $(VENV)/.dev
+	$(BIN)/cfn-lint template.yaml --regions us-east-1 eu-central-1 ap-southeast-6 cn-north-1 us-gov-west-1
+
+.check-code: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy functions clients local
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local
-	$(BIN)/cfn-lint template.yaml --regions us-east-1 eu-central-1 ap-southeast-6 cn-north-1 us-gov-west-1
-	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=eu-west-1 .venv-sam/bin/sam validate --lint
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml functions clients local tools
+
+.check-machines: node_modules/.done
 	node_modules/.bin/asl-validator --json-path statemachine/grant.asl.json
 	node_modules/.bin/asl-validator --json-path statemachine/close.asl.json
+
+# Of the proofs, those that are small; of the template, what needs no SAM; nothing that starts a stack.
+QUICK := tests/unit tests/adapters tests/template tests/statemachine/test_definition.py \
+  tests/proofs/test_operations.py tests/proofs/test_properties.py tests/proofs/test_time_budget.py \
+  --deselect tests/template/test_template.py::TestTools
+
+quick: $(VENV)/.dev ## linters, types and the tests that need no stack, in a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy functions clients local tools
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
 bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json FILE', '--quick')
 	@$(BIN)/python -m bench $(ARGS)
@@ -59,9 +90,8 @@ format: $(VENV)/.dev ## put the code in shape
 openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
 	PYTHONPATH=functions $(BIN)/python -m local.openapi docs/openapi.json
 
-deploy: .venv-sam/.done ## deploy to your AWS account, guided
-	.venv-sam/bin/sam build
-	.venv-sam/bin/sam deploy --guided --confirm-changeset --capabilities CAPABILITY_NAMED_IAM $(ARGS)
+deploy: $(VENV)/.run .venv-sam/.done ## deploy to your AWS account (ARGS="--file knock.toml" asks nothing)
+	@$(BIN)/python -m tools.deploy $(ARGS)
 
 e2e: $(VENV)/.dev ## sign off a stack on AWS, with your credentials (STACK=name)
 	KNOCK_SIGNOFF_STACK=$(or $(STACK),$(error say which stack: make e2e STACK=name)) \
@@ -81,11 +111,14 @@ cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost
 mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test names, and see that it notices
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-soak: $(VENV)/.dev ## try random schedules for hours (ARGS="--hours 8 --from 123")
+soak: $(VENV)/.dev ## try random schedules for hours (ARGS="--hours 8 --from 123"; "--hostile": on a hostile AWS)
 	@PYTHONPATH=functions:clients $(BIN)/python -m tests.proofs.soak $(ARGS)
 
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
 	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
+
+dist: $(VENV)/.run ## build what a release gives to users, into dist/: the wheel, knock.pyz, knock.sh, checksums
+	@$(BIN)/python -m tools.dist $(ARGS)
 
 requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
 	for name in requirements requirements-dev requirements-sam requirements-checkov; do \
@@ -93,4 +126,4 @@ requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
 	    --upgrade -o $$name.txt $$name.in || exit 1; done
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-sam .venv-checkov node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-sam .venv-checkov .venv-newest node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,13 @@
-"""Tells EventBridge of grants that opened, ended or failed, and of drift. Deployed only when asked for.
+"""Tells EventBridge and a topic of grants that opened, ended or failed, and of drift, where asked for.
 
 It reads what the other functions write to their logs, by CloudWatch Logs' subscriptions, and asks the trail
 for the rest. So they do nothing for it: no call of theirs can hang, fail or cost a revocation a second
 because somebody wants to hear of it. The alternative, PutEvents at the end of each task, needs a timeout
 that covers name resolution too, and a grant would fail to open when its task runs out of time.
+
+It publishes to the topic itself. A rule of EventBridge was the other way, but it supports no condition in
+a topic's policy, so that rules of every account could have published there.
+https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-resource-based.html#eb-sns-permissions
 
 What it says is documented in docs/notifications.md, with a schema. It is best effort, and at least once.
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/SubscriptionFilters.html
@@ -14,6 +18,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cache, cached_property
@@ -22,8 +27,9 @@ from typing import Any
 
 from grants.drift import BY
 from grants.errors import KnockError, StoreRefused
+from grants.settings import required
 from grants.values import Grant, Record, show_second, show_time
-from grants.wiring import ONCE, Wiring, logger
+from grants.wiring import ONCE, Wiring, logger, prepare
 
 VERSION = 1
 SOURCE = "knock"
@@ -44,8 +50,13 @@ class NotifyWiring(Wiring):
     def events(self) -> Any:
         return self.client("events", ONCE)
 
+    @cached_property
+    def topic(self) -> Any:
+        return self.client("sns", ONCE)
+
 
 wiring = cache(NotifyWiring)
+prepare(lambda: (wiring().events, wiring().topic, wiring().trail))
 
 
 class NotTold(KnockError):
@@ -62,12 +73,18 @@ def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
         if said["FailedEntryCount"]:
             codes = sorted({entry["ErrorCode"] for entry in said["Entries"] if "ErrorCode" in entry})
             raise NotTold(f"EventBridge did not take {said['FailedEntryCount']} events: {', '.join(codes)}")
+    topic = required(os.environ, "NOTIFICATION_TOPIC")
+    for detail in details:
+        wiring().topic.publish(TopicArn=topic, Message=_text(detail))
     return {"told": len(details)}
 
 
 def _entry(detail: Mapping[str, Any]) -> dict[str, str]:
-    text = json.dumps(detail, ensure_ascii=False)
-    return {"Source": SOURCE, "DetailType": DETAIL_TYPES[detail["event"]], "Detail": text}
+    return {"Source": SOURCE, "DetailType": DETAIL_TYPES[detail["event"]], "Detail": _text(detail)}
+
+
+def _text(detail: Mapping[str, Any]) -> str:
+    return json.dumps(detail, ensure_ascii=False)
 
 
 def _lines(batch: Mapping[str, Any]) -> Iterator[tuple[object, datetime]]:

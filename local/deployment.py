@@ -242,6 +242,7 @@ class Deployment:
                 f"{function.logical_id} runs on {properties.get('Runtime')}, and not on Python."
             )
         variables = properties.get("Environment", {}).get("Variables", {})
+        reserved = properties.get("ReservedConcurrentExecutions")
         return Function(
             logical_id=function.logical_id,
             name=function.name,
@@ -256,7 +257,7 @@ class Deployment:
             memory=int(properties.get("MemorySize", 128)),
             environment={name: text(value) for name, value in variables.items()},
             tags=_tags(properties),
-            reserved=properties.get("ReservedConcurrentExecutions"),
+            reserved=int(reserved) if reserved is not None else None,
             retries=int(queueing.get("MaximumRetryAttempts", 2)),
             max_event_age=int(queueing.get("MaximumEventAgeInSeconds", 21600)),
             on_failure=queueing.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination"),

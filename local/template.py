@@ -81,7 +81,8 @@ class Place:
 
     @property
     def url_suffix(self) -> str:
-        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+        suffixes = {"aws-cn": "amazonaws.com.cn", "aws-eusc": "amazonaws.eu"}
+        return suffixes.get(self.partition, "amazonaws.com")
 
     @property
     def pseudo_parameters(self) -> dict[str, Any]:

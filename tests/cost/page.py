@@ -1,4 +1,4 @@
-"""docs/cost.md, made of measured calls, dated prices and quotas: `make cost`.
+"""docs/cost.md and docs/choosing-a-store.md, made of measured calls, dated prices and quotas: `make cost`.
 
 The calls are counted where the functions run as they are, in the harness; the prices and quotas, and what can
 only be assumed, are in docs/cost/prices.json. Times there are assumptions, since no AWS was at hand.
@@ -10,16 +10,19 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jinja2
 
+from grants.settings import SIMPLEDB_REGIONS
 from tests.conftest import ROOT
 from tests.cost.counted import ASKED, Calls, await_closings, counting
 from tests.harness import running
+from tests.template.policies import listed, statements_of
 from tests.template.transform import read, transformed
 
-PAGE = ROOT / "docs" / "cost.md"
+PAGE, STORES_PAGE = ROOT / "docs" / "cost.md", ROOT / "docs" / "choosing-a-store.md"
 DATA = json.loads((ROOT / "docs" / "cost" / "prices.json").read_text())
 SIZES = (10, 100, 1000)
 PRICE = {name: entry["usd"] for name, entry in DATA["prices"].items()}
@@ -37,17 +40,19 @@ class Measured:
     executions: int
 
 
-def measure(ports: str = "22/tcp", *, early: bool = False) -> Measured:
+@cache
+def measure(ports: str = "22/tcp", *, early: bool = False, store: str = "simpledb") -> Measured:
     """Count what one grant takes from knock to expiry, or until somebody ends it early.
 
     The API asks the trail as often as opening takes: that one count is not taken from here.
     """
-    with running() as knock:
+    asked = ASKED if store == "simpledb" else ("api", "dynamodb.GetItem")
+    with running(store) as knock:
         knock.add_group("measured", ports)
         knock.add_key("dave", targets="@all", max_duration="24h")
         with counting(knock) as calls:
             grant = knock.open("dave", targets=["measured"], duration="8h")
-            calls[ASKED] = ASSUMED["asks_while_opening"]
+            calls[asked] = ASSUMED["asks_while_opening"]
             knock.wait(lambda: knock.states(grant["id"])[-1:] == ["HoldUntilExpiry"], "it does not hold")
             if early:
                 knock.request("DELETE", f"/grants/{grant['id']}", key="dave")
@@ -58,9 +63,10 @@ def measure(ports: str = "22/tcp", *, early: bool = False) -> Measured:
         return Measured(calls, len(knock.states(grant["id"])) + closings, 1 + early)
 
 
-def measure_guard() -> Calls:
+@cache
+def measure_guard(store: str = "simpledb") -> Calls:
     """Count one run of the guard that finds one live grant and nothing wrong."""
-    with running() as knock, counting(knock) as calls:
+    with running(store) as knock, counting(knock) as calls:
         knock.open(duration="8h")
         calls.clear()
         knock.call("guard", {})
@@ -74,7 +80,7 @@ def per_grant(measured: Measured) -> dict[str, float]:
         "API Gateway": calls["api", "invocations"] * PRICE["api_request"],
         "Lambda": _lambda(calls),
         "Step Functions": (measured.states + measured.executions) * PRICE["state_transition"],
-        "SimpleDB": _simpledb(calls),
+        **({"DynamoDB": _dynamodb(calls)} if _dynamodb(calls) else {"SimpleDB": _simpledb(calls)}),
         "CloudWatch Logs": ASSUMED["log_bytes"] / 1e9 * PRICE["log_gb"],
     }
 
@@ -102,10 +108,47 @@ def _simpledb(calls: Calls) -> float:
     return float(hours * PRICE["simpledb_hour"])
 
 
-def per_look() -> float:
+def _dynamodb(calls: Calls) -> float:
+    price = dict.fromkeys(("GetItem", "Query", "Scan"), PRICE["dynamodb_read"])
+    return float(
+        sum(
+            count * DATA["dynamodb_units"][name] * price.get(name, PRICE["dynamodb_write"])
+            for (_, operation), count in calls.items()
+            for service, _, name in [operation.partition(".")]
+            if service == "dynamodb"
+        )
+    )
+
+
+def per_look(store: str = "simpledb") -> float:
     """Price one request that only reads: a list, or one grant."""
     compute = PRICE["lambda_request"] + 0.1 * PRICE["lambda_gb_second"]
-    return float(PRICE["api_request"] + compute + DATA["simpledb_hours"]["Select"] * PRICE["simpledb_hour"])
+    reads = {
+        "simpledb": DATA["simpledb_hours"]["Select"] * PRICE["simpledb_hour"],
+        "dynamodb": DATA["dynamodb_units"]["Query"] * PRICE["dynamodb_read"],
+    }
+    return float(PRICE["api_request"] + compute + reads[store])
+
+
+def per_gb_month(store: str) -> float:
+    """Price a GB of trail for a month: with DynamoDB in the table, in its indexes, and backed up."""
+    if store == "simpledb":
+        return float(PRICE["simpledb_gb_month"])
+    indexes = transformed("dynamodb")["Resources"]["TrailTable"]["Properties"]["GlobalSecondaryIndexes"]
+    return float((1 + len(indexes)) * PRICE["dynamodb_gb_month"] + PRICE["dynamodb_backup_gb_month"])
+
+
+def warmth() -> tuple[int, float]:
+    """Count what KeepWarm calls a month, of both functions, and price it: with what a schedule may cost."""
+    rule = read()["Resources"]["Warmth"]["Properties"]
+    minutes = int(rule["ScheduleExpression"].removeprefix("rate(").partition(" ")[0])
+    calls = HOURS * 60 // minutes
+    functions = [target["Arn"]["Fn::GetAtt"][0] for target in rule["Targets"]]
+    memory = [transformed()["Resources"][name]["Properties"]["MemorySize"] / 1024 for name in functions]
+    each = [
+        PRICE["lambda_request"] + gb * ASSUMED["warm_seconds"] * PRICE["lambda_gb_second"] for gb in memory
+    ]
+    return calls * len(functions), calls * sum(each)
 
 
 def fixed() -> dict[str, float]:
@@ -171,12 +214,88 @@ def page() -> str:
         of_early=of_early,
         guard=measure_guard(),
         fixed=fixed(),
+        warmth=warmth(),
         months=[_month(users, sum(prices.values())) for users in SIZES],
         bounds=[
             one for found in bounds.values() for one in ([b for b in found if b["share"] > 1] or found[:1])
         ],
         rest=[one for one in bounds[SIZES[-1]] if one["share"] <= 1],
     )
+
+
+def stores_page() -> str:
+    """Write the page of how to choose a store."""
+    stores = ("simpledb", "dynamodb")
+    prices = {store: per_grant(measure(store=store)) for store in stores}
+    guards = {store: measure_guard(store) for store in stores}
+    template = jinja2.Environment(  # noqa: S701  # it makes Markdown of our own data
+        keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    ).from_string((ROOT / "docs" / "cost" / "choosing-a-store.md.j2").read_text())
+    return template.render(
+        region=DATA["region"],
+        read_on=DATA["read_on"],
+        assumed=ASSUMED,
+        limits=[
+            row
+            | {
+                "simpledb": row["simpledb"].format(regions=len(SIMPLEDB_REGIONS)),
+                "link": _link(row["source"]),
+            }
+            for row in DATA["stores"]["limits"]
+        ],
+        regions=sorted(SIMPLEDB_REGIONS),
+        names={"simpledb": "SimpleDB", "dynamodb": "DynamoDB"},
+        grants={
+            store: prices[store][name] for store, name in zip(stores, ("SimpleDB", "DynamoDB"), strict=True)
+        },
+        guards={store: HOURS * (_simpledb(guards[store]) + _dynamodb(guards[store])) for store in stores},
+        storage={store: per_gb_month(store) for store in stores},
+        months=[(users, *(_of_store(users, store, prices[store]) for store in stores)) for users in SIZES],
+        permissions=list(permissions()),
+    )
+
+
+def _link(source: str) -> str:
+    return source if source.startswith("https:") else f"../{source}"
+
+
+def _of_store(users: int, store: str, prices: dict[str, float]) -> float:
+    """Price what a store alone costs a month: grants, looks, and the trail of a year."""
+    days = users * ASSUMED["working_days"]
+    grants, looks = days * ASSUMED["grants_a_day"], days * ASSUMED["looks_a_day"]
+    trail = grants * 12 * ASSUMED["trail_bytes"] / 1e9 * per_gb_month(store)
+    own = {"simpledb": "SimpleDB", "dynamodb": "DynamoDB"}[store]
+    asks = per_look(store) - per_look() + DATA["simpledb_hours"]["Select"] * PRICE["simpledb_hour"]
+    return float(grants * prices[own] + looks * asks + trail)
+
+
+def permissions() -> list[tuple[str, str, str]]:
+    """Say what each function may do to a store, with either, as the template has it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for store, service in (("simpledb", "sdb:"), ("dynamodb", "dynamodb:")):
+        resources = transformed(store)["Resources"]
+        for role in ("Api", "Authorize", "Revoke", "Guard", "Notify", "Setup"):
+            may = [
+                f"{action.partition(':')[2]} ({_kind(resource)})"
+                for statement in statements_of(f"{role}Role", resources)
+                for resource in listed(statement["Resource"])
+                for action in sorted(listed(statement["Action"]))
+                if action.startswith(service)
+            ]
+            found.setdefault(role.lower(), {})[store] = sorted(set(may))
+    return [
+        (role, *(", ".join(may[store]) or "nothing" for store in ("simpledb", "dynamodb")))
+        for role, may in found.items()
+    ]
+
+
+def _kind(resource: dict[str, Any]) -> str:
+    """Name what of the three a statement is about, and whether by an index."""
+    text = str(resource).lower()
+    (kind,) = (
+        kind for kind in ("ledger", "refusals", "trail") if kind in text.replace("${trail.region}", "")
+    )
+    return f"{kind}, by index" if "/index/" in text else kind
 
 
 def _month(users: int, price: float) -> dict[str, float]:
@@ -189,5 +308,6 @@ def _month(users: int, price: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    for path, text in ((PAGE, page()), (STORES_PAGE, stores_page())):
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")

@@ -7,13 +7,42 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from tests.cost.page import DATA, PAGE, SIZES, binding, fixed, measure, page, per_grant
+from tests.cost.page import (
+    DATA,
+    PAGE,
+    SIZES,
+    STORES_PAGE,
+    binding,
+    fixed,
+    measure,
+    page,
+    per_grant,
+    stores_page,
+    warmth,
+)
 from tests.template.transform import read
 
 
 def test_the_page_is_what_the_script_makes_of_the_code_today() -> None:
     """Mutation: one call more in any function. `make cost` mends it."""
     assert PAGE.read_text() == page(), "run make cost"
+
+
+def test_the_page_of_the_stores_is_what_the_script_makes_too() -> None:
+    """Mutation: an action in a statement of one store. `make cost` mends it."""
+    assert STORES_PAGE.read_text() == stores_page(), "run make cost"
+
+
+def test_either_store_costs_a_fraction_of_the_transitions() -> None:
+    for store, name in (("simpledb", "SimpleDB"), ("dynamodb", "DynamoDB")):
+        prices = per_grant(measure(store=store))
+        assert 0 < prices[name] < prices["Step Functions"]
+
+
+def test_keeping_warm_costs_cents() -> None:
+    calls, price = warmth()
+    assert calls == 2 * 730 * 12
+    assert 0 < price < 0.1
 
 
 def test_another_range_of_ports_of_a_group_adds_no_call() -> None:

@@ -81,7 +81,6 @@ WORDS = {
     "AWS::Logs::SubscriptionFilter": "subscription filters",
     "AWS::SNS::Subscription": "subscription",
     "AWS::SNS::Topic": "SNS topic",
-    "AWS::SNS::TopicPolicy": "topic",
     "AWS::SQS::Queue": "SQS queue",
     "AWS::SQS::QueuePolicy": "SQS queue",
     "AWS::Serverless::Api": "REST API",

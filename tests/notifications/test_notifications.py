@@ -1,4 +1,4 @@
-"""Notifications: what is told of a grant's life, from the functions' own log lines to EventBridge."""
+"""Notifications: what is told of a grant's life, from the functions' log lines to EventBridge and a topic."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from unittest import mock
 import jsonschema
 import pytest
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 
 import notify
 from grants import wiring
@@ -50,11 +51,12 @@ def lets_through(pattern: str, line: Any) -> bool:
 
 @dataclass
 class Told:
-    """What the functions logged, and what EventBridge was told of it."""
+    """What the functions logged, and what EventBridge and the topic were told of it."""
 
     knock: Knock
     lines: list[tuple[str, str, float]] = field(default_factory=list)
     entries: list[dict[str, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def deliver(self, message: str, times: int = 1) -> list[dict[str, Any]]:
         """Wait for a message in the log, and deliver the lines so far; give the details told of them."""
@@ -64,6 +66,7 @@ class Told:
 
         self.knock.wait(logged_so_often, f"{message} was not logged {times} times")
         before = len(self.entries)
+        self.messages.clear()
         logged = [
             {"id": "1", "timestamp": int(at * 1000), "message": text}
             for group, text, at in self.lines
@@ -71,6 +74,7 @@ class Told:
         ]
         self.lines.clear()
         send(logged)
+        assert self.messages == [entry["Detail"] for entry in self.entries[before:]]
         details = [json.loads(entry["Detail"]) for entry in self.entries[before:]]
         for detail, entry in zip(details, self.entries[before:], strict=True):
             VALIDATOR.validate(detail)
@@ -89,6 +93,7 @@ def send(logged: list[dict[str, Any]], kind: str = "DATA_MESSAGE") -> Any:
 def listening() -> Iterator[Told]:
     with running() as knock:
         told, inside = Told(knock), threading.local()
+        topic = str(knock.client("sns").create_topic(Name=f"{STACK}-notifications")["TopicArn"])
 
         class Collect(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
@@ -108,6 +113,9 @@ def listening() -> Iterator[Told]:
         def call(client: BaseClient, operation: str, asked: Any) -> Any:
             if operation == "PutEvents":
                 told.entries += asked["Entries"]
+            if operation == "Publish":
+                assert asked["TopicArn"] == topic
+                told.messages.append(asked["Message"])
             return real(client, operation, asked)
 
         handler = Collect()
@@ -116,7 +124,10 @@ def listening() -> Iterator[Told]:
         notify.wiring.cache_clear()
         knock.around = around
         try:
-            with mock.patch.object(BaseClient, "_make_api_call", call):
+            with (
+                mock.patch.dict(os.environ, NOTIFICATION_TOPIC=topic),
+                mock.patch.object(BaseClient, "_make_api_call", call),
+            ):
                 yield told
         finally:
             notify.wiring.cache_clear()
@@ -236,7 +247,7 @@ class TestWhatIsTold:
         grant = told.knock.open(targets=["bastion"])
         line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
         assert send([{"timestamp": 0, "message": line}] * 23) == {"told": 23}
-        assert len(told.entries) == 23
+        assert len(told.entries) == len(told.messages) == 23
 
 
 class TestWhatIsNot:
@@ -279,6 +290,22 @@ class TestTrouble:
             pytest.raises(notify.NotTold, match="1 events: ThrottlingException"),
         ):
             send([{"timestamp": 0, "message": line}])
+
+    def test_a_topic_that_does_not_take_one_fails_too_and_all_are_told_again(self, told: Told) -> None:
+        """Mutation: functions/notify.py:
+        `        wiring().topic.publish(TopicArn=topic, Message=_text(detail))` ->
+        `        pass`
+        """
+        grant = told.knock.open(targets=["bastion"])
+        line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
+        refusal = ClientError({"Error": {"Code": "Throttled", "Message": "slow down"}}, "Publish")
+        with (
+            mock.patch.object(notify.wiring().topic, "publish", side_effect=refusal),
+            pytest.raises(ClientError, match="Throttled"),
+        ):
+            send([{"timestamp": 0, "message": line}])
+        send([{"timestamp": 0, "message": line}])
+        assert [entry["Detail"] for entry in told.entries] == told.messages * 2
 
     def test_a_trail_that_is_away_fails_too(self, told: Told) -> None:
         line = json.dumps({"message": "authorized", "grant_id": "g"})

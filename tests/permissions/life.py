@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import sys
 from datetime import timedelta
 from types import SimpleNamespace
@@ -244,7 +245,8 @@ def _notify(knock: Knock, recorder: Recorder) -> None:
     batch = {"messageType": "DATA_MESSAGE", "logEvents": [{"timestamp": 0, "message": line}]}
     data = base64.b64encode(gzip.compress(json.dumps(batch).encode())).decode()
     notify.wiring.cache_clear()
-    with recorder.function(f"{STACK}-notify"):
+    topic = knock.client("sns").create_topic(Name=f"{STACK}-notifications")["TopicArn"]
+    with mock.patch.dict(os.environ, NOTIFICATION_TOPIC=topic), recorder.function(f"{STACK}-notify"):
         assert notify.handler({"awslogs": {"data": data}}, None) == {"told": 1}
     notify.wiring.cache_clear()
 

@@ -117,6 +117,9 @@ class Recorder:
     def _stepfunctions(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
         return [(f"states:{operation}", asked.get("stateMachineArn") or asked["executionArn"], {})]
 
+    def _sns(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
+        return [(f"sns:{operation}", asked["TopicArn"], {})]
+
     def _events(self, _real: object, _client: object, operation: str, asked: Any) -> Any:
         arn = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/default"
         assert not any("EventBusName" in entry for entry in asked["Entries"])

@@ -500,6 +500,29 @@ class TestWhoMayCall:
             ]
         )
 
+    def test_the_warmth_rule_may_run_the_two_functions_that_people_wait_for(self) -> None:
+        here = deployed(KeepWarm="on")
+        source = {"aws:SourceArn": here.arn("Warmth")}
+        asked = {
+            name: Request(
+                "events.amazonaws.com", "lambda:InvokeFunction", here.arn(f"{name}Function"), source
+            )
+            for name in ("Api", "Authorize", "Revoke", "Guard", "Setup")
+        }
+        answers = zip(asked, here.judge(asked.values()), strict=True)
+        assert {name for name, answer in answers if answer.allowed} == {"Api", "Authorize"}
+
+    def test_nobody_else_may_publish_to_the_topics(self) -> None:
+        """Neither has a policy of its own, and the default one is for the account's own principals.
+
+        https://docs.aws.amazon.com/sns/latest/dg/sns-access-policy-language-using.html
+        """
+        here = deployed(EnableNotifications="true")
+        assert here.template.all("AWS::SNS::TopicPolicy") == []
+        services = ("events.amazonaws.com", "cloudwatch.amazonaws.com", "lambda.amazonaws.com")
+        topics = [here.arn(name) for name in ("Notifications", "Alarms")]
+        denied([Request(service, "sns:Publish", topic) for service in services for topic in topics])
+
     def test_only_the_stacks_own_rules_may_leave_dead_letters(self) -> None:
         here = deployed()
         queue = here.arn("DeadLetters")

@@ -7,13 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
@@ -185,6 +186,110 @@ class TestDomains:
         assert "not a region" in str(reason)
 
 
+def refusal(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "CreateDomain")
+
+
+class TestSimpleDbThatRefuses:
+    """AWS takes no new customers for SimpleDB; which error it answers them with is not known."""
+
+    def make(self, setup: SimpleNamespace, *answers: ClientError | None) -> tuple[str, str]:
+        """Ask for a domain where SimpleDB answers so, one after the other, and the last of them for ever."""
+        left = list(answers)
+        made: list[str] = []
+
+        def create_domain(*, DomainName: str) -> None:  # noqa: N803 - SimpleDB's own name
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            if answer:
+                raise answer
+            made.append(DomainName)
+
+        simpledb = SimpleNamespace(create_domain=create_domain)
+        setup.code["boto3"] = SimpleNamespace(client=lambda *_names, **_options: simpledb)
+        nearest = transformed()["Resources"]["Trail"]["Properties"]["Nearest"]
+        event = {
+            "ResourceType": "Custom::Domain",
+            "RequestType": "Create",
+            "RequestId": "1c2fa620-982a-11e3-aff7-50e2416294e0",
+            "ResourceProperties": {"Name": "knock-trail", "Region": "", "Nearest": nearest},
+        }
+        setup.handler(event, None)
+        ((status, name, reason),) = setup.answers
+        assert made == ([name] if status == "SUCCESS" else [])
+        return str(status), str(reason)
+
+    @pytest.mark.parametrize(
+        ("code", "status"),
+        [("OptInRequired", 403), ("AccessDenied", 403), ("AuthFailure", 401), ("SubscriptionRequired", 400)],
+    )
+    def test_says_so_in_words_and_what_to_do(self, setup: SimpleNamespace, code: str, status: int) -> None:
+        """Mutation: template.yaml:
+        `                          raise RuntimeError(REFUSED.format(region, name, error)) from error` ->
+        `                          raise`
+        """
+        answered, reason = self.make(setup, refusal(code, status))
+        assert answered == "FAILED"
+        for said in (
+            "SimpleDB in eu-west-1",
+            "knock-trail-1c2fa620",
+            code,
+            "July 2024",
+            "TrailStore=dynamodb",
+        ):
+            assert said in reason
+        assert len(reason) < 2048  # of CloudFormation's 4,096 for the whole answer
+
+    def test_only_because_the_new_role_is_not_known_everywhere_is_asked_again(
+        self, setup: SimpleNamespace
+    ) -> None:
+        """For half a minute. Mutation: `(1, 2, 4, 8, 10, 10, None)` -> `(None,)`."""
+        denied = refusal("AccessDenied", 403)
+        assert self.make(setup, denied, denied, denied, denied, denied, None) == ("SUCCESS", "None")
+        assert setup.pauses == [1, 2, 4, 8, 10]
+
+    def test_for_good_is_given_up_in_time(self, setup: SimpleNamespace) -> None:
+        self.make(setup, refusal("AccessDenied", 403))
+        timeout = transformed()["Resources"]["Trail"]["Properties"]["ServiceTimeout"]
+        assert 30 <= sum(setup.pauses) < timeout / 2
+
+    def test_for_another_reason_is_not_asked_again(self, setup: SimpleNamespace) -> None:
+        self.make(setup, refusal("NumberDomainsExceeded", 409))
+        assert setup.pauses == []
+
+    def test_and_one_that_is_out_of_order_is_told_as_it_is(self, setup: SimpleNamespace) -> None:
+        status, reason = self.make(setup, refusal("ServiceUnavailable", 503))
+        assert status == "FAILED"
+        assert "ServiceUnavailable" in reason
+        assert "TrailStore" not in reason
+
+
+@dataclass
+class NewRole:
+    """What a role seconds old is denied: an operation, and until how many seconds of pauses have passed."""
+
+    setup: SimpleNamespace
+    denied: dict[str, int] = field(default_factory=dict)
+
+    def look(self, operation: str) -> None:
+        """Deny a call whose time has not come."""
+        if sum(self.setup.pauses) < self.denied.get(operation, 0):
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, operation)
+
+
+@pytest.fixture
+def role(setup: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> NewRole:
+    role = NewRole(setup)
+    real = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def call(client: BaseClient, operation: str, asked: object) -> object:
+        role.look(operation)
+        return real(client, operation, asked)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    return role
+
+
 @dataclass
 class Machines:
     """The two state machines, and a clock that the setup function's pauses move."""
@@ -272,6 +377,21 @@ class TestLastGrants:
             {"how": "revoked", "grant": {"grant_id": name}, "by": by, "reason": "the stack is deleted"}
             for name in ("one", "two")
         ]
+
+    def test_a_role_seconds_old_stops_and_closes_them_as_soon_as_it_may(
+        self, setup: SimpleNamespace, machines: Machines, role: NewRole
+    ) -> None:
+        """A stack that cannot be made is deleted at once.
+
+        Mutation: template.yaml: `patiently(states.start_execution, ` -> `states.start_execution(`
+        """
+        machines.start(machines.grants, "one")
+        role.denied |= {"ListExecutions": 10, "StopExecution": 25, "StartExecution": 90}
+        self.delete(setup, machines)
+        assert setup.answers == [("SUCCESS", "last-grants", None)]
+        role.denied.clear()
+        assert machines.by_status(machines.grants) == {"one": "ABORTED"}
+        assert [one["grant"] for one in machines.inputs(machines.closings)] == [{"grant_id": "one"}]
 
     def test_authorize_has_ended_before_the_closings_are_waited_for(
         self, setup: SimpleNamespace, machines: Machines
@@ -382,6 +502,29 @@ def references(value: object) -> Iterator[str]:
                 yield from references(variables)
             else:
                 yield from references(inner)
+
+
+class TestRollBack:
+    """A stack that cannot be made is deleted at once, with a role that may be seconds old."""
+
+    def test_rules_are_closed_as_soon_as_the_role_may(self, setup: SimpleNamespace, role: NewRole) -> None:
+        """Mutation: template.yaml: `pages = patiently(lambda: list(lists.paginate(Filters=ours)))` ->
+        `pages = list(lists.paginate(Filters=ours))`
+        """
+        open_rule(group("pool"), 22, stack="knock", grant="a")
+        role.denied |= {"DescribeSecurityGroupRules": 20, "RevokeSecurityGroupIngress": 45}
+        ask(setup, "LastRules", "Delete", Stack="knock")
+        assert setup.answers == [("SUCCESS", "last-rules", None)]
+        role.denied.clear()
+        assert rules() == set()
+
+    def test_a_permission_that_does_not_come_is_told(self, setup: SimpleNamespace, role: NewRole) -> None:
+        role.denied["DescribeSecurityGroupRules"] = 10_000
+        ask(setup, "LastRules", "Delete", Stack="knock")
+        ((status, _, reason),) = setup.answers
+        assert status == "FAILED"
+        assert "AccessDeniedException" in str(reason)
+        assert 30 <= sum(setup.pauses) < 60
 
 
 class TestLastRules:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
+import cfnlint
 import pytest
 
 from grants import timing
@@ -23,8 +24,9 @@ from local.template import load as resolve
 from tests.conftest import ROOT, program
 from tests.statemachine.definition import CLOSING, GRANT, LONGEST_GRANT, Machine, delays, load
 from tests.template.policies import actions_of, documents, listed, statements_of
-from tests.template.transform import STORES, TEMPLATE, read, transformed
+from tests.template.transform import NO_VALUE, STORES, TEMPLATE, read, transformed
 
+WARM = {"warm": True}
 FUNCTIONS = ("Api", "Authorize", "Revoke", "Guard", "Notify")
 EVERYONE_IN_THE_STACK = (*FUNCTIONS, "Setup")
 MACHINES = {"Grants": GRANT, "Closings": CLOSING}
@@ -175,11 +177,14 @@ class TestApi:
         }
         assert resources["Api"]["Properties"].get("ApiKeySourceType", "HEADER") == "HEADER"
 
-    def test_it_answers_over_ipv6_too(self, resources: dict[str, Any]) -> None:
-        assert resources["Api"]["Properties"]["EndpointConfiguration"] == {
+    def test_it_answers_over_ipv4_alone_unless_both_are_asked_for(self, template: dict[str, Any]) -> None:
+        """Over both, whoever has IPv6 is let in by it, and cannot reach a target that has IPv4 alone."""
+        assert template["Resources"]["Api"]["Properties"]["EndpointConfiguration"] == {
             "Types": ["REGIONAL"],
-            "IpAddressType": "dualstack",
+            "IpAddressType": {"Ref": "ApiIpAddressType"},
         }
+        declared = template["Parameters"]["ApiIpAddressType"]
+        assert (declared["Default"], declared["AllowedValues"]) == ("ipv4", ["ipv4", "dualstack"])
 
     def test_its_access_log_is_json_and_has_no_key_value(self, resources: dict[str, Any]) -> None:
         """`$context.identity.apiKey` is the value; `apiKeyId` is not.
@@ -569,15 +574,13 @@ class TestRoles:
     def test_services_are_let_in_only_for_this_account(self, resources: dict[str, Any]) -> None:
         """Or somebody else's rule or state machine could use what is ours (the confused deputy).
 
-        Lambda and API Gateway send no source with sts:AssumeRole, and EventBridge none to a topic.
-        https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-resource-based.html#eb-sns-permissions
+        Lambda and API Gateway send no source with sts:AssumeRole. EventBridge sends none to a topic, so it
+        may publish to none.
         """
         for name, document in documents(resources):
             for statement in document["Statement"]:
                 service = statement.get("Principal", {}).get("Service")
-                if statement["Action"] == "sns:Publish":
-                    assert "Condition" not in statement
-                elif service in ("events.amazonaws.com", "states.amazonaws.com"):
+                if service in ("events.amazonaws.com", "states.amazonaws.com"):
                     keys = {key for test in statement["Condition"].values() for key in test}
                     assert keys & {"aws:SourceArn", "aws:SourceAccount"}, (name, statement["Sid"])
         for name, permission in of_type(resources, "AWS::Lambda::Permission").items():
@@ -740,7 +743,7 @@ class TestOtherPartitions:
         [
             ("cn-north-1", "aws-cn", "amazonaws.com.cn", "console.amazonaws.cn"),
             ("us-gov-west-1", "aws-us-gov", "amazonaws.com", "console.amazonaws-us-gov.com"),
-            ("eusc-de-east-1", "aws-eusc", "amazonaws.com", "console.aws.amazon.com"),
+            ("eusc-de-east-1", "aws-eusc", "amazonaws.eu", "console.amazonaws-eusc.eu"),
         ],
     )
     def test_every_arn_and_address_is_of_its_own(
@@ -1017,9 +1020,9 @@ class TestAlarms:
 class TestNotifications:
     def test_they_are_off_unless_asked_for(self, resources: dict[str, Any]) -> None:
         """Mutation: `Condition: NotificationsAreOn` deleted anywhere."""
-        theirs = ("Notify", "Notifications", "GrantChanged", "LogsMayNotify")
+        theirs = ("Notify", "Notifications", "LogsMayNotify")
         names = [name for name in resources if name.startswith(theirs) or name.endswith("News")]
-        assert len(names) == 11
+        assert len(names) == 9
         for name in names:
             assert resources[name]["Condition"] == "NotificationsAreOn", name
 
@@ -1029,13 +1032,112 @@ class TestNotifications:
             variables = resources[f"{name}Function"]["Properties"].get("Environment", {}).get("Variables", {})
             assert not [variable for variable in variables if "NOTIF" in variable]
 
-    def test_the_topic_gets_what_eventbridge_gets_and_of_this_stack_alone(
-        self, resources: dict[str, Any]
+    def test_only_the_function_publishes_to_the_topic(self, resources: dict[str, Any]) -> None:
+        """A topic without a policy of its own takes messages from its own account alone.
+
+        Mutation: an AWS::SNS::TopicPolicy for events.amazonaws.com.
+        """
+        assert of_type(resources, "AWS::SNS::TopicPolicy") == {}
+        (publish,) = (s for s in statements_of("NotifyRole", resources) if s["Action"] == "sns:Publish")
+        assert publish["Resource"] == {"Ref": "Notifications"}
+        variables = resources["NotifyFunction"]["Properties"]["Environment"]["Variables"]
+        assert variables["NOTIFICATION_TOPIC"] == {"Ref": "Notifications"}
+
+
+class TestWarmth:
+    def test_it_is_off_unless_asked_for(self, template: dict[str, Any]) -> None:
+        """Mutation: `Condition: WarmthIsWanted` deleted."""
+        assert template["Parameters"]["KeepWarm"]["Default"] == "off"
+        names = [name for name in template["Resources"] if name.startswith("Warmth")]
+        assert len(names) == 3
+        assert {template["Resources"][name]["Condition"] for name in names} == {"WarmthIsWanted"}
+
+    def test_it_calls_the_two_functions_that_people_wait_for(self, resources: dict[str, Any]) -> None:
+        rule = resources["Warmth"]["Properties"]
+        assert rule["ScheduleExpression"] == "rate(5 minutes)"
+        assert {target["Arn"]["Fn::GetAtt"][0] for target in rule["Targets"]} == {
+            "ApiFunction",
+            "AuthorizeFunction",
+        }
+        for target in rule["Targets"]:
+            assert json.loads(target["Input"]) == WARM
+            assert target["RetryPolicy"] == {"MaximumRetryAttempts": 0}
+
+
+class TestReserve:
+    def test_nothing_is_reserved_unless_asked_for_and_then_for_what_closes_alone(
+        self, template: dict[str, Any]
     ) -> None:
-        rule = resources["GrantChanged"]["Properties"]
-        assert rule["EventPattern"] == {"source": ["knock"], "detail": {"stack": [{"Ref": "AWS::StackName"}]}}
-        (target,) = rule["Targets"]
-        assert (target["Arn"], target["InputPath"]) == ({"Ref": "Notifications"}, "$.detail")
+        assert template["Parameters"]["ReservedForRevoke"]["Default"] == 0
+        reserved = {
+            name: function["ReservedConcurrentExecutions"]
+            for name, function in of_type(template["Resources"], "AWS::Lambda::Function").items()
+            if "ReservedConcurrentExecutions" in function
+        }
+        given = {"Ref": "ReservedForRevoke"}
+        assert reserved == {"RevokeFunction": {"Fn::If": ["RevokeHasReserve", given, NO_VALUE]}}
+
+    @pytest.mark.parametrize(("asked", "made"), [("0", None), ("20", "20")])
+    def test_it_is_what_the_parameter_says(self, asked: str, made: str | None) -> None:
+        here = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
+        assert here.resources["RevokeFunction"].properties.get("ReservedConcurrentExecutions") == made
+
+
+BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
+
+
+class TestInAnOrganisation:
+    def test_every_role_gets_the_permissions_boundary(self, resources: dict[str, Any]) -> None:
+        """Those that SAM might make of its own accord too. Mutation: one `PermissionsBoundary` deleted."""
+        given = {"Fn::If": ["BoundaryIsGiven", {"Ref": "PermissionsBoundary"}, NO_VALUE]}
+        roles = of_type(resources, "AWS::IAM::Role")
+        assert len(roles) == 10
+        assert {name: role.get("PermissionsBoundary") for name, role in roles.items()} == dict.fromkeys(
+            roles, given
+        )
+
+    @pytest.mark.parametrize(("given", "made"), [("", None), (BOUNDARY, BOUNDARY)])
+    def test_and_none_where_none_is_given(self, given: str, made: str | None) -> None:
+        here = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"PermissionsBoundary": given})
+        roles = here.all("AWS::IAM::Role")
+        assert {role.properties.get("PermissionsBoundary") for role in roles} == {made}
+
+    @pytest.mark.parametrize(
+        ("arn", "taken"),
+        [
+            (BOUNDARY, True),
+            ("arn:aws-us-gov:iam::123456789012:policy/teams/boundary", True),
+            ("arn:aws-cn:iam::aws:policy/PowerUserAccess", True),
+            ("arn:aws:iam::123456789012:role/boundary", False),
+            ("boundary", False),
+        ],
+    )
+    def test_it_is_the_arn_of_a_policy(self, arn: str, taken: bool) -> None:
+        pattern = read()["Parameters"]["PermissionsBoundary"]["AllowedPattern"]
+        assert bool(re.fullmatch(pattern, arn)) == taken
+
+    def test_tags_of_the_stack_reach_everything_that_takes_tags(self, store: str) -> None:
+        """CloudFormation puts them on every resource whose type says so; docs/deploying.md names the others.
+
+        https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/aws-properties-resource-tags.html
+        """
+        kinds = {one["Type"] for one in transformed(store)["Resources"].values() if "AWS::" in one["Type"]}
+        tagging = {kind: schema(kind).get("tagging", {}) for kind in kinds}
+        assert {kind for kind, one in tagging.items() if one.get("taggable")} == {
+            kind for kind, one in tagging.items() if one.get("tagProperty") and one.get("tagOnCreate")
+        }
+        untagged = {kind for kind, one in tagging.items() if not one.get("taggable")}
+        page = (ROOT / "docs" / "deploying.md").read_text()
+        said = set(re.findall(r"`(AWS::\w+::\w+)`", page.split("## Tags")[1].split("\n## ")[0]))
+        assert untagged == said
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """Give the schema of a type of resource, as cfn-lint ships it of CloudFormation's registry."""
+    data = Path(cfnlint.__file__).parent / "data" / "schemas"
+    digest = json.loads((data / "providers" / "us-east-1.json").read_text())[kind]
+    found: dict[str, Any] = json.loads((data / "resources" / f"{digest}.json").read_text())
+    return found
 
 
 class TestOutputs:

@@ -66,4 +66,6 @@ def _choose(value: Any, chosen: Mapping[str, bool]) -> Any:
     condition, *branches = value.get("Fn::If", (None,)) if len(value) == 1 else (None,)
     if condition in chosen:
         return _choose(branches[0 if chosen[condition] else 1], chosen)
+    if condition is not None:
+        return {"Fn::If": [condition, *(_choose(branch, chosen) for branch in branches)]}
     return {key: made for key, item in value.items() if (made := _choose(item, chosen)) != NO_VALUE}

@@ -1,0 +1,138 @@
+"""Builds what a release gives to users: the clients' wheel, `knock.pyz`, `knock.sh`, and their checksums.
+
+    python -m tools.dist [FOLDER]        writes into dist/, or that folder
+
+The same sources give the same bytes, on any machine: files in the order of their names, one time, one mode,
+nothing compressed (two versions of zlib need not agree). The wheel is written here, from
+clients/pyproject.toml, and not by hatchling, which builds it where pip installs from a clone: a release then
+needs no download and no isolation, and a wheel is a zip with three text files.
+https://packaging.python.org/en/latest/specifications/binary-distribution-format/
+
+The project's address is `project.urls` of pyproject.toml where it has one, else the repository that a
+workflow runs for (GITHUB_SERVER_URL, GITHUB_REPOSITORY): a clone without either builds a wheel without links.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from tools.release import ROOT, version
+
+CLIENTS = ROOT / "clients"
+TIME = (2020, 1, 1, 0, 0, 0)  # of every file: a zip has to have one
+PYTHON = b"#!/usr/bin/env python3\n"
+MAIN = b"import sys\n\nfrom knock.cli import main\n\nsys.exit(main())\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Build everything, and say what was built."""
+    folder = Path(arguments[0]) if arguments else ROOT / "dist"
+    folder.mkdir(parents=True, exist_ok=True)
+    built = {**wheel(), "knock.pyz": archive(), "knock.sh": (CLIENTS / "knock.sh").read_bytes()}
+    sums = "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(built.items())
+    )
+    for name, content in {**built, "SHA256SUMS": sums.encode()}.items():
+        path = folder / name
+        path.write_bytes(content)
+        path.chmod(0o755 if name in ("knock.pyz", "knock.sh") else 0o644)
+        print(path)
+    return 0
+
+
+def archive() -> bytes:
+    """Give `knock` as one file that any Python from 3.10 on runs; without knock-admin, which needs boto3."""
+    return PYTHON + zipped({"__main__.py": MAIN, **sources("knock")})
+
+
+def wheel() -> dict[str, bytes]:
+    """Give the wheel by its name."""
+    project = tomllib.loads((CLIENTS / "pyproject.toml").read_text())["project"]
+    name, current = project["name"].replace("-", "_"), version()
+    info = f"{name}-{current}.dist-info"
+    files = sources("knock") | sources("knock_admin")
+    files |= {
+        f"{info}/METADATA": metadata(project, current).encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: knock\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "".join(
+            ["[console_scripts]\n", *(f"{name} = {where}\n" for name, where in project["scripts"].items())]
+        ).encode(),
+    }
+    files |= {f"{info}/licenses/{name}": (CLIENTS / name).read_bytes() for name in project["license-files"]}
+    record = f"{info}/RECORD"
+    files[record] = "".join([*(_recorded(*file) for file in sorted(files.items())), f"{record},,\n"]).encode()
+    return {f"{name}-{current}-py3-none-any.whl": zipped(files)}
+
+
+def metadata(project: dict[str, Any], current: str) -> str:
+    """Write METADATA. https://packaging.python.org/en/latest/specifications/core-metadata/"""
+    lines = ["Metadata-Version: 2.4", f"Name: {project['name']}", f"Version: {current}"]
+    lines.append(f"Summary: {project['description']}")
+    lines += [f"Project-URL: {label}, {address}" for label, address in urls(project).items()]
+    lines.append(f"License-Expression: {project['license']}")
+    lines += [f"License-File: {name}" for name in project["license-files"]]
+    lines.append(f"Keywords: {','.join(project['keywords'])}")
+    lines += [f"Classifier: {classifier}" for classifier in project["classifiers"]]
+    lines.append(f"Requires-Python: {project['requires-python']}")
+    lines += [f"Requires-Dist: {needed}" for needed in project["dependencies"]]
+    for extra, needed in project["optional-dependencies"].items():
+        lines.append(f"Provides-Extra: {extra}")
+        lines += [f"Requires-Dist: {one}; extra == '{extra}'" for one in needed]
+    readme = (CLIENTS / project["readme"]).read_text()
+    return "\n".join([*lines, "Description-Content-Type: text/markdown", "", readme])
+
+
+def urls(project: dict[str, Any]) -> dict[str, str]:
+    """Give the links of the project's page by their names."""
+    if written := project.get("urls"):
+        return dict(written)
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    if not repository:
+        return {}
+    home = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+    pages = {
+        "Documentation": "blob/HEAD/docs/knock.md",
+        "Changelog": "blob/HEAD/CHANGELOG.md",
+        "Issues": "issues",
+    }
+    return {"Homepage": home} | {name: f"{home}/{path}" for name, path in pages.items()}
+
+
+def sources(package: str) -> dict[str, bytes]:
+    """Give the files of a package, by their paths in an archive."""
+    paths = [
+        path for path in (CLIENTS / package).rglob("*") if path.suffix == ".py" or path.name == "py.typed"
+    ]
+    return {str(path.relative_to(CLIENTS)): path.read_bytes() for path in paths}
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """Write a zip whose bytes depend on nothing but names and contents."""
+    from io import BytesIO
+
+    whole = BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted(files.items()):
+            entry = zipfile.ZipInfo(name, TIME)
+            entry.create_system = 3  # Unix, whatever this machine is
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, content)
+    return whole.getvalue()
+
+
+def _recorded(name: str, content: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return f"{name},sha256={digest},{len(content)}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
