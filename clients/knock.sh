@@ -1,145 +1,285 @@
 #!/bin/sh
 # knock.sh: knock for access with a POSIX shell and curl alone.
 #
-# The key comes from KNOCK_API_KEY or a file that only its owner can read, and goes to curl on standard
-# input: it is in no argument, so no process list shows it. ~/.curlrc is not read, since a "verbose" there
-# would print the key; proxies and certificates come from the environment (https_proxy, CURL_CA_BUNDLE).
-# Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API.
+# The key comes from KNOCK_API_KEY or a file, and goes to curl on standard input: it is in no argument, so no
+# process list shows it. ~/.curlrc is not read, since a "verbose" there would print the key; proxies and
+# certificates come from the environment (https_proxy, CURL_CA_BUNDLE). An http URL, which can only be one of
+# this machine, goes through no proxy: that would be sent the key in clear.
+#
+# A key file may be read by others, which is said, but not be written by them. Container platforms mount secrets
+# as links to files that all may read (0444, 0644), so refusing those would only teach people to copy the key;
+# who can write a key file can have somebody else's door opened in one's name.
+#
+# What an answer holds is shown without control characters, and to a terminal without bytes beyond ASCII: what
+# answers may be a hotspot, or worse.
+# Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 4 no room now. Of run: the command's.
 set -eu
 LC_ALL=C
 export LC_ALL
 
 usage() {
     cat <<'END'
-usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID]
+usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID] [--wait 5m]
+       knock.sh run [TARGET...] [--for 1h] [--reason TEXT] [--source CIDR] [--wait 5m] -- COMMAND...
        knock.sh ls [--all]
        knock.sh show ID
-       knock.sh revoke ID... [--reason TEXT]
+       knock.sh revoke [ID... | --all] [--reason TEXT]
        knock.sh whoami
+options of every command: --json, -q or --quiet (ids only), -4 and -6 (call over IPv4, IPv6)
 
 open and revoke print a line a grant; show and whoami print the API's JSON as it is, and ls all of its pages as
 one. "open" may be left out, unless a target is named like a command.
 
-Each knock is a grant of its own. knock.sh keeps no record of what it opened, so it renews nothing by itself:
---renews ID names an own grant that ends once the new one is open. What another grant of the same key keeps open
-is said on standard error, of an address that has no more than 100 live grants.
+run opens, runs the command with the terminal and the signals passed on, and ends what it opened, however the
+command ends; its exit code is the command's. Should run itself be killed, the grant ends at its own end.
+
+Each knock is a grant of its own: --renews ID names an own grant that ends once the new one is open. revoke
+without an ID ends what was opened from here by hand: not with run, --quiet or --json, which are jobs' and end by
+id. What another grant of the same key keeps open is said on standard error, of an address that has no more than
+100 live grants. --wait tries again for so long while there is no room.
 
   KNOCK_URL        the API's URL, https://HOST/STAGE     (or the file ~/.config/knock/url)
   KNOCK_API_KEY    the key       (or KNOCK_KEY_FILE, or the file ~/.config/knock/key, mode 0600)
 
+exit codes: 0 done, 1 refused or failed, 2 used wrongly, 3 the API cannot be reached, 4 no room now
+
 examples:
   knock.sh bastion --for 8h --reason 'on call'
+  knock.sh run bastion --for 1h --reason deploy -- ./deploy.sh
   knock.sh revoke alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081
 END
 }
 
-say() { printf 'knock.sh: %s\n' "$*" >&2; }
+# say TEXT: on standard error; that it cannot be written changes nothing of what is done.
+say() { printf 'knock.sh: %s\n' "$*" | printable >&2 || :; }
+
+# note TEXT: say what is no error; programs that asked for ids or JSON get none.
+note() { [ -n "$json$quiet" ] || say "$*"; }
+
+# fail CODE NAME TEXT [MEMBERS]: end with an error, which is JSON where JSON was asked for.
+fail() {
+    if [ -n "$json" ]; then
+        printf '{"error": "%s", "exit_code": %s, "detail": %s%s}\n' "$2" "$1" "$(quoted "$3")" "${4:-}" | printable >&2 || :
+    else
+        say "$3"
+    fi
+    exit "$1"
+}
+
 misused() {
-    say "$*"
-    say "see: knock.sh --help"
-    exit 2
+    [ -n "$json" ] || trap 'say "see: knock.sh --help"' EXIT
+    fail 2 UsageError "$1"
+}
+
+unset_up() { fail 2 ConfigurationError "$1"; }
+
+# Leave out control characters, and show bytes that are not ASCII as question marks.
+printable() { tr -d '\000-\010\013-\037\177' | tr '\200-\377' '?'; }
+
+# Print the API's JSON: to a terminal in what is safe there, to a program as it came.
+print_json() {
+    if [ -t 1 ]; then printf '%s\n' "$1" | printable; else printf '%s\n' "$1"; fi
 }
 
 # --- what to call, and with what key
 
 find_access() {
     folder=${XDG_CONFIG_HOME:-${HOME:-}/.config}/knock
-    url=${KNOCK_URL:-}
-    if [ -z "$url" ] && [ -f "$folder/url" ]; then
-        IFS= read -r url <"$folder/url" || :
+    stored=''
+    if [ -f "$folder/url" ]; then
+        IFS= read -r stored <"$folder/url" || :
     fi
-    [ -n "$url" ] || misused "set KNOCK_URL to the API's URL, or write it to $folder/url"
-    url=${url%/}
-    url=${url%/knock}
+    [ -n "${KNOCK_URL-unset}" ] || unset_up "KNOCK_URL is empty: is it set where this runs?"
+    url=${KNOCK_URL:-$stored}
+    [ -z "$stored" ] || guard "$folder/url"
+    [ -n "$url" ] || unset_up "set KNOCK_URL to the API's URL, or write it to $folder/url"
+    url=$(bare "$url")
     case $url in
-    *[!!-~]* | *\"* | *\\* | *\?* | *'#'* | *@*) misused "KNOCK_URL is only https://HOST/STAGE" ;;
+    *[!!-~]* | *\"* | *\\* | *\?* | *'#'* | *@*) unset_up "KNOCK_URL is only https://HOST/STAGE" ;;
     https://?* | http://127.0.0.1[:/]* | http://localhost[:/]* | 'http://[::1]'[:/]*) ;;
-    *) misused "KNOCK_URL must start with https://: anything else would show the key to the network" ;;
+    *) unset_up "KNOCK_URL must start with https://: anything else would show the key to the network" ;;
     esac
 
-    key=${KNOCK_API_KEY:-}
-    unset KNOCK_API_KEY # curl needs no copy of it in its environment
+    key=${KNOCK_API_KEY:-} given=${KNOCK_API_KEY:-}
     if [ -z "$key" ]; then
-        file=${KNOCK_KEY_FILE:-$folder/key}
-        [ -f "$file" ] || misused "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
-        # shellcheck disable=SC2012 # a mode has no portable reader but ls; the name is not parsed
+        if [ -n "${KNOCK_KEY_FILE:-}" ]; then
+            file=$KNOCK_KEY_FILE
+            [ -f "$file" ] || unset_up "KNOCK_KEY_FILE is $file, and there is no such file"
+        else
+            [ -n "${KNOCK_API_KEY-unset}" ] ||
+                unset_up "KNOCK_API_KEY is empty: is the secret given to this job? (Forks are given none.)"
+            [ -n "${KNOCK_KEY_FILE-unset}" ] || unset_up "KNOCK_KEY_FILE is empty: is it set where this runs?"
+            file=$folder/key
+            [ -f "$file" ] || unset_up "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
+            [ "$url" = "$(bare "$stored")" ] || unset_up "KNOCK_URL is $url, and the key in $file is for ${stored:-the URL in $folder/url, where there is none}: it is not sent elsewhere. Set KNOCK_API_KEY too"
+        fi
+        guard "$file"
+        # shellcheck disable=SC2012 # see guard
         case $(ls -ldL -- "$file" | cut -c 5-10) in
-        ------) ;;
-        *) misused "$file can be read or changed by others; close it with: chmod 600 $file" ;;
+        r????? | ???r??) note "others on this machine can read the key in $file; if it is yours: chmod 600 $file" ;;
         esac
         IFS= read -r key <"$file" || :
+        [ -n "$key" ] || unset_up "$file is empty: the key is missing"
     fi
     case $key in
-    '') misused "the API key is empty" ;;
-    *[!!-~]* | *\"* | *\\*) misused "the API key holds a character that no key has" ;;
+    *[!!-~]* | *\"* | *\\*) unset_up "the API key holds a character that no key has" ;;
     esac
+    unset KNOCK_API_KEY # no program that this one starts needs a copy; run gives it back to its command
 }
 
-# call METHOD PATH [BODY]: sets $status and $answer. Redirects are not followed: the key is for one host.
-call() {
-    method=$1 path=$2
+# bare URL: without what people leave at its end.
+bare() {
+    set -- "${1%/}"
+    set -- "${1%/knock}"
+    printf '%s' "$1"
+}
+
+# guard FILE: refuse one that somebody else can change. Links are followed.
+guard() {
+    [ -r "$1" ] || unset_up "$1 cannot be read by this user"
+    # A mode and an owner have no portable reader but ls; the name is not parsed.
+    # shellcheck disable=SC2012
+    owner=$(ls -ldLn -- "$1" | awk '{ print $3; exit }')
+    # shellcheck disable=SC2012
+    case $(ls -ldL -- "$1" | cut -c 5-10) in
+    ?w???? | ????w?) unset_up "$1 can be changed by others; close it with: chmod 600 $1" ;;
+    esac
+    [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ] || unset_up "$1 belongs to another user, who can change it"
+}
+
+# request METHOD PATH [BODY]: sets $status and $answer. Redirects are not followed: the key is for one host.
+request() {
+    method=$1 path=$2 proxies=''
     shift 2
+    case $url in
+    http:*) proxies=none ;;
+    esac
     [ $# = 0 ] || set -- --header 'content-type: application/json' --data-raw "$1"
-    # -q must come first: it keeps ~/.curlrc out.
-    if ! answer=$(
-        printf 'header = "x-api-key: %s"\n' "$key" |
-            curl -q --config - --silent --show-error --proto '=https,http' --connect-timeout 10 \
-                --max-time 35 --header 'accept: application/json' --write-out '\n%{http_code}' \
-                --request "$method" "$@" --url "$url$path"
-    ); then
-        say "cannot reach the API at $url"
-        case $method in
-        POST) say "whether it was done is not known: look with knock.sh ls; another knock opens one beside it" ;;
-        DELETE) say "whether it was done is not known: look with knock.sh ls, or do it again" ;;
-        esac
-        exit 3
-    fi
+    # -q must come first: it keeps ~/.curlrc out. What curl says may quote what answered, so it is made printable.
+    answer=$(
+        [ -z "$uninterrupted" ] || trap '' HUP INT TERM
+        {
+            {
+                printf 'header = "x-api-key: %s"\n' "$key" |
+                    curl -q --config - ${family:+"$family"} --silent --show-error --proto '=https,http' ${proxies:+--noproxy '*'} \
+                        --connect-timeout 10 --max-time "$patience" --max-filesize 8000000 \
+                        --header 'accept: application/json' --write-out '\n%{http_code}' \
+                        --request "$method" "$@" --url "$url$path" 2>&1 >&4 4>&- ||
+                    printf '\nfailed %s' "$?" >&4
+            } | if [ -n "$json" ]; then cat >/dev/null; else printable >&2; fi
+        } 4>&1 | tr -d '\000-\010\013-\037\177'
+    )
     status=${answer##*"
 "}
     answer=${answer%"
 "*}
+    case $status in
+    2?? | 3?? | 4?? | 5??) ;;
+    *) unreached ;;
+    esac
     case $status$answer in
     2??'{'*'}') ;; # JSON, as the API answers
-    2??*)
-        say "$url answered with something that is not from the Knock API; does a hotspot want a login?"
-        exit 3
-        ;;
+    2??*) not_knock "something that is not from the Knock API; does a hotspot want a login?" ;;
+    esac
+}
+
+unreached() {
+    case $status$method in
+    *GET | failed\ [567][A-Z]*) fail 3 CannotReach "cannot reach the API at $url" ;; # 5, 6 and 7: no connection
+    *POST) set -- "another knock opens one beside it" ;;
+    *) set -- "or do it again" ;;
+    esac
+    fail 3 AnswerLost "cannot reach the API at $url; whether it was done is not known: look with knock.sh ls; $1"
+}
+
+not_knock() { fail 3 UnexpectedAnswer "$url answered with $1"; }
+
+# call METHOD PATH [BODY]: as request, but what is refused ends it.
+call() {
+    request "$@"
+    case $status in
+    2??) ;;
     *) refused ;;
     esac
 }
 
+# no_room: whether the answer is that there is no room, in a pool, for a source or for a key: it comes back as
+# grants end.
+no_room() {
+    [ "$status" = 409 ] || return 1
+    case $(field type) in
+    *:pool-exhausted | *:source-full | *:too-many-grants) ;;
+    *) return 1 ;;
+    esac
+}
+
+# passing: whether the same knock may succeed later, and certainly opened nothing now.
+passing() {
+    case $status in
+    429 | 503) [ -z "$(field grant_id)" ] ;;
+    *) no_room ;;
+    esac
+}
+
+# Print the name of a problem, as the errors of the Python client are called.
+problem() {
+    case $status in
+    429) echo Throttled ;;
+    5??) echo Unavailable ;;
+    *) field type | awk -F : '{ n = split($NF, word, "-"); for (i = 1; i <= n; i++)
+        printf "%s%s", toupper(substr(word[i], 1, 1)), substr(word[i], 2) }' | tr -cd 'A-Za-z' ;;
+    esac
+}
+
 refused() {
+    code=1 maybe=$(field grant_id)
+    if no_room; then code=4; fi
+    if [ -n "$uninterrupted" ] && plain_id "$maybe"; then grant=$maybe; fi # run ends what may be open
     case $answer in
     *'"detail"'* | *'"title"'*)
+        if [ -n "$json" ]; then
+            printf '{"status": %s, "error": "%s", "exit_code": %s%s}\n' "$status" "$(problem)" "$code" \
+                "$(members type title detail field right grant_id)" | printable >&2 || :
+            exit "$code"
+        fi
         say "$(field title): $(field detail)"
-        maybe=$(field grant_id)
         [ -z "$maybe" ] || say "it may be open all the same: look with knock.sh ls, end it with knock.sh revoke $maybe"
         case $(field type) in
+        *:pool-exhausted) say "somebody's grant must end first: --wait 5m tries for so long" ;;
         *:too-many-grants) say "end one with knock.sh revoke ID, or take the place of one with --renews ID" ;;
         *:source-full) say "grants of this source, yours or others', must end first: knock.sh ls shows yours" ;;
         *:target-gone) say "knock.sh whoami shows what you may open now" ;;
         esac
+        exit "$code"
         ;;
-    *'"Forbidden"'*) say "the key is not accepted: it is wrong, disabled or another API's" ;;
+    *'"Forbidden"'*) fail 1 KeyRejected "the key is not accepted: it is wrong, disabled or another API's" ", \"status\": $status" ;;
     *'"Missing Authentication Token"'*)
-        say "$url is not the Knock API: no such route there. Is the stage (like /prod) missing?"
-        exit 3
+        fail 3 UnexpectedAnswer "$url is not the Knock API: no such route there. Is the stage (like /prod) missing?"
         ;;
-    *'"message"'*) say "the gateway says: $(field message) ($status)" ;;
-    *)
-        say "$url answered $status with something that is not from the Knock API"
-        exit 3
+    *'"message"'*)
+        name=Refusal
+        [ "$status" != 429 ] || name=Throttled
+        case $status in 5??) name=Unavailable ;; esac
+        fail 1 "$name" "the gateway says: $(field message) ($status)" ", \"status\": $status"
         ;;
+    *) fail 3 UnexpectedAnswer "$url answered $status with something that is not from the Knock API" ;;
     esac
-    exit 1
+}
+
+# An id as the API makes it. Whatever else is said to be one goes into no file's name.
+plain_id() {
+    case $1 in
+    '' | *[!A-Za-z0-9_-]*) return 1 ;;
+    esac
+    [ "${#1}" -le 80 ]
 }
 
 # --- JSON, as much as is needed
 
-# Print every scalar of the JSON in $answer as "path value", one a line: targets.0.name bastion.
-# Strings stay escaped, except for \" \\ and \/, so no control character comes out.
+# Print every scalar of the JSON in $answer as "path value", one a line: targets.0.name bastion. Strings stay
+# escaped, except for \" \\ and \/, so no control character comes out; all of them do after "scalars raw".
 scalars() {
-    printf '%s\n' "$answer" | awk '
+    printf '%s\n' "$answer" | awk -v raw="${1:-}" '
     { text = text $0 " " }
     END {
         depth = 0; n = length(text)
@@ -152,7 +292,7 @@ scalars() {
                     if (c == "\"") break
                     if (c == "\\") {
                         i++; c = substr(text, i, 1)
-                        if (c != "\"" && c != "\\" && c != "/") c = "\\" c
+                        if (raw || (c != "\"" && c != "\\" && c != "/")) c = "\\" c
                     }
                     value = value c
                 }
@@ -177,8 +317,16 @@ scalars() {
     }'
 }
 
-# field PATH: its value in $answer, or nothing.
-field() { scalars | sed -n "s/^$1 //p" | sed 1q; }
+# field PATH: its value in $answer, or nothing. It is cut where no value of the API's is as long.
+field() { scalars | sed -n "s/^$1 //p" | sed 1q | printable | cut -c 1-2000; }
+
+# members PATH...: these of $answer, where it has them, as members of a JSON object.
+members() {
+    for path in "$@"; do
+        value=$(scalars raw | sed -n "s/^$path //p" | sed 1q | cut -c 1-2000)
+        [ -z "$value" ] || printf ', "%s": "%s"' "$path" "$value"
+    done
+}
 
 # Print the inside of the list "grants" in $answer on one line, and ":" with the cursor on the next; nothing when
 # there is no such list. All of it stays as the API wrote it. A record is what stands between two quotes, so that
@@ -228,36 +376,213 @@ escaped() {
     done
 }
 
+# --- what was opened from here
+#
+# A file a grant, named by its id, with the API's URL and the grant's end in it. So any number of shells may open and
+# end at once without a lock. Lost or not writable, it costs a revoke without an id, and nothing else.
+
+records() {
+    case ${XDG_STATE_HOME:-} in
+    /*) printf '%s/knock/sh' "$XDG_STATE_HOME" ;;
+    *) [ -n "${HOME:-}" ] && printf '%s/.local/state/knock/sh' "$HOME" ;;
+    esac
+}
+
+remember() {
+    place=$(records) || return 0
+    (
+        umask 077
+        mkdir -p "$place" && printf '%s\n' "$url" >"$place/$grant" &&
+            find "$place" -type f -mtime +400 -exec rm -f {} + # no grant is longer than a year
+    ) 2>/dev/null || :
+}
+
+forget() {
+    place=$(records) || return 0
+    rm -f "$place/$1" 2>/dev/null || :
+}
+
+# Print the ids of what was opened from here through this API.
+remembered() {
+    place=$(records) || return 0
+    for one in "$place"/*; do
+        [ -f "$one" ] && IFS= read -r at <"$one" && [ "$at" = "$url" ] && plain_id "${one##*/}" &&
+            printf '%s\n' "${one##*/}"
+    done 2>/dev/null
+    return 0
+}
+
 # --- the commands
 
-open_targets() {
+# nap SECONDS: sleep, but let a signal be acted on at once.
+nap() {
+    sleep "$1" <&- >/dev/null 2>&1 &
+    sleeper=$!
+    wait "$sleeper" || :
+    kill "$sleeper" 2>/dev/null || :
+}
+
+# open_grant: knock, and wait until it is open; for room too, as long as --wait says. Sets $grant.
+open_grant() {
     body=
     if [ -n "$targets" ]; then body="\"targets\":[$targets]"; fi
     if [ -n "$duration" ]; then body="$body${body:+,}\"duration\":$(quoted "$duration")"; fi
     if [ -n "$source" ]; then body="$body${body:+,}\"source\":$(quoted "$source")"; fi
     if [ -n "$reason" ]; then body="$body${body:+,}\"reason\":$(quoted "$reason")"; fi
     if [ -n "$renews" ]; then body="$body${body:+,}\"renews\":$(quoted "$renews")"; fi
-    call POST /knock "{$body}"
+    pause=1 waited=0
+    while :; do
+        request POST /knock "{$body}"
+        case $status in
+        2??) await_grant && return ;;
+        *)
+            passing || refused
+            [ "$waited" -lt "$wait" ] || refused
+            ;;
+        esac
+        case $status in
+        2??) # a grant that failed: it opened nothing
+            [ "$waited" -lt "$wait" ] || fail 4 GrantNotOpened "grant $grant is failed: $why"
+            grant=
+            ;;
+        esac
+        [ -z "$caught" ] || exit "$caught"
+        [ "$waited" != 0 ] || note "not now ($(field title): $(field detail)); trying again for $wait s"
+        [ "$pause" -le $((wait - waited)) ] || pause=$((wait - waited))
+        nap "$pause"
+        waited=$((waited + pause)) pause=$((pause * 2))
+        [ "$pause" -le 30 ] || pause=30
+    done
+}
+
+# await_grant: whether the grant in $answer opens. One that failed for want of room may be asked for again; any
+# other end is an error.
+await_grant() {
     grant=$(field id)
+    plain_id "$grant" || not_knock "a grant that is none of the Knock API's"
     tries=0
     while [ "$(field status)" = pending ]; do
+        [ -z "$caught" ] || exit "$caught"
         tries=$((tries + 1))
-        if [ "$tries" -gt 60 ]; then
-            say "grant $grant is still pending after a minute"
-            exit 1
-        fi
-        sleep 1
-        call GET "/grants/$(escaped "$grant")"
+        [ "$tries" -le 60 ] || fail 1 GrantNotOpened "grant $grant is still pending after a minute"
+        nap 1
+        call GET "/grants/$grant"
     done
-    if [ "$(field status)" != active ]; then
-        say "grant $grant is $(field status)"
-        exit 1
-    fi
-    names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ')
+    [ "$(field status)" != active ] || return 0
+    now_is=$(field status)
+    why=$(scalars | sed -n 's/^events\.[0-9]*\.reason //p' | sed -n '$p' | printable | cut -c 1-2000)
+    case $now_is$why in
+    failedPoolExhausted:* | failedSourceFull:*) return 1 ;;
+    esac
+    fail 1 GrantNotOpened "grant $grant is $now_is${why:+: $why}"
+}
+
+say_open() {
+    names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ' | printable)
     printf 'open: %s from %s until %s (%s s left), grant %s\n' \
         "${names% }" "$(field source)" "$(field expires_at)" "$(field seconds_left)" "$grant"
+}
+
+open_targets() {
+    open_grant
+    [ -n "$json$quiet" ] || remember
+    trap '' PIPE
+    show_opened || fail 1 OutputGone "standard output cannot be written; end what is open with knock.sh revoke $grant"
+    [ -z "$json$quiet" ] || return 0
     named=$renews
     others sooner "this ends sooner than what is open already: "
+}
+
+show_opened() {
+    if [ -n "$json" ]; then
+        print_json "$answer"
+    elif [ -n "$quiet" ]; then
+        printf '%s\n' "$grant"
+    else
+        say_open
+    fi
+}
+
+# run_command COMMAND...: the signals are caught first, so that from the first request on each way out ends the grant.
+run_command() {
+    case $1 in
+    */*)
+        [ -e "$1" ] || fail 127 KnockError "$1 is not found; nothing was opened"
+        { [ -x "$1" ] && [ ! -d "$1" ]; } || fail 126 KnockError "$1 may not be executed; nothing was opened"
+        ;;
+    *) command -v -- "$1" >/dev/null 2>&1 || fail 127 KnockError "$1 is not found; nothing was opened" ;;
+    esac
+    uninterrupted=yes
+    trap 'caught=129' HUP
+    trap 'caught=130' INT
+    trap 'caught=143' TERM
+    trap 'close_grant' EXIT
+    open_grant
+    [ -z "$caught" ] || exit "$caught"
+    note "$(say_open)"
+    # A shell lets what it starts in the background ignore SIGINT. Where env cannot undo that, a command at a
+    # terminal runs in the foreground: Ctrl-C and a closed terminal reach it there, and what is sent to this shell
+    # alone waits for its end. Away from a terminal it gets SIGTERM in SIGINT's place.
+    reset=''
+    if env --default-signal=INT,QUIT true 2>/dev/null; then reset='env --default-signal=INT,QUIT'; fi
+    code=0
+    if [ -z "$reset" ] && [ -t 0 ]; then
+        (give_back_key && exec "$@") || code=$?
+        exit "$code"
+    fi
+    exec 3<&0
+    (
+        trap - HUP INT TERM EXIT
+        give_back_key
+        # shellcheck disable=SC2086 # none or two words
+        exec $reset "$@"
+    ) <&3 3<&- &
+    child=$!
+    exec 3<&-
+    trap 'pass HUP' HUP
+    trap 'pass TERM' TERM
+    # The terminal sends its SIGINT to the command by itself.
+    if [ -t 0 ]; then trap 'caught=130' INT; else trap 'pass INT' INT; fi
+    [ -z "$caught" ] || kill "$child" 2>/dev/null || :
+    # A signal ends the wait, not the command: wait until it is gone.
+    while :; do
+        caught='' code=0
+        wait "$child" || code=$?
+        [ -n "$caught" ] || break
+        kill -0 "$child" 2>/dev/null || break
+    done
+    exit "$code"
+}
+
+# The command's environment is the one that this script was given.
+give_back_key() {
+    KNOCK_API_KEY=$given
+    [ -z "$given" ] || export KNOCK_API_KEY
+}
+
+pass() {
+    caught=yes
+    [ "$1$reset" != INT ] || set -- TERM
+    kill -s "$1" "$child" 2>/dev/null || :
+}
+
+# End what run opened. An answer that is lost is asked for again: twice is fine.
+close_grant() {
+    code=$?
+    trap '' HUP INT TERM
+    trap - EXIT
+    [ -n "$grant" ] || exit "$code"
+    patience=15 tries=0
+    until (call DELETE "/grants/$grant" 2>/dev/null) 2>/dev/null; do
+        tries=$((tries + 1))
+        if [ "$tries" = 3 ]; then
+            say "grant $grant could not be ended: end it with knock.sh revoke $grant, or leave it to its own end"
+            exit "$code"
+        fi
+        sleep "$tries"
+    done
+    note "ended: $grant"
+    exit "$code"
 }
 
 # others KIND WORDS: say, after the words, which other grants of the same principal and source are open to the
@@ -286,24 +611,20 @@ others() {
                 print "still open until " its[k, "expires_at"] " by " its[k, "id"]
             }
         }'
-    ) | while IFS= read -r line; do say "$2$line"; done
+    ) | while IFS= read -r line; do note "$2$line"; done
 }
 
-# All pages as one, in the shape of the API's answer. Nothing is printed before the last is there, so that what is
-# printed is whole. Should there be more than 100 pages, the cursor says so, as the API's does, and so does exit
-# code 1.
-list_grants() {
-    grants='' after='' pages=0 most=100
+# gather FILTER: sets $answer to all pages as one, in the shape of the API's answer, once the last is there: so what
+# is printed is whole. Should there be more than 100 pages, the cursor says so, as the API's does, and so does $after.
+gather() {
+    filter=$1 grants='' after='' pages=0 most=100
     while [ "$pages" -lt "$most" ]; do
         pages=$((pages + 1))
-        call GET "/grants?limit=100${all:+&status=all}${after:+&cursor=$(escaped "$after")}"
+        call GET "/grants?limit=100$filter${after:+&cursor=$(escaped "$after")}"
         list=$(page)
         case $list in
         *:*) ;;
-        *)
-            say "$url answered with something that is not from the Knock API"
-            exit 3
-            ;;
+        *) not_knock "something that is not from the Knock API" ;;
         esac
         after=${list##*"
 ":}
@@ -314,43 +635,168 @@ list_grants() {
         esac
         [ -n "$after" ] || break
     done
-    if [ -z "$after" ]; then
-        printf '{"grants": [%s], "cursor": null}\n' "$grants"
-        return
-    fi
-    printf '{"grants": [%s], "cursor": "%s"}\n' "$grants" "$after"
-    say "there are more grants than these, which are the newest"
-    exit 1
+    cursor=null
+    [ -z "$after" ] || cursor="\"$after\""
+    answer="{\"grants\": [$grants], \"cursor\": $cursor}"
 }
 
-# A refusal of one does not keep the others open; without an answer there is no point in going on.
-revoke_ids() {
-    worst=0 named="$*"
+list_grants() {
+    gather "${all:+&status=all}"
+    if [ -n "$quiet" ]; then
+        scalars | sed -n 's/^grants\.[0-9]*\.id //p' | printable
+    else
+        print_json "$answer"
+    fi
+    [ -z "$after" ] || fail 1 Incomplete "there are more grants than these, which are the newest"
+}
+
+# Print the ids of the key's own live grants, an operator's too: not everyone's.
+own_ids() {
+    call GET /whoami
+    me=$(field principal.id)
+    gather ''
+    [ -z "$after" ] || fail 1 Incomplete "there are too many grants to end at once: name them"
+    scalars | awk -v me="$me" '
+        $1 ~ /^grants\.[0-9]+\.id$/ { id = $2 ~ /^[A-Za-z0-9_-]+$/ ? $2 : "" }
+        $1 ~ /^grants\.[0-9]+\.principal\.id$/ && $2 == me && id != "" { print id }'
+}
+
+# A refusal of one does not keep the others open; without an answer there is no point in going on. Of what was
+# opened from here, what has ended since and what is another key's is passed over.
+revoke_grants() {
+    if [ -n "$all" ]; then
+        ids=$(own_ids) || exit "$?"
+        # shellcheck disable=SC2086 # ids hold no blanks and no wildcards
+        set -- $ids
+    elif [ $# = 0 ]; then
+        from_here=yes
+        ids=$(remembered)
+        # shellcheck disable=SC2086 # as above
+        set -- $ids
+    fi
+    worst=0 named="$*" done_ids=''
+    listed=''
     for id in "$@"; do
         path="/grants/$(escaped "$id")"
         [ -z "$reason" ] || path="$path?reason=$(escaped "$reason")"
-        code=0
-        (
-            call DELETE "$path"
-            printf '%s: %s\n' "$(field status)" "$id"
-            others any ""
-        ) || code=$?
-        [ "$code" -lt 3 ] || exit "$code"
-        [ "$code" = 0 ] || worst=$code
+        if [ -n "$from_here" ]; then
+            request DELETE "$path"
+            [ "$status" != 404 ] || continue
+        fi
+        code=0 told=
+        if [ -n "$json" ]; then
+            told=$(end_one) || code=$?
+        else
+            (end_one) || code=$?
+        fi
+        case $code in
+        0)
+            forget "$id"
+            done_ids=yes
+            listed="$listed${listed:+, }$told"
+            ;;
+        9) forget "$id" ;;
+        3) exit 3 ;;
+        *) worst=$code ;;
+        esac
     done
+    [ -z "$json" ] || print_json "{\"grants\": [$listed]}"
+    if [ -z "$done_ids" ] && [ "$worst" = 0 ]; then
+        if [ -n "$all" ]; then
+            fail 1 NothingToRevoke "nothing to revoke: this key has no live grant"
+        fi
+        fail 1 NothingToRevoke "nothing to revoke: nothing that was opened from here is live; knock.sh ls shows what is, and --all ends all of yours"
+    fi
     exit "$worst"
 }
 
-main() {
-    command=open
-    case ${1:-} in
-    open | ls | show | revoke | whoami)
-        command=$1
-        shift
+# end_one: end $id by a DELETE of $path, or tell the answer to one that was made. Exits with 9 when it was to end what
+# was opened from here, and that had ended already.
+end_one() {
+    [ -n "$from_here" ] || request DELETE "$path"
+    case $status in
+    2??) ;;
+    *) refused ;;
+    esac
+    if [ -n "$from_here" ] && [ "$(field status)" != revoked ]; then exit 9; fi
+    if [ -n "$json" ]; then
+        printf '%s\n' "$answer"
+    elif [ -n "$quiet" ]; then
+        printf '%s\n' "$id"
+    else
+        printf '%s: %s\n' "$(field status)" "$id"
+        others any ""
+    fi
+}
+
+# command_of WORD: whether the first word is a command; one that is nearly one, or another program's, is no target.
+# A target of such a name is opened with "open" before it.
+command_of() {
+    case $1 in
+    open | run | ls | show | revoke | whoami) return 0 ;;
+    # What other programs call it; as in the Python client.
+    help | usage) set -- "$1" --help ;;
+    list | status | dir | grants | sl) set -- "$1" ls ;;
+    close | end | stop | delete | rm | lock) set -- "$1" revoke ;;
+    exec | with) set -- "$1" run ;;
+    who | me | id) set -- "$1" whoami ;;
+    renew | extend | refresh) set -- "$1" "open with --renews ID" ;;
+    watch | login | logout | profiles | ssh-config | completion)
+        misused "knock.sh has no $1: the Python client, knock, has it. A target of that name: knock.sh open $1"
+        ;;
+    *)
+        close=$(printf '%s\n' "$1" | awk '
+        function near(a, b,   i, la, lb) {
+            la = length(a); lb = length(b)
+            if ((la < lb ? la : lb) < 3) return 0
+            for (i = 1; i <= la && substr(a, i, 1) == substr(b, i, 1);) i++
+            if (la == lb + 1) return substr(a, i + 1) == substr(b, i)
+            if (lb == la + 1) return substr(a, i) == substr(b, i + 1)
+            if (la != lb) return 0
+            if (substr(a, i, 1) == substr(b, i + 1, 1) && substr(a, i + 1, 1) == substr(b, i, 1) \
+                && substr(a, i + 2) == substr(b, i + 2)) return 1
+            return la > 5 && substr(a, i + 1) == substr(b, i + 1) # of short words, many are one letter apart
+        }
+        { n = split("open run show revoke whoami", commands, " ")
+          for (k = 1; k <= n; k++) if (near($0, commands[k])) { print commands[k]; exit } }')
+        [ -n "$close" ] || return 1
+        set -- "$1" "$close"
         ;;
     esac
-    targets='' duration='' reason='' source='' renews='' all='' words=0
-    # Words that are no options are put back behind the others: after the loop they are all that is left.
+    misused "there is no command $1; did you mean $2? A target of that name: knock.sh open $1"
+}
+
+main() {
+    json='' quiet='' uninterrupted='' grant='' caught='' patience=35 family='' sleeper='' from_here=''
+    for word in "$@"; do
+        case $word in
+        --) break ;;
+        --json) json=yes ;;
+        -q | --quiet) quiet=yes ;;
+        esac
+    done
+    while :; do
+        case ${1:-} in
+        --json | -q | --quiet) shift ;;
+        -4 | -6) set_family "$1" && shift ;;
+        *) break ;;
+        esac
+    done
+    command=open
+    case ${1:-} in
+    '' | -*) ;;
+    *)
+        check_text "$1"
+        if command_of "$1"; then
+            command=$1
+            shift
+        fi
+        ;;
+    esac
+    [ -z "$json" ] || [ -z "$quiet" ] || misused "--json and --quiet contradict each other: use one"
+    targets='' duration='' reason='' source='' renews='' wait=0 all='' words=0 parted=''
+    # Words that are no options are put back behind the others: after the loop they are all that is left. Of run
+    # they are not: what is left is the command behind --.
     count=$#
     while [ "$count" -gt 0 ]; do
         word=$1
@@ -361,50 +807,105 @@ main() {
             usage
             exit 0
             ;;
-        --for | --reason | --source | --renews)
+        --for | --reason | --source | --renews | --wait)
             [ "$count" -gt 0 ] || misused "$word wants a value"
             check_text "$1"
             case $command$word in
-            open--for) duration=$1 ;;
-            open--source) source=$1 ;;
+            open--for | run--for)
+                case $1 in
+                *[!0-9]*) ;;
+                *) misused "--for $1: $1 what? Say ${1}m, ${1}h or ${1}s" ;;
+                esac
+                duration=$1
+                ;;
+            open--source | run--source) source=$1 ;;
             open--renews) renews=$1 ;;
-            open--reason | revoke--reason) reason=$1 ;;
+            open--reason | run--reason | revoke--reason) reason=$1 ;;
+            open--wait | run--wait) wait=$(seconds "$1") || misused "--wait $1: say how long, like 90s, 5m or 1h" ;;
             *) misused "$command takes no $word" ;;
             esac
             shift
             count=$((count - 1))
             ;;
         --all)
-            [ "$command" = ls ] || misused "$command takes no $word"
-            all=yes
+            case $command in
+            ls | revoke) all=yes ;;
+            *) misused "$command takes no $word" ;;
+            esac
+            ;;
+        --json | -q | --quiet) ;; # known already
+        -4 | -6) set_family "$word" ;;
+        --)
+            [ "$command" = run ] || misused "only run takes a command behind --"
+            parted=yes
+            break
             ;;
         -*) misused "there is no option $word" ;;
         *)
             check_text "$word"
+            case $command$word in
+            open*,* | run*,*) misused "targets are separated by spaces: $(printf '%s' "$word" | tr ',' ' ')" ;;
+            esac
             targets="$targets${targets:+,}$(quoted "$word")"
             words=$((words + 1))
-            set -- "$@" "$word"
+            [ "$command" = run ] || set -- "$@" "$word"
             ;;
         esac
     done
-    case $command$words in
-    open* | ls0 | whoami0 | show1 | revoke[1-9]*) ;;
-    show* | revoke*) misused "$command wants the id of a grant; knock.sh ls shows them" ;;
+    case $command$words$all in
+    open* | ls0* | whoami0 | show1 | revoke0*) ;;
+    run*)
+        [ -n "$parted" ] || misused "run wants a command behind --: knock.sh run bastion -- ./deploy.sh"
+        [ $# -gt 0 ] || misused "run wants a command behind --"
+        ;;
+    revoke*yes) misused "name grants or say --all, not both" ;;
+    revoke*) ;;
+    show*) misused "show wants the id of a grant; knock.sh ls shows them" ;;
     *) misused "$command takes no $1" ;;
     esac
     find_access
+    trap 'interrupted' INT
     case $command in
     open) open_targets ;;
+    run) run_command "$@" ;;
     ls) list_grants ;;
     show)
         call GET "/grants/$(escaped "$1")"
-        printf '%s\n' "$answer"
+        if [ -n "$quiet" ]; then field id; else print_json "$answer"; fi
         ;;
-    revoke) revoke_ids "$@" ;;
+    revoke) revoke_grants "$@" ;;
     whoami)
         call GET /whoami
-        printf '%s\n' "$answer"
+        if [ -n "$quiet" ]; then field principal.name; else print_json "$answer"; fi
         ;;
+    esac
+}
+
+interrupted() {
+    [ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null || :
+    case $command in
+    open) fail 130 Interrupted "interrupted; something may be open all the same: look with knock.sh ls, end it with knock.sh revoke ID" ;;
+    revoke) fail 130 Interrupted "interrupted; what has ended is not known: look with knock.sh ls" ;;
+    *) fail 130 Interrupted "interrupted" ;;
+    esac
+}
+
+set_family() {
+    [ -z "$family" ] || [ "$family" = "$1" ] || misused "-4 and -6 contradict each other: use one"
+    family=$1
+}
+
+# seconds TEXT: print a time like 90s, 5m or 1h in seconds. A bare number asks for its unit.
+seconds() {
+    [ "$1" != 0 ] || set -- 0s
+    case ${1%[smh]} in
+    '' | *[!0-9]* | "$1" | ??????*) return 1 ;;
+    esac
+    number=$(printf '%s' "${1%?}" | sed 's/^0*\(.\)/\1/') # 08 would be octal
+    case $1 in
+    *s) echo "$number" ;;
+    *m) echo "$((number * 60))" ;;
+    *h) echo "$((number * 3600))" ;;
     esac
 }
 

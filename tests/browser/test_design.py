@@ -119,6 +119,40 @@ def test_the_knock_brings_the_door_into_view_on_a_phone(stack: Stack, visitor: V
     expect(page.get_by_role("heading", name="The door is open")).to_be_in_viewport()
 
 
+def test_an_error_stands_where_its_field_is_on_a_phone(stack: Stack, visitor: Visitor) -> None:
+    page = visitor.open(viewport=PHONE, has_touch=True)
+    visitor.come_in(page, stack.person(any_source="/28"))
+    for field in ("duration", "source"):
+        page.locator(f"#{field}").fill("soon")
+        page.get_by_role("button", name="Knock").click()
+        alert = page.locator(f"#{field}-wrong")
+        expect(alert).to_be_in_viewport(ratio=1)
+        expect(page.locator(f"#{field}")).to_be_in_viewport(ratio=1)
+        above, below = page.locator(f"#{field}").bounding_box(), alert.bounding_box()
+        assert above
+        assert below
+        assert 0 < below["y"] - above["y"] - above["height"] < 20
+        page.locator(f"#{field}").fill("")
+
+
+def test_an_operators_phone_shows_first_who_is_in(stack: Stack, visitor: Visitor, full: Key) -> None:
+    page = visitor.open(viewport=PHONE, has_touch=True)
+    visitor.come_in(page, full)
+    expect(page.locator("#live-title")).to_be_focused()
+    expect(page.locator("#live .clock").first).to_be_in_viewport(ratio=1)
+    expect(page.locator("#live [data-part=source]").first).to_be_in_viewport(ratio=1)
+    first = "document.querySelector('#rooms').firstElementChild.id"
+    assert page.evaluate(first) == "lists"
+    page.locator("#duration").focus()
+    page.set_viewport_size({"width": 1280, "height": 900})  # turned, or another screen
+    page.wait_for_function(f"{first} === 'hall'")
+    expect(page.locator("#duration")).to_be_focused()
+    page.context.close()
+    person = visitor.open(viewport=PHONE)
+    visitor.come_in(person, stack.person())
+    assert person.evaluate(first) == "hall"
+
+
 def luminance(page: Page, selector: str, what: str) -> float:
     """Read how light a colour is, from 0 to 1."""
     colour = page.evaluate(

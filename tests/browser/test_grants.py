@@ -142,29 +142,57 @@ def test_a_grant_that_fails_to_open_says_why(stack: Stack, visitor: Visitor) -> 
     expect(cards(page)).to_have_count(0)
 
 
-def test_a_refused_knock_is_explained_where_it_was_typed(stack: Stack, visitor: Visitor) -> None:
+def test_what_is_typed_wrong_is_told_at_its_field_and_not_sent(stack: Stack, visitor: Visitor) -> None:
+    key = stack.key("ci", targets="bastion web", max_duration="8h", any_source="/28")
+    page = visitor.enter(key)
+    form(page).get_by_label("Reason").fill("on call")
+    wrong = [
+        ("For how long", "9h", "9h is longer than your key allows: 8h at most."),
+        ("For how long", "soon", "“soon” is no duration: A duration is like 90m, 8h, 1h30m or 1d."),
+        ("For how long", "5", "5 what? Say 5m, 5h or 5s."),
+        ("Source", "198.51.100", "“198.51.100” is no address: A source is like 203.0.113.7/32"),
+        ("Source", "2001:db8::g", "“2001:db8::g” is no address"),
+        ("Source", "198.51.100.0/24", "/24 is wider than your key allows: /28 at most."),
+        ("Source", "198.51.100.7/33", "“198.51.100.7/33” is no address"),
+    ]
+    for label, typed, told in wrong:
+        field = form(page).get_by_label(label)
+        before = field.input_value()
+        field.fill(typed)
+        if typed == "9h":
+            expect(page.locator("#duration-hint")).to_have_text("your key allows 8h at most")
+        page.get_by_role("button", name="Knock").click()
+        expect(page.get_by_role("alert")).to_contain_text(told)
+        expect(field).to_be_focused()
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(field).to_have_accessible_description(re.compile(re.escape(told)))
+        field.fill(before)
+    for name in ("bastion", "web"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    page.get_by_role("button", name="Knock").click()
+    expect(page.get_by_role("alert")).to_contain_text("Choose a target")
+    expect(form(page).get_by_label("Source")).not_to_have_attribute("aria-invalid", "true")
+    assert visitor.asked("POST", "/knock") == 0
+    page.get_by_role("checkbox", name="web").check()
+    form(page).get_by_label("For how long").fill("PT1H30M")
+    page.get_by_role("button", name="Knock").click()
+    expect(cards(page)).to_have_count(1)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_what_the_api_refuses_is_told_at_its_field(stack: Stack, visitor: Visitor) -> None:
     key = stack.key("alice", targets="bastion web", max_duration="8h")
     page = visitor.enter(key)
-    form(page).get_by_label("For how long").fill("9h")
-    expect(page.locator("#duration-hint")).to_have_text("your key allows 8h at most")
-    form(page).get_by_label("Reason").fill("on call")
-    page.get_by_role("button", name="Knock").click()
-    alert = page.get_by_role("alert").filter(has_text="9h is longer than the key allows: 8h")
-    expect(alert).to_contain_text("The key may not do this")
-
-    form(page).get_by_label("For how long").fill("soon")
-    page.get_by_role("button", name="Knock").click()
-    expect(page.get_by_role("alert").filter(has_text="'soon' is none of them")).to_be_visible()
-    duration = form(page).get_by_label("For how long")
-    expect(duration).to_be_focused()
-    expect(duration).to_have_attribute("aria-invalid", "true")
-    expect(form(page).get_by_label("Reason")).to_have_value("on call")
-
-    page.get_by_role("checkbox", name="bastion").uncheck()
-    page.get_by_role("checkbox", name="web").uncheck()
-    page.get_by_role("button", name="Knock").click()
-    expect(page.get_by_role("alert").filter(has_text="Choose a target")).to_be_visible()
-    assert stack.call(key, "GET", "/grants?status=all")["grants"] == []
+    detail = "9h is longer than the key allows: 8h"
+    problem = {"type": "urn:knock:problem:not-allowed", "title": "The key may not do this", "detail": detail}
+    told = {**problem, "field": ""}
+    headers = {"content-type": "application/json"}
+    page.route("**/v1/knock", lambda route: route.fulfill(status=403, json=told, headers=headers))
+    for field, place in (("duration", "#duration-wrong"), ("source", "#knock-trouble")):
+        told["field"] = field
+        page.get_by_role("button", name="Knock").click()
+        expect(page.locator(place)).to_contain_text(detail)  # this key is shown no field for a source
+        expect(page.get_by_role("alert")).to_have_count(1)
 
 
 def test_what_was_ticked_and_typed_is_what_is_asked_for(stack: Stack, visitor: Visitor) -> None:
@@ -441,7 +469,13 @@ def test_an_operator_sees_everyones_grants_and_finds_one(stack: Stack, visitor: 
     find(principal=bob.name, source="2001:DB8::9")  # a bare address finds its /128
     expect(cards(page)).to_have_count(1)
     expect(cards(page)).to_contain_text("2001:db8::9/128")
+    lists = visitor.asked("GET", "/grants")
+    find(source="bastion")
+    expect(search.get_by_role("alert")).to_have_text("“bastion” is no address")
+    expect(search.get_by_label("Source")).to_be_focused()
+    assert not any("source=bastion" in request.url for request in visitor.requests[lists:])
     find(principal="nobody-of-that-name")
+    expect(search.get_by_role("alert")).to_have_count(0)
     expect(cards(page)).to_have_count(0)
     expect(page.locator("#live-empty")).to_contain_text("No live grant matches")
     expect(page.locator("#past-empty")).to_have_text("No ended grant matches.")
@@ -500,8 +534,9 @@ def test_history_goes_back_page_by_page(stack: Stack, visitor: Visitor) -> None:
     expect(rows).to_have_count(23)
     expect(page.get_by_role("button", name="Show older grants")).to_be_hidden()
     expect(rows.nth(19).get_by_role("button")).to_be_focused()
-    shown = [row.get_attribute("data-at") for row in rows.all()]
+    shown = [time.get_attribute("datetime") for time in rows.locator("time").all()]
     assert shown == sorted((grant["requested_at"] for grant in made), reverse=True)
+    expect(rows.first).to_contain_text(re.compile(r"lasted \d+s, to \d\d:\d\d"))
     expect(cards(page)).to_have_count(1)
     cards(page).filter(has_text=live["source"]).get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,12 @@ from tests.conftest import need, program
 
 SCRIPT = CLIENTS / "knock.sh"
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
+SETSID = shutil.which("setsid") or "setsid"  # found before a test has only busybox's programs
 Run = Callable[..., Done]
+
+
+# Words are read by the same patterns everywhere: one shell is enough for what only tries these.
+one_shell = pytest.mark.parametrize("shell", ["dash"], indirect=True)
 
 
 @pytest.fixture(params=SHELLS)
@@ -159,8 +168,8 @@ def test_a_full_key_a_full_source_a_lost_target_and_a_lost_start_say_what_to_do(
 ) -> None:
     double.max_live["alice"] = 1
     only = opened(sh("bastion"))
-    done = sh("web")
-    assert (done.code, done.out) == (1, "")
+    done = sh("web", "--wait", "0")
+    assert (done.code, done.out) == (4, "")
     assert only in done.err
     assert "end one with knock.sh revoke ID, or take the place of one with --renews ID" in done.err
     double.max_live["alice"], double.full = 20, {"203.0.113.7/32"}
@@ -283,11 +292,15 @@ def test_refusals_exit_with_1_and_say_why(sh: Run, as_alice: Api, monkeypatch: p
     )
 
 
+@one_shell
 @pytest.mark.parametrize(
     "words",
     [
-        ["show"], ["show", "a", "b"], ["revoke"], ["ls", "x"], ["whoami", "x"], ["--nonsense"], ["--for"],
+        ["show"], ["show", "a", "b"], ["ls", "x"], ["whoami", "x"], ["--nonsense"], ["--for"],
         ["ls", "--renews", "x"], ["revoke", "x", "--renews", "y"], ["--renews"],
+        ["run", "bastion"], ["run", "bastion", "--"], ["run"], ["ls", "--", "x"], ["ls", "--wait", "1s"],
+        ["run", "bastion", "--renews", "x", "--", "true"], ["revoke", "x", "--all"],
+        ["bastion", "--wait", "5"], ["bastion", "--wait", "h"], ["bastion", "--wait", "1h30m"],
         ["ls", "--for", "1h"], ["revoke", "x", "--source", "y"], ["bastion", "--all"], [""], ["a\nb"],
         ["--for", "a\tb"],
     ],
@@ -336,6 +349,7 @@ def test_no_answer_exits_with_3(sh: Run, double: Double, home: Path, monkeypatch
     assert sh("ls").code == 3
 
 
+@one_shell
 @pytest.mark.parametrize(
     "url",
     [
@@ -358,21 +372,36 @@ def test_a_url_that_would_show_the_key_or_is_none_is_refused(
 # ---------------------------------------------------------------------- the key
 
 
-def test_key_and_url_come_from_files_that_only_their_owner_can_read(
-    sh: Run, double: Double, home: Path
-) -> None:
+def stored(home: Path, url: str, key: str) -> Path:
+    """Store a URL and a key as a person would, and give the key's file."""
     folder = home / ".config" / "knock"
     folder.mkdir(parents=True)
-    (folder / "url").write_text(double.url + "/knock\n")
-    (folder / "key").write_text(double.keys["alice"] + "\n")
-    for mode in (0o644, 0o640, 0o604, 0o620):
-        (folder / "key").chmod(mode)
-        done = sh("ls")
-        assert done.code == 2
-        assert f"chmod 600 {folder / 'key'}" in done.err
-    assert double.seen == []
+    (folder / "url").write_text(url + "/knock\n")
+    (folder / "key").write_text(key + "\n")
     (folder / "key").chmod(0o600)
-    assert sh("ls").code == 0
+    return folder / "key"
+
+
+def test_a_key_file_that_others_can_change_is_refused_and_one_they_can_read_is_told(
+    sh: Run, double: Double, home: Path
+) -> None:
+    file = stored(home, double.url, double.keys["alice"])
+    assert (sh("ls").code, sh("ls").err) == (0, "")
+    double.seen.clear()
+    for mode in (0o620, 0o602, 0o666):
+        file.chmod(mode)
+        done = sh("ls")
+        assert (done.code, done.out) == (2, "")
+        assert f"{file} can be changed by others; close it with: chmod 600 {file}" in done.err
+    assert double.seen == []
+    for mode in (0o640, 0o444):
+        file.chmod(mode)
+        done = sh("ls")
+        assert done.code == 0
+        assert f"others on this machine can read the key in {file}" in done.err
+        assert sh("ls", "-q").err == ""
+    (home / ".config" / "knock" / "url").chmod(0o666)
+    assert sh("ls").code == 2, "who can change the URL is sent the key"
 
 
 def test_a_key_file_can_be_named(
@@ -381,13 +410,77 @@ def test_a_key_file_can_be_named(
     file = home / "a key"
     file.write_text(double.keys["bob"])  # without a line's end
     file.chmod(0o600)
+    (home / "link").symlink_to(file)  # as container platforms mount a secret
     monkeypatch.setenv("KNOCK_URL", double.url)
-    monkeypatch.setenv("KNOCK_KEY_FILE", str(file))
-    assert json.loads(sh("whoami").out)["principal"]["name"] == "bob"
+    monkeypatch.setenv("KNOCK_API_KEY", "")
+    for name in (file, home / "link"):
+        monkeypatch.setenv("KNOCK_KEY_FILE", str(name))
+        assert json.loads(sh("whoami").out)["principal"]["name"] == "bob"
+    file.write_text("")
+    assert f"{home / 'link'} is empty: the key is missing" in sh("whoami").err
     file.unlink()
-    assert "chmod 600 it" in sh("whoami").err
+    assert f"KNOCK_KEY_FILE is {home / 'link'}, and there is no such file" in sh("whoami").err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_key_file_of_another_user_is_refused(sh: Run, double: Double, home: Path) -> None:
+    file = stored(home, double.url, double.keys["alice"])
+    os.chown(file, 12345, 12345)
+    assert f"{file} belongs to another user, who can change it" in sh("ls").err
+    assert double.seen == []
+
+
+def test_a_stored_key_goes_only_to_the_url_it_was_stored_with(
+    sh: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = stored(home, "https://api.example.com/prod", double.keys["alice"])
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    done = sh("ls")
+    assert done.code == 2
+    assert (
+        f"the key in {file} is for https://api.example.com/prod/knock: it is not sent elsewhere" in done.err
+    )
+    (file.parent / "url").unlink()
+    assert "it is not sent elsewhere" in sh("ls").err
+    assert double.seen == []
+    (file.parent / "url").write_text(double.url)
+    assert sh("ls").code == 0
+
+
+@one_shell
+def test_a_missing_secret_is_named(sh: Run, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KNOCK_API_KEY", "KNOCK_KEY_FILE"):
+        monkeypatch.setenv("KNOCK_URL", double.url)
+        monkeypatch.setenv(name, "")
+        done = sh("bastion")
+        assert (done.code, done.out) == (2, "")
+        assert f"{name} is empty" in done.err
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KNOCK_URL", "")
+    assert "KNOCK_URL is empty" in sh("bastion").err
+
+
+def test_a_url_of_this_machine_goes_through_no_proxy(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Double()
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("all_proxy", proxy.url)
+    assert sh("whoami").code == 0
+    assert (len(double.seen), proxy.seen) == (1, [])
+    proxy.stop()
+
+
+def test_the_family_to_call_over_is_chosen(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    assert sh("whoami", "-4").code == 0
+    for words in (("-6", "-q", "ls"), ("ls", "-6")):
+        assert sh(*words).code == 3
+    assert len(double.seen) == 1, "the double has no IPv6"
+    assert "contradict" in sh("ls", "-6", "-4").err
+    assert "contradict" in sh("ls", "-q", "--json").err
+
+
+@one_shell
 @pytest.mark.parametrize("key", ['a"b', "a\\b", "a b", "a\nheader: x"])
 def test_a_key_that_is_none_is_refused_and_not_repeated(
     sh: Run, double: Double, monkeypatch: pytest.MonkeyPatch, key: str
@@ -440,9 +533,424 @@ def test_a_pending_grant_is_waited_for(sh: Run, double: Double, monkeypatch: pyt
     assert sh("bastion").out.startswith("open: bastion from")
     assert time.monotonic() - began < 3
     double.fails = "PoolExhausted: full"
+    done = sh("bastion", "--wait", "1s")
+    assert (done.code, done.out) == (4, "")
+    assert re.search(r"knock\.sh: grant \S+ is failed: PoolExhausted: full\n", done.err)
+    assert double.calls("POST") == 3, "once, once more after a second, and the one before"
+    double.fails = "IngressRefused: no"
+    assert sh("bastion", "--wait", "1s").code == 1
+    assert double.calls("POST") == 4
+
+
+# ---------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("list", "ls"), ("help", "--help"), ("status", "ls"), ("close", "revoke"), ("rvoke", "revoke"),
+        ("revkoe", "revoke"), ("whoani", "whoami"), ("shwo", "show"), ("renew", "open with --renews ID"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_command_is_no_target(
+    spawn: Run, double: Double, as_alice_on_double: None, word: str, meant: str
+) -> None:
+    done = spawn("dash", str(SCRIPT), word)
+    assert (done.code, done.out, double.seen) == (2, "", [])
+    assert f"there is no command {word}; did you mean {meant}? A target of that name:" in done.err
+    assert spawn("dash", str(SCRIPT), "open", word).code == 1, "the API knows no such target"
+
+
+@one_shell
+def test_what_looks_little_like_a_command_is_a_target(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.ports |= {"shop": ["80/tcp"], "lab": ["80/tcp"]}
+    assert sh("shop").out.startswith("open: shop from")
+    assert sh("lab").out.startswith("open: lab from")
+    done = sh("watch")
+    assert (done.code, double.calls("POST")) == (2, 2)
+    assert "knock.sh has no watch" in done.err
+
+
+@one_shell
+def test_commas_and_a_bare_number_are_told(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    done = sh("bastion,web")
+    assert done.code == 2
+    assert "targets are separated by spaces: bastion web" in done.err
+    done = sh("bastion", "--for", "5")
+    assert done.code == 2
+    assert "--for 5: 5 what? Say 5m, 5h or 5s" in done.err
+    assert double.seen == []
+
+
+# ---------------------------------------------------------------------- for programs
+
+
+def test_quiet_gives_ids_and_json_what_the_api_gave(sh: Run, as_alice: Api) -> None:
+    one = sh("bastion", "--quiet")
+    assert (one.code, one.err) == (0, "")
+    two = json.loads(sh("bastion", "--for", "1h", "--json").out)
+    assert (two["status"], two["source"]) == ("active", "203.0.113.7/32")
+    ids = [two["id"], one.out.strip()]
+    assert sh("ls", "-q").out.split() == ids
+    assert sh("show", "-q", ids[0]).out.split() == [ids[0]]
+    assert sh("whoami", "-q").out == "alice\n"
+    ended = json.loads(sh("revoke", "--json", ids[0], "nobodys").out)
+    assert [(grant["id"], grant["status"]) for grant in ended["grants"]] == [(ids[0], "revoked")]
+    assert sh("revoke", "-q", ids[1]).out.split() == [ids[1]]
+
+
+def test_errors_are_json_where_json_was_asked_for(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(*words: str) -> dict[str, Any]:
+        done = sh(*words, "--json")
+        assert done.out == ""
+        told: dict[str, Any] = json.loads(done.err)
+        assert told["exit_code"] == done.code
+        return told
+
+    refused = error("nosuch")
+    assert (refused["status"], refused["error"], refused["exit_code"]) == (403, "NotAllowed", 1)
+    assert refused["detail"] == "the key may not open nosuch; it may open: bastion, web"
+    full = {"type": "urn:knock:problem:pool-exhausted", "title": "There is no room", "detail": 'a "b" \\'}
+    double.faults = [(409, {}, full)]
+    said = error("bastion")
+    assert (said["status"], said["error"], said["exit_code"]) == (409, "PoolExhausted", 4)
+    assert said["detail"] == full["detail"]
+    down = {"type": "urn:knock:problem:store-unavailable", "title": "Try again", "detail": "x"}
+    double.faults = [(503, {"Retry-After": "5"}, down | {"grant_id": "a_b"})]
+    said = error("bastion")
+    assert (said["status"], said["error"], said["exit_code"]) == (503, "Unavailable", 1)
+    assert said["grant_id"] == "a_b"
+    double.faults = ["drop"]
+    assert error("bastion")["error"] == "AnswerLost"
+    double.faults = [(200, {}, b"<html>")]
+    assert error("ls")["error"] == "UnexpectedAnswer"
+    assert error("rvoke")["error"] == "UsageError"
+    monkeypatch.setenv("KNOCK_API_KEY", "x" * 30)
+    assert error("ls")["error"] == "KeyRejected"
+    monkeypatch.setenv("KNOCK_API_KEY", "")
+    assert error("ls")["error"] == "ConfigurationError"
+
+
+def test_a_full_pool_is_waited_for(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    full = {"type": "urn:knock:problem:pool-exhausted", "title": "There is no room", "detail": "bastion"}
+    double.faults = [(409, {}, full)]
+    done = sh("bastion", "--wait", "5m")
+    told = "knock.sh: not now (There is no room: bastion); trying again for 300 s\n"
+    assert (done.code, done.err) == (0, told)
+    double.faults = [(503, {}, {"title": "Try again", "detail": "x"})]
+    assert sh("bastion", "-q", "--wait", "1s").code == 0
+    lost = {"title": "Try again", "detail": "x", "grant_id": "a_b"}
+    double.faults = [(503, {}, lost)]
+    assert sh("bastion", "--wait", "1s").code == 1, "what may be open is not opened once more"
+    double.faults = [(409, {}, full)]
     done = sh("bastion")
+    assert (done.code, done.out) == (4, "")
+    assert "knock.sh: There is no room: bastion\n" in done.err
+    assert "--wait 5m" in done.err
+
+
+@pytest.mark.parametrize("gone", [">&-", ">/dev/full"])
+def test_what_is_open_is_known_when_the_output_cannot_be_written(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None, spawn: Run, gone: str
+) -> None:
+    for words in ((), ("-q",), ("--json",)):
+        done = spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *shell, str(SCRIPT), "bastion", *words)
+        grant = [*double.grants][-1]
+        assert done.code == 1
+        assert f"end what is open with knock.sh revoke {grant}" in done.err
+
+
+@pytest.mark.parametrize("gone", ["2>&-", "2>/dev/full"])
+def test_run_does_its_work_when_standard_error_cannot_be_written(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None, spawn: Run, gone: str
+) -> None:
+    command = [*shell, str(SCRIPT), "run", "bastion", "--", "sh", "-c", "echo done; exit 7"]
+    assert spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *command) == Done(7, "done\n", "")
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+    double.faults = [(409, {}, {"type": "urn:knock:problem:pool-exhausted", "title": "x"})]
+    command = [*shell, str(SCRIPT), "bastion", "--json"]
+    assert spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *command).code == 4
+
+
+# ---------------------------------------------------------------------- ending what was opened
+
+
+def test_revoke_without_an_id_ends_what_was_opened_from_here_by_hand(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = sh("revoke")
     assert (done.code, done.out) == (1, "")
-    assert re.search(r"knock\.sh: grant \S+ is failed\n", done.err)
+    assert "nothing that was opened from here is live" in done.err
+    by_hand = {opened(sh("bastion")), opened(sh("web"))}
+    of_jobs = {sh("bastion", "-q").out.strip(), json.loads(sh("bastion", "--json").out)["id"]}
+    double.grants[opened(sh("bastion", "--for", "1h"))]["end"] = double.now()
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["bob"])
+    done = sh("revoke")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "nothing to revoke" in done.err, "another key's are passed over, and not forgotten either"
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
+    done = sh("revoke", "--reason", "done")
+    assert done.code == 0
+    assert {line.split()[1] for line in done.out.splitlines()} == by_hand
+    assert {grant["id"] for grant in double.live("alice")} == of_jobs
+    assert sh("revoke").code == 1
+    monkeypatch.delenv("HOME")
+    opened(sh("bastion"))
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert sh("bastion").err == "", "what cannot be remembered is no trouble"
+
+
+def test_revoke_all_ends_ones_own_and_no_one_elses(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alices = opened(sh("bastion"))
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["operator"])
+    own = {opened(sh("web")), opened(sh("bastion"))}
+    double.page = 1
+    done = sh("revoke", "--all")
+    assert done.code == 0
+    assert {line.removeprefix("revoked: ") for line in done.out.splitlines()} == own
+    assert double.grants[alices]["status"] == "active"
+    done = sh("revoke", "--all")
+    assert (done.code, done.out) == (1, "")
+    assert "nothing to revoke: this key has no live grant" in done.err
+
+
+# ---------------------------------------------------------------------- run
+
+
+def job(shell: list[str], *words: str, **more: Any) -> subprocess.Popen[str]:
+    """Start a job in the background."""
+    return subprocess.Popen(
+        [*shell, str(SCRIPT), "run", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def test_run_opens_for_a_command_and_ends_what_it_opened(sh: Run, as_alice: Api) -> None:
+    done = sh("run", "bastion", "--for", "1h", "--reason", "nightly job", "--", "sh", "-c",
+              'read line; echo "got $line"; echo "$KNOCK_API_KEY" >&2; exit 7', stdin="words\n")  # fmt: skip
+    assert (done.code, done.out) == (7, "got words\n")
+    first, key, last = done.err.splitlines()
+    assert re.match(r"knock\.sh: open: bastion from 203\.0\.113\.7/32 until ", first)
+    assert key == as_alice.keys["alice"], "the command has the environment that run had"
+    grant = first.split()[-1]
+    assert last == f"knock.sh: ended: {grant}"
+    shown = json.loads(sh("show", grant).out)
+    assert (shown["status"], shown["reason"]) == ("revoked", "nightly job")
+    assert sh("revoke").code == 1, "what a job opens is the job's to end"
+
+
+def test_run_opens_nothing_for_a_command_that_is_not_there(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    for command, code, why in (
+        ("no-such-command", 127, "is not found"), ("./no-such", 127, "is not found"),
+        ("/dev/null", 126, "may not be executed"), ("/", 126, "may not be executed"),
+    ):  # fmt: skip
+        done = sh("run", "bastion", "--", command)
+        assert (done.code, done.err) == (code, f"knock.sh: {command} {why}; nothing was opened\n")
+    assert sh("run", "nosuch", "--", "echo", "not run").out == ""
+    assert list(double.grants) == []
+
+
+def test_run_ends_what_it_opened_when_the_command_cannot_be_started(
+    sh: Run, double: Double, as_alice_on_double: None, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    assert sh("run", "-q", "bastion", "--", str(broken)).code in (126, 127)
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_passes_signals_on_and_ends_what_it_opened(
+    shell: list[str],
+    sh: Run,
+    double: Double,
+    as_alice_on_double: None,
+    number: signal.Signals,
+) -> None:
+    waits = "".join(f"trap 'echo got {name}; exit 3' {name}; " for name in ("INT", "TERM", "HUP"))
+    with job(
+        shell, "bastion", "--", "sh", "-c", waits + "echo ready; while :; do sleep 0.1; done"
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(number)
+        told = running.stdout.read()
+    name = number.name.removeprefix("SIG")
+    if shell[-1] == "ash" and name == "INT":
+        name = "TERM"  # its env cannot let a command in the background have SIGINT
+    assert (running.returncode, told) == (3, f"got {name}\n")
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+
+
+def test_run_that_is_stopped_while_it_opens_ends_what_it_opened(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.faults = [0.5]
+    with job(shell, "bastion", "--", "echo", "not run", start_new_session=True) as running:
+        wait_until(lambda: double.calls("POST") == 1)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal sends it: to curl too
+        out, _ = running.communicate(timeout=10)
+    assert (running.returncode, out) == (130, "")
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+
+
+def at_a_terminal(command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a program at a terminal of its own; give it, and the terminal's other end."""
+    near, far = pty.openpty()
+    running = subprocess.Popen([SETSID, "--ctty", *command], stdin=far, stdout=far, stderr=far)
+    os.close(far)
+    return running, near
+
+
+def test_run_at_a_terminal_is_ended_by_ctrl_c(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    running, terminal = at_a_terminal([*shell, str(SCRIPT), "run", "bastion", "--", "cat"])
+    os.write(terminal, b"words\n")  # the command has the terminal for its input
+    told = b""
+    while told.count(b"words") < 2:  # once by the terminal itself
+        told += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")
+    assert running.wait(timeout=20) == 130
+    os.close(terminal)
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+
+
+def test_run_that_is_killed_leaves_a_grant_that_its_own_end_closes(
+    double: Double, as_alice_on_double: None
+) -> None:
+    with job(["dash"], "bastion", "--for", "2s", "--", "sleep", "60", start_new_session=True) as running:
+        wait_until(lambda: double.live("alice"))
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate(timeout=10)
+    (grant,) = double.grants.values()
+    assert grant["status"] == "active"
+    wait_until(lambda: double.now() > grant["end"])
+    double.settle()
+    assert grant["status"] == "expired"
+
+
+def test_run_asks_again_when_the_answer_to_the_end_is_lost(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.faults = [0, "drop"]
+    done = sh("run", "-q", "bastion", "--", "true")
+    assert (done.code, done.err) == (0, "")
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+    double.faults = [0, "drop", "drop", "drop"]
+    done = sh("run", "-q", "bastion", "--", "true")
+    assert done.code == 0
+    assert re.search(r"grant \S+ could not be ended: end it with knock.sh revoke \S+, or leave it", done.err)
+
+
+def test_run_ends_a_grant_that_may_have_been_opened(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    grant = opened(sh("bastion"))
+    lost = {"type": "urn:knock:problem:engine-unavailable", "title": "Try again", "detail": "x"}
+    double.faults = [(503, {}, lost | {"grant_id": grant})]
+    assert sh("run", "bastion", "--", "echo", "not run").code == 1
+    assert double.grants[grant]["status"] == "revoked"
+
+
+@pytest.mark.parametrize("api", ["stack"], indirect=True)
+def test_ten_jobs_at_once_and_four_of_which_the_last_is_shortest_shut_nobodys_door(
+    as_alice: Api, tmp_path: Path
+) -> None:
+    program("dash", "apt install dash")
+
+    def start(name: str, lasting: str) -> subprocess.Popen[str]:
+        waits = f'echo in; while ! [ -e "{tmp_path}/{name}" ]; do sleep 0.1; done'
+        return job(["dash"], "bastion", "--for", lasting, "-q", "--", "sh", "-c", waits)
+
+    def end(name: str, running: subprocess.Popen[str]) -> None:
+        (tmp_path / name).touch()
+        _, told = running.communicate(timeout=30)
+        assert (running.returncode, told) == (0, "")
+
+    def is_in(running: subprocess.Popen[str]) -> None:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "in\n"
+
+    ten = {f"job{number}": start(f"job{number}", "1h") for number in range(10)}
+    for running in ten.values():
+        is_in(running)
+    for name, running in ten.items():
+        assert as_alice.lets_in("203.0.113.7/32", "bastion")
+        end(name, running)
+    assert not as_alice.lets_in("203.0.113.7/32", "bastion")
+    four = {}
+    for name, lasting in (("a", "40m"), ("b", "30m"), ("c", "20m"), ("d", "1s")):
+        four[name] = start(name, lasting)
+        is_in(four[name])
+    with as_alice.client("alice") as client:
+        wait_until(lambda: len(list(client.grants())) == 3)
+    for name, running in reversed(four.items()):
+        assert as_alice.lets_in("203.0.113.7/32", "bastion")
+        end(name, running)
+    assert not as_alice.lets_in("203.0.113.7/32", "bastion")
+
+
+# ---------------------------------------------------------------------- what should not be believed
+
+
+def test_ctrl_c_while_an_answer_is_awaited_says_what_may_be_open(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.faults = [2]
+    command = [*shell, str(SCRIPT), "bastion"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        wait_until(lambda: double.calls("POST") == 1)
+        os.killpg(running.pid, signal.SIGINT)
+        _, told = running.communicate(timeout=10)
+    assert running.returncode == 130
+    assert "interrupted; something may be open all the same: look with knock.sh ls" in told
+
+
+NASTY = "\x1b]0;owned\x07\x1b[2J\u009b31m\u202e".encode() + b"\x9b\xff\x00\r\x08"
+
+
+def test_no_answer_brings_a_control_character_to_a_terminal(
+    shell: list[str], sh: Run, double: Double, as_alice_on_double: None, home: Path
+) -> None:
+    opened(sh("bastion"))
+    made = json.dumps(next(iter(double.shown(grant) for grant in double.grants.values())))
+    nasty = made.encode().replace(b"bastion", b"bas" + NASTY + b"tion")
+    nasty = nasty.replace(b'"reason": null', b'"reason": "' + NASTY + b'"')
+    title = b'{"title": "' + NASTY + b'", "detail": "' + NASTY + b'", "grant_id": "' + NASTY + b'"}'
+    listing = b'{"grants": [' + nasty + b'], "cursor": null}'
+    no_grant = nasty.replace(b'"id": "alice_', b'"id": "../' + NASTY)
+    answers = [
+        (("bastion",), 201, nasty, 0), (("bastion",), 409, title, 1), (("bastion",), 200, no_grant, 3),
+        (("ls",), 200, listing, 0), (("ls", "-q"), 200, listing, 0), (("show", "x"), 200, nasty, 0),
+        (("whoami",), 200, NASTY, 3), (("whoami",), 500, NASTY, 3),
+        (("whoami",), 200, b"{" + NASTY + b"}", 0), (("whoami",), 403, b'{"message": "' + NASTY + b'"}', 1),
+        (("bastion", "--json"), 503, title, 1),
+    ]  # fmt: skip
+    for words, status, answer, code in answers:
+        double.faults = [(status, {}, answer)]
+        running, terminal = at_a_terminal([*shell, str(SCRIPT), *words])
+        told = b""
+        with suppress(OSError):  # Linux says so that nobody has the other end open
+            while some := os.read(terminal, 10000):
+                told += some
+        os.close(terminal)
+        assert running.wait(timeout=10) == code, (words, status, told)
+        assert re.fullmatch(rb"[\x20-\x7e\t\r\n]*", told), (words, status, told)
+        assert b"\r" not in told.replace(b"\r\n", b"")
+    assert sorted(file.name for file in home.rglob("sh/*")) == [*double.grants]
 
 
 # ---------------------------------------------------------------------- the script itself

@@ -1,0 +1,132 @@
+// What both steps of the action share: its inputs, the calls, and what it says to the runner.
+//
+// There are no dependencies, so what runs is what is here. The key is a request's header and nothing else: it is
+// in no file, and masked in the log before the first call. What an answer holds is never printed as it came: a
+// line that begins with :: is a command to the runner, and a ##[ is one anywhere.
+//
+// https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
+"use strict";
+
+const fs = require("node:fs");
+const crypto = require("node:crypto");
+
+const PATIENCE = 35000; // milliseconds for one answer: the gateway gives up after 29 s
+
+/** What ends a step, with words for the reader. */
+class Failure extends Error {}
+
+/** The API's answer was no. `status` and `type` say which no. */
+class Refused extends Failure {
+  constructor(status, problem) {
+    const told = [problem.title, problem.detail].filter((one) => typeof one === "string" && one).join(": ");
+    super(told || (typeof problem.message === "string" ? `the gateway says: ${problem.message}` : `status ${status}`));
+    this.status = status;
+    this.type = String(problem.type || "").split(":").pop();
+    this.grantId = isId(problem.grant_id) ? problem.grant_id : undefined;
+  }
+}
+
+/** No answer, or none that is the Knock API's. Whether the call was done is not known. */
+class NoAnswer extends Failure {}
+
+function isId(text) {
+  return typeof text === "string" && /^[A-Za-z0-9_-]{1,80}$/.test(text);
+}
+
+/** Make a text safe for a line of the log: printable ASCII, and no command to the runner. */
+function plain(text) {
+  return String(text).replace(/[^\x20-\x7e]/g, "?").replace(/##\[/g, "# #[").replace(/^::/, ": :").slice(0, 2000);
+}
+
+function say(text) {
+  process.stdout.write(`${plain(text)}\n`);
+}
+
+/** Print a workflow command. Its text is escaped, as the runner undoes it. */
+function command(name, text) {
+  const escaped = String(text).replace(/%/g, "%25").replace(/\r/g, "%0D").replace(/\n/g, "%0A");
+  process.stdout.write(`::${name}::${escaped}\n`);
+}
+
+function input(name) {
+  return (process.env[`INPUT_${name.toUpperCase()}`] || "").trim();
+}
+
+/** Add a line to one of the files by which the runner is told. */
+function tell(variable, name, value) {
+  const file = process.env[variable];
+  if (!file) throw new Failure(`${variable} is not set: this has to be run by a GitHub runner`);
+  const end = crypto.randomBytes(16).toString("hex");
+  fs.appendFileSync(file, `${name}<<${end}\n${value}\n${end}\n`);
+}
+
+/** Read the inputs that say what to call, and with what key; mask the key. */
+function access() {
+  const key = input("key");
+  if (!key) {
+    throw new Failure(
+      "the input key is empty: is the secret that it is given, like KNOCK_API_KEY, set for this repository and " +
+        "environment? A workflow that runs for a fork is given no secrets",
+    );
+  }
+  command("add-mask", key);
+  if (!/^[!-~]+$/.test(key)) throw new Failure("the input key holds a character that no API key has");
+  const url = input("url").replace(/\/$/, "").replace(/\/knock$/, "");
+  if (!url) throw new Failure("the input url is empty: is the variable that it is given, like KNOCK_URL, set?");
+  const here = /^http:\/\/(127\.0\.0\.1|localhost|\[::1\])[:/]/.test(url);
+  if (!/^https:\/\/[^@?#\s"\\]+$/.test(url) && !(here && /^[^@?#\s"\\]+$/.test(url))) {
+    throw new Failure("the input url must be https://HOST/STAGE: anything else would show the key to the network");
+  }
+  return { url, key };
+}
+
+/** Call the API and give its answer. Throws Refused, NoAnswer. A redirect is not followed: the key is for one host. */
+async function call({ url, key }, method, path, body) {
+  let status, text;
+  try {
+    const response = await fetch(url + path, {
+      method,
+      redirect: "manual",
+      signal: AbortSignal.timeout(PATIENCE),
+      headers: { "x-api-key": key, accept: "application/json", "content-type": "application/json" },
+      body: body && JSON.stringify(body),
+    });
+    status = response.status;
+    text = await response.text();
+  } catch (error) {
+    const cause = error.cause || error;
+    throw new NoAnswer(`the API at ${url} does not answer (${cause.code || cause.name})`);
+  }
+  let answer;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    answer = undefined;
+  }
+  if (status < 200 || (status > 299 && status < 400) || typeof answer !== "object" || answer === null) {
+    throw new NoAnswer(`${url} answered ${status} with something that is not from the Knock API`);
+  }
+  if (status > 299) throw new Refused(status, answer);
+  return answer;
+}
+
+function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+/** Give the live grants that hold a text in their reason: the key's own, and for an operator everyone's. */
+async function marked(api, mark) {
+  const found = [];
+  let cursor = "";
+  for (let page = 0; page < 100; page++) {
+    const answer = await call(api, "GET", `/grants?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
+    for (const grant of Array.isArray(answer.grants) ? answer.grants : []) {
+      if (grant && isId(grant.id) && String(grant.reason).endsWith(mark)) found.push(grant.id);
+    }
+    if (typeof answer.cursor !== "string" || !answer.cursor) return found;
+    cursor = answer.cursor;
+  }
+  return found;
+}
+
+module.exports = { Failure, NoAnswer, Refused, access, call, command, input, isId, marked, pause, plain, say, tell };

@@ -1,0 +1,158 @@
+"""The GitLab template, its scripts run as the runner runs them.
+
+before_script and script are one shell with `set -eo pipefail`, after_script is another, both in the
+project's folder and with the job's variables. A cancelled job's first shell is killed; after_script runs
+all the same. https://docs.gitlab.com/ci/yaml/#after_script
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.clients.conftest import CLIENTS, wait_until
+from tests.clients.double import Double
+from tests.conftest import program
+
+TEMPLATE: dict[str, Any] = yaml.safe_load((CLIENTS / "gitlab" / "knock.yml").read_text())[".knock"]
+
+
+class Job:
+    """One job that extends the template."""
+
+    def __init__(self, project: Path, number: int, shell: list[str], **variables: str) -> None:
+        self.project, self.shell = project, shell
+        predefined = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "CI_PROJECT_DIR": str(project),
+            "CI_PROJECT_PATH": "example/shop",
+            "CI_JOB_NAME": "deploy",
+            "CI_JOB_ID": str(number),
+        }
+        self.variables = predefined | TEMPLATE["variables"] | variables
+
+    def start(self, *script: str) -> subprocess.Popen[str]:
+        lines = [*TEMPLATE["before_script"], *script]
+        return self.shell_with("\n".join([self.strict(), *lines]))
+
+    def strict(self) -> str:
+        return "set -e" if "dash" in self.shell[0] else "set -eo pipefail"
+
+    def shell_with(self, text: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.shell, "-c", text],
+            env=self.variables,
+            cwd=self.project,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *script: str) -> tuple[int, str]:
+        running = self.start(*script)
+        said, _ = running.communicate(timeout=30)
+        return running.returncode, said
+
+    def afterwards(self) -> tuple[int, str]:
+        running = self.shell_with("\n".join([self.strict(), *TEMPLATE["after_script"]]))
+        said, _ = running.communicate(timeout=30)
+        return running.returncode, said
+
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def job(double: Double, tmp_path: Path) -> MakeJob:
+    (tmp_path / "ci").mkdir()
+    shutil.copy(CLIENTS / "knock.sh", tmp_path / "ci")
+
+    def make(number: int = 1, shell: str = "bash", **variables: str) -> Job:
+        found = program(shell, f"apt install {shell}")
+        access = {"KNOCK_URL": double.url, "KNOCK_API_KEY": double.keys["alice"]}
+        return Job(tmp_path, number, [found], **access | variables)
+
+    return make
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_a_job_is_let_in_while_it_runs_and_closes_behind_itself(
+    job: MakeJob, double: Double, shell: str, tmp_path: Path
+) -> None:
+    mine = job(shell=shell, KNOCK_TARGETS="bastion web", KNOCK_FOR="30m")
+    code, said = mine.run('test -n "$KNOCK_GRANT"', 'echo "deployed $KNOCK_GRANT"')
+    (grant,) = double.grants.values()
+    assert (code, said) == (0, f"deployed {grant['id']}\n")
+    assert (grant["status"], grant["reason"]) == ("active", "example/shop: deploy, job 1")
+    assert [target["name"] for target in grant["targets"]] == ["bastion", "web"]
+    assert mine.afterwards() == (0, f"revoked: {grant['id']}\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["ci"]
+
+
+def test_a_job_that_fails_or_is_cancelled_closes_behind_itself(job: MakeJob, double: Double) -> None:
+    failing = job(1)
+    assert failing.run("false", "echo not reached") == (1, "")
+    assert failing.afterwards()[0] == 0
+    cancelled = job(2)
+    running = cancelled.start("echo in", "sleep 60")
+    assert running.stdout is not None
+    assert running.stdout.readline() == "in\n"
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=10)
+    assert cancelled.afterwards()[0] == 0
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"] * 2
+
+
+def test_two_jobs_in_one_folder_end_each_its_own(job: MakeJob, double: Double) -> None:
+    one, two = job(1), job(2)
+    assert (one.run("true")[0], two.run("true")[0]) == (0, 0)
+    first, second = double.grants.values()
+    assert one.afterwards()[0] == 0
+    assert (first["status"], second["status"]) == ("revoked", "active")
+    assert two.afterwards()[0] == 0
+    assert second["status"] == "revoked"
+
+
+def test_a_job_that_is_killed_while_it_knocks_leaves_what_its_own_end_closes(
+    job: MakeJob, double: Double
+) -> None:
+    double.faults = [0.5]
+    mine = job(KNOCK_FOR="1s")
+    running = mine.start("echo not reached")
+    wait_until(lambda: double.calls("POST") == 1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=10)
+    assert mine.afterwards() == (0, "")
+    wait_until(lambda: double.grants)
+    (grant,) = double.grants.values()
+    wait_until(lambda: double.now() > grant["end"])
+    double.settle()
+    assert grant["status"] == "expired"
+
+
+def test_a_job_that_is_refused_fails_and_leaves_nothing_to_end(job: MakeJob, double: Double) -> None:
+    mine = job(KNOCK_TARGETS="vault")
+    code, said = mine.run("echo not reached")
+    assert code == 1
+    assert said.startswith("knock.sh: The key may not do this: the key may not open vault")
+    assert mine.afterwards() == (0, "")
+
+
+def test_a_fork_without_the_variable_is_told_its_name(job: MakeJob, double: Double) -> None:
+    mine = job()
+    del mine.variables["KNOCK_API_KEY"]
+    code, said = mine.run("echo not reached")
+    assert code == 2
+    assert said.startswith("KNOCK_API_KEY is not set: forks, and branches that are not protected")
+    assert mine.afterwards() == (0, "")
+    assert double.seen == []
