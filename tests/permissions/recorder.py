@@ -8,9 +8,9 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/reference_pol
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from unittest import mock
 from urllib.parse import quote
@@ -31,21 +31,23 @@ class Recorder:
         self.requests: list[Request] = []
         self.unknown: list[str] = []
         self.crash_after = ""  # the operation whose caller dies once, right after it
-        self._inside = threading.local()
+        self._inside: ContextVar[str | None] = ContextVar("inside", default=None)
 
     @property
     def _role(self) -> str | None:
-        role: str | None = getattr(self._inside, "role", None)
-        return role
+        return self._inside.get()
 
     @contextmanager
     def function(self, name: str) -> Iterator[None]:
-        """Mark this thread as inside a function: its calls are made under that function's role."""
-        before, self._inside.role = self._role, f"{name.removeprefix(f'{STACK}-').capitalize()}Role"
+        """Mark this context as inside a function: its calls are made under that function's role.
+
+        In other threads of the function's too, which the harness runs in the same context.
+        """
+        token = self._inside.set(f"{name.removeprefix(f'{STACK}-').capitalize()}Role")
         try:
             yield
         finally:
-            self._inside.role = before
+            self._inside.reset(token)
 
     def invocation(self, name: str, payload: Any) -> None:
         """Record who invokes a function: another function, or a state machine, and who has started that."""
