@@ -18,15 +18,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client, Grant, Principal, Target, Whoami
+    from .client import Client
     from .errors import (
         AnswerLost,
         CannotReach,
         ConfigurationError,
         GrantNotFound,
         GrantNotOpened,
+        Interrupted,
         InvalidKnock,
         KeyRejected,
+        KeyringUnavailable,
         KnockError,
         NotAllowed,
         PoolExhausted,
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
         TooManyGrants,
         Unavailable,
         UnexpectedAnswer,
+        WrongFamily,
     )
+    from .values import Grant, Principal, Target, Whoami
 
 __version__ = "0.1.0"
 
@@ -50,8 +54,10 @@ __all__ = [
     "Grant",
     "GrantNotFound",
     "GrantNotOpened",
+    "Interrupted",
     "InvalidKnock",
     "KeyRejected",
+    "KeyringUnavailable",
     "KnockError",
     "NotAllowed",
     "PoolExhausted",
@@ -66,6 +72,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "Whoami",
+    "WrongFamily",
 ]
 
 
@@ -74,7 +81,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    home = ".client" if name in ("Client", "Grant", "Principal", "Target", "Whoami") else ".errors"
-    value = getattr(import_module(home, __name__), name)
+    home = {"Client": ".client"} | dict.fromkeys(("Grant", "Principal", "Target", "Whoami"), ".values")
+    value = getattr(import_module(home.get(name, ".errors"), __name__), name)
     globals()[name] = value
     return value

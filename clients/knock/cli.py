@@ -1,7 +1,7 @@
 """`knock`: the command line program's entrance. The commands use the library only.
 
 Data goes to standard output, progress, notes and errors to standard error. Exit codes: 0 done, 1 refused
-or failed, 2 usage, 3 cannot reach the API, 130 interrupted.
+or failed, 2 usage, 3 cannot reach the API, 4 no room now, 130 interrupted; of `knock run` the command's.
 
 A command's module is imported for that command alone: `knock --version`, the ssh hook and completion have
 no time for an HTTP client. argparse, and not click or typer: it starts in 6 ms, they take 30 ms and more.
@@ -10,30 +10,29 @@ no time for an HTTP client. argparse, and not click or typer: it starts in 6 ms,
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib import import_module
-from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from . import __version__, notices, streams
 from .errors import KnockError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HELP = """\
-usage: knock [TARGET…] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID | --new]
+usage: knock [TARGET…] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID | --new] [--wait 5m]
        knock COMMAND …
 
 Open a few ports to your own address, for a bounded time.
 
 commands:
   open [TARGET…]     the same as knock [TARGET…], also for a target named like a command
+  run [TARGET…] -- COMMAND…   open, run a command, and end what was opened
   ls                 list live grants
   show ID            one grant and what happened to it
   renew [ID…]        knock again in place of what you opened, for as long again
-  revoke [ID…]       end grants now
+  revoke [ID…]       end grants now: what you opened here by hand, or those you name
   whoami             who you are, which address the API sees, what you may open
   watch [TARGET…]    keep access open while the address changes
   ssh-config HOST…   print an ssh configuration that knocks by itself
@@ -46,19 +45,23 @@ Each command has a --help of its own, and takes:
   --json             print JSON with stable fields
   -q, --quiet        print ids only, and nothing on standard error but errors
 (ssh-config and completion print text for other programs, and have no --quiet.)
+What calls the API also takes -4 or -6, to call over IPv4 or IPv6 alone.
 
-KNOCK_URL and KNOCK_API_KEY win over what is stored.
-Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 130 interrupted.
+KNOCK_URL and KNOCK_API_KEY (or KNOCK_KEY_FILE, a file with the key) win over what is stored.
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 4 no room now, 130 interrupted;
+those of `knock run` are the command's.
 
 examples:
   knock                          everything you may open, for the default time
   knock bastion --for 8h         one target
   knock open ls                  a target whose name is a command
+  knock run bastion -- ./deploy  open while a command runs
 """
 
 # Each command and the module that has its function, run_COMMAND.
 COMMANDS = {
     "open": "commands",
+    "run": "run",
     "ls": "commands",
     "show": "commands",
     "renew": "commands",
@@ -73,6 +76,7 @@ COMMANDS = {
     "profiles": "commands",
     "completion": "completion",
     "__complete": "completion",
+    "__implied": "commands",  # `open` without the word
 }
 
 # Options that take the next word: needed to find the command behind them.
@@ -85,43 +89,72 @@ VALUED = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    speak_as_the_terminal_can()
+    streams.prepare()
+    try:
+        code = _run(words)
+    except SystemExit as stop:  # argparse's way out
+        code = stop.code if isinstance(stop.code, int) else 1
+    flushed = _show("")  # here, where a failure can still be answered
+    return code or flushed
+
+
+def _run(words: list[str]) -> int:
     if words in (["--version"], ["-V"]):
-        print(f"knock {__version__}")
-        return 0
+        return _show(f"knock {__version__}\n")
     if words in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return 0
+        return _show(HELP)
     command, rest = find_command(words)
+    own = words[: words.index("--")] if "--" in words else words
     try:
         module = import_module(f".{COMMANDS[command]}", __package__)
         run: Callable[[list[str]], int] = getattr(module, "run_" + command.strip("_").replace("-", "_"))
-        code = run(rest)
-        sys.stdout.flush()  # here, where a closed pipe can still be answered
+        return run(rest)
     except KnockError as error:
+        from .screen import OutputGone, Screen
+
+        if not (isinstance(error, OutputGone) and error.reader_left):
+            Screen(as_json="--json" in own).error(error)
+        return error.exit_code
+    except KeyboardInterrupt as error:
         from .screen import Screen
 
-        Screen(as_json="--json" in words).error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("knock: interrupted", file=sys.stderr)
+        Screen(as_json="--json" in own).interrupted(error)
         return 130
-    except BrokenPipeError:
-        # The reader has gone (`knock ls | head`); Python would complain once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        _warn(quiet=bool({"-q", "--quiet"} & set(own)))
+
+
+def _show(text: str) -> int:
+    """Print a text, and give the exit code."""
+    try:
+        print(text, end="", flush=True)
+    except (OSError, ValueError) as error:
+        streams.silence(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            streams.say(
+                f"knock: standard output cannot be written ({getattr(error, 'strerror', None) or error})"
+            )
         return 1
-    return code
+    return 0
+
+
+def _warn(*, quiet: bool) -> None:
+    """Say what was noticed about files and the keyring: one line each, whatever the command was."""
+    for warning in notices.warnings:
+        if not quiet:
+            from .screen import plain
+
+            streams.say(f"knock: {plain(warning)}")
+    notices.warnings.clear()
 
 
 def speak_as_the_terminal_can() -> None:
-    """Show what the terminal's encoding lacks as ?: a name that somebody else chose must not be an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a program that calls us may have put another thing there
-            stream.reconfigure(errors="replace")
+    """Make the streams fit to be written to: `streams.prepare`, by the name that knock-admin knows."""
+    streams.prepare()
 
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:
-    """Tell the command from the rest. The first word that is no option decides; else it is `open`."""
+    """Tell the command from the rest. The first word that is no option decides; else `open` is implied."""
     left = iter(enumerate(words))
     for index, word in left:
         if word in VALUED:
@@ -132,14 +165,48 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
             if word in COMMANDS:
                 return word, words[:index] + words[index + 1 :]
             break
-    return "open", words
+    return "__implied", words
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes words on either side of options, and whose help is not lost without a word.
+
+    With --json its errors are JSON as all others are.
+    """
+
+    _as_json = False
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """Read the words of a command. Raises SystemExit(2) with a message for what is wrong."""
+        self._as_json = "--json" in words
+        return self.parse_intermixed_args(words)
+
+    def error(self, message: str) -> NoReturn:
+        if not self._as_json:
+            super().error(message)
+        from .screen import Screen
+
+        Screen(as_json=True).json_error("UsageError", 2, detail=message)
+        raise SystemExit(2)
+
+    def print_help(self, file: Any = None) -> None:
+        if file is not None:
+            super().print_help(file)
+        else:
+            self.exit(_show(self.format_help()))
 
 
 def parser(
-    command: str, about: str, *examples: str, usage: str | None = None, json: bool = True, quiet: bool = True
-) -> argparse.ArgumentParser:
+    command: str,
+    about: str,
+    *examples: str,
+    usage: str | None = None,
+    json: bool = True,
+    quiet: bool = True,
+    calls: bool = True,
+) -> Parser:
     """Make the parser of one command, with its examples and the options that all commands share."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"knock {command}",
         usage=usage,
         description=about,
@@ -152,4 +219,34 @@ def parser(
         made.add_argument("--json", action="store_true", help="print JSON with stable fields")
     if quiet:
         made.add_argument("-q", "--quiet", action="store_true", help="print ids only, and no notes")
+    if calls:
+        ways = made.add_mutually_exclusive_group()
+        for family in (4, 6):
+            ways.add_argument(
+                f"-{family}",
+                dest="family",
+                action="store_const",
+                const=family,
+                help=f"call over IPv{family} alone",
+            )
     return made
+
+
+def time_with_unit(text: str) -> str:
+    """Take a time as the API does, but ask for the unit of a bare number: five seconds, or hours?"""
+    bare = text.strip()
+    if bare.isascii() and bare.isdigit():
+        raise argparse.ArgumentTypeError(f"{bare} what? Say {bare}m, {bare}h or {bare}s")
+    return text
+
+
+def time_to_wait(text: str) -> float:
+    """Read a time like 90s or 5m, or 0, in seconds."""
+    from .session import read_duration
+
+    if text.strip() == "0":
+        return 0.0
+    seconds = read_duration(time_with_unit(text))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"a time like 90s, 5m or 1h was expected, not {text!r}")
+    return float(seconds)

@@ -3,152 +3,37 @@
 Every call has a time limit, tries again only what is safe (the table in `knock.transport`), and raises
 the errors of `knock.errors` and no others. One Client is for one thread at a time.
 
-The values are frozen and hold aware datetimes in UTC. Each keeps the API's own object as `json`: what
-the API adds later is there at once.
+The values are those of `knock.values`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from .answers import read_grant, read_whoami
 from .errors import CannotReach, GrantNotOpened, Unavailable, UnexpectedAnswer
-from .transport import ANSWER_TIMEOUT, CONNECT_TIMEOUT, Path, Transport
+from .transport import ANSWER_TIMEOUT, CONNECT_TIMEOUT, TRIES, Path, Transport
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .values import Grant, Whoami
+
 PAGE = 100  # grants an answer; the API gives no more at once
-
-
-@dataclass(frozen=True)
-class Principal:
-    """Who knocked: the API key's id and name."""
-
-    id: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Target:
-    """What an operator configured under a name, and the ports it opens, like `22/tcp`."""
-
-    name: str
-    ports: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({', '.join(self.ports)})"
-
-
-@dataclass(frozen=True)
-class Grant:
-    """The decision to let `source` reach `targets` until `expires_at`, and what became of it.
-
-    `status` is pending, active, expired, revoked, superseded or failed. `seconds_left` is by the API's
-    clock at the time of the answer. `renews` is the id of the grant it takes the place of, or empty.
-    `caller` is the source that the API saw this very call come from, whatever the grant's own is.
-    `events` is filled by `Client.grant` and `Client.revoke` only.
-    """
-
-    id: str
-    status: str
-    principal: Principal
-    source: str
-    targets: tuple[Target, ...]
-    requested_at: datetime
-    expires_at: datetime
-    seconds_left: int
-    reason: str
-    ended_at: datetime | None
-    ended_by: str
-    execution_arn: str
-    renews: str = ""
-    caller: str = ""
-    events: tuple[Mapping[str, Any], ...] = ()
-    json: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def live(self) -> bool:
-        """Whether it is pending or active."""
-        return self.status in ("pending", "active")
-
-    @property
-    def duration(self) -> timedelta:
-        """How long it was asked for: `expires_at` is rounded up to a second, so this rounds down."""
-        return timedelta(seconds=int((self.expires_at - self.requested_at).total_seconds()))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Grant:
-        """Read a grant as the API writes it. Raises UnexpectedAnswer."""
-        try:
-            return cls(
-                id=str(value["id"]),
-                status=str(value["status"]),
-                principal=_principal(value["principal"]),
-                source=str(value["source"]),
-                targets=_targets(value["targets"]),
-                requested_at=parse_time(value["requested_at"]),
-                expires_at=parse_time(value["expires_at"]),
-                seconds_left=int(value["seconds_left"]),
-                reason=str(value.get("reason") or ""),
-                ended_at=parse_time(value["ended_at"]) if value.get("ended_at") else None,
-                ended_by=str(value.get("ended_by") or ""),
-                execution_arn=str(value.get("execution_arn") or ""),
-                renews=str(value.get("renews") or ""),
-                caller=str(value.get("caller") or ""),
-                events=tuple(dict(event) for event in value.get("events") or ()),
-                json=value,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnexpectedAnswer(f"the answer is not a grant as this client knows it: {error!r}") from error
-
-
-@dataclass(frozen=True)
-class Whoami:
-    """What the API says about the key and the caller: who, from where, what the key may open.
-
-    `max_duration` is None for a key that may open nothing for any time. The key has `live` grants now and
-    may have `max_live` at once.
-    """
-
-    principal: Principal
-    source: str
-    targets: tuple[Target, ...]
-    default_duration: str = ""
-    max_duration: str | None = None
-    operator: bool = False
-    max_live: int = 0
-    live: int = 0
-    json: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Whoami:
-        """Read an answer of GET /whoami. Raises UnexpectedAnswer."""
-        try:
-            return cls(
-                principal=_principal(value["principal"]),
-                source=str(value["source"]),
-                targets=_targets(value["targets"]),
-                default_duration=str(value.get("default_duration") or ""),
-                max_duration=value.get("max_duration"),
-                operator=bool(value.get("operator")),
-                max_live=int(value.get("max_live") or 0),
-                live=int(value.get("live") or 0),
-                json=value,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnexpectedAnswer(f"the answer does not say who is calling: {error!r}") from error
+MOST_PAGES = 10_000  # of one list; what gives more is not the API
 
 
 class Client:
     """The Knock API at `url`, called with `api_key`.
 
-    `timeout` bounds one answer and `connect_timeout` one connection, both in seconds. The key is sent as
-    a header and appears in no message, repr or URL.
+    `timeout` bounds one answer and `connect_timeout` one connection, both in seconds. `family` 4 or 6
+    connects by IPv4 or IPv6 only, which decides the source that the API sees. The key is sent as a header and
+    appears in no message, repr or URL.
     """
 
     def __init__(
@@ -158,8 +43,12 @@ class Client:
         *,
         timeout: float = ANSWER_TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
+        family: int | None = None,
+        tries: int = TRIES,
     ) -> None:
-        self._transport = Transport(url, api_key, timeout=timeout, connect_timeout=connect_timeout)
+        self._transport = Transport(
+            url, api_key, timeout=timeout, connect_timeout=connect_timeout, family=family, tries=tries
+        )
 
     @classmethod
     def from_profile(
@@ -168,15 +57,16 @@ class Client:
         *,
         timeout: float = ANSWER_TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
+        family: int | None = None,
     ) -> Client:
-        """Make a client of KNOCK_URL and KNOCK_API_KEY, or of what `knock login` stored.
+        """Make a client of KNOCK_URL and KNOCK_API_KEY or KNOCK_KEY_FILE, or of what `knock login` stored.
 
         Without a name: KNOCK_PROFILE, or the profile called "default". Raises ConfigurationError.
         """
         from .config import access
 
         url, key = access(profile)
-        return cls(url, key, timeout=timeout, connect_timeout=connect_timeout)
+        return cls(url, key, timeout=timeout, connect_timeout=connect_timeout, family=family)
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -202,6 +92,21 @@ class Client:
     def path(self) -> Path | None:
         """How the last connection went: this machine's address, the other end's, the proxy if any."""
         return self._transport.path
+
+    @property
+    def family(self) -> int | None:
+        """4 or 6 where connections are made by IPv4 or IPv6 only. Setting it drops the open connection."""
+        return self._transport.family
+
+    @family.setter
+    def family(self, family: int | None) -> None:
+        self._transport.close()
+        self._transport.family = family
+
+    @property
+    def unanswered(self) -> str:
+        """The method of a call whose answer was still awaited when an interruption came, or empty."""
+        return self._transport.unanswered
 
     @property
     def clock_ahead(self) -> float | None:
@@ -237,13 +142,13 @@ class Client:
             body["reason"] = reason
         if renews:
             body["renews"] = renews
-        grant = Grant.from_json(self._transport.call("POST", "/knock", body=body))
+        grant = read_grant(self._transport.call("POST", "/knock", body=body))
         return self.wait_until_active(grant, wait) if wait > 0 else grant
 
     def wait_until_active(self, grant: Grant, wait: float = 60.0) -> Grant:
         """Ask about a pending grant until it is active. Raises GrantNotOpened when it ends or time is up."""
         deadline = time.monotonic() + wait
-        pause = 0.25
+        pause, left_out = 0.25, grant.left_out
         trouble: CannotReach | Unavailable | None = None
         while grant.status == "pending":
             left = deadline - time.monotonic()
@@ -257,13 +162,19 @@ class Client:
             except (CannotReach, Unavailable) as error:
                 trouble = error  # the grant goes on without us: keep asking until the deadline
         if grant.status != "active":
-            why = f": {grant.json['ended_by']}" if grant.json.get("ended_by") else ""
-            raise GrantNotOpened(f"grant {grant.id} is {grant.status}{why}", grant)
+            why = next((str(event["reason"]) for event in reversed(grant.events) if event.get("reason")), "")
+            full = grant.status == "failed" and why.startswith(("PoolExhausted", "SourceFull"))
+            told = why or grant.ended_by
+            raise GrantNotOpened(
+                f"grant {grant.id} is {grant.status}{f': {told}' if told else ''}", grant, full=full
+            )
+        if left_out and not grant.left_out:  # only the answer to the knock itself names them
+            return replace(grant, left_out=left_out, json={**grant.json, "left_out": list(left_out)})
         return grant
 
     def grant(self, grant_id: str) -> Grant:
         """Give one grant with its trail events. Raises GrantNotFound."""
-        return Grant.from_json(self._transport.call("GET", f"/grants/{quote(grant_id, safe='')}"))
+        return read_grant(self._transport.call("GET", _path(grant_id)))
 
     def grants(
         self,
@@ -280,18 +191,21 @@ class Client:
         """
         asked = {"status": status, "principal": principal, "source": source, "target": target}
         query = {name: value for name, value in asked.items() if value is not None}
-        given = 0
+        given, seen = 0, set[str]()
         while limit is None or given < limit:
             query["limit"] = str(PAGE if limit is None else min(limit - given, PAGE))
             page = self._transport.call("GET", "/grants", query=query)
             if not isinstance(page.get("grants"), list):
                 raise UnexpectedAnswer("the answer is not a list of grants")
             for value in page["grants"]:
-                yield Grant.from_json(value)
+                yield read_grant(value)
                 given += 1
             if not page.get("cursor"):
                 return
             query["cursor"] = str(page["cursor"])
+            if query["cursor"] in seen or len(seen) == MOST_PAGES:
+                raise UnexpectedAnswer("the answer's list of grants has no end")
+            seen.add(query["cursor"])
 
     def own_grants(self, me: Whoami | None = None) -> list[Grant]:
         """Give the key's own live grants, for an operator too. `me`: what whoami said, if it is known."""
@@ -302,10 +216,8 @@ class Client:
 
     def revoke(self, grant_id: str, reason: str | None = None) -> Grant:
         """End a grant now, and give it as it ended. The rules are gone then; twice is fine."""
-        path = f"/grants/{quote(grant_id, safe='')}"
-        return Grant.from_json(
-            self._transport.call("DELETE", path, query={"reason": reason} if reason else None)
-        )
+        path = _path(grant_id)
+        return read_grant(self._transport.call("DELETE", path, query={"reason": reason} if reason else None))
 
     def renew(
         self, grant: Grant, *, duration: str | int | timedelta | None = None, wait: float = 60.0
@@ -325,18 +237,9 @@ class Client:
 
     def whoami(self) -> Whoami:
         """Ask who the key is, which address the API sees, and what the key may open."""
-        return Whoami.from_json(self._transport.call("GET", "/whoami"))
+        return read_whoami(self._transport.call("GET", "/whoami"))
 
 
-def _principal(value: Mapping[str, Any]) -> Principal:
-    return Principal(str(value["id"]), str(value["name"]))
-
-
-def _targets(values: list[Mapping[str, Any]]) -> tuple[Target, ...]:
-    return tuple(Target(str(value["name"]), tuple(str(p) for p in value["ports"])) for value in values)
-
-
-def parse_time(text: str) -> datetime:
-    """Read a time as the API writes it, with a Z. Raises ValueError."""
-    # Python 3.10's fromisoformat knows no Z.
-    return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").astimezone(timezone.utc)
+def _path(grant_id: str) -> str:
+    # A word of a command line may hold bytes that are no text: the API then says that there is no such grant.
+    return "/grants/" + quote(grant_id, safe="", errors="surrogatepass")

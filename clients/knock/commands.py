@@ -11,17 +11,32 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from . import config, state
-from .cli import parser
-from .client import Client, Grant
+from .cli import Parser, parser, time_to_wait, time_with_unit
+from .client import Client
 from .errors import CannotReach, ConfigurationError, KnockError
 from .screen import Screen, say_open, show_event, show_left, show_targets, show_time
-from .session import Session, say_still_open
+from .session import Session, canonical, read_duration, say_still_open
+
+if TYPE_CHECKING:
+    from .values import Grant
+
+LONG = 8 * 3600  # seconds: to open everything for longer is worth a word before
+
+
+def run_implied(words: list[str]) -> int:
+    """`knock [TARGET…]`, without the word open: the first word may be a mistyped command."""
+    return _open(words, implied=True)
 
 
 def run_open(words: list[str]) -> int:
-    """`knock [open] [TARGET…]`"""
+    """`knock open [TARGET…]`"""
+    return _open(words, implied=False)
+
+
+def _open(words: list[str], *, implied: bool) -> int:
     made = parser(
         "open",
         "Open targets to your address, and say what is open, from where, until when. Each knock is a grant\n"
@@ -30,22 +45,22 @@ def run_open(words: list[str]) -> int:
         "knock bastion --for 8h --reason 'on call'",
         "knock open ls                        a target named like a command",
         "knock --source 203.0.113.7/32        for another address, if your key may",
-        usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--renews ID | --new] "
-        "[--json | -q]",
+        "knock bastion --wait 5m              until there is room",
+        usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--renews ID | --new]\n"
+        "                   [--wait TIME] [-4 | -6] [--json | -q]",
     )
-    made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
-    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    made.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
+    add_knock_options(made)
     made.add_argument("--renews", metavar="ID", help="an own grant that ends once this one is open")
     made.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
-    made.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a pending grant (60)")
-    args = made.parse_args(words)
+    args = made.parse(words)
     if args.renews and args.new:
         made.error("--renews and --new contradict each other: use one")
+    check_targets(made, args, implied=implied and "--" not in words)
     screen = Screen(args.json, args.quiet)
     by = _opener(args)
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
+        if by == "hand" and not args.targets and sys.stderr.isatty():
+            _say_what_opens(api, args.duration, screen)
         with screen.progress("knocking"):
             earlier = None
             if by == "hand" and not args.new and not args.renews:
@@ -54,6 +69,7 @@ def run_open(words: list[str]) -> int:
                 args.targets, args.duration, args.reason, args.source, args.wait,
                 by=by, renews=args.renews, earlier=earlier,
             )  # fmt: skip
+        screen.matters(f"{say_open(grant)}; end it with `knock revoke {grant.id}`")
         if args.json:
             screen.json(grant.json)
         else:
@@ -65,6 +81,36 @@ def run_open(words: list[str]) -> int:
             api.note_sooner(grant)
         api.notes(grant, named_source=args.source is not None)
     return 0
+
+
+def add_knock_options(made: Parser) -> None:
+    """Add what `knock open` and `knock run` are told about the knock."""
+    made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
+    made.add_argument(
+        "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d, PT8H"
+    )
+    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    made.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
+    made.add_argument(
+        "--wait", type=time_to_wait, metavar="TIME",
+        help="try again for so long while there is no room: 90s, 5m; 0: nor wait for a pending grant",
+    )  # fmt: skip
+
+
+def check_targets(made: Parser, args: argparse.Namespace, *, implied: bool) -> None:
+    """End with exit code 2, before anything is sent, where a word is no target but a slip."""
+    from .slips import slip
+
+    if args.targets and (what := slip(args.targets, args.profile, implied=implied)):
+        made.error(what)
+
+
+def _say_what_opens(api: Session, duration: str | None, screen: Screen) -> None:
+    """Say on a terminal what a knock that names nothing is about to open, when that is much."""
+    me = api.client.whoami()
+    how_long = duration or me.default_duration
+    if len(me.targets) > 1 or read_duration(how_long) > LONG:
+        screen.note(f"opening all you may: {show_targets(me.targets)}, for {how_long}")
 
 
 def _opener(args: argparse.Namespace) -> state.Opener:
@@ -88,13 +134,14 @@ def run_ls(words: list[str]) -> int:
     made.add_argument("--source", metavar="CIDR", help="only from this source")
     made.add_argument("--target", metavar="NAME", help="only for this target")
     made.add_argument("--limit", type=_positive, metavar="N", help="at most so many")
-    args = made.parse_args(words)
+    args = made.parse(words)
     if args.all and args.status:
         made.error("--all and --status are two ways to say which: use one")
     screen = Screen(args.json, args.quiet)
-    narrowed = {"status": args.status, "principal": args.principal, "source": args.source}
+    source = canonical(args.source) if args.source else None
+    narrowed = {"status": args.status, "principal": args.principal, "source": source}
     narrowed |= {"target": args.target} | ({"status": "all"} if args.all else {})
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
             grants = list(api.client.grants(limit=args.limit, **narrowed))
         if not any(narrowed.values()) and args.limit is None:
@@ -135,9 +182,9 @@ def run_show(words: list[str]) -> int:
         "knock show alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081",
     )
     made.add_argument("id", metavar="ID", help="as knock ls shows it")
-    args = made.parse_args(words)
+    args = made.parse(words)
     screen = Screen(args.json, args.quiet)
-    with Session(args.profile, screen) as api, screen.progress("asking"):
+    with Session(args.profile, screen, family=args.family) as api, screen.progress("asking"):
         grant = api.client.grant(args.id)
     if args.json:
         screen.json(grant.json)
@@ -172,28 +219,31 @@ def run_revoke(words: list[str]) -> int:
     made = parser(
         "revoke",
         "End grants now. The rules are gone when this returns; what another live grant keeps open is said.\n"
-        "Connections that are open stay open.",
-        "knock revoke                         the one grant you have",
+        "Connections that are open stay open. Without an ID: what was opened by hand on this machine; what\n"
+        "a script, `knock run`, a watch or another machine opened ends by its id, or with --all.",
+        "knock revoke                         what you opened here",
         "knock revoke ID --reason 'laptop lost'",
         "knock revoke --all                   all of yours",
-        usage="knock revoke [ID… | --all] [--reason TEXT] [--json | -q]",
+        usage="knock revoke [ID… | --all] [--reason TEXT] [-4 | -6] [--json | -q]",
     )
     made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
     made.add_argument("--all", action="store_true", help="all your own live grants")
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    args = made.parse_args(words)
+    args = made.parse(words)
     if args.all and args.ids:
         made.error("name grants or say --all, not both")
     screen = Screen(args.json, args.quiet)
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
         ids = args.ids
         if not ids:
             with screen.progress("asking"):
                 ids = api.own_ids(everything=args.all)
         ended, code = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
+        lines = [f"{g.status}: {show_targets(g.targets)} from {g.source}, grant {g.id}" for g in ended]
+        for line in lines:
+            screen.matters(line)
         if not args.json:
-            for grant in ended:
-                line = f"{grant.status}: {show_targets(grant.targets)} from {grant.source}, grant {grant.id}"
+            for grant, line in zip(ended, lines, strict=True):
                 screen.data(grant.id if args.quiet else line)
             screen.flush()
         heard = (args.json or not args.quiet) and code != CannotReach.exit_code
@@ -201,8 +251,7 @@ def run_revoke(words: list[str]) -> int:
     if args.json:
         told = None if left is None else [grant.json for grant in left]
         screen.json({"grants": [grant.json for grant in ended], "still_open": told})
-    if not ids:
-        screen.note("nothing to revoke: you have no live grant")
+        screen.flush()
     return code
 
 
@@ -228,16 +277,18 @@ def run_renew(words: list[str]) -> int:
         "knock renew                          what you opened from the address you are at",
         "knock renew ID --for 4h",
         "knock renew --all",
-        usage="knock renew [ID… | --all] [--for TIME] [--json | -q]",
+        usage="knock renew [ID… | --all] [--for TIME] [-4 | -6] [--json | -q]",
     )
     made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
     made.add_argument("--all", action="store_true", help="what you opened from any source")
-    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d, PT8H")
-    args = made.parse_args(words)
+    made.add_argument(
+        "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d, PT8H"
+    )
+    args = made.parse(words)
     if args.all and args.ids:
         made.error("name grants or say --all, not both")
     screen = Screen(args.json, args.quiet)
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
             if args.ids:
                 grants = [api.client.grant(grant_id) for grant_id in args.ids]
@@ -245,11 +296,14 @@ def run_renew(words: list[str]) -> int:
                 grants = api.renewable(everything=args.all)
         by = _opener(args)
         renewed, code = api.each(grants, lambda grant: api.renew(grant, args.duration, by), "renewing")
+        for grant in renewed:
+            screen.matters(f"{say_open(grant)}; end it with `knock revoke {grant.id}`")
         if args.json:
             screen.json({"grants": [grant.json for grant in renewed]})
         else:
             for grant in renewed:
                 screen.data(grant.id if args.quiet else say_open(grant))
+        screen.flush()
         api.note_clock()
     return code
 
@@ -262,9 +316,9 @@ def run_whoami(words: list[str]) -> int:
         "knock whoami",
         "knock whoami --json | jq -r .source",
     )
-    args = made.parse_args(words)
+    args = made.parse(words)
     screen = Screen(args.json, args.quiet)
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
             me = api.client.whoami()
         api.keep_targets(me.targets)
@@ -275,18 +329,20 @@ def run_whoami(words: list[str]) -> int:
         else:
             screen.data(f"{me.principal.name} ({me.principal.id}), seen from {me.source} by {api.client.url}")
             screen.data(f"may open {show_targets(me.targets) or 'nothing'}")
+            for target in me.targets:
+                if len(target.families) == 1:
+                    way = target.families[0].replace("ipv", "IPv")
+                    screen.data(f"{target.name} can be reached over {way} alone")
             if me.max_duration:
                 screen.data(f"for {me.max_duration} at most, {me.default_duration} if nothing is said")
             if me.max_live:
                 screen.data(f"{me.live} of at most {me.max_live} grants at once are live")
-            if widths := me.json.get("any_source"):
-                screen.data(
-                    f"from another source too, up to /{widths['ipv4']} (IPv4), /{widths['ipv6']} (IPv6)"
-                )
+            if me.any_source:
+                screen.data("from another source too, up to /{} (IPv4), /{} (IPv6)".format(*me.any_source))
             if me.operator:
                 screen.data("and see and end everyone's grants, as an operator")
-        for fault in me.json.get("faults") or ():
-            screen.note(str(fault))
+        for fault in me.faults:
+            screen.note(fault)
         api.note_clock()
     return 0
 
@@ -307,12 +363,12 @@ def run_login(words: list[str]) -> int:
     made.add_argument("--url", metavar="URL", help="the API's URL (default: KNOCK_URL, else it is asked for)")
     made.add_argument("--no-keyring", action="store_true", help="keep the key in the file")
     made.add_argument("--no-check", action="store_true", help="store it without trying it")
-    args = made.parse_args(words)
+    args = made.parse(words)
     screen = Screen(args.json, args.quiet)
     url, key = _ask(args.url or os.environ.get("KNOCK_URL"), made)
     name = config.profile_name(args.profile)
     who = None
-    with Client(url, key) as client:
+    with Client(url, key, family=args.family) as client:
         if not args.no_check:
             with screen.progress("trying the key"):
                 who = client.whoami()
@@ -322,7 +378,7 @@ def run_login(words: list[str]) -> int:
         if os.environ.get(variable):
             screen.note(f"{variable} is set, and wins over what is stored now")
     if args.json:
-        principal = who.json["principal"] if who else None
+        principal = who.json.get("principal") if who else None
         screen.json({"profile": name, "url": client.url, "principal": principal, "key_in": where})
     elif not args.quiet:
         screen.data(
@@ -355,8 +411,9 @@ def run_logout(words: list[str]) -> int:
         "Delete a profile and its key from this machine. Grants stay until their end.",
         "knock logout",
         "knock logout --profile work",
+        calls=False,
     )
-    args = made.parse_args(words)
+    args = made.parse(words)
     screen = Screen(args.json, args.quiet)
     name = config.profile_name(args.profile)
     if not config.forget(name):
@@ -371,9 +428,13 @@ def run_logout(words: list[str]) -> int:
 def run_profiles(words: list[str]) -> int:
     """`knock profiles`"""
     made = parser(
-        "profiles", "List what is stored. No key is shown.", "knock profiles", "KNOCK_PROFILE=work knock"
+        "profiles",
+        "List what is stored. No key is shown.",
+        "knock profiles",
+        "KNOCK_PROFILE=work knock",
+        calls=False,
     )
-    args = made.parse_args(words)
+    args = made.parse(words)
     screen = Screen(args.json, args.quiet)
     current = config.profile_name(args.profile)
     found = sorted(config.profiles().items())

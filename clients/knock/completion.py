@@ -11,12 +11,14 @@ from __future__ import annotations
 from . import config, state
 from .cli import VALUED, find_command, parser
 from .errors import ConfigurationError, KnockError
+from .names import is_name
 from .screen import Screen, plain
 
 FRESH = {"targets": 600.0, "grants": 30.0}  # seconds; targets are an operator's to change, grants come and go
 
 _OPTIONS = {
     "open": ["--for", "--reason", "--source", "--renews", "--new", "--wait"],
+    "run": ["--for", "--reason", "--source", "--wait"],
     "ls": ["--all", "--status", "--principal", "--source", "--target", "--limit"],
     "show": [],
     "renew": ["--all", "--for"],
@@ -77,14 +79,16 @@ def run_completion(words: list[str]) -> int:
         'eval "$(knock completion zsh)"           in ~/.zshrc, after compinit',
         "knock completion fish > ~/.config/fish/completions/knock.fish",
         quiet=False,
+        calls=False,
     )
     made.add_argument("shell", choices=sorted(SCRIPTS))
-    args = made.parse_args(words)
+    args = made.parse(words)
     script = SCRIPTS[args.shell]
+    screen = Screen(args.json)
     if args.json:
-        Screen(as_json=True).json({"shell": args.shell, "script": script})
+        screen.json({"shell": args.shell, "script": script})
     else:
-        print(script, end="")
+        screen.text(script)
     return 0
 
 
@@ -93,13 +97,14 @@ def run_complete(words: list[str]) -> int:
     last = words[-1] if words else ""
     for word, what in candidates(words[:-1], last):
         if word.startswith(last):
-            print(f"{plain(word)}\t{plain(what)}")
+            Screen().text(f"{plain(word)}\t{plain(what)}\n")
     return 0
 
 
 def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
     """Give the words that can follow, each with what it is."""
     command, rest = find_command(before)
+    command = "open" if command == "__implied" else command
     profile = before[before.index("--profile") + 1] if "--profile" in before[:-1] else None
     previous = before[-1] if before else ""
     if previous in VALUED:
@@ -108,13 +113,15 @@ def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
         shared = ["--profile", "--json", "--help"]
         if command not in ("ssh-config", "completion"):
             shared.append("--quiet")
+        if command not in ("logout", "profiles", "completion", "ssh-config"):
+            shared += ["-4", "-6"]
         options = [*_OPTIONS.get(command, []), *shared]
         return [(option, "option") for option in options]
     if command in ("show", "revoke", "renew"):
         return [(word, what) for word, what in _known(profile, "grants") if word not in rest]
     if command == "completion":
         return [(shell, "shell") for shell in sorted(SCRIPTS)]
-    if command not in ("open", "watch"):
+    if command not in ("open", "run", "watch") or (command == "run" and "--" in before):
         return []
     found = [(word, what) for word, what in _known(profile, "targets") if word not in before]
     if all(word.startswith("-") for word in before):
@@ -149,10 +156,10 @@ def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
         url = config.address(profile)
         words = state.kept_words(url, kind, FRESH[kind])
         if words is None:
-            from .session import Session
+            from .session import Limits, Session
 
             # Short limits: a person has pressed a key and waits.
-            with Session(profile, Screen(as_json=False, quiet=True), impatient=True) as api:
+            with Session(profile, Screen(as_json=False, quiet=True), limits=Limits(2.0, 1.0, 1, 2.0)) as api:
                 if kind == "targets":
                     api.keep_targets(api.client.whoami().targets)
                 else:
@@ -160,4 +167,5 @@ def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
             words = state.kept_words(url, kind, FRESH[kind])
     except KnockError:
         return []
-    return sorted((words or {}).items())
+    # A shell may read what it is offered: only what can be a name is.
+    return sorted((word, what) for word, what in (words or {}).items() if is_name(word))

@@ -1,7 +1,8 @@
 """Every error of the client. None of the standard library's leaves it.
 
     KnockError
-    ├── ConfigurationError      no URL or key, an unknown profile, a file that others can read
+    ├── ConfigurationError      no URL or key, an unknown profile, a file that others can change
+    │   └── KeyringUnavailable  the keyring that has the key is locked, fails or does not answer
     ├── CannotReach             no answer: DNS, proxy, TLS, a connection refused or timed out
     │   └── AnswerLost          the request was sent and may have been done; its answer was lost
     ├── UnexpectedAnswer        something answered that is not the Knock API
@@ -14,24 +15,29 @@
     │   │   ├── PoolExhausted   409: no room left in the security groups of a target
     │   │   ├── SourceFull      409: this source has as many grants and rules as one may have
     │   │   ├── TooManyGrants   409: the key has as many live grants as it may have
-    │   │   └── TargetGone      409: a target was taken away while it was being opened
+    │   │   ├── TargetGone      409: a target was taken away while it was being opened
+    │   │   └── WrongFamily     409: a target is reached by the other of IPv4 and IPv6: `families`
     │   └── Unavailable         503 and its like: try again, after `retry_after` seconds if given;
     │       │                   with a `grant_id`, that grant may be open all the same
     │       └── Throttled       429: too many requests
     └── GrantNotOpened          the knock was accepted, and `grant` did not become active
 
 Each class carries the exit code of the command line program: 1 refused or failed, 2 usage, 3 cannot
-reach the API. Messages are written for the reader and never hold a key.
+reach the API, 4 no room. Messages are written for the reader and never hold a key.
+
+`Interrupted` is beside this tree: Ctrl-C came while an answer was awaited, and it says what may be open.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .names import is_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .client import Grant
+    from .values import Grant
 
 
 class KnockError(Exception):
@@ -44,6 +50,12 @@ class ConfigurationError(KnockError):
     """What the client was told to use cannot be used; nothing was sent."""
 
     exit_code = 2
+
+
+class KeyringUnavailable(ConfigurationError):
+    """The system's keyring has the key and does not give it, as long as it is locked or out of order."""
+
+    exit_code = 3
 
 
 class CannotReach(KnockError):
@@ -78,15 +90,16 @@ class Problem(KnockError):
         self.type = str(problem.get("type", "about:blank"))
         self.title = str(problem.get("title", ""))
         self.detail = str(problem.get("detail", ""))
-        self.field: str | None = problem.get("field")
-        self.right: str | None = problem.get("right")
+        self.field = _text(problem.get("field"))
+        self.right = _text(problem.get("right"))
         self.retry_after = retry_after
         self.json = dict(problem)
         text = ": ".join(part for part in (self.title, self.detail) if part) or f"HTTP status {status}"
         for name, value in (("field", self.field), ("right", self.right)):
             if value and str(value) not in text:
                 text += f" ({name}: {value})"
-        self.grant_id: str | None = problem.get("grant_id")
+        grant_id = problem.get("grant_id")
+        self.grant_id = str(grant_id) if is_name(grant_id) else None
         if self.grant_id:
             text += (
                 f". Grant {self.grant_id} may be open all the same: look with `knock ls`, and end it with "
@@ -116,15 +129,34 @@ class GrantNotFound(Refusal):
 
 
 class PoolExhausted(Refusal):
-    """No security group of a target has room for another rule."""
+    """No security group of a target has room for another rule: there is again once a grant has ended."""
+
+    exit_code = 4
+
+
+class WrongFamily(Refusal):
+    """The source is of a family of addresses, IPv4 or IPv6, by which a target cannot be reached.
+
+    `families` are those by which it can, as 4 and 6; empty when the API did not say.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
+        super().__init__(status, problem, retry_after)
+        families = problem.get("families")
+        told = families if isinstance(families, list) else []
+        self.families = tuple(number for number, name in ((4, "ipv4"), (6, "ipv6")) if name in told)
 
 
 class SourceFull(Refusal):
     """The source has as many live grants, or rules, as one source may have, whoever they are of."""
 
+    exit_code = 4
+
 
 class TooManyGrants(Refusal):
     """The key has as many live grants as it may have; `detail` names those that can be ended."""
+
+    exit_code = 4
 
 
 class TargetGone(Refusal):
@@ -143,8 +175,27 @@ class Throttled(Unavailable):
 
 
 class GrantNotOpened(KnockError):
-    """The knock was accepted, but did not open access in time, or at all. `grant` is as last seen."""
+    """The knock was accepted, but did not open access in time, or at all. `grant` is as last seen.
 
-    def __init__(self, message: str, grant: Grant) -> None:
+    `full` says that it failed for want of room, which comes back as grants end; the exit code is 4 then.
+    """
+
+    def __init__(self, message: str, grant: Grant, *, full: bool = False) -> None:
         super().__init__(message)
         self.grant = grant
+        self.full = full
+        if full:
+            self.exit_code = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption came while an answer was awaited; the message says what may be open."""
+
+    def __init__(self, message: str, grant_id: str | None = None) -> None:
+        super().__init__(message)
+        self.grant_id = grant_id
+
+
+def _text(value: object) -> str | None:
+    """Give a member of a problem that should be a text, as one; None for nothing."""
+    return None if value is None else str(value)

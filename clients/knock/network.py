@@ -18,7 +18,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .client import Client, Grant
+    from .client import Client
+    from .values import Grant
 
 # Documentation addresses (RFC 5737, RFC 3849): routed by the default route, and nobody's.
 _SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
@@ -45,8 +46,8 @@ def _gateways() -> list[str]:
     if sys.platform.startswith("linux"):
         return _gateways_linux(_read("/proc/net/route"), _read("/proc/net/arp"))
     if sys.platform == "darwin":
-        gateway, interface = _gateway_mac(_run("/sbin/route", "-n", "get", "default"))
-        return [gateway, interface, _hardware_mac(_run("/usr/sbin/arp", "-n", gateway))] if gateway else []
+        gateway, interface = _gateway_mac(run("/sbin/route", "-n", "get", "default"))
+        return [gateway, interface, _hardware_mac(run("/usr/sbin/arp", "-n", gateway))] if gateway else []
     return []
 
 
@@ -87,7 +88,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """Give what a command of the system prints; nothing when it fails or takes longer than a second."""
     import subprocess
 
     try:
@@ -140,6 +142,18 @@ def differences(grant: Grant, client: Client, host: str | None = None) -> list[s
                 "to a host that has IPv6 too, connect with IPv4 (ssh -4, curl -4)"
             )
     return sentences
+
+
+def only_family(host: str) -> int | None:
+    """Give 4 or 6 where a host is reached from here by IPv4 or IPv6 alone; None where that is not known."""
+    try:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return None
+    families = {info[0] for info in infos if local_address(info[0], str(info[4][0]))}
+    if len(families) != 1:
+        return None
+    return {socket.AF_INET: 4, socket.AF_INET6: 6}.get(socket.AddressFamily(families.pop()))
 
 
 def _towards(host: str, cidr: str, version: int, family: int, api_local: str) -> list[str]:

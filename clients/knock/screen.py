@@ -8,24 +8,48 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import GrantNotOpened, KnockError, Problem, SourceFull, TargetGone, TooManyGrants
+from . import streams
+from .errors import (
+    GrantNotOpened,
+    KnockError,
+    PoolExhausted,
+    Problem,
+    SourceFull,
+    TargetGone,
+    TooManyGrants,
+    WrongFamily,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
-    from .client import Grant, Target
+    from .values import Grant, Target
 
 
 # What a person can do about a refusal, in this program's own commands; the API cannot know them.
 HINTS: dict[type[KnockError], str] = {
+    PoolExhausted: "somebody's grant must end first: --wait 5m tries for so long",
     TooManyGrants: "end one with `knock revoke ID`, or take the place of one with `knock renew ID`",
     SourceFull: "grants of this source, yours or others', must end first: `knock ls` shows yours",
     TargetGone: "`knock whoami` shows what you may open now",
+    WrongFamily: "-4 knocks over IPv4, -6 over IPv6: it is the way that the API is reached by which decides",
 }
+
+
+class OutputGone(KnockError):
+    """Standard output cannot be written: it is closed, full, or its reader has gone.
+
+    `reader_left` says that a reader has gone, as `head` does: nothing went wrong then.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"standard output cannot be written ({getattr(error, 'strerror', None) or error})")
+        self.reader_left = isinstance(error, BrokenPipeError)
 
 
 class Screen:
@@ -34,53 +58,96 @@ class Screen:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self._as_json = as_json
         self._quiet = quiet
+        self._matters: list[str] = []
+
+    def matters(self, text: str) -> None:
+        """Note what a person must get to know even where standard output fails, before it is printed."""
+        self._matters.append(text)
 
     def data(self, text: str) -> None:
-        print(plain(text))
+        self._print(plain(text))
+
+    def text(self, text: str) -> None:
+        """Print what is meant for another program, as it is."""
+        self._print(text, end="")
+
+    def _print(self, text: str, *, flush: bool = False, end: str = "\n") -> None:
+        try:
+            if text:
+                print(text, end=end)
+            if flush:
+                sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            streams.silence(sys.stdout)
+            for told in self._matters:
+                streams.say(f"knock: {plain(told)}")
+            self._matters.clear()
+            raise OutputGone(error) from error
 
     def json(self, value: Any) -> None:
         import json
 
-        print(json.dumps(value, indent=2))
+        self._print(json.dumps(value, indent=2))
 
     def json_line(self, value: Any) -> None:
         import json
 
-        print(json.dumps(value))
+        self._print(json.dumps(value))
 
     def flush(self) -> None:
         """Let a reader of a pipe see what has been printed so far."""
-        sys.stdout.flush()
+        self._print("", flush=True)
+        self._matters.clear()
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         shown = [[plain(cell) for cell in row] for row in rows]
         widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
         for row in shown:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())  # noqa: B905 — equal lengths
+            self._print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())  # noqa: B905 — equal lengths
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            print(paint(f"knock: {plain(text)}", "2", sys.stderr), file=sys.stderr)
+            streams.say(paint(f"knock: {plain(text)}", "2", sys.stderr))
 
     def error(self, error: KnockError) -> None:
         if self._as_json:
-            import json
-
-            told: dict[str, Any] = {"error": type(error).__name__, "exit_code": error.exit_code}
-            told["detail"] = str(error)
+            told: dict[str, Any] = {"detail": str(error)}
             if isinstance(error, Problem):
-                told = {"status": error.status, **told, **error.json}
+                told |= error.json
             if isinstance(error, GrantNotOpened):
                 told["grant"] = error.grant.json
-            print(json.dumps(told), file=sys.stderr)
+            status = {"status": error.status} if isinstance(error, Problem) else {}
+            self.json_error(type(error).__name__, error.exit_code, **status, **without(told, *OURS))
+            return
+        lines = [plain(line) for line in str(error).split("\n")]
+        if hint := HINTS.get(type(error)):
+            lines.append(f"knock: {hint}")
+        streams.say(paint("knock: ", "31", sys.stderr) + "\n".join(lines))
+
+    def interrupted(self, error: KeyboardInterrupt) -> None:
+        """Say that a person interrupted, and what may be open."""
+        detail = str(error) or "interrupted"
+        if self._as_json:
+            grant_id = getattr(error, "grant_id", None)
+            self.json_error("Interrupted", 130, detail=detail, **({"grant_id": grant_id} if grant_id else {}))
         else:
-            lines = [plain(line) for line in str(error).split("\n")]
-            if hint := HINTS.get(type(error)):
-                lines.append(f"knock: {hint}")
-            print(paint("knock: ", "31", sys.stderr) + "\n".join(lines), file=sys.stderr)
+            streams.say(f"knock: {plain(detail)}")
+
+    def json_error(self, name: str, exit_code: int, *, status: int | None = None, **told: Any) -> None:
+        import json
+
+        first: dict[str, Any] = {} if status is None else {"status": status}
+        streams.say(json.dumps(first | {"error": name, "exit_code": exit_code} | told))
 
     def progress(self, what: str) -> Spinner:
         return Spinner(what if sys.stderr.isatty() and not self._quiet else None)
+
+
+OURS = ("status", "error", "exit_code")  # of an error in JSON: the API has no say in them
+
+
+def without(told: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name not in names}
 
 
 class Spinner:
@@ -103,11 +170,12 @@ class Spinner:
 
         if self._done.wait(0.2):
             return  # quick answers need no show
-        for sign in cycle("|/-\\"):
-            print(f"\r{sign} {self._what} ", end="", file=sys.stderr, flush=True)
-            if self._done.wait(0.1):
-                break
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # a terminal that was closed
+            for sign in cycle("|/-\\"):
+                print(f"\r{sign} {self._what} ", end="", file=sys.stderr, flush=True)
+                if self._done.wait(0.1):
+                    break
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,13 +228,16 @@ def show_left(seconds: float) -> str:
 
 def show_event(event: Any) -> str:
     """Write one event of the trail as a line: when, what, by whom, and what else it says."""
-    from .client import parse_time
+    from .values import parse_time
 
     details = ((name, value) for name, value in event.items() if name not in ("at", "event", "by") and value)
     rest = ", ".join(f"{name}: {_listed(value)}" for name, value in details)
     by = f" by {event['by']}" if event.get("by") else ""
-    at = show_time(parse_time(str(event["at"])))
-    return f"  {at}  {event['event']}{by}{f' ({rest})' if rest else ''}"
+    try:
+        at = show_time(parse_time(str(event.get("at"))))
+    except (ValueError, OverflowError):
+        at = str(event.get("at"))
+    return f"  {at}  {event.get('event')}{by}{f' ({rest})' if rest else ''}"
 
 
 def _listed(value: Any) -> str:

@@ -6,31 +6,70 @@ know what to remember.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import config, network, state
 from .client import Client
-from .errors import ConfigurationError, GrantNotFound, GrantNotOpened, KnockError, Refusal
+from .errors import (
+    CannotReach,
+    GrantNotFound,
+    GrantNotOpened,
+    Interrupted,
+    KnockError,
+    PoolExhausted,
+    Refusal,
+    SourceFull,
+    TooManyGrants,
+    Unavailable,
+    WrongFamily,
+)
 from .screen import show_left, show_targets, show_time
+from .transport import ANSWER_TIMEOUT, CONNECT_TIMEOUT, TRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
-    from .client import Grant, Target
     from .screen import Screen
     from .state import Opener
+    from .values import Grant, Target
+
+
+# What passes as others' grants end, and certainly opened nothing.
+FULL = (PoolExhausted, SourceFull, TooManyGrants)
+
+WAIT = 60.0  # seconds for a pending grant when nothing is said
+LONGEST_PAUSE = 30.0  # seconds between tries while there is no room: each is an execution of its own
+
+
+class NothingToRevoke(KnockError):
+    """There is no grant to end, so none was ended."""
 
 
 class Session:
-    """A client, and what this machine remembers of its answers."""
+    """A client, and what this machine remembers of its answers.
 
-    def __init__(self, profile: str | None, screen: Screen, *, impatient: bool = False) -> None:
+    `limits` are those of `Client`: a hook and a key press wait less than a person's own command. `family` is
+    4 or 6 where the API is to be called over IPv4 or IPv6 alone.
+    """
+
+    def __init__(
+        self, profile: str | None, screen: Screen, *, limits: Limits | None = None, family: int | None = None
+    ) -> None:
         self.screen = screen
-        self.url, key = config.access(profile)
-        limits = {"timeout": 2.0, "connect_timeout": 1.0} if impatient else {}
-        self.client = Client(self.url, key, **limits)
+        limits = limits or Limits()
+        self.url, key = config.access(profile, patience=limits.keyring)
+        self.client = Client(
+            self.url,
+            key,
+            timeout=limits.answer,
+            connect_timeout=limits.connect,
+            tries=limits.tries,
+            family=family,
+        )
 
     def __enter__(self) -> Session:
         return self
@@ -46,7 +85,7 @@ class Session:
         duration: str | None = None,
         reason: str | None = None,
         source: str | None = None,
-        wait: float = 60.0,
+        wait: float | None = None,
         *,
         by: Opener,
         renews: str | None = None,
@@ -55,33 +94,24 @@ class Session:
         """Knock, and remember the grant, for whom it was opened and for which network.
 
         It takes the place of `renews`, which a person named, or of `earlier`, which this machine remembers.
-        Where the API no longer knows the latter, a grant is opened beside it.
+        Where the API no longer knows the latter, a grant is opened beside it. `wait` seconds at most, it is
+        tried again while there is no room, and a pending grant is waited for: WAIT when None is said, and
+        with 0 it is given as it is.
         """
-        before, asked_at = network.fingerprint(), time.time()
-        asked: dict[str, Any] = {"duration": duration, "source": source, "reason": reason, "wait": 0}
-        try:
-            grant = self.client.knock(*targets, renews=renews or earlier, **asked)
-        except GrantNotFound:
-            if renews or not earlier:
-                raise
-            state.forget(earlier)
-            grant = self.client.knock(*targets, **asked)
-        try:
-            if wait > 0:
-                grant = self.client.wait_until_active(grant, wait)
-        except GrantNotOpened as error:
-            grant = error.grant
-            raise
-        finally:
-            if grant.live:
-                here = source is None and grant.status == "active" and network.fingerprint() == before
-                told: dict[str, Any] = {"everything": not targets, "asked_at": asked_at, "by": by}
-                state.remember(self.url, grant, before if here else "", **told)
-        if grant.renews:
-            state.forget(grant.renews)
-        if not targets:
-            self.keep_targets(grant.targets)
-        return grant
+        deadline = time.monotonic() + (wait or 0.0)
+        pause = 1.0
+        while True:
+            try:
+                knock = Knock(self, targets, duration, reason, source, by, renews=renews, earlier=earlier)
+                return knock.open(WAIT if wait is None else wait)
+            except (*FULL, Unavailable, GrantNotOpened) as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or not passes(error):
+                    raise
+                if pause == 1.0:
+                    self.screen.note(f"waiting: {error}")
+            time.sleep(min(pause, left))
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     def earlier(self, targets: Sequence[str], duration: str | None, source: str | None) -> str | None:
         """Give the id of what was opened by hand here for the same targets and source, if this outlasts it.
@@ -105,12 +135,19 @@ class Session:
     def revoke(self, grant_id: str, reason: str | None = None) -> Grant:
         """End a grant, and forget it here first: a wrong "open" would be the worse error."""
         state.forget(grant_id)
-        return self.client.revoke(grant_id, reason)
+        try:
+            return self.client.revoke(grant_id, reason)
+        except KeyboardInterrupt:
+            if not self.client.unanswered:
+                raise
+            what = f"interrupted: whether grant {grant_id} has ended is not known: look with "
+            raise Interrupted(what + f"`knock show {grant_id}`", grant_id) from None
 
     def renew(self, grant: Grant, duration: str | None, by: Opener) -> Grant:
         """Knock again in place of a grant, and remember the new one as the old one was, or as opened `by`."""
         entry, asked_at = state.entry(grant.id) or {}, time.time()
-        new = self.client.renew(grant, duration=duration)
+        with interruptible(self.client):
+            new = self.client.renew(grant, duration=duration)
         state.forget(grant.id)
         state.remember(
             self.url,
@@ -156,12 +193,21 @@ class Session:
             self.screen.note(f"this ends sooner than what is open already: {say_still_open(last)}")
 
     def own_ids(self, *, everything: bool) -> list[str]:
-        """Give the ids of one's own live grants: all, or the only one, or raise ConfigurationError."""
-        own = self.client.own_grants()
-        ids = [grant.id for grant in (own if everything else _newest(own))]
-        if len(ids) > 1 and not everything:
-            raise ConfigurationError(
-                "several grants are live: name one, or say --all:\n  " + "\n  ".join(ids)
+        """Give the ids of one's own live grants: all, or those that were opened by hand on this machine.
+
+        What a script, a watch or ssh's hook opened ends by its id: others may be at work behind it. Raises
+        NothingToRevoke when there are none.
+        """
+        own = [grant.id for grant in _newest(self.client.own_grants())]
+        if everything:
+            if not own:
+                raise NothingToRevoke("nothing to revoke: this key has no live grant")
+            return own
+        ids = [grant_id for grant_id in own if (state.entry(grant_id) or {}).get("by") == "hand"]
+        if not ids:
+            others = "; this key has others: `knock ls` shows them, and --all ends all" if own else ""
+            raise NothingToRevoke(
+                f"nothing to revoke: nothing that was opened by hand on this machine is live{others}"
             )
         return ids
 
@@ -212,10 +258,19 @@ class Session:
             except KnockError as error:
                 self.screen.error(error)
                 return done, error.exit_code
+            except Interrupted as error:
+                self.screen.interrupted(error)
+                return done, 130
         return done, code
 
     def notes(self, grant: Grant, *, named_source: bool, host: str | None = None) -> None:
-        """Say what may surprise: another address for the next connection, a clock that is off."""
+        """Say what may surprise: a target left out, another address of the next connection, a wrong clock."""
+        if grant.left_out:
+            used, other = (6, 4) if ":" in grant.source else (4, 6)
+            names = " ".join(grant.left_out)
+            self.screen.note(
+                f"{names} cannot be reached over IPv{used} and is not open: knock -{other} {names}"
+            )
         if not named_source:
             for sentence in network.differences(grant, self.client, host):
                 self.screen.note(sentence)
@@ -237,6 +292,125 @@ class Session:
         """Keep the ids of live grants, for completion."""
         words = {g.id: f"{' '.join(target.name for target in g.targets)} from {g.source}" for g in grants}
         state.keep_words(self.url, "grants", words)
+
+
+class Limits(NamedTuple):
+    """How long a command waits, in seconds, and how often it tries."""
+
+    answer: float = ANSWER_TIMEOUT
+    connect: float = CONNECT_TIMEOUT
+    tries: int = TRIES
+    keyring: float = 20.0
+
+
+class Knock:
+    """One knock of a session: sent, answered, waited for, and remembered."""
+
+    def __init__(
+        self,
+        session: Session,
+        targets: Sequence[str],
+        duration: str | None,
+        reason: str | None,
+        source: str | None,
+        by: Opener,
+        *,
+        renews: str | None,
+        earlier: str | None,
+    ) -> None:
+        self.session = session
+        self.client = session.client
+        self.targets = targets
+        self.source = source
+        self.by = by
+        self.renews = renews
+        self.earlier = earlier
+        self.asked: dict[str, Any] = {"duration": duration, "source": source, "reason": reason, "wait": 0}
+
+    def open(self, wait: float) -> Grant:
+        """Knock, wait for a pending grant, and remember it."""
+        before, asked_at = network.fingerprint(), time.time()
+        with interruptible(self.client):
+            grant = self._send()
+        try:
+            if wait > 0:
+                grant = self.client.wait_until_active(grant, wait)
+        except GrantNotOpened as error:
+            grant = error.grant
+            raise
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            what = f"interrupted: grant {grant.id} may be open all the same: end it with "
+            raise Interrupted(what + f"`knock revoke {grant.id}`", grant.id) from None
+        finally:
+            if grant.live:
+                here = self.source is None and grant.status == "active" and network.fingerprint() == before
+                told: dict[str, Any] = {"everything": not self.targets, "asked_at": asked_at, "by": self.by}
+                state.remember(self.session.url, grant, before if here else "", **told)
+        if grant.renews:
+            state.forget(grant.renews)
+        if not self.targets:
+            self.session.keep_targets(grant.targets)
+        return grant
+
+    def _send(self) -> Grant:
+        try:
+            return self._send_by_family(self.renews or self.earlier)
+        except GrantNotFound:
+            if self.renews or not self.earlier:
+                raise
+            state.forget(self.earlier)
+            return self._send_by_family(None)
+
+    def _send_by_family(self, renews: str | None) -> Grant:
+        """Knock, and once more over the other family where a target can only be reached by that one."""
+        try:
+            return self.client.knock(*self.targets, renews=renews, **self.asked)
+        except WrongFamily as error:
+            family = self._other_family(error)
+            if family is None:
+                raise
+            refused = error
+        self.client.family = family
+        try:
+            grant = self.client.knock(*self.targets, renews=renews, **self.asked)
+        except CannotReach as error:
+            self.client.family = None
+            self.session.screen.note(f"to knock over IPv{family} was tried: {error}")
+            raise refused from error
+        self.session.screen.note(
+            f"knocked over IPv{family}, the only way to {' '.join(t.name for t in grant.targets)}"
+        )
+        return grant
+
+    def _other_family(self, error: WrongFamily) -> int | None:
+        """Tell which family to call the API by, if that was left to this program."""
+        path = self.client.path
+        if self.source or self.client.family or path is None or path.proxy:
+            return None
+        used = 6 if ":" in path.peer else 4
+        others = [family for family in error.families or (4, 6) if family != used]
+        return others[0] if others else None
+
+
+@contextlib.contextmanager
+def interruptible(client: Client) -> Iterator[None]:
+    """Turn an interruption of a knock whose answer was awaited into one that says what may be open."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if client.unanswered != "POST":
+            raise
+        what = "interrupted before the API answered: a grant may be open all the same: look with `knock ls`, "
+        raise Interrupted(what + "and end it with `knock revoke ID`") from None
+
+
+def passes(error: KnockError) -> bool:
+    """Say whether the same knock may succeed later, and certainly opened nothing now."""
+    if isinstance(error, GrantNotOpened):
+        return error.full
+    return not (isinstance(error, Unavailable) and error.grant_id)
 
 
 def _newest(grants: Sequence[Grant]) -> list[Grant]:

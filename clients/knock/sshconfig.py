@@ -6,9 +6,9 @@
                                                     connection (ProxyUseFdpass): no byte passes through it
 
 The hook answers from `knock.state` when a live grant for this network is known: no name is resolved and
-nothing is sent. The second form tries the addresses of the kind that was let in first, and so cannot
-run into an open IPv4 and a closed IPv6; it needs a system where a process can hand over a connection
-(Linux, macOS, the BSDs).
+nothing is sent. Where ssh only shows its configuration (-G) or asks a connection that runs (-O), it opens
+nothing. The second form tries the addresses of the kind that was let in first, and so cannot run into an open
+IPv4 and a closed IPv6; it needs a system where a process can hand over a connection (Linux, macOS, the BSDs).
 
 Only names without shell characters are put into the configuration: ssh gives the line to a shell.
 """
@@ -26,14 +26,16 @@ from .errors import ConfigurationError, KnockError
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-WAIT = 30.0  # seconds for a pending grant: ssh's user is watching
+# ssh's user is watching: a hook gives up long before they do, and ssh then tries as it is.
+WAIT = 15.0  # seconds for a pending grant
+ANSWER, CONNECT, TRIES, KEYRING = 10.0, 3.0, 2, 3.0  # seconds; each knock of a hook is tried so often
 
 
 def run_ssh_config(words: list[str]) -> int:
     """`knock ssh-config HOST…`"""
-    from .cli import parser
+    from .cli import parser, time_with_unit
 
     made = parser(
         "ssh-config",
@@ -46,20 +48,23 @@ def run_ssh_config(words: list[str]) -> int:
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as it is typed after ssh")
     made.add_argument("--target", action="append", metavar="NAME", help="what to open (default: all you may)")
-    made.add_argument("--for", dest="duration", metavar="TIME", help="how long: 90m, 8h, 1d")
+    made.add_argument(
+        "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d"
+    )
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
     made.add_argument("--proxy-command", action="store_true", help="print the ProxyCommand variant")
-    args = made.parse_args(words)
+    args = made.parse(words)
     for host in args.hosts:
         if not re.fullmatch(r"[A-Za-z0-9_*?.:-]+", host) or host.startswith("-"):
             raise ConfigurationError(f"{host!r} is not a host name or pattern")
     text = block(args)
-    if args.json:
-        from .screen import Screen
+    from .screen import Screen
 
-        Screen(as_json=True).json({"hosts": args.hosts, "config": text})
+    screen = Screen(args.json)
+    if args.json:
+        screen.json({"hosts": args.hosts, "config": text})
     else:
-        print(text, end="")
+        screen.text(text)
     return 0
 
 
@@ -70,6 +75,8 @@ def block(args: argparse.Namespace) -> str:
         options += [name, value] if value else []
     for target in args.target or ():
         options += ["--target", target]
+    if args.family:
+        options.append(f"-{args.family}")
     hosts = " ".join(args.hosts)
     if args.proxy_command:
         return (
@@ -105,16 +112,24 @@ def _program() -> list[str]:
     from shutil import which
 
     found = which(sys.argv[0]) if Path(sys.argv[0]).stem == "knock" else None
-    # Not resolved: a link that pipx made outlives an upgrade, what it points to does not.
-    return [str(Path(found).absolute())] if found else [sys.executable, "-m", "knock"]
+    if found:
+        # Not resolved: a link that pipx made outlives an upgrade, what it points to does not.
+        return [str(Path(found).absolute())]
+    # From a checkout. Not `-m knock`: that looks for modules in the current folder first, which is anybody's.
+    folder = Path(__file__).absolute().parent
+    if folder.parent.is_file():  # knock.pyz, which was not started by its own name
+        return [sys.executable, "-I", str(folder.parent)]
+    return [sys.executable, "-I", str(folder / "__main__.py")]
 
 
 # ---------------------------------------------------------------------- what ssh runs
 
 
 def _hook_options(made: argparse.ArgumentParser) -> None:
+    from .cli import time_with_unit
+
     made.add_argument("--target", action="append", default=[], metavar="NAME", help="what to open")
-    made.add_argument("--for", dest="duration", metavar="TIME", help="how long")
+    made.add_argument("--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long")
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
 
 
@@ -138,14 +153,70 @@ def run_ssh_hook(words: list[str]) -> int:
     return 0
 
 
+# Of ssh(1): which options take a value has to be known to find the others.
+_SSH_OPTIONS = "1246ab:c:e:fgi:kl:m:no:p:qstvxAB:CD:E:F:GI:J:KL:MNO:P:Q:R:S:TVw:W:XYy"
+
+
+def only_asks() -> bool:
+    """Say whether the ssh that started this hook makes no connection of its own.
+
+    It shows its configuration (-G), or asks a connection that runs already (-O). OpenSSH runs `Match exec`
+    for these too, and tells the command nothing of it.
+    """
+    from getopt import GetoptError, getopt
+
+    for words in _ancestors():
+        if not words or words[0].rpartition("/")[2] != "ssh":
+            continue
+        given, left = [], words[1:]
+        try:
+            for _ in range(2):  # ssh takes options on either side of the host
+                found, left = getopt(left, _SSH_OPTIONS)
+                given += [name for name, _ in found]
+                left = left[1:]
+        except GetoptError:
+            pass  # ssh itself will say so
+        return bool({"-G", "-O"} & set(given))
+    return False
+
+
+def _ancestors() -> Iterator[list[str]]:
+    """Give the words of this process's parent, and of two more: a shell may stand between."""
+    import os
+
+    pid = os.getppid()
+    for _ in range(3):
+        if sys.platform.startswith("linux"):
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 — pathlib is not worth its import
+                    words = [word.decode(errors="replace") for word in file.read().split(b"\0")[:-1]]
+                with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+                    pid = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                return
+        elif sys.platform == "darwin":
+            parent, _, line = (
+                network.run("/bin/ps", "-o", "ppid=,args=", "-p", str(pid)).strip().partition(" ")
+            )
+            if not parent.isdigit():
+                return
+            pid, words = int(parent), line.split()
+        else:
+            return
+        yield words
+
+
 def ensure_open(args: argparse.Namespace, host: str | None) -> str:
     """Knock unless a live grant for this network is known. Gives the source that is let in."""
     url = config.address(args.profile)
     where = network.fingerprint()
-    entry = state.known(url, args.target, where)
+    entry = state.known(url, args.target, where, args.family)
     if entry is None:
-        with state.opening():
-            entry = state.known(url, args.target, where)  # another ssh may have knocked meanwhile
+        if only_asks():
+            return ""
+        with state.opening(url):
+            # Another ssh may have knocked meanwhile.
+            entry = state.known(url, args.target, where, args.family)
             if entry is None:
                 return _open(args, host)
     source: str = entry["source"]
@@ -153,13 +224,26 @@ def ensure_open(args: argparse.Namespace, host: str | None) -> str:
 
 
 def _open(args: argparse.Namespace, host: str | None) -> str:
+    from .errors import AnswerLost, CannotReach
     from .screen import Screen, say_open
-    from .session import Session
+    from .session import Limits, Session
 
     screen = Screen(as_json=False, quiet=False)
-    with Session(args.profile, screen) as api, screen.progress("knocking"):
-        earlier = _earlier(api.url, args)
-        grant = api.open(args.target, args.duration, args.reason, wait=WAIT, by="hook", earlier=earlier)
+    # The API sees the address of the family it is called by; where the host has one alone, that is the one.
+    way = args.family or (network.only_family(host) if host else None)
+    limits = Limits(ANSWER, CONNECT, TRIES, KEYRING)
+    with (
+        Session(args.profile, screen, limits=limits, family=way) as api,
+        screen.progress("knocking"),
+    ):
+        told: dict[str, Any] = {"wait": WAIT, "by": "hook", "earlier": _earlier(api.url, args)}
+        try:
+            grant = api.open(args.target, args.duration, args.reason, **told)
+        except CannotReach as error:
+            if args.family or way is None or isinstance(error, AnswerLost):
+                raise
+            api.client.family = None  # the API cannot be reached by the host's family
+            grant = api.open(args.target, args.duration, args.reason, **told)
     screen.note(say_open(grant))
     api.notes(grant, named_source=False, host=host)
     return grant.source

@@ -2,44 +2,56 @@
 the words that completion offers.
 
 The files are in the platform's state folder, readable by their owner only; no key is in them. An entry in
-`grants.json` says: from this network (`knock.network.fingerprint`), through this API, these targets are
-open until then. The time is by this machine's own clock (seconds left when the API answered), so a wrong
-clock does no harm; it counts until a margin before the end, so that no connection starts on the last second.
+`grants.json` says: from this network (`knock.network.fingerprint`), through this API, these targets are open
+until then. The times are by this machine's own clock (seconds left when the API answered), so a wrong clock
+does no harm; an entry from the future was made before the clock was put right, and is dropped. It counts
+until a margin before the end, so that no connection starts on the last second.
 
 An entry also says what opened its grant: a person (`hand`), a `script` (--quiet or --json), the ssh `hook` or
 a `watch`. Each of them renews only its own kind: a script's id is the script's to end, and nobody else's.
 
-The files are caches: lost or broken, they cost a call, or leave a grant to its own end. `opening()` is the
-lock that makes fifty ssh processes that start at once knock once.
+The files are caches: lost or broken, they cost a call, or leave a grant to its own end. What is in them may
+be anything, so each field is checked; a file that cannot be used is set aside, and that is said. `opening()`
+is the lock that makes fifty ssh processes that start at once knock once, and fail at once when the one has
+failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from . import config
-from .errors import ConfigurationError, KnockError
+from .errors import CannotReach, ConfigurationError, KnockError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from .client import Grant
+    from .values import Grant
 
 Opener = Literal["hand", "script", "hook", "watch"]
 
+OPENERS = ("hand", "script", "hook", "watch")
+AHEAD = 5.0  # seconds that an entry may be from the future: clocks are set in steps, too
 MARGIN = 60.0  # seconds before the end at which a grant no longer counts, or a tenth of a short one
 
 
 def _read(name: str) -> Any:
     try:
-        return config.read_private(config.state_folder() / name)
+        path = config.state_folder() / name
+    except config.NoHome:
+        return None
+    try:
+        return config.read_private(path)
+    except config.BrokenFile:
+        config.set_aside(path)
     except ConfigurationError:
-        return None  # broken, or others could have written it: then nothing is known
+        pass  # others could have written it, or it cannot be read: then nothing is known
+    return None
 
 
 def _write(name: str, value: Any) -> None:
@@ -50,16 +62,46 @@ def _write(name: str, value: Any) -> None:
 
 def _entries() -> list[dict[str, Any]]:
     stored = _read("grants.json")
+    if stored is None:
+        return []
+    if not isinstance(stored, list) or not all(map(_is_entry, stored)):
+        with contextlib.suppress(config.NoHome):
+            config.set_aside(config.state_folder() / "grants.json")
     if not isinstance(stored, list):
         return []
     now = time.time()
-    return [entry for entry in stored if isinstance(entry, dict) and entry.get("until", 0) > now]
+    return [entry for entry in stored if _is_entry(entry) and entry["at"] - AHEAD <= now < entry["until"]]
 
 
-def known(url: str, targets: Sequence[str], network: str) -> dict[str, Any] | None:
-    """Give the entry of a grant that opens these targets (all the key may open, when none) from here."""
+def _is_entry(entry: object) -> bool:
+    """Say whether an entry is as `remember` writes it, field by field."""
+    if not isinstance(entry, dict):
+        return False
+    texts = ("id", "principal", "url", "network", "by", "source")
+    targets = entry.get("targets")
+    return (
+        all(isinstance(entry.get(name), str) for name in texts)
+        and entry["by"] in OPENERS
+        and all(_is_number(entry.get(name)) for name in ("at", "until", "duration"))
+        and isinstance(entry.get("all"), bool)
+        and isinstance(targets, list)
+        and all(isinstance(name, str) for name in targets)
+    )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def known(url: str, targets: Sequence[str], network: str, family: int | None = None) -> dict[str, Any] | None:
+    """Give the entry of a grant that opens these targets (all the key may open, when none) from here.
+
+    `family`: 4 or 6 where only a grant for IPv4 or IPv6 will do.
+    """
     for entry in _entries():
         if entry.get("url") != url or entry.get("network") != network:
+            continue
+        if family and (":" in entry["source"]) != (family == 6):
             continue
         margin = min(MARGIN, entry.get("duration", 0) / 10)
         if entry["until"] - margin <= time.time():
@@ -101,6 +143,7 @@ def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at
             "targets": [target.name for target in grant.targets],
             "all": everything,
             "source": grant.source,
+            "at": asked_at,
             "until": asked_at + grant.seconds_left,
             "duration": grant.seconds_left,
         }
@@ -134,7 +177,7 @@ class WatchSlot:
         stem = sha256(name.encode()).hexdigest()[:16]
         for number in range(self.MOST):
             file = f"watch-{stem}-{number}"
-            self._lock = _lock_file(config.state_folder() / f"{file}.lock")
+            self._lock = _lock_file(f"{file}.lock")
             if self._lock is not None:
                 self._file = f"{file}.json"
                 return
@@ -157,14 +200,15 @@ class WatchSlot:
         self._file, self._lock = "", None
 
 
-def _lock_file(path: Path) -> int | None:
+def _lock_file(name: str) -> int | None:
     """Lock a file without waiting, and give its descriptor; None when another process has it, or none can."""
     try:
         import fcntl
 
+        path = config.state_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except (ImportError, OSError):
+    except (ImportError, OSError, ConfigurationError):
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,47 +223,84 @@ def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
     stored = _read("completion.json")
     if not isinstance(stored, dict):
         stored = {}
-    stored.setdefault(url, {})[kind] = {"at": time.time(), "words": words}
+    if not isinstance(stored.get(url), dict):
+        stored[url] = {}
+    stored[url][kind] = {"at": time.time(), "words": words}
     _write("completion.json", stored)
 
 
-def kept_words(url: str, kind: str, fresh: float) -> dict[str, str] | None:
+def kept_words(url: str, kind: str, fresh: float = math.inf) -> dict[str, str] | None:
     """Give the kept words of a kind, or None when there are none, or they are older than `fresh` seconds."""
-    stored = _read("completion.json")
-    kept = stored.get(url, {}).get(kind) if isinstance(stored, dict) else None
-    if not kept or not 0 <= time.time() - kept["at"] <= fresh:
+    kept = _read("completion.json")
+    for name in (url, kind):
+        kept = kept.get(name) if isinstance(kept, dict) else None
+    if (
+        not isinstance(kept, dict)
+        or not _is_number(at := kept.get("at"))
+        or not 0 <= time.time() - at <= fresh
+    ):
         return None
-    words: dict[str, str] = kept["words"]
-    return words
+    words = kept.get("words")
+    if not isinstance(words, dict):
+        return None
+    return {word: what for word, what in words.items() if isinstance(what, str)}
 
 
 @contextlib.contextmanager
-def opening(wait: float = 90.0) -> Iterator[None]:
-    """Hold the one lock under which the hooks of this user knock. Raises KnockError after `wait` seconds."""
+def opening(url: str = "", wait: float = 20.0) -> Iterator[None]:
+    """Hold the one lock under which the hooks of this user knock.
+
+    Raises KnockError after `wait` seconds, and CannotReach at once when the API could not be reached by the
+    hook that was waited for: fifty hooks cost one timeout, and not one after the other.
+    """
+    began = time.time()
+    lock = _wait_for_lock(wait)
+    try:
+        _fail_as_others_did(url, began)
+        try:
+            yield
+        except CannotReach as error:
+            if lock is not None:
+                _write("failed.json", {"at": time.time(), "url": url, "detail": str(error)})
+            raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _fail_as_others_did(url: str, began: float) -> None:
+    failed = _read("failed.json")
+    if not isinstance(failed, dict) or failed.get("url") != url:
+        return
+    if _is_number(at := failed.get("at")) and began < at <= time.time():
+        raise CannotReach(f"{failed.get('detail')} (as another ssh has just found)")
+
+
+def _wait_for_lock(wait: float) -> int | None:
+    """Lock the file and give its descriptor; None where there is no lock to be had.
+
+    Without one (Windows, no folder, a file system that has no locks) two hooks at once may knock twice, and
+    each grant then runs to its own end.
+    """
     try:
         import fcntl
-    except ImportError:
-        yield  # Windows: two hooks at once may knock twice, and each grant then runs to its own end
-        return
-    folder = config.state_folder()
-    try:
+
+        folder = config.state_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        yield  # no place for a lock: as above
-        return
-    try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise KnockError(
-                        "another knock on this machine has been under way for too long"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
+    except (ImportError, OSError, ConfigurationError):
+        return None
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise KnockError("another knock on this machine has been under way for too long") from None
+            time.sleep(0.05)
+        except OSError:
+            os.close(descriptor)
+            return None
+        else:
+            return descriptor

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import json
 import os
 import random
@@ -36,13 +35,12 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from . import __version__
 from .errors import (
     AnswerLost,
     CannotReach,
-    ConfigurationError,
     GrantNotFound,
     InvalidKnock,
     KeyRejected,
@@ -56,10 +54,13 @@ from .errors import (
     TooManyGrants,
     Unavailable,
     UnexpectedAnswer,
+    WrongFamily,
 )
+from .proxies import proxy_for
+from .urls import check_key, clean_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 TRIES = 3
 LONGEST_PAUSE = 20.0  # seconds; a longer Retry-After is for the caller to wait out
@@ -69,6 +70,8 @@ LARGEST_ANSWER = 8 * 1024 * 1024
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-execution-service-limits-table.html
 ANSWER_TIMEOUT = 32.0
 CONNECT_TIMEOUT = 5.0  # for each address of the API's name
+
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Path(NamedTuple):
@@ -80,9 +83,22 @@ class Path(NamedTuple):
 
 
 class Transport:
-    """Calls one API with one key. Not safe for use by several threads at once."""
+    """Calls one API with one key. Not safe for use by several threads at once.
 
-    def __init__(self, url: str, api_key: str, *, timeout: float, connect_timeout: float) -> None:
+    `family` is 4 or 6 to connect by that family of addresses only, or None. `tries` bounds how often a call
+    is made. `unanswered` is the method of a call whose answer an exception kept from being read, or empty.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout: float,
+        connect_timeout: float,
+        family: int | None = None,
+        tries: int = TRIES,
+    ) -> None:
         self.url = clean_url(url)
         parts = urlsplit(self.url)
         self.host = parts.hostname or ""
@@ -96,7 +112,10 @@ class Transport:
         }
         self._timeout = timeout
         self._connect_timeout = connect_timeout
+        self._tries = tries
         self._connection: http.client.HTTPConnection | None = None
+        self.family = family
+        self.unanswered = ""
         self.path: Path | None = None
         self.clock_ahead: float | None = None
 
@@ -135,7 +154,7 @@ class Transport:
                 again, trouble = repeatable or (error.retry_after is not None and not error.grant_id), error
                 pause = pause if error.retry_after is None else error.retry_after
             self.close()
-            if not again or tries == TRIES or pause > LONGEST_PAUSE:
+            if not again or tries >= self._tries or pause > LONGEST_PAUSE:
                 raise trouble
             time.sleep(pause)
 
@@ -148,7 +167,7 @@ class Transport:
         *,
         reuse: bool,
     ) -> dict[str, Any]:
-        target = self._prefix + path + (f"?{urlencode(query)}" if query else "")
+        target = self._prefix + path + (f"?{urlencode(query, errors='surrogatepass')}" if query else "")
         headers = dict(self._headers)
         data = None
         if body is not None:
@@ -175,6 +194,7 @@ class Transport:
         alarm = threading.Timer(self._timeout, give_up)
         alarm.daemon = True
         alarm.start()
+        self.unanswered = method
         try:
             connection.request(method, target, data, headers)
             response = connection.getresponse()
@@ -184,7 +204,9 @@ class Transport:
                 raise ConnectionResetError("the answer broke off")
             if response.will_close:
                 self.close()
+            self.unanswered = ""
         except (TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
+            self.unanswered = ""
             self.close()
             late = timed_out.is_set() or isinstance(error, TimeoutError)
             if kept and not late and isinstance(error, (ConnectionError, ssl.SSLError)):
@@ -202,22 +224,28 @@ class Transport:
     # ------------------------------------------------------------------ connecting
 
     def _connect(self) -> http.client.HTTPConnection:
-        proxy = _proxy_for(self.host, self._port) if self._tls else None
-        connection: http.client.HTTPConnection
-        if self._tls:
-            host, port = (proxy.host, proxy.port) if proxy else (self.host, self._port)
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=self._connect_timeout, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(self.host, self._port, timeout=self._connect_timeout)
+        proxy = proxy_for(self.host, self._port) if self._tls else None
+        host, port = (proxy.host, proxy.port) if proxy else (self.host, self._port)
+        connection: http.client.HTTPConnection | None = None
         try:
+            if self._tls:
+                connection = http.client.HTTPSConnection(
+                    host, port, timeout=self._connect_timeout, context=tls_context()
+                )
+            else:
+                connection = http.client.HTTPConnection(host, port, timeout=self._connect_timeout)
+            if self.family:
+                # http.client asks this attribute of its own for the socket; it has no public way to say how.
+                connection._create_connection = _connect_by(self.family)  # type: ignore[attr-defined]
             if proxy:
                 connection.set_tunnel(self.host, self._port, proxy.headers)
             connection.connect()
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            connection.close()
-            raise _why_not_connected(error, self.host, self._port, proxy) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            from .diagnosis import why_not_connected
+
+            if connection is not None:
+                connection.close()
+            raise why_not_connected(error, self.host, self._port, proxy, self.family) from error
         sock = connection.sock
         self.path = Path(
             sock.getsockname()[0], sock.getpeername()[0], f"{proxy.host}:{proxy.port}" if proxy else None
@@ -225,10 +253,12 @@ class Transport:
         return connection
 
     def _lost(self, method: str, error: Exception, *, late: bool) -> AnswerLost:
+        from .diagnosis import words
+
         what = (
             f"{self.host} did not answer within {self._timeout:g} s"
             if late
-            else f"the connection to {self.host} was lost before the answer ({_words(error)})"
+            else f"the connection to {self.host} was lost before the answer ({words(error)})"
         )
         if method == "POST":
             what += ". The grant may have been made: look with `knock ls`; another knock opens one beside it"
@@ -241,7 +271,7 @@ class Transport:
 
         try:
             theirs = parsedate_to_datetime(date).timestamp() + 0.5  # the header has whole seconds
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, IndexError):
             return
         self.clock_ahead = (began + time.time()) / 2 - theirs
 
@@ -249,7 +279,7 @@ class Transport:
 
     def _judge(self, status: int, headers: http.client.HTTPMessage, content: bytes) -> dict[str, Any]:
         try:
-            answer = json.loads(content)
+            answer = json.loads(content, parse_constant=_no_number)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
@@ -263,7 +293,10 @@ class Transport:
     def _not_the_api(self, status: int, headers: http.client.HTTPMessage) -> str:
         what = f"{self.host} answered {status}"
         if 300 <= status < 400:
-            elsewhere = urlsplit(headers.get("location") or "").hostname
+            try:
+                elsewhere = urlsplit(headers.get("location") or "").hostname
+            except ValueError:
+                elsewhere = None
             what += f", a redirect to {elsewhere}" if elsewhere else ", a redirect"
         else:
             what += f" with {headers.get_content_type()}"
@@ -304,175 +337,59 @@ _REFUSALS: dict[str, type[Refusal]] = {
     "source-full": SourceFull,
     "too-many-grants": TooManyGrants,
     "target-gone": TargetGone,
+    "wrong-family": WrongFamily,
 }
 
 
-# ---------------------------------------------------------------------- what is sent, and where to
+def tls_context() -> ssl.SSLContext:
+    """Make the context that checks the API's certificate.
+
+    Python 3.13 and later refuse certificates that lack what RFC 5280 wants, which the authorities of some
+    companies do. KNOCK_TLS_LENIENT=1 does without that one check; chain, name and dates are checked as ever.
+    https://docs.python.org/3/library/ssl.html#ssl.VERIFY_X509_STRICT
+    """
+    context = ssl.create_default_context()
+    if os.environ.get("KNOCK_TLS_LENIENT") == "1":
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
-def clean_url(url: str) -> str:
-    """Check the API's URL and cut what people paste along with it. Raises ConfigurationError."""
-    url = url.strip()
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https") or not _printable(url):
-        raise ConfigurationError(f"{url[:200]!r} is not a URL like https://api.example.com/prod")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigurationError(
-            "the URL is only https://HOST/STAGE: no user, no ?, no #; a key has no place in it"
-        )
-    if parts.scheme == "http" and not is_loopback(host):
-        raise ConfigurationError(
-            f"http:// would show the key to the network on the way to {host}: use https://"
-        )
-    path = parts.path.rstrip("/")
-    for end in ("/knock", "/console", "/whoami", "/grants"):
-        path = path.removesuffix(end)
-    return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
+def _connect_by(family: int) -> Callable[..., socket.socket]:
+    """Give what connects by one family of addresses, in the place of socket.create_connection."""
+
+    def connect(address: tuple[str, int], timeout: float, _source: object = None) -> socket.socket:
+        trouble: OSError = OSError("no address")
+        for info in socket.getaddrinfo(*address, FAMILIES[family], socket.SOCK_STREAM):
+            sock = None
+            try:
+                sock = socket.socket(*info[:3])
+                sock.settimeout(timeout)
+                sock.connect(info[4])
+            except OSError as error:
+                trouble = error
+                if sock is not None:
+                    sock.close()
+                continue
+            return sock
+        raise trouble
+
+    return connect
 
 
-def check_key(key: str) -> str:
-    """Check that a key can be a header's value. The message never repeats it. Raises ConfigurationError."""
-    key = key.strip()
-    if not key:
-        raise ConfigurationError("the API key is empty")
-    if not _printable(key):
-        raise ConfigurationError(
-            "the API key holds a space or a character that no key has: was it pasted whole?"
-        )
-    return key
-
-
-def _printable(text: str) -> bool:
-    """Say whether a text is ASCII without spaces and control characters: what a header or a URL can hold."""
-    return all("!" <= character <= "~" for character in text)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine, by its name or address alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _Proxy(NamedTuple):
-    host: str
-    port: int
-    headers: dict[str, str]
-
-
-def _proxy_for(host: str, port: int) -> _Proxy | None:
-    """Find the proxy for a host: HTTPS_PROXY, ALL_PROXY and NO_PROXY, or the system's setting."""
-    names = {name.lower() for name in os.environ}
-    if sys.platform not in ("darwin", "win32") and not names & {"https_proxy", "all_proxy"}:
-        return None
-    from urllib.request import getproxies, proxy_bypass
-
-    proxies = getproxies()
-    address = proxies.get("https") or proxies.get("all")
-    if not address or proxy_bypass(f"{host}:{port}"):
-        return None
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        proxy_host, proxy_port = parts.hostname, parts.port or 80
-    except ValueError:
-        proxy_host, proxy_port = None, 0
-    if not proxy_host or parts.scheme != "http":
-        raise ConfigurationError(
-            f"the proxy setting for {host} is not one of http://PROXY:PORT (its kind is {parts.scheme!r}): "
-            "change HTTPS_PROXY, or name the API's host in NO_PROXY"
-        )
-    headers = {}
-    if parts.username is not None:
-        import base64
-
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["proxy-authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-    return _Proxy(proxy_host, proxy_port, headers)
-
-
-# ---------------------------------------------------------------------- why it failed, in words
-
-
-def _why_not_connected(error: Exception, host: str, port: int, proxy: _Proxy | None) -> CannotReach:
-    """Turn what the system says about a connection into what to look at."""
-    near = f"the proxy {proxy.host}:{proxy.port}" if proxy else f"{host}:{port}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return CannotReach(_about_certificate(error, host))
-    if isinstance(error, ssl.SSLError):
-        reason = getattr(error, "reason", None)  # not there on every error of the module
-        if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            return CannotReach(f"{host}:{port} does not speak TLS: is the URL right, with its port?")
-        return CannotReach(f"TLS with {host} failed ({reason or _words(error)})", passing=True)
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        name = proxy.host if proxy else host
-        if getattr(error, "errno", None) == socket.EAI_AGAIN:
-            return CannotReach(f"no name server answers for {name}: is this machine offline?")
-        what = "proxy" if proxy else "API"
-        return CannotReach(
-            f"the {what}'s name {name} is not known to DNS: is it spelt right? Behind a VPN, is that up?"
-        )
-    text = str(error)
-    if text.startswith("Tunnel connection failed"):
-        status = text.partition(": ")[2]
-        if status.startswith("407"):
-            return CannotReach(
-                f"{near} wants a user and password: HTTPS_PROXY=http://USER:PASSWORD@{near.split()[-1]}"
-            )
-        return CannotReach(f"{near} will not connect to {host}:{port}: {status}")
-    if isinstance(error, TimeoutError):
-        return CannotReach(f"{near} does not answer: connecting timed out", passing=True)
-    if isinstance(error, ConnectionError):
-        return CannotReach(f"{near} does not take the connection ({_words(error)})", passing=True)
-    return CannotReach(f"{near} cannot be reached ({_words(error)})", passing=True)
-
-
-# https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
-_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
-_UNKNOWN_ISSUER = (18, 19, 20, 21)
-
-
-def _about_certificate(error: ssl.SSLCertVerificationError, host: str) -> str:
-    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    if error.verify_code == _NOT_YET_VALID:
-        return (
-            f"the certificate of {host} is not valid yet, and this machine's clock says {now}: "
-            "if that is wrong, set the clock"
-        )
-    if error.verify_code == _EXPIRED:
-        return (
-            f"the certificate of {host} is no longer valid, and this machine's clock says {now}: "
-            "if that is wrong, set the clock; if it is right, tell an operator"
-        )
-    if error.verify_code == _WRONG_NAME:
-        return f"the certificate is not for {host}: the URL is wrong, or something on the way answers for it"
-    if error.verify_code in _UNKNOWN_ISSUER:
-        return (
-            f"the certificate of {host} is signed by nobody this machine trusts ({error.verify_message}). "
-            "Behind a company's proxy that reads TLS, point SSL_CERT_FILE at its certificates"
-        )
-    return f"the certificate of {host} does not hold ({error.verify_message})"
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _no_number(name: str) -> float:
+    """Refuse NaN and Infinity, which Python's reader of JSON lets through."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def _retry_after(value: str | None) -> float | None:
     """Read Retry-After: seconds, or a date. https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal() and value.isascii():
         return float(value)
     from email.utils import parsedate_to_datetime
 
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None

@@ -14,12 +14,12 @@ seen without a byte of traffic. From there:
 A watch renews, follows and ends only what it opened itself. Where a door is open already, by hand or by
 another watch, it says so once, and opens a grant of its own beside it: the other may end at any time.
 
-SIGINT and SIGTERM stop it: at once while it waits or asks, and after the call while it opens or revokes,
-so that nothing is left half done. The grant then runs to its own end, or is revoked with --revoke. A second
-signal ends it as it is; not within a second, since `timeout`, and a wrapper that passes a terminal's Ctrl-C
-on, send one request twice.
-The ids of its grants are kept, so that the next watch of the same targets takes up, or ends, what a killed
-one left. They are kept under a lock, so that it takes nothing from one that is still running.
+SIGINT, SIGTERM and SIGHUP (a terminal that is closed) stop it, and so does standard output that cannot be
+written: at once while it waits or asks, and after the call while it opens or revokes, so that nothing is left
+half done. The grant then runs to its own end, or is revoked with --revoke. A second signal ends it as it is;
+not within a second, since `timeout`, and a wrapper that passes a terminal's Ctrl-C on, send one request
+twice. The ids of its grants are kept, so that the next watch of the same targets takes up, or ends, what a
+killed one left. They are kept under a lock, so that it takes nothing from one that is still running.
 """
 
 from __future__ import annotations
@@ -33,33 +33,31 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from . import network, state
-from .cli import parser
+from .cli import parser, time_with_unit
+from .commands import check_targets
 from .errors import (
     CannotReach,
     GrantNotFound,
     GrantNotOpened,
     KnockError,
-    PoolExhausted,
-    SourceFull,
-    TooManyGrants,
     Unavailable,
     UnexpectedAnswer,
 )
-from .screen import Screen, say_open, show_time
-from .session import Session, say_still_open
+from .screen import OutputGone, Screen, say_open, show_time
+from .session import FULL, Session, say_still_open
 
 if TYPE_CHECKING:
     import argparse
     from types import FrameType
 
-    from .client import Grant
+    from .values import Grant
 
 SAME_REQUEST = 1.0  # seconds within which a second signal says nothing that the first did not
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOOK = 3.0  # seconds between looks at this machine's own addresses
 LONGEST_PAUSE = 60.0  # seconds between tries while the API cannot be reached
 
 # What passes without anybody's doing. There is room again as grants end; a hotspot's page goes after a login.
-FULL = (PoolExhausted, SourceFull, TooManyGrants)
 PASSING = (CannotReach, Unavailable, UnexpectedAnswer, GrantNotOpened, *FULL)
 
 
@@ -74,16 +72,24 @@ def run_watch(words: list[str]) -> int:
         "Keep access open while your address changes. Ends on Ctrl-C, and when the grant is revoked.",
         "knock watch bastion --for 1h --revoke",
         "systemctl --user start knock-watch   as a service: see docs/watch.md",
-        usage="knock watch [TARGET…] [--for TIME] [--reason TEXT] [--every SECONDS] [--revoke] [--json | -q]",
+        usage="knock watch [TARGET…] [--for TIME] [--reason TEXT] [--every SECONDS] [--revoke] [-4 | -6]\n"
+        "                   [--json | -q]",
     )
     made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
-    made.add_argument("--for", dest="duration", metavar="TIME", help="how long each grant is: 90m, 8h, 1d")
+    made.add_argument(
+        "--for",
+        dest="duration",
+        type=time_with_unit,
+        metavar="TIME",
+        help="how long each grant is: 90m, 8h, 1d",
+    )
     made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
     made.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between checks (60)")
     made.add_argument("--revoke", action="store_true", help="revoke its own grant when the watch is stopped")
-    args = made.parse_args(words)
+    args = made.parse(words)
+    check_targets(made, args, implied=False)
     screen = Screen(args.json, args.quiet)
-    with Session(args.profile, screen) as api:
+    with Session(args.profile, screen, family=args.family) as api:
         slot = state.WatchSlot(" ".join([api.client.url, *sorted(args.targets)]))
         try:
             return Watch(api, args, screen, slot).run()
@@ -105,20 +111,22 @@ class Watch:
         self.network = ""
         self.failures = 0
         self._stopping = False
+        self._output_gone: OutputGone | None = None
         self._signalled_at = 0.0
         self._may_interrupt = False
 
     def run(self) -> int:
         """Watch until a signal comes. Gives the exit code; raises KnockError when the API refuses."""
-        before = {
-            number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._signalled)
         try:
             while True:
                 self._wait(self._check())
         except _Stop:
             self._stopped()
-            return 0
+            return self._output_gone.exit_code if self._output_gone else 0
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -173,13 +181,16 @@ class Watch:
             self._tell("revoked", f"{status}: grant {grant_id}, which this watch no longer needs{left}")
 
     def _find_earlier(self) -> None:
-        """Take up what an earlier watch of the same targets had open, if it was not stopped but killed."""
-        for grant_id in self.slot.ids:
-            if grant_id in self.left_behind:
-                continue
+        """Take up what an earlier watch of the same targets had open, if it was not stopped but killed.
+
+        What it opened with another key, which an operator's can see, is not this watch's own.
+        """
+        ids = [grant_id for grant_id in self.slot.ids if grant_id not in self.left_behind]
+        me = self.api.client.whoami().principal.id if ids else ""
+        for grant_id in ids:
             with contextlib.suppress(GrantNotFound):
                 grant = self.api.client.grant(grant_id)
-                if not grant.live:
+                if not grant.live or grant.principal.id != me:
                     continue
                 if self.grant is not None:
                     self.left_behind.append(self.grant.id)
@@ -324,6 +335,14 @@ class Watch:
             self._tell("stopped", f"{what}; grant {self.grant.id} stays open until {end}", self.grant)
 
     def _tell(self, event: str, detail: str, grant: Grant | None = None) -> None:
+        try:
+            self._print(event, detail, grant)
+        except OutputGone as error:
+            if self._output_gone is None and not self._stopping:
+                self._output_gone, self._stopping = error, True
+                raise _Stop from None
+
+    def _print(self, event: str, detail: str, grant: Grant | None) -> None:
         at = datetime.now(timezone.utc)
         if self.args.json:
             told: dict[str, Any] = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "event": event, "detail": detail}

@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -31,7 +32,7 @@ Answer = tuple[int, dict[str, str], Any]
 class Refused(Exception):
     """The answer is a problem, which this carries."""
 
-    def __init__(self, status: int, name: str, detail: str, **more: str) -> None:
+    def __init__(self, status: int, name: str, detail: str, **more: Any) -> None:
         super().__init__(detail)
         self.answer = problem(status, name, detail, **more)
 
@@ -50,12 +51,16 @@ class Double:
         self.grants: dict[str, dict[str, Any]] = {}
         self.max_live = {"ci": 1000}  # the others: 20
         self.full: set[str] = set()  # sources that hold as many claims and rules as one may
+        self.no_room = 0  # how many knocks find the pool full, before there is room
+        self.families: dict[str, list[str]] = {}  # of targets that one kind of address reaches alone
+        self.sources: dict[str, str] = {}  # where callers come from that call another address of this API
         self.opens_after = 0.0  # seconds a grant stays pending; a knock answers 202 meanwhile
         self.fails = ""  # the reason a pending grant then fails
         self.page = 50
         self.clock = timedelta(0)  # how far this API's clock is off
         self.faults: list[Any] = []  # what to do to the next requests instead of answering
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.called = ""  # the address of this API that the last request was for
         self.lock = threading.RLock()
         double = self
 
@@ -81,13 +86,22 @@ class Double:
             def handle_error(self, *args: Any) -> None:
                 pass  # a client that hung up is what some tests are about
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.make = partial(Server, RequestHandlerClass=Handler)
+        self.server = self.make(("127.0.0.1", 0))
+        self.others: list[ThreadingHTTPServer] = []
         self.url = f"http://127.0.0.1:{self.server.server_port}/prod"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
+    def also_at(self, address: str, source: str) -> None:
+        """Answer at another address of this machine too, whose callers come from this source."""
+        self.sources[address] = source
+        self.others.append(self.make((address, self.server.server_port)))
+        threading.Thread(target=self.others[-1].serve_forever, args=(0.05,), daemon=True).start()
+
     def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        for server in (self.server, *self.others):
+            server.shutdown()
+            server.server_close()
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc) + self.clock
@@ -102,6 +116,7 @@ class Double:
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self.lock:
             self.seen.append((handler.command, handler.path, headers, body))
+            self.called = str(handler.connection.getsockname()[0])
             fault = self.faults.pop(0) if self.faults else None
         if fault == "drop":
             with suppress(OSError):
@@ -181,7 +196,8 @@ class Double:
 
     @property
     def caller(self) -> str:
-        return f"{self.source}/{128 if ':' in self.source else 32}"
+        source = self.sources.get(self.called, self.source)
+        return f"{source}/{128 if ':' in source else 32}"
 
     def live(self, who: str) -> list[dict[str, Any]]:
         return [g for g in self.grants.values() if g["principal"]["id"] == f"id-{who}" and is_live(g)]
@@ -207,6 +223,7 @@ class Double:
         if len(live) >= (most := self.max_live.get(who, 20)):
             detail = f"the key has {len(live)} live grants, and may have {most}; end one of: {' '.join(live)}"
             raise Refused(409, "too-many-grants", detail)
+        reachable = self.check_room(source, names)
         if source in self.full:
             raise Refused(409, "source-full", f"{source} has as many grants as a source may have")
         at = self.now()
@@ -218,7 +235,7 @@ class Double:
             "status": "pending",
             "principal": {"id": f"id-{who}", "name": who},
             "source": source,
-            "targets": [{"name": name, "ports": self.ports[name]} for name in sorted(set(names))],
+            "targets": [{"name": name, "ports": self.ports[name]} for name in sorted(set(reachable))],
             "requested_at": stamp(at),
             "expires_at": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": asked.get("reason") or None,
@@ -231,7 +248,22 @@ class Double:
         }
         self.grants[grant["id"]] = grant
         self.settle()
-        return (201 if grant["status"] == "active" else 202), {}, self.shown(grant)
+        left_out = sorted(set(names) - set(reachable))
+        told = self.shown(grant) | ({"left_out": left_out} if left_out else {})
+        return (201 if grant["status"] == "active" else 202), {}, told
+
+    def check_room(self, source: str, names: list[str]) -> list[str]:
+        """Refuse what has no room, and give the targets that the source's kind of address reaches."""
+        if self.no_room:
+            self.no_room -= 1
+            raise Refused(409, "pool-exhausted", "every security group of bastion is full")
+        family = "ipv6" if ":" in source else "ipv4"
+        reachable = [name for name in names if family in self.families.get(name, [family])]
+        if not reachable:
+            other = "ipv4" if family == "ipv6" else "ipv6"
+            detail = f"{' '.join(names)} can be reached by {other} alone"
+            raise Refused(409, "wrong-family", detail, families=[other])
+        return reachable
 
     def settle(self) -> None:
         """Do what time alone does: open what was pending, end what is over."""
@@ -288,10 +320,14 @@ class Double:
         return {
             "principal": {"id": f"id-{who}", "name": who},
             "source": self.caller,
-            "targets": [{"name": name, "ports": ports} for name, ports in sorted(self.ports.items())],
+            "targets": [
+                {"name": name, "ports": ports, "families": self.families.get(name)}
+                for name, ports in sorted(self.ports.items())
+            ],
             "default_duration": "1d",
             "max_duration": "1d",
             "any_source": {"ipv4": 28, "ipv6": 128} if who == "ci" else None,
+            "until": None,
             "operator": who == "operator",
             "max_live": self.max_live.get(who, 20),
             "live": len(self.live(who)),
@@ -328,7 +364,7 @@ def cidr(text: str, field: str) -> str:
         raise Refused(400, "invalid-knock", f"{text!r} is not a CIDR", field=field) from None
 
 
-def problem(status: int, name: str, detail: str, **more: str) -> Answer:
+def problem(status: int, name: str, detail: str, **more: Any) -> Answer:
     titles = {
         400: "The request is malformed",
         403: "The key may not do this",

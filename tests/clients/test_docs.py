@@ -27,6 +27,7 @@ if __name__ == "__main__":
         str(Path(__file__).resolve().parents[2] / "clients"),
     ]
 
+from knock import CannotReach, ConfigurationError, KeyringUnavailable, PoolExhausted, Refusal
 from knock.cli import COMMANDS
 from tests.clients.conftest import CLIENTS, ROOT, Done, OnStack
 from tests.conftest import program, zone_where_it_is_evening
@@ -179,6 +180,15 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, ""), "an unknown setting is only a warning"
+
+
+def test_the_unit_restarts_after_what_passes_and_not_after_what_somebody_has_to_mend() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string(systemd_unit())
+    prevented = {int(code) for code in unit["Service"]["RestartPreventExitStatus"].split()}
+    assert unit["Service"]["Restart"] == "on-failure", "also after a crash, or a kill for want of memory"
+    assert {Refusal.exit_code, ConfigurationError.exit_code} == prevented
+    assert not {CannotReach.exit_code, KeyringUnavailable.exit_code, PoolExhausted.exit_code} & prevented
 
 
 def test_the_systemd_unit_runs_a_command_that_is_understood() -> None:

@@ -74,7 +74,7 @@ def test_the_gateway_and_its_hardware_address_name_a_macs_network(monkeypatch: p
         ): "? (192.168.1.1) at a4:91:b1:0:0:1 on en0 ifscope [ethernet]\n",
     }
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(network, "_run", lambda *command: said.get(command, ""))
+    monkeypatch.setattr(network, "run", lambda *command: said.get(command, ""))
     assert network._gateways() == ["192.168.1.1", "en0", "a4:91:b1:0:0:1"]
     said.clear()
     assert network._gateways() == []
@@ -83,14 +83,14 @@ def test_the_gateway_and_its_hardware_address_name_a_macs_network(monkeypatch: p
 
 
 def test_a_command_that_is_missing_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert network._run("echo", "x") == "x\n"
-    assert network._run("no-such-program-anywhere") == ""
+    assert network.run("echo", "x") == "x\n"
+    assert network.run("no-such-program-anywhere") == ""
 
     def hang(*args: Any, **more: Any) -> Any:
         raise subprocess.TimeoutExpired("x", 1)
 
     monkeypatch.setattr(subprocess, "run", hang)
-    assert network._run("echo", "x") == ""
+    assert network.run("echo", "x") == ""
     assert network._read("/no/such/file") == ""
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from knock import network, sshconfig, state
 from knock.errors import ConfigurationError, KnockError
-from tests.clients.conftest import Api, Done, wait_until
+from tests.clients.conftest import CLIENTS, Api, Done, wait_until
 from tests.clients.double import Double
 from tests.conftest import program
 
@@ -218,8 +218,75 @@ def test_a_double_quote_is_refused_where_ssh_cannot_write_it(run: Run) -> None:
     assert "leave out" in run("ssh-config", "bastion", "--reason", "it's").err, "a shell would need one"
 
 
-def test_started_as_a_module_the_configuration_starts_the_module(run: Run) -> None:
-    assert f"{sys.executable} -m knock ssh-hook" in run("ssh-config", "bastion").out
+def test_started_as_a_module_the_configuration_starts_it_without_the_current_folder(run: Run) -> None:
+    program = f"{sys.executable} -I {CLIENTS}/knock/__main__.py ssh-hook"
+    assert program in run("ssh-config", "bastion").out
+
+
+def ssh_says(spawn: Run, home: Path, double: Double, *words: str) -> Done:
+    """Run ssh with the hook for bastion, which is nowhere, and nothing else configured."""
+    config = home / "ssh_config"
+    config.write_text(
+        spawn("knock", "ssh-config", "bastion", "--target", "bastion").out
+        + "Host *\n    HostName 127.0.0.1\n    Port 1\n    BatchMode yes\n"
+    )
+    return spawn("ssh", "-F", str(config), *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-G", "bastion"],
+        ["bastion", "-G"],
+        ["-p", "22", "-Gv", "bastion"],
+        ["-O", "check", "bastion"],
+        ["-S", "/nonexistent", "-Ocheck", "bastion", "true"],
+        ["-G", "elsewhere"],
+        ["elsewhere"],
+    ],
+)
+def test_what_connects_nowhere_and_other_hosts_open_nothing(
+    spawn: Run, home: Path, double: Double, on_double: None, words: list[str]
+) -> None:
+    """Mutation: clients/knock/sshconfig.py: `if only_asks():` -> `if False:`"""
+    program("ssh", "apt install openssh-client")
+    done = ssh_says(spawn, home, double, *words)
+    assert double.seen == [], done
+    assert "Traceback" not in done.err
+
+
+def test_an_ssh_that_connects_knocks_whatever_its_command_looks_like(
+    spawn: Run, home: Path, double: Double, on_double: None
+) -> None:
+    program("ssh", "apt install openssh-client")
+    for words in (["bastion", "ls", "-G"], ["-o", "LogLevel=ERROR", "-l", "G", "bastion"]):
+        double.grants.clear(), double.seen.clear()
+        state.forget(url=double.url)
+        ssh_says(spawn, home, double, *words)
+        assert len(double.grants) == 1, words
+
+
+def test_on_a_mac_the_ancestors_are_asked_of_ps(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"-p 10": " 9 /bin/zsh -c knock ssh-hook", "-p 9": "1 /usr/bin/ssh -G bastion"}
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "getppid", lambda: 10)
+    monkeypatch.setattr(network, "run", lambda *words: said.get(" ".join(words[-2:]), ""))
+    assert sshconfig.only_asks()
+    said["-p 9"] = "1 /usr/bin/ssh bastion"
+    assert not sshconfig.only_asks()
+    said.clear()
+    assert not sshconfig.only_asks()
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not sshconfig.only_asks()
+
+
+def test_a_configuration_of_the_single_file_starts_that_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "knock.pyz"
+    archive.write_bytes(b"")
+    monkeypatch.setattr(sshconfig, "__file__", str(archive / "knock" / "sshconfig.py"))
+    assert f"{sys.executable} -I {archive} ssh-hook" in run("ssh-config", "bastion").out
 
 
 # ---------------------------------------------------------------------- the hook

@@ -410,9 +410,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     )
     (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
 
-    def make(name: str = "localhost", first: int = -1, last: int = 1) -> Path:
+    def make(name: str = "localhost", first: int = -1, last: int = 1, strict: bool = True) -> Path:
         key = ec.generate_private_key(ec.SECP256R1())
-        made = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(named(name))
             .issuer_name(named("test authority"))
@@ -421,10 +421,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
             .not_valid_before(now + timedelta(days=first))
             .not_valid_after(now + timedelta(days=last))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-            .add_extension(by_ca, critical=False)
-            .sign(ca_key, hashes.SHA256())
         )
-        path = folder / f"{name}{first}{last}.pem"
+        if strict:
+            builder = builder.add_extension(by_ca, critical=False)
+        made = builder.sign(ca_key, hashes.SHA256())
+        path = folder / f"{name}{first}{last}{strict}.pem"
         path.write_bytes(
             made.public_bytes(serialization.Encoding.PEM)
             + key.private_bytes(
@@ -484,6 +485,85 @@ def test_each_trouble_with_a_certificate_has_its_plain_words(
         Client(url, "k" * 30).whoami()
     assert not caught.value.passing
     assert double.seen == [], "nothing was sent"
+
+
+@pytest.fixture
+def as_python_3_13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are checked as strictly as Python 3.13 does by itself."""
+    real = ssl.create_default_context
+
+    def strict(*args: Any, **more: Any) -> ssl.SSLContext:
+        context = real(*args, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+
+
+def test_an_older_authority_under_stricter_checks_is_told_the_way_out(
+    double: Double,
+    home: Path,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    as_python_3_13: None,
+) -> None:
+    pem = certificate(strict=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem.with_name("ca.pem")))
+    with over_tls(double, pem) as url:
+        with pytest.raises(CannotReach, match=r"Missing Authority Key Identifier\).*KNOCK_TLS_LENIENT=1"):
+            Client(url, "k" * 30).whoami()
+        assert double.seen == []
+        monkeypatch.setenv("KNOCK_TLS_LENIENT", "1")
+        with Client(url, double.keys["alice"]) as client:
+            assert client.whoami().principal.name == "alice"
+
+
+@pytest.mark.parametrize("made", [{"first": -3, "last": -2}, {"name": "other.example.com"}])
+def test_the_way_out_leaves_out_no_other_check(
+    double: Double,
+    home: Path,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    as_python_3_13: None,
+    made: dict[str, Any],
+) -> None:
+    pem = certificate(**made)
+    monkeypatch.setenv("KNOCK_TLS_LENIENT", "1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem.with_name("ca.pem")))
+    with (
+        over_tls(double, pem) as url,
+        pytest.raises(CannotReach, match=r"no longer valid|is not for localhost"),
+    ):
+        Client(url, "k" * 30).whoami()
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
+    with pytest.raises(CannotReach):
+        Client(url, "k" * 30).whoami()
+    assert double.seen == []
+
+
+def test_a_setting_that_names_no_certificates_is_named(
+    double: Double,
+    home: Path,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pem = certificate()
+    empty = tmp_path / "empty.pem"
+    empty.write_text("no certificate")
+    with over_tls(double, pem) as url:
+        for setting, why in (
+            (tmp_path / "misspelt.pem", "No such file or directory"),
+            (empty, "holds no certificate"),
+            (tmp_path, "Is a directory"),
+        ):
+            monkeypatch.setenv("SSL_CERT_FILE", str(setting))
+            with pytest.raises(CannotReach, match=f"SSL_CERT_FILE names '{setting}'.*{why}.*unset it"):
+                Client(url, "k" * 30).whoami()
+        monkeypatch.delenv("SSL_CERT_FILE")
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "nowhere"))
+        with pytest.raises(CannotReach, match=r"SSL_CERT_DIR names .*nowhere', which is no folder"):
+            Client(url, "k" * 30).whoami()
 
 
 def test_a_port_that_speaks_no_tls_is_said_to_be_one(double: Double, home: Path) -> None:
@@ -555,6 +635,16 @@ def test_a_proxy_tunnels_and_never_sees_the_key(
             assert client.path is not None
             assert client.path.proxy is None
         assert len(proxy.asked) == 1
+
+
+def test_plain_http_to_this_machine_goes_through_no_proxy(
+    double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy() as proxy, Client(double.url, double.keys["alice"]) as client:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert client.whoami().principal.name == "alice"
+        assert proxy.asked == [], "it would have seen the key in clear"
 
 
 @pytest.mark.parametrize(

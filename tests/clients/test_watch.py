@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import queue
 import signal
 import subprocess
@@ -284,6 +286,36 @@ def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_it(
     assert grant["status"] == "revoked", "no grant is left open that nobody knows of"
 
 
+def test_a_closed_terminal_stops_it_and_the_grant_is_revoked(double: Double, on_double: OnDouble) -> None:
+    pid, near = pty.fork()
+    if pid == 0:
+        words = ["knock", "watch", "bastion", "--for", "1h", "--revoke"]
+        os.execvp("knock", words)  # noqa: S606 — the program under test
+    wait_until(lambda: [grant["status"] for grant in double.grants.values()] == ["active"])
+    said = b""
+    while b"open: bastion" not in said:
+        said += os.read(near, 4096)
+    os.close(near)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+
+
+def test_a_hangup_that_is_ignored_stays_so(
+    double: Double, on_double: OnDouble, start: Callable[..., Watching]
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup; it is inherited
+    try:
+        watching = start("--revoke")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    watching.said("opened")
+    watching.process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert watching.process.poll() is None
+    assert watching.stop() == (0, "")
+
+
 def test_who_asks_twice_to_stop_is_not_kept_waiting(
     double: Double, on_double: OnDouble, start: Callable[..., Watching]
 ) -> None:
@@ -411,6 +443,21 @@ def test_another_network_ends_the_wait_and_the_backoff(
     watcher._wait(60)
     assert time.monotonic() - began < 5
     assert watcher.failures == 0
+
+
+def test_what_a_killed_watch_opened_with_another_key_is_left_alone(
+    double: Double, on_double: OnDouble, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Watching]
+) -> None:
+    """Mutation: clients/knock/watch.py: `or grant.principal.id != me:` -> `:`"""
+    first = start("--revoke")
+    hers = first.said("opened")["grant"]["id"]
+    first.process.kill()
+    first.process.wait()
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["operator"])
+    second = start("--revoke")
+    assert second.said("opened")["grant"]["id"] != hers
+    assert second.stop() == (0, "")
+    assert double.grants[hers]["status"] == "active"
 
 
 def test_waking_from_sleep_ends_the_wait(watcher: watch.Watch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.e2e.conftest import start, stop
 from tests.template.transform import read
 
 TOUR = ROOT / "docs" / "tour.md"
+DEPLOYING = ROOT / "docs" / "deploying.md"
 
 
 @pytest.mark.timeout(180)
@@ -63,7 +64,7 @@ def test_a_kind_of_state_that_cannot_be_drawn_is_an_error() -> None:
         diagram(machine)
 
 
-# What the README calls a type of resource under "What it changes in your AWS account".
+# What docs/deploying.md calls a type of resource under "What it changes in your AWS account".
 WORDS = {
     "AWS::ApiGateway::Account": "access logs",
     "AWS::ApiGateway::ApiKey": "API keys",
@@ -92,14 +93,14 @@ WORDS = {
 }
 
 
-def test_the_readme_names_every_kind_of_thing_that_a_deployment_makes() -> None:
+def test_the_page_on_deploying_names_every_kind_of_thing_that_a_deployment_makes() -> None:
     resources = read()["Resources"].values()
-    _, _, said = README.read_text().partition("### What it changes in your AWS account")
+    _, _, said = DEPLOYING.read_text().partition("## What it changes in your AWS account")
     said = re.sub(r"\s+", " ", said.partition("\n## ")[0])
     assert {resource["Type"] for resource in resources} == set(WORDS)
     assert {word for word in WORDS.values() if word not in said} == set()
     functions = [one for one in resources if one["Type"] == "AWS::Serverless::Function"]
-    assert sum("Condition" not in one for one in functions) == 4, "the README says four"
+    assert sum("Condition" not in one for one in functions) == 4, "the page says four"
 
 
 def test_every_make_target_the_readme_names_exists() -> None:
@@ -107,3 +108,7 @@ def test_every_make_target_the_readme_names_exists() -> None:
     readme = README.read_text()
     named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", readme, re.MULTILINE))
     assert named <= targets
+
+
+def test_the_readme_is_a_front_page_and_not_a_manual() -> None:
+    assert len(README.read_text().splitlines()) <= 150

@@ -1,0 +1,111 @@
+"""The system's keyring, by the `keyring` package where it is installed, asked with a limit in time.
+
+A keyring may be locked, wait for a person who sees no prompt, or fail in a way of its own; its package may
+not even import. So each question is put in a thread of its own and is given up after some seconds. A key that
+the keyring does not take goes to the file; one that it does not give is an error that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import notices
+from .errors import ConfigurationError, KeyringUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SERVICE = "knock"
+PATIENCE = 20.0  # seconds: it may ask a person for a password
+
+
+class _NoKeyring(Exception):
+    """There is no keyring here to use."""
+
+
+class _Failed(Exception):
+    """The keyring did not do it; the message says why."""
+
+
+def write_key(profile: str, key: str) -> bool:
+    """Keep a key in the keyring. Says whether it is there; where it is not, why is noted as a warning."""
+    try:
+        _ask(lambda keyring: keyring.set_password(SERVICE, profile, key), PATIENCE)
+    except _NoKeyring:
+        return False
+    except _Failed as error:
+        notices.warn(f"the keyring does not take the key ({error}); it goes to a file")
+        return False
+    return True
+
+
+def read_key(profile: str, patience: float = PATIENCE) -> str | None:
+    """Give a profile's key; None when the keyring has none. Raises ConfigurationError."""
+    ways = "set KNOCK_API_KEY, or run `knock login --no-keyring` to keep the key in a file"
+    try:
+        key = _ask(lambda keyring: keyring.get_password(SERVICE, profile), patience)
+    except _NoKeyring:
+        raise ConfigurationError(
+            f"the key of profile {profile!r} is in the system's keyring, which cannot be used here: "
+            f"pip install 'knock-client[keyring]', {ways}"
+        ) from None
+    except _Failed as error:
+        raise KeyringUnavailable(
+            f"the keyring does not give the key of {profile!r} ({error}): unlock it, {ways}"
+        ) from None
+    return key if isinstance(key, str) else None
+
+
+def delete_key(profile: str) -> None:
+    """Delete a profile's key; one that is gone, or cannot be looked for here, is no error."""
+
+    def delete(keyring: Any) -> None:
+        with contextlib.suppress(keyring.errors.PasswordDeleteError):  # gone already: deleted by hand
+            keyring.delete_password(SERVICE, profile)
+
+    try:
+        _ask(delete, PATIENCE)
+    except _NoKeyring:
+        pass
+    except _Failed as error:
+        raise ConfigurationError(f"the keyring does not delete the key: {error}") from None
+
+
+def _ask(question: Callable[[Any], Any], patience: float) -> Any:
+    """Put a question to the keyring, in a thread that is left behind when it does not come back in time."""
+    answers: list[Any] = []
+    troubles: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question(_keyring()))
+        except Exception as error:  # noqa: BLE001 — backends raise what they like, and it is told
+            troubles.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if answers:
+        return answers[0]
+    if not troubles:
+        raise _Failed(f"it did not answer within {patience:g} s")
+    if isinstance(troubles[0], _NoKeyring):
+        raise troubles[0]
+    raise _Failed(str(troubles[0]) or type(troubles[0]).__name__)
+
+
+def _keyring() -> Any:
+    """Give the keyring package if it is installed and there is a keyring it can use. Raises _NoKeyring."""
+    try:
+        keyring = import_module("keyring")
+        import_module("keyring.errors")
+    except ImportError:
+        raise _NoKeyring from None
+    # Below 1 the package itself does not recommend one: its stand-in for "none here", files in plain text.
+    # https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
+    if keyring.get_keyring().priority < 1:
+        raise _NoKeyring
+    return keyring
