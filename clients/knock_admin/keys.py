@@ -1,4 +1,4 @@
-"""`knock-admin key`: API keys, their rights, and their place in the stack's usage plan.
+"""API keys, their rights, and their place in the stack's usage plan (`knock-admin key`).
 
 A principal is an API key; its rights are tags on it, and so is the name under which its grants are on record
 (`knock:name`): the functions may read a key's tags, and not the key.
@@ -7,8 +7,11 @@ A key opens nothing until it is in the usage plan, so a run that stopped between
 there leaves nothing usable behind, and the next run of the same command finds that key by its name and stack,
 goes on with it and shows its value, which nobody has seen.
 
-The value is shown once, when the key is made. API Gateway could tell it again at any time; this program never
-asks, but for a key whose making it completes.
+The value is shown once, when the key is made. This program asks for it again in one case only: for a key
+whose making it completes. API Gateway sends values all the same where it lists a usage plan's keys
+(GetUsagePlanKeys has done so since 2021, and takes no option against it): they are in that answer on its way
+to this process, are read by nothing here, and are in no log of ours (`aws.Aws` lets none of botocore's
+through). Who may call GetUsagePlanKeys, may read every value.
 
 A rotation marks the old key first and makes the new one then: a stop between the two leaves the old one
 working, and nothing is deleted while its successor is missing. Nothing ends the old key by itself: `rotate
@@ -18,17 +21,16 @@ working, and nothing is deleted while its successor is missing. Nothing ends the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import tags
-from knock_admin.errors import AdminError, UsageError
+from knock_admin import inside, tags
+from knock_admin.errors import AdminError
 from knock_admin.output import Result, table, warn
 from knock_admin.targets import all_groups
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from knock_admin.stack import Stack
 
@@ -58,6 +60,12 @@ class Key:
             ) from error
 
     @property
+    def until(self) -> datetime | None:
+        """Give the time after which it opens nothing; None where there is none, or none that can be read."""
+        text = self.tags.get(tags.UNTIL, "")
+        return None if not text or tags.fault(tags.UNTIL, text, tags.parse_until) else tags.parse_until(text)
+
+    @property
     def recorded_name(self) -> str:
         """Give the name under which its grants are on record."""
         return self.tags.get(tags.NAME) or self.id
@@ -79,6 +87,7 @@ class Key:
             "max_live": int(max_live) if (max_live := self.tags.get(tags.MAX_LIVE, "")).isdecimal() else None,
             "any_source": self.tags.get(tags.ANY_SOURCE),
             "operator": self.tags.get(tags.OPERATOR) == "true",
+            "until": self.tags.get(tags.UNTIL),
             "retires_at": self.tags.get(tags.RETIRES_AT),
             "faults": faults_of(self),
         }
@@ -91,6 +100,7 @@ def faults_of(key: Key) -> list[str]:
         tags.MAX_DURATION: tags.parse_duration,
         tags.MAX_LIVE: tags.parse_max_live,
         tags.ANY_SOURCE: tags.parse_any_source,
+        tags.UNTIL: tags.parse_until,
         tags.RETIRES_AT: tags.parse_time,
     }
     found = (tags.fault(tag, key.tags[tag], read) for tag, read in readers.items() if tag in key.tags)
@@ -100,7 +110,8 @@ def faults_of(key: Key) -> list[str]:
     return faults
 
 
-def _all(stack: Stack) -> list[Key]:
+def all_keys(stack: Stack) -> list[Key]:
+    """List every API key of the account and region, of this stack or not, without values."""
     found = stack.aws.pages(
         "apigateway", "get_api_keys", "items", includeValues=False, PaginationConfig={"PageSize": 500}
     )
@@ -129,24 +140,24 @@ def keys_of(stack: Stack) -> list[Key]:
     }
     oldest = datetime.min.replace(tzinfo=timezone.utc)
     return sorted(
-        (key for key in _all(stack) if key.id in members),
+        (key for key in all_keys(stack) if key.id in members),
         key=lambda key: (key.name, tags.RETIRES_AT not in key.tags, key.made_at or oldest, key.id),
     )
 
 
-def _named(stack: Stack, named: str) -> list[Key]:
+def named(stack: Stack, text: str) -> list[Key]:
     """Find the key with this id, or every key with this name: two, while one is rotated.
 
     Raises AdminError when there is none.
     """
     keys = keys_of(stack)
-    found = [key for key in keys if key.id == named] or [key for key in keys if key.name == named]
+    found = [key for key in keys if key.id == text] or [key for key in keys if key.name == text]
     if not found:
-        raise _no_key(stack, named)
+        raise no_key(stack, text)
     return found
 
 
-def _no_key(stack: Stack, named: str) -> AdminError:
+def no_key(stack: Stack, named: str) -> AdminError:
     return AdminError(f"The stack {stack.name} has no key {named}; see `knock-admin key ls`.")
 
 
@@ -154,7 +165,8 @@ def _arn(stack: Stack, key_id: str) -> str:
     return f"arn:{stack.aws.partition}:apigateway:{stack.aws.region}::/apikeys/{key_id}"
 
 
-def _check_targets(stack: Stack, value: str) -> None:
+def check_targets(stack: Stack, value: str) -> None:
+    """Warn of targets that are named and are not there (yet)."""
     if value == tags.EVERY_TARGET:
         return
     known = {group.tags.get(tags.TARGET) for group in all_groups(stack)}
@@ -164,17 +176,23 @@ def _check_targets(stack: Stack, value: str) -> None:
 
 
 def make(
-    stack: Stack, name: str, wanted: Mapping[str, str], made: Callable[[str], object] = lambda _id: None
+    stack: Stack,
+    name: str,
+    wanted: Mapping[str, str],
+    made: Callable[[str], object] = lambda _id: None,
+    keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
 ) -> tuple[str, str]:
     """Make a key with these tags and put it into the usage plan, or complete one that is not in it.
 
-    Gives its id and its value; `made` is told the id as soon as there is one.
+    Gives its id and its value; `made` is told the id as soon as there is one. `keep` gets name, id and value
+    before the key can be used: what it raises leaves a key that opens nothing, and that the next run
+    completes.
     """
     gateway, plan = stack.aws.client("apigateway"), stack.plan["id"]
     members = {key.id for key in keys_of(stack)}
     begun = [
         key
-        for key in _all(stack)
+        for key in all_keys(stack)
         if key.name == name and key.tags.get(tags.STACK) == stack.name and key.id not in members
     ]
     if begun:
@@ -185,6 +203,7 @@ def make(
         key = gateway.create_api_key(name=name, enabled=True, generateDistinctId=True, tags=dict(wanted))
         key_id, value = key["id"], key["value"]
     made(str(key_id))
+    keep(name, str(key_id), str(value))
     gateway.create_usage_plan_key(usagePlanId=plan, keyId=key_id, keyType="API_KEY")
     return str(key_id), str(value)
 
@@ -197,30 +216,36 @@ def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
     )
 
 
-def add(stack: Stack, args: Namespace) -> Result:
+def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
     """Make a key with its rights and put it into the stack's usage plan; its value is shown once."""
     for key in keys_of(stack):
-        if key.name == args.name:
+        if key.name == name:
             raise AdminError(
                 f"The stack {stack.name} has a key {key.name} already ({key.id}): change it with `key set`, "
                 f"or `key rotate` it. If nobody has seen its value, `key rm {key.id}` and add it again."
             )
-    _check_targets(stack, args.targets)
-    wanted = {tags.STACK: stack.name, tags.NAME: args.name, **_rights(args)}
-    return _told(args.name, *make(stack, args.name, wanted))
+    check_targets(stack, rights[tags.TARGETS])
+    return _told(name, *make(stack, name, own_tags(stack, name, rights)))
 
 
-def show(stack: Stack, args: Namespace) -> Result:
+def own_tags(stack: Stack, name: str, rights: Mapping[str, str]) -> dict[str, str]:
+    """Give all tags of a new key."""
+    return {tags.STACK: stack.name, tags.NAME: name, **rights}
+
+
+def show(stack: Stack, names: Sequence[str], now: datetime) -> Result:
     """List the stack's keys and their rights; never their values."""
     keys = keys_of(stack)
-    if missing := {*args.name} - {word for key in keys for word in (key.id, key.name)}:
-        raise _no_key(stack, ", ".join(sorted(missing)))
-    keys = [key for key in keys if not args.name or key.name in args.name or key.id in args.name]
+    if missing := {*names} - {word for key in keys for word in (key.id, key.name)}:
+        raise no_key(stack, ", ".join(sorted(missing)))
+    keys = [key for key in keys if not names or key.name in names or key.id in names]
     rows = []
     for key in keys:
         for fault in faults_of(key):
             warn(f"{key.name} ({key.id}): {fault}; it gives no right")
         notes = [] if key.enabled else ["disabled"]
+        if key.until:
+            notes.append(f"{'until' if now < key.until else 'ended'} {key.tags[tags.UNTIL]}")
         if key.tags.get(tags.RETIRES_AT):
             notes.append(f"retires {key.tags[tags.RETIRES_AT]}")
         if key.recorded_name != key.name:
@@ -241,32 +266,29 @@ def show(stack: Stack, args: Namespace) -> Result:
     return Result({"keys": [key.as_json() for key in keys]}, table(rows, header))
 
 
-def _rights(args: Namespace) -> dict[str, str]:
-    """Write the rights that a command line names as tags."""
-    rights = {tags.TARGETS: args.targets, tags.MAX_DURATION: args.max, tags.ANY_SOURCE: args.any_source}
-    rights[tags.OPERATOR] = "true" if args.operator else None
-    rights[tags.MAX_LIVE] = args.max_live
-    return {tag: value for tag, value in rights.items() if value}
+def change(
+    stack: Stack,
+    names: Sequence[str],
+    wanted: Mapping[str, str],
+    unwanted: Sequence[str] = (),
+    *,
+    more: Sequence[str] = (),
+    fewer: Sequence[str] = (),
+) -> Result:
+    """Change principals' rights, on every key of each name; what is not named stays.
 
-
-def change(stack: Stack, args: Namespace) -> Result:
-    """Change a principal's rights, on every key of that name; what is not named stays.
-
-    A key without the tag under which its grants are on record gets that too.
+    `more` and `fewer` are targets to add to what each may open, and to take away. A key without the tag under
+    which its grants are on record gets that too. All names are looked up, and all new lists checked, before
+    the first change. Twice changes nothing the second time.
     """
-    wanted = _rights(args)
-    unwanted = [tags.ANY_SOURCE] * args.no_any_source + [tags.OPERATOR] * args.no_operator
-    unwanted += [tags.MAX_LIVE] * args.no_max_live
-    if not wanted and not unwanted:
-        raise UsageError("Change what? Name at least one right; see `knock-admin key set --help`.")
-    if both := wanted.keys() & set(unwanted):
-        raise UsageError(f"{', '.join(sorted(both))}: given and taken in one command.")
-    if args.targets:
-        _check_targets(stack, args.targets)
+    found = list({key.id: key for name in names for key in named(stack, name)}.values())
+    planned = [(key, {**wanted, **_targets(key, more, fewer), **key.name_tag}) for key in found]
+    if wanted.get(tags.TARGETS) or more:
+        check_targets(stack, wanted.get(tags.TARGETS) or " ".join(more))
     lines, changed = [], []
     gateway = stack.aws.client("apigateway")
-    for key in _named(stack, args.name):
-        new = {tag: value for tag, value in {**wanted, **key.name_tag}.items() if key.tags.get(tag) != value}
+    for key, rights in planned:
+        new = {tag: value for tag, value in rights.items() if key.tags.get(tag) != value}
         gone = [tag for tag in unwanted if tag in key.tags]
         if new:
             gateway.tag_resource(resourceArn=_arn(stack, key.id), tags=new)
@@ -278,67 +300,74 @@ def change(stack: Stack, args: Namespace) -> Result:
     return Result({"keys": changed}, lines, notes=[SOON])
 
 
-def enable(stack: Stack, args: Namespace) -> Result:
+def _targets(key: Key, more: Sequence[str], fewer: Sequence[str]) -> dict[str, str]:
+    """Give the tag of a key whose targets change by some. Raises AdminError where that cannot be written."""
+    if not more and not fewer:
+        return {}
+    may = key.tags.get(tags.TARGETS, "").split()
+    if {"*", tags.EVERY_TARGET} & set(may):
+        raise AdminError(
+            f"{key.name} ({key.id}) may open every target: there is none to add, and to take one away name "
+            "those it shall have, with --targets."
+        )
+    names = [name for name in dict.fromkeys((*may, *more)) if name not in fewer]
+    if not names:
+        raise AdminError(
+            f"{key.name} ({key.id}) could open nothing then; `key disable` or `key rm` it instead."
+        )
+    try:
+        return {tags.TARGETS: tags.parse_targets(" ".join(names))}
+    except ValueError as error:
+        raise AdminError(f"{key.name} ({key.id}): {error}") from error
+
+
+def enable(stack: Stack, name: str) -> Result:
     """Let a disabled key, or every key of that name, knock again."""
-    return _switch(stack, args.name, enabled=True)
+    found = named(stack, name)
+    return Result(_switched(found, enabled=True), _switch(stack, found, enabled=True), notes=[SOON])
 
 
-def disable(stack: Stack, args: Namespace) -> Result:
-    """Stop a key, or every key of that name, from knocking; running grants keep their end."""
-    return _switch(stack, args.name, enabled=False)
+def disable(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
+    """Stop a key, or every key of that name, from knocking; its live grants keep their end, or are ended."""
+    found = named(stack, name)
+    lines = _switch(stack, found, enabled=False)
+    ended, notes = _inside(stack, found, now, "the key is disabled", revoke=revoke)
+    return Result(_switched(found, enabled=False), [*lines, *ended], notes=[SOON, *notes])
 
 
-def _switch(stack: Stack, name: str, *, enabled: bool) -> Result:
-    word, found, lines = "enabled" if enabled else "disabled", _named(stack, name), []
-    for key in found:
+def _switched(keys: Sequence[Key], *, enabled: bool) -> dict[str, Any]:
+    return {"keys": [{"id": key.id, "name": key.name, "enabled": enabled} for key in keys]}
+
+
+def _switch(stack: Stack, keys: Sequence[Key], *, enabled: bool) -> list[str]:
+    word, lines = "enabled" if enabled else "disabled", []
+    for key in keys:
         if key.enabled != enabled:
             stack.aws.client("apigateway").update_api_key(
                 apiKey=key.id,
                 patchOperations=[{"op": "replace", "path": "/enabled", "value": str(enabled).lower()}],
             )
         lines.append(f"{key.name} ({key.id}) is {word}{' already' if key.enabled == enabled else ''}")
-    return Result(
-        {"keys": [{"id": key.id, "name": key.name, "enabled": enabled} for key in found]},
-        lines,
-        notes=[SOON] if enabled else [SOON, *_grants_run_on(found)],
-    )
+    return lines
 
 
-def _grants_run_on(keys: list[Key]) -> list[str]:
+def _inside(
+    stack: Stack, keys: Sequence[Key], now: datetime, reason: str, *, revoke: bool
+) -> tuple[list[str], list[str]]:
+    """Say who is in by some keys, and how to end that; or end it: (lines of what was ended, notes)."""
+    live = [entry for key in keys for entry in inside.of_key(stack, key.id, now)]
+    if revoke:
+        return inside.end(stack, live, reason, done="what was asked for the key is done"), []
+    if not live:
+        return [], ["Nobody is in by it now."]
     names = dict.fromkeys(key.name if key.name == key.recorded_name else key.id for key in keys)
-    return [
-        f"Running grants keep their end; `knock-admin revoke --principal {name}` ends them now."
-        for name in names
-    ]
+    ways = " and ".join(f"`knock-admin revoke --principal {name}`" for name in names)
+    return [], [f"Still in, until its end ({ways} ends it now):", *inside.who(live, now)]
 
 
-def rotate(stack: Stack, args: Namespace) -> Result:
-    """Make a new key with an old one's name and rights; the old one stays valid until `--finish`."""
-    if args.finish:
-        return _finish(stack, args)
-    named = _named(stack, args.name)
-    current = [key for key in named if key.retires_at is None]
-    retiring = [key for key in named if key.retires_at is not None]
-    if len(current) > 1:
-        raise AdminError(
-            f"Several keys are called {args.name}: say which by id, {', '.join(key.id for key in current)}."
-        )
-    if current and retiring:
-        raise AdminError(
-            f"The key {args.name} is being rotated: the old one ({retiring[0].id}) retires at "
-            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {args.name} --finish` ends that. "
-            f"If nobody has seen the new one's value, `knock-admin key rm {current[0].id}` and rotate again."
-        )
-    old = (current or retiring)[0]
-    retires_at = old.tags.get(tags.RETIRES_AT) or tags.show_time(args.now + tags.parse_duration(args.overlap))
-    if current:
-        stack.aws.client("apigateway").tag_resource(
-            resourceArn=_arn(stack, old.id), tags={tags.RETIRES_AT: retires_at}
-        )
-    rights = {
-        tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
-    }
-    key_id, value = make(stack, old.name, {**old.name_tag, **rights, tags.STACK: stack.name})
+def rotate(stack: Stack, name: str, *, overlap: timedelta, now: datetime) -> Result:
+    """Make a new key with an old one's name and rights; the old one stays valid until `finish`."""
+    old, retires_at, key_id, value = replace(stack, name, overlap=overlap, now=now)
     return _told(
         old.name,
         key_id,
@@ -348,11 +377,49 @@ def rotate(stack: Stack, args: Namespace) -> Result:
     )
 
 
-def _finish(stack: Stack, args: Namespace) -> Result:
+def replace(
+    stack: Stack,
+    name: str,
+    *,
+    overlap: timedelta,
+    now: datetime,
+    keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
+) -> tuple[Key, str, str, str]:
+    """Make a key's successor: (the old one, when it retires, the new one's id and value). `keep` as in
+    `make`.
+    """
+    found = named(stack, name)
+    current = [key for key in found if key.retires_at is None]
+    retiring = [key for key in found if key.retires_at is not None]
+    if len(current) > 1:
+        raise AdminError(
+            f"Several keys are called {name}: say which by id, {', '.join(key.id for key in current)}."
+        )
+    if current and retiring:
+        raise AdminError(
+            f"The key {name} is being rotated: the old one ({retiring[0].id}) retires at "
+            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {name} --finish` ends that. "
+            f"If nobody has seen the new one's value, `knock-admin key rm {current[0].id}` and rotate again."
+        )
+    old = (current or retiring)[0]
+    retires_at = old.tags.get(tags.RETIRES_AT) or tags.show_time(now + overlap)
+    if current:
+        stack.aws.client("apigateway").tag_resource(
+            resourceArn=_arn(stack, old.id), tags={tags.RETIRES_AT: retires_at}
+        )
+    rights = {
+        tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
+    }
+    wanted = {**old.name_tag, **rights, tags.STACK: stack.name}
+    return old, retires_at, *make(stack, old.name, wanted, keep=keep)
+
+
+def finish(stack: Stack, name: str | None, now: datetime) -> Result:
+    """Delete the old keys of rotations whose time has come: of one name, or all. Twice is once."""
     keys = keys_of(stack)
-    retiring = [key for key in keys if key.retires_at is not None and args.name in (None, key.name, key.id)]
-    if args.name and not retiring:
-        raise AdminError(f"No key called {args.name} is being rotated; see `knock-admin key ls`.")
+    retiring = [key for key in keys if key.retires_at is not None and name in (None, key.name, key.id)]
+    if name and not retiring:
+        raise AdminError(f"No key called {name} is being rotated; see `knock-admin key ls`.")
     lines, deleted, waiting = [], [], []
     for key in retiring:
         successor = [each for each in keys if each.name == key.name and each.retires_at is None]
@@ -362,7 +429,7 @@ def _finish(stack: Stack, args: Namespace) -> Result:
                 f"The key {key.name} ({key.id}) has no successor: "
                 f"run `knock-admin key rotate {key.name}` again."
             )
-        elif key.retires_at and args.now < key.retires_at:
+        elif key.retires_at and now < key.retires_at:
             waiting.append(key.id)
             lines.append(
                 f"The key {key.name} ({key.id}) retires at {key.tags[tags.RETIRES_AT]}; "
@@ -375,17 +442,18 @@ def _finish(stack: Stack, args: Namespace) -> Result:
     return Result(
         {"deleted": deleted, "waiting": waiting},
         lines or ["No key is being rotated."],
-        exit_code=1 if args.name and waiting else 0,
+        exit_code=1 if name and waiting else 0,
     )
 
 
-def remove(stack: Stack, args: Namespace) -> Result:
-    """Delete a key, or every key of that name, for good; running grants keep their end."""
-    found = _named(stack, args.name)
+def remove(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
+    """Delete a key, or every key of that name, for good; its live grants keep their end, or are ended."""
+    found = named(stack, name)
     for key in found:
         stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
+    ended, notes = _inside(stack, found, now, "the key is deleted", revoke=revoke)
     return Result(
         {"deleted": [{"id": key.id, "name": key.name} for key in found]},
-        [f"deleted the key {key.name} ({key.id})" for key in found],
-        notes=_grants_run_on(found),
+        [*(f"deleted the key {key.name} ({key.id})" for key in found), *ended],
+        notes=notes,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from knock_admin.errors import AdminError
 from tests.clients.admin_support import World, at, failing_at, make_world
 
 world = pytest.fixture(make_world)
@@ -171,6 +172,7 @@ def test_a_key_without_a_name_goes_by_its_id(world: World) -> None:
 def test_a_key_without_the_tag_of_its_name_gets_it_with_any_change(world: World) -> None:
     key = by_hand(world, "alice", targets="bastion")
     assert f"on record as {key}" in world.ok("key", "ls").out
+    world.record(key, key=key)
     assert f"knock-admin revoke --principal {key}" in world.ok("key", "disable", "alice").err
     assert "knock:name is alice" in world.ok("key", "set", "alice", "--max", "1h").out
     assert "on record" not in world.ok("key", "ls").out
@@ -243,7 +245,7 @@ def test_a_key_is_disabled_and_enabled(world: World) -> None:
     add(world)
     ran = world.ok("key", "disable", "alice")
     assert not all_keys(world)[0]["enabled"]
-    assert "knock-admin revoke --principal alice" in ran.err
+    assert "Nobody is in by it now." in ran.err
     assert "disabled already" in world.ok("key", "disable", "alice").out
     assert "disabled" in world.ok("key", "ls").out
     world.ok("key", "enable", "alice")
@@ -393,3 +395,106 @@ def test_the_plan_of_the_stack_is_the_one_with_its_name_or_the_one_that_is_named
     ran = world.run("key", "ls", "--usage-plan", "none")
     assert ran.code == 1
     assert f"There are: knock ({world.gateway.get_usage_plans()['items'][0]['id']})" in ran.err
+
+
+class TestSomebodyIn:
+    """Disabling or deleting a key stops no grant: who is in is said, and can be ended with it."""
+
+    @pytest.mark.parametrize("command", ["disable", "rm"])
+    def test_who_is_in_is_said_with_what_ends_it(self, world: World, command: str) -> None:
+        add(world)
+        grant = world.record("alice", key=all_keys(world)[0]["id"])
+        ran = world.ok("key", command, "alice")
+        assert "Still in, until its end (`knock-admin revoke --principal alice` ends it now):" in ran.err
+        assert grant.id in ran.err
+
+    @pytest.mark.parametrize("command", ["disable", "rm"])
+    def test_they_are_ended_where_that_is_asked_for(self, world: World, command: str) -> None:
+        add(world)
+        grant = world.record("alice", key=all_keys(world)[0]["id"])
+        ended: list[str] = []
+
+        def revoke(payload: dict[str, Any]) -> dict[str, Any]:
+            ended.append(payload["grant"]["grant_id"])
+            return {"grant_id": grant.id, "status": "revoked", "revoked": ["sgr-1"], "kept": []}
+
+        world.functions["revoke"] = revoke
+        ran = world.ok("key", command, "alice", "--revoke")
+        assert ended == [grant.id]
+        assert "Still in" not in ran.err
+
+    def test_a_trail_that_cannot_be_read_keeps_no_key_from_being_disabled(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(world)
+
+        def away(*_arguments: object) -> Any:
+            raise AdminError("SimpleDB did not answer")
+
+        monkeypatch.setattr("knock_admin.trail.grants", away)
+        ran = world.ok("key", "disable", "alice")
+        assert "who is in cannot be said: SimpleDB did not answer" in ran.err
+        assert not all_keys(world)[0]["enabled"]
+
+
+class TestUntil:
+    def test_it_is_a_tag_and_is_shown(self, world: World) -> None:
+        add(world, "alice", "--until", "2099-01-15")
+        assert all_keys(world)[0]["tags"]["knock:until"] == "2099-01-15"
+        assert "until 2099-01-15" in world.ok("key", "ls").out
+        assert world.ok("key", "ls", "--json").json["keys"][0]["until"] == "2099-01-15"
+
+    def test_one_that_is_over_says_so(self, world: World) -> None:
+        add(world, "alice", "--until", "2020-01-15T17:00:00Z")
+        assert "ended 2020-01-15T17:00:00Z" in world.ok("key", "ls").out
+
+    def test_it_is_taken_away_again(self, world: World) -> None:
+        add(world, "alice", "--until", "2099-01-15")
+        world.ok("key", "set", "alice", "--no-until")
+        assert "knock:until" not in all_keys(world)[0]["tags"]
+
+    @pytest.mark.parametrize("text", ["tomorrow", "2099-02-30", "15.1.2099", "2099-01-15T17:00:00"])
+    def test_what_is_no_time_is_a_usage_error(self, world: World, text: str) -> None:
+        ran = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--until", text)
+        assert (ran.code, "a date like 2027-01-15" in ran.err, all_keys(world)) == (2, True, [])
+
+
+class TestTargets:
+    def test_some_are_added_to_several_keys_and_taken_away_again(self, world: World) -> None:
+        for name in ("alice", "bob"):
+            add(world, name)
+        world.ok("key", "set", "alice", "bob", "--add-targets", "web", "db", "--remove-targets", "bastion")
+        assert {key["tags"]["knock:targets"] for key in all_keys(world)} == {"web db"}
+        again = world.ok("key", "set", "alice", "bob", "--add-targets", "web")
+        assert again.out.count("nothing to change") == 2
+
+    def test_nothing_is_changed_where_one_of_the_keys_cannot_be(self, world: World) -> None:
+        add(world, "alice")
+        world.ok("key", "add", "ops", "--targets", "*", "--max", "1d")
+        ran = world.run("key", "set", "alice", "ops", "--add-targets", "web")
+        assert (ran.code, "ops" in ran.err, "may open every target" in ran.err) == (1, True, True)
+        assert world.run("key", "set", "alice", "nobody", "--add-targets", "web").code == 1
+        assert {key["tags"]["knock:targets"] for key in all_keys(world)} == {"bastion", "@all"}
+
+    def test_the_last_one_is_not_taken_away(self, world: World) -> None:
+        add(world)
+        ran = world.run("key", "set", "alice", "--remove-targets", "bastion")
+        assert (ran.code, "could open nothing then" in ran.err) == (1, True)
+
+    def test_more_than_a_tag_holds_are_refused_with_what_to_do(self, world: World) -> None:
+        add(world)
+        names = [f"target-{number:030}" for number in range(9)]
+        ran = world.run("key", "set", "alice", "--add-targets", *names)
+        assert (ran.code, "@all" in ran.err, "256" in ran.err) == (1, True, True)
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            ("--targets", "web", "--add-targets", "db"),
+            ("--add-targets", "web", "--remove-targets", "web"),
+            ("--add-targets", "not a name"),
+        ],
+    )
+    def test_contradictions_are_usage_errors(self, world: World, more: tuple[str, ...]) -> None:
+        add(world)
+        assert world.run("key", "set", "alice", *more).code == 2

@@ -1,0 +1,236 @@
+"""Many keys at once: `key add --from FILE` and `key rotate --all`.
+
+A value is kept, in one file that only its owner can read or by a command for each key, before its key can be
+used. So a run that is stopped, or whose disk is full, leaves no usable key whose value nobody has: the one it
+was at opens nothing yet, and the same command again completes it. What is there already is left as it is, and
+said.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shlex
+import stat
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from knock_admin import keys, tags
+from knock_admin.errors import AdminError, UsageError
+from knock_admin.output import Result, count, progress, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from knock_admin.stack import Stack
+
+    Keep = Callable[[str, str, str], object]
+
+REQUIRED = ("name", "targets", "max")
+OPTIONAL = ("max_live", "until", "operator", "any_source")
+MOST = 10_000
+"""Lines of a file. An account has 10,000 API keys at most, unless AWS has raised that.
+
+https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
+"""
+COMMAND_SECONDS = 60
+
+
+def read(file: str) -> dict[str, dict[str, str]]:
+    """Read a CSV file of principals: name → rights as tags. Raises UsageError, naming every line that is
+    wrong.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--from {file}: {error}") from error
+    lines = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+    try:
+        columns = lines.fieldnames or ()
+        if missing := [name for name in REQUIRED if name not in columns]:
+            raise UsageError(f"--from {file}: its first line names no column {', '.join(missing)}")
+        if strange := [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]:
+            known = ", ".join((*REQUIRED, *OPTIONAL))
+            raise UsageError(
+                f"--from {file}: there is no column {visible(', '.join(strange))}; there are {known}"
+            )
+        people: dict[str, dict[str, str]] = {}
+        faults = []
+        for line in lines:
+            try:
+                name, rights = _person(line)
+                if name in people:
+                    raise ValueError(f"{name} is there twice")
+                people[name] = rights
+            except ValueError as error:
+                faults.append(f"line {lines.line_num}: {error}")
+    except csv.Error as error:
+        raise UsageError(f"--from {file}: line {lines.line_num}: {error}") from error
+    if faults:
+        raise UsageError("\n".join([f"--from {file}: nothing was done, since", *faults[:20]]))
+    if not 0 < len(people) <= MOST:
+        raise UsageError(f"--from {file}: it has {len(people)} lines, and 1 to {MOST} were expected")
+    return people
+
+
+def _person(line: Mapping[str, str | None]) -> tuple[str, dict[str, str]]:
+    """Read one line. Raises ValueError."""
+    if None in line or None in line.values():
+        raise ValueError("it has another number of fields than the first line")
+    said = {name: (value or "").strip() for name, value in line.items()}
+    for name in REQUIRED:
+        if not said[name]:
+            raise ValueError(f"it has no {name}")
+    rights = {
+        tags.TARGETS: tags.parse_targets(said["targets"]),
+        tags.MAX_DURATION: tags.show_duration(tags.parse_duration(said["max"])),
+    }
+    if text := said.get("max_live"):
+        rights[tags.MAX_LIVE] = str(tags.parse_max_live(text))
+    if text := said.get("until"):
+        tags.parse_until(text)
+        rights[tags.UNTIL] = text
+    if text := said.get("any_source"):
+        rights[tags.ANY_SOURCE] = tags.parse_any_source(text)
+    operator = said.get("operator") or "no"
+    if operator not in ("yes", "no", "true", "false"):
+        raise ValueError(f"operator is yes or no, not {operator!r}")
+    if operator in ("yes", "true"):
+        rights[tags.OPERATOR] = "true"
+    return tags.principal_name(said["name"]), rights
+
+
+def keeper(file: str | None, command: str | None, dry_run: bool) -> Keep:
+    """Give what keeps a key's value: in a file, or by a command. Raises UsageError unless one is named."""
+    if dry_run and not (file and command):
+        return lambda _name, _id, _value: None
+    if bool(file) == bool(command):
+        raise UsageError("Where do the values go? Name one of --values FILE and --values-to COMMAND.")
+    return _in_file(Path(str(file))) if file else _by_command(str(command))
+
+
+def _in_file(path: Path) -> Keep:
+    """Append values to a file that nobody else can read; each is on the disk before its key is usable."""
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except OSError as error:
+        raise UsageError(f"--values {path}: {error.strerror or error}") from error
+    kept = os.fdopen(number, "w", encoding="utf-8", newline="")
+    state = os.fstat(kept.fileno())
+    if os.name == "posix" and (not stat.S_ISREG(state.st_mode) or state.st_mode & 0o077):
+        kept.close()
+        raise UsageError(f"--values {path}: others can read it; `chmod 600` it, or name another file")
+    writer = csv.writer(kept, lineterminator="\n")
+    if state.st_size == 0:
+        writer.writerow(("name", "id", "value"))
+
+    def keep(name: str, key_id: str, value: str) -> None:
+        try:
+            writer.writerow((name, key_id, value))
+            kept.flush()
+            os.fsync(kept.fileno())
+        except OSError as error:
+            raise AdminError(
+                f"The value of {name} could not be written to {path}: {error.strerror or error}"
+            ) from error
+
+    return keep
+
+
+def _by_command(command: str) -> Keep:
+    """Run a command for each value. Without a shell: no name can become part of it."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--values-to {command!r}: {error}") from error
+
+    def keep(name: str, key_id: str, value: str) -> None:
+        environment = {**os.environ, "KNOCK_KEY_NAME": name, "KNOCK_KEY_ID": key_id}
+        try:
+            done = subprocess.run(  # noqa: S603  # the command that the operator named
+                words, input=value, text=True, env=environment, timeout=COMMAND_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise AdminError(
+                f"{words[0]} took more than {COMMAND_SECONDS} s for the value of {name}."
+            ) from error
+        except OSError as error:
+            raise AdminError(f"--values-to: {words[0]} cannot be run: {error.strerror or error}") from error
+        if done.returncode:
+            raise AdminError(f"{words[0]} failed for the value of {name}, with exit code {done.returncode}.")
+
+    return keep
+
+
+def add(stack: Stack, people: Mapping[str, Mapping[str, str]], keep: Keep) -> Result:
+    """Make a key for each, and keep its value; one that is there already is left as it is. Twice is once."""
+    there = {key.name: key for key in keys.keys_of(stack)}
+    keys.check_targets(stack, " ".join(dict.fromkeys(_named_targets(people))))
+    done: list[dict[str, str]] = []
+    lines = []
+    for name, rights in people.items():
+        if name in there:
+            lines.append(f"{name} ({there[name].id}) is there already{_differs(there[name], rights)}")
+            done.append({"name": name, "id": there[name].id, "did": "nothing"})
+            continue
+        progress(f"{len(done) + 1} of {len(people)}: {name}")
+        with _saying_how_far(name, done, len(people)):
+            key_id, _ = keys.make(stack, name, keys.own_tags(stack, name, rights), keep=keep)
+        lines.append(f"{name} ({key_id})")
+        done.append({"name": name, "id": key_id, "did": "made"})
+    return _result(done, lines, "made")
+
+
+def _named_targets(people: Mapping[str, Mapping[str, str]]) -> list[str]:
+    words = [word for rights in people.values() for word in rights[tags.TARGETS].split()]
+    return [word for word in words if word != tags.EVERY_TARGET] or [tags.EVERY_TARGET]
+
+
+def _differs(key: keys.Key, rights: Mapping[str, str]) -> str:
+    other = [tag for tag, value in rights.items() if key.tags.get(tag) != value]
+    return f", with another {', '.join(other)}; `key set` changes that" if other else ""
+
+
+def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Result:
+    """Make a successor for every key that is not being rotated, and keep its value. Twice is once."""
+    found = keys.keys_of(stack)
+    retiring = {key.name for key in found if key.retires_at is not None}
+    done: list[dict[str, str]] = []
+    lines = []
+    names = list(dict.fromkeys(key.name for key in found))
+    for name in names:
+        current = [key for key in found if key.name == name and key.retires_at is None]
+        if name in retiring and current:
+            lines.append(
+                f"{name} is being rotated already; `knock-admin key rotate {name} --finish` ends that"
+            )
+            done.append({"name": name, "id": current[0].id, "did": "nothing"})
+            continue
+        progress(f"{len(done) + 1} of {len(names)}: {name}")
+        with _saying_how_far(name, done, len(names)):
+            old, retires_at, key_id, _ = keys.replace(stack, name, overlap=overlap, now=now, keep=keep)
+        lines.append(f"{name} ({key_id}); the old one ({old.id}) retires {retires_at}")
+        done.append({"name": name, "id": key_id, "did": "rotated"})
+    return _result(done, lines, "rotated")
+
+
+@contextmanager
+def _saying_how_far(name: str, done: Sequence[Mapping[str, str]], whole: int) -> Iterator[None]:
+    """Add to an error how far the command came: nothing is half done unsaid."""
+    try:
+        yield
+    except AdminError as error:
+        raise AdminError(
+            f"{error}\n{len(done)} of {whole} were done before {name}, whose key opens nothing yet. "
+            "The same command again goes on there."
+        ) from error
+
+
+def _result(done: list[dict[str, str]], lines: list[str], word: str) -> Result:
+    number = sum(each["did"] == word for each in done)
+    notes = [f"{count(number, 'key')} {word}, {len(done) - number} left as they were.", keys.SOON]
+    return Result({"keys": done}, lines, notes=notes)
