@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from dataclasses import dataclass, field
+from getpass import GetPassWarning
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,13 +25,21 @@ from botocore.compat import HTTPHeaders
 from botocore.config import Config
 
 from knock import __version__
+from knock_admin.errors import not_signed_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from botocore.model import OperationModel, Shape
 
-READING = ("Describe", "Get", "List", "Select", "DomainMetadata")
+READING = ("Describe", "Get", "List", "Select", "Query", "Scan", "DomainMetadata")
+
+# Their calls give credentials, and change nothing: a profile with a role signs in by one, a dry run's too.
+SIGNING_IN = ("sts", "sso", "sso-oidc", "signin")
+
+# The services that have no dual-stack endpoint: with AWS_USE_DUALSTACK_ENDPOINT botocore makes one up.
+# https://docs.aws.amazon.com/vpc/latest/userguide/aws-ipv6-support.html
+SINGLE_STACK = ("apigateway", "sdb")
 
 # IAM's prefix where it is not the endpoint's.
 IAM_SERVICE = {"monitoring": "cloudwatch"}
@@ -66,6 +76,8 @@ class Calls:
     done: list[Call] = field(default_factory=list)
     last: Call | None = None
     """The call that was tried last, whatever became of it."""
+    uncounted: bool = False
+    """Calls that are done are not remembered: there are any number of them."""
     unanswered: list[Call] = field(default_factory=list)
     """Calls that change something, sent and not answered: nobody knows whether they were done."""
 
@@ -89,6 +101,7 @@ class Aws:
         self._endpoint_url = endpoint_url
         self._session = boto3.Session(profile_name=profile, region_name=region)
         self._clients: dict[tuple[str, str | None], Any] = {}
+        self._signed_in = False
         events = self._session.events
         events.register_last("before-parameter-build", self._note)
         # The stubs say that a hook gives nothing back; before-call's answer is what the call gives back.
@@ -104,6 +117,10 @@ class Aws:
     def partition(self) -> str:
         """Give the partition of the session's region, for ARNs."""
         return self._session.get_partition_for_region(str(self.region))
+
+    def key_arn(self, key_id: str) -> str:
+        """Give the ARN of an API key."""
+        return f"arn:{self.partition}:apigateway:{self.region}::/apikeys/{key_id}"
 
     @property
     def domain(self) -> str | None:
@@ -123,16 +140,39 @@ class Aws:
     def client(
         self, service: str, region: str | None = None
     ) -> Any:  # Any: a boto3 client has no static type
-        """Give the client of a service, made once."""
+        """Give the client of a service, made once. Raises Unreachable where signing in fails."""
+        if not self._signed_in:
+            self._sign_in()
         key = (service, region)
         if key not in self._clients:
+            config = PATIENT if service == "lambda" else CONFIG
+            if service in SINGLE_STACK:  # what a client is made with counts more than the environment
+                config = config.merge(Config(use_dualstack_endpoint=False))
             self._clients[key] = self._session.client(
                 service,  # type: ignore[call-overload]  # the overloads want a literal
                 region_name=region,
                 endpoint_url=self._endpoint_url,
-                config=PATIENT if service == "lambda" else CONFIG,
+                config=config,
             )
         return self._clients[key]
+
+    def _sign_in(self) -> None:
+        """Have the profile's credentials now, from whatever gives them: a program, a file, a service.
+
+        botocore would do so in the middle of the first call, and let through whatever goes wrong there. None
+        at all are botocore's to report. Raises Unreachable.
+        """
+        try:
+            with warnings.catch_warnings():
+                # Without a terminal getpass warns, and then reads an MFA code from whatever standard input
+                # is.
+                warnings.simplefilter("error", GetPassWarning)
+                credentials = self._session.get_credentials()
+                if credentials:
+                    credentials.get_frozen_credentials()
+        except Exception as error:
+            raise not_signed_in(error, self._session.profile_name) from error
+        self._signed_in = True
 
     def pages(self, service: str, operation: str, items: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Yield the entries of all pages of a listing operation; `items` is the list's name in the answer."""
@@ -148,7 +188,7 @@ class Aws:
             name=f"{prefix}:{model.name}",
             permission=_permission(prefix, model),
             parameters=dict(params),
-            reads=model.name.startswith(READING),
+            reads=model.name.startswith(READING) or service.service_name in SIGNING_IN,
         )
         context["knock_call"] = call
         self.calls.last = call
@@ -175,7 +215,7 @@ class Aws:
         if call in self.calls.unanswered:
             self.calls.unanswered.remove(call)
         failed = http_response.status_code >= 300 or "FunctionError" in parsed
-        if call.reads or self.calls.dry_run or failed:
+        if call.reads or self.calls.dry_run or self.calls.uncounted or failed:
             return
         self.calls.done.append(call)
         if sys.stderr.isatty():

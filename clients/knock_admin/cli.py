@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from knock import __version__
 from knock.cli import speak_as_the_terminal_can
-from knock_admin import tags
+from knock_admin import key_commands, tags, target_commands
+from knock_admin.arguments import checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from knock_admin.aws import Aws, Calls
     from knock_admin.output import Result
@@ -33,26 +34,19 @@ AGAIN = {
 """What running the same command again does, where that is not to go on."""
 
 
-def _checked(read: Callable[[str], Any], show: Callable[[Any], str] | None = None) -> Callable[[str], str]:
-    """Make a type for argparse of a parser of ours: the text stays a text, and its error is shown."""
+OF_TWO_WORDS = ("trail copy",)
+"""Commands beside one whose name is their first word."""
 
-    def check(text: str) -> str:
-        try:
-            value = read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return show(value) if show else text
-
-    return check
+_SOURCE = checked(tags.canonical_source, str)
 
 
-_DURATION = _checked(tags.parse_duration, tags.show_duration)
-_NAME = _checked(tags.target_name)
-_WIDTHS = _checked(tags.parse_any_source, str)
-_PORTS = _checked(tags.parse_ports)
-_LIVE = _checked(tags.parse_max_live)
-_PRINCIPAL = _checked(tags.principal_name)
-_SOURCE = _checked(tags.canonical_source, str)
+class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # generic to type checkers alone
+    """Knows commands of two words, too."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if " ".join(values[:2]) in OF_TWO_WORDS:
+            values = [" ".join(values[:2]), *values[2:]]
+        super().__call__(parser, namespace, values, option_string)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -93,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"knock-admin {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="knock-admin")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="knock-admin", action=_Commands)
 
     def group(name: str, text: str, example: str) -> Any:
         made = commands.add_parser(
@@ -110,7 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
         under: Any, line: str, where: str, text: str, *examples: str, changing: bool = True
     ) -> argparse.ArgumentParser:
         """Make a command; `line` is its name and what it takes; argparse would show every option."""
-        name, _, takes = line.partition(" ")
+        name = next((name for name in OF_TWO_WORDS if line.startswith(f"{name} ")), line.partition(" ")[0])
+        takes = line[len(name) :].strip()
         made: argparse.ArgumentParser = under.add_parser(
             name,
             usage=f"%(prog)s {takes} [options]".replace("  ", " "),
@@ -124,150 +119,11 @@ def make_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=where)
         return made
 
-    def holders(to: argparse.ArgumentParser) -> None:
-        to.add_argument(
-            "--eip", nargs="+", default=[], metavar="ADDRESS", help="the interface behind an Elastic IP"
-        )
-        to.add_argument(
-            "--instance", nargs="+", default=[], metavar="ID", help="every interface of an instance"
-        )
-        to.add_argument("--interface", nargs="+", default=[], metavar="ID", help="one network interface")
-        to.add_argument(
-            "--load-balancer",
-            nargs="+",
-            default=[],
-            metavar="ARN",
-            help="an application or network load balancer",
-        )
-
     target = group("target", "pools of security groups that a knock opens", "knock-admin target ls")
-    add = command(
-        target,
-        "add NAME [--ports PORTS [PORTS ...]]",
-        "targets:add",
-        "make a target, complete it, or attach it to more",
-        "knock-admin target add bastion --ports 22/tcp --groups 2 --eip 198.51.100.10",
-        "knock-admin target add web --ports 80/tcp 443/tcp --load-balancer ARN --dry-run",
-    )
-    add.add_argument("name", type=_NAME, help="the target's name")
-    add.add_argument("--ports", nargs="+", type=_PORTS, metavar="PORTS", help="like 22/tcp or 8000-8010/udp")
-    add.add_argument("--groups", type=_count, metavar="N", help="how many groups its pool has (default: 1)")
-    add.add_argument("--vpc", metavar="ID", help="where, when it is not clear from what it is attached to")
-    holders(add)
-    show = command(
-        target,
-        "ls [NAME ...]",
-        "targets:show",
-        "list targets: rules used and free, and what they are attached to",
-        "knock-admin target ls bastion --json",
-        changing=False,
-    )
-    show.add_argument("name", nargs="*", help="only these")
-    grow = command(
-        target,
-        "grow NAME --groups N",
-        "targets:grow",
-        "give a target more groups, attached where the others are",
-        "knock-admin target grow bastion --groups 4",
-    )
-    grow.add_argument("name", type=_NAME, help="the target's name")
-    grow.add_argument(
-        "--groups", type=_count, metavar="N", required=True, help="how many groups it shall have"
-    )
-    grow.set_defaults(eip=[], instance=[], interface=[], load_balancer=[])
-    detach = command(
-        target,
-        "detach NAME",
-        "targets:detach",
-        "take a target's groups off interfaces and load balancers",
-        "knock-admin target detach bastion --instance i-0123456789abcdef0",
-    )
-    detach.add_argument("name", type=_NAME, help="the target's name")
-    detach.add_argument("--all", action="store_true", help="off everything")
-    holders(detach)
-    remove = command(
-        target,
-        "rm NAME",
-        "targets:remove",
-        "delete a target's groups, when they hold no rule and are attached to nothing",
-        "knock-admin target rm bastion",
-    )
-    remove.add_argument("name", type=_NAME, help="the target's name")
+    target_commands.register(commands, target, command)
 
     key = group("key", "API keys and their rights", "knock-admin key ls")
-
-    def rights(to: argparse.ArgumentParser, *, required: bool) -> None:
-        to.add_argument(
-            "--targets",
-            nargs="+",
-            required=required,
-            metavar="NAME",
-            help="what it may open; * for everything",
-        )
-        to.add_argument(
-            "--max", type=_DURATION, required=required, metavar="DURATION", help="for how long, like 8h"
-        )
-        to.add_argument(
-            "--max-live",
-            type=_LIVE,
-            metavar="N",
-            help="how many grants it may have at once (else the stack's MaxLive)",
-        )
-        to.add_argument("--operator", action="store_true", help="may see and revoke everyone's grants")
-        to.add_argument(
-            "--any-source",
-            type=_WIDTHS,
-            metavar="WIDTH",
-            help="may name another source, this wide at most, like /28",
-        )
-
-    add = command(
-        key,
-        "add NAME --targets NAME [NAME ...] --max DURATION",
-        "keys:add",
-        "make a key; its value is shown once",
-        "knock-admin key add alice --targets bastion web --max 8h",
-        "knock-admin key add ci --targets web --max 30m --any-source /28 --max-live 200",
-    )
-    add.add_argument("name", type=_PRINCIPAL, help="the principal's name, also on record")
-    rights(add, required=True)
-    show = command(
-        key,
-        "ls [NAME ...]",
-        "keys:show",
-        "list keys and their rights, never their values",
-        "knock-admin key ls",
-        changing=False,
-    )
-    show.add_argument("name", nargs="*", help="only these, by name or id")
-    change = command(
-        key, "set NAME", "keys:change", "change a key's rights", "knock-admin key set alice --max 4h"
-    )
-    change.add_argument("name", help="the key's name or id")
-    rights(change, required=False)
-    change.add_argument("--no-max-live", action="store_true", help="as many as the stack's MaxLive again")
-    change.add_argument("--no-operator", action="store_true", help="may no longer")
-    change.add_argument("--no-any-source", action="store_true", help="may no longer")
-    for name, where, text in (
-        ("disable", "keys:disable", "stop a key from knocking; its running grants keep their end"),
-        ("enable", "keys:enable", "let a disabled key knock again"),
-        ("rm", "keys:remove", "delete a key; its running grants keep their end"),
-    ):
-        one = command(key, f"{name} NAME", where, text, f"knock-admin key {name} alice")
-        one.add_argument("name", help="the key's name or id")
-    rotate = command(
-        key,
-        "rotate [NAME]",
-        "keys:rotate",
-        "replace a key; old and new are valid for a while",
-        "knock-admin key rotate alice --overlap 24h",
-        "knock-admin key rotate alice --finish",
-    )
-    rotate.add_argument("name", nargs="?", help="the key's name or id; with --finish, all when none is named")
-    rotate.add_argument(
-        "--overlap", type=_DURATION, default="1d", metavar="DURATION", help="how long (default: 24h)"
-    )
-    rotate.add_argument("--finish", action="store_true", help="delete the old key, when its time has come")
+    key_commands.register(key, command)
 
     def filters(to: argparse.ArgumentParser) -> None:
         to.add_argument("--principal", metavar="NAME", help="of one key, by name or id")
@@ -309,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
         "trail:show",
         "print what happened, oldest first: grants and refusals",
         "knock-admin trail --principal alice --since 7d",
+        "knock-admin trail --target web --open-between 2026-11-23T10:00:00Z 2026-11-23T11:00:00Z",
         "knock-admin trail --since 2026-11-01 --until 2026-12-01 --events --format csv > november.csv",
         changing=False,
     )
@@ -319,9 +176,49 @@ def make_parser() -> argparse.ArgumentParser:
         "--since", metavar="TIME", help="asked for at or after: 2026-11-23, 2026-11-23T21:17:19Z, 7d (ago)"
     )
     trail.add_argument("--until", metavar="TIME", help="asked for before")
-    trail.add_argument("--events", action="store_true", help="a line an event, not a line a grant")
+    when = trail.add_mutually_exclusive_group()
+    when.add_argument(
+        "--open-between",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="grants whose door was open in that time, however long before they were asked for",
+    )
+    when.add_argument("--open-at", metavar="TIME", help="grants whose door was open then")
+    trail.add_argument(
+        "--events", action="store_true", help="a line an event, in their order, not a line a grant"
+    )
     trail.add_argument(
         "--format", choices=["table", "jsonl", "csv"], default="table", help="(default: table)"
+    )
+    copy = command(
+        commands,
+        "trail copy --to STORE",
+        "trailcopy:copy",
+        "carry grants and refusals over from the store the stack had before",
+        "knock-admin trail copy --to dynamodb --dry-run",
+        "knock-admin trail copy --to dynamodb --from-trail knock-trail-1c2fa620 --from-region eu-west-1",
+    )
+    copy.add_argument(
+        "--to", choices=["dynamodb", "simpledb"], required=True, help="the store that the stack has now"
+    )
+    copy.add_argument(
+        "--from-trail", metavar="NAME", help="the other store's domain or table of grants (else found)"
+    )
+    copy.add_argument(
+        "--from-refusals", metavar="NAME", help="the other store's domain or table of refusals (else found)"
+    )
+    copy.add_argument("--from-region", metavar="REGION", help="where those are (else found)")
+    report = command(
+        commands,
+        "report --month MONTH",
+        "report:show",
+        "report a month: hours by person and target, refusals, forced and late closings",
+        "knock-admin report --month 2026-11 > november.md",
+        changing=False,
+    )
+    report.add_argument("--month", required=True, metavar="MONTH", help="like 2026-11, in UTC")
+    report.add_argument(
+        "--format", choices=["markdown", "csv", "json"], default="markdown", help="(default: markdown)"
     )
     show = command(
         commands,
@@ -359,12 +256,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 16:
-        raise argparse.ArgumentTypeError(f"a number from 1 to 16 was expected, not {text!r}")
-    return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     speak_as_the_terminal_can()
@@ -391,6 +282,7 @@ def _main(args: argparse.Namespace) -> int:
         return 2
 
     from knock_admin.errors import AdminError, translated
+    from knock_admin.output import visible_lines
 
     aws: Aws | None = None
     try:
@@ -404,7 +296,7 @@ def _main(args: argparse.Namespace) -> int:
         except (BotoCoreError, ClientError) as error:
             raise translated(error, aws.calls.last if aws else None) from error
     except AdminError as error:
-        print(f"knock-admin: {error}", file=sys.stderr)
+        print(f"knock-admin: {visible_lines(error)}", file=sys.stderr)
         _tell_done(aws.calls if aws else None, args)
         return error.exit_code
     except BrokenPipeError:
@@ -437,8 +329,6 @@ def _defaults(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             args.targets = tags.parse_targets(" ".join(args.targets))
         except ValueError as error:
             parser.error(f"argument --targets: {error}")
-    if args.run == "keys:rotate" and not args.name and not args.finish:
-        parser.error("which key? Name it")
 
 
 def _run(aws: Aws, args: argparse.Namespace) -> Result:
@@ -466,11 +356,13 @@ def _finish(result: Result, calls: Calls, args: argparse.Namespace) -> int:
     if args.json and result.data is not None:
         print(json.dumps(result.data, indent=2, default=str))
         return result.exit_code
+    from knock_admin.output import visible_lines
+
     for note in result.notes:
-        print(note, file=sys.stderr)
+        print(visible_lines(note), file=sys.stderr)
     sys.stderr.flush()
     for line in result.lines:
-        print(line)
+        print(visible_lines(line))
     return result.exit_code
 
 

@@ -23,32 +23,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from knock_admin import grants, keys, ledger, simpledb, tags, targets
+from knock_admin import grants, keys, ledger, stores, tags, targets
 from knock_admin.errors import AdminError, Unreachable, code_of, translated
 from knock_admin.output import Result, count, progress, table, warn
 from knock_admin.stack import MODULES
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from datetime import datetime
 
     from knock import Client
+    from knock_admin.attach import Holder
     from knock_admin.stack import Stack
 
 TEST_DURATION = 10
 """Seconds the test grant lasts."""
-TEST_PATIENCE = 120.0
-"""Seconds to wait for the temporary key and target: the functions keep rights for about a minute."""
+TEST_PATIENCE = 180.0
+"""Seconds to wait for the temporary key and target: a new key may take two minutes and a half, and the
+functions keep rights for one."""
 CLOSING_PATIENCE = 30.0
 """Seconds to wait for the rule to go after the grant's end."""
 PAUSE = 1.0
 """Seconds between two looks."""
-DOMAIN_LIMIT = 10 * 1024**3
 RULES_PER_INTERFACE = 1000
+ENDS_SOON = timedelta(days=7)
+"""How long before a key's end it is warned of."""
 
 
 MACHINES = (
@@ -76,9 +81,9 @@ def doctor(stack: Stack, args: Namespace) -> Result:
             (what, partial(_state_machine, stack, what, variable, otherwise))
             for what, variable, otherwise in MACHINES
         ),
-        ("trail", lambda: _domain(stack, "trail", simpledb.TRAIL)),
+        ("trail", lambda: _domain(stack, "trail", stores.TRAIL)),
         ("ledger", lambda: _ledger(stack)),
-        ("refusals", lambda: _domain(stack, "refusals", simpledb.REFUSALS)),
+        ("refusals", lambda: _domain(stack, "refusals", stores.REFUSALS)),
         ("targets", lambda: _targets(stack)),
         ("keys", lambda: _keys(stack, args)),
         ("usage plan", lambda: _usage_plan(stack)),
@@ -130,7 +135,7 @@ def _functions(stack: Stack) -> Iterator[Finding]:
         if state not in ("Active", "Inactive") or update not in ("Successful", "InProgress"):
             why = function.get("LastUpdateStatusReason") or function.get("StateReason") or "no reason given"
             yield Finding("fail", "functions", f"{name} is {state}, its last update {update}: {why}")
-    for variable in (*simpledb.DOMAINS, "TRAIL_REGION", "STATE_MACHINE_ARN", "CLOSINGS_ARN"):
+    for variable in (*stores.DOMAINS, "TRAIL_REGION", "STATE_MACHINE_ARN", "CLOSINGS_ARN"):
         seen = {
             value
             for function in stack.functions.values()
@@ -165,29 +170,16 @@ def _resources(definition: dict[str, Any]) -> set[str]:
 
 
 def _domain(stack: Stack, what: str, variable: str) -> Iterator[Finding]:
-    region, domain = stack.setting("TRAIL_REGION"), stack.setting(variable)
-    if region not in stack.aws.trail_regions:
-        yield Finding(
-            "fail", what, f"{region} has no SimpleDB; it is in {', '.join(stack.aws.trail_regions)}"
-        )
-        return
-    seen = simpledb.client(stack).domain_metadata(DomainName=domain)
-    size = sum(
-        seen[name] for name in ("ItemNamesSizeBytes", "AttributeNamesSizeBytes", "AttributeValuesSizeBytes")
-    )
-    yield Finding(
-        "warn" if size > DOMAIN_LIMIT * 8 // 10 else "ok",
-        what,
-        f"{domain} in {region}: {count(seen['ItemCount'], 'item')}, {size * 100 // DOMAIN_LIMIT} % of 10 GB",
-    )
+    yield from (Finding(level, what, detail) for level, detail in stores.of(stack, variable).health())
 
 
 def _ledger(stack: Stack) -> Iterator[Finding]:
-    """Look at the domain, and at every source's ledger: can it be read, and is there room in it?"""
-    yield from _domain(stack, "ledger", simpledb.LEDGER)
-    if stack.setting("TRAIL_REGION") not in stack.aws.trail_regions:
+    """Look at the domain or table, and at every source's ledger: can it be read, and is there room in it?"""
+    well = list(_domain(stack, "ledger", stores.LEDGER))
+    yield from well
+    if any(finding.level == "fail" for finding in well):
         return
-    for source, values in simpledb.select(stack, simpledb.LEDGER):
+    for source, values in stores.of(stack, stores.LEDGER).select():
         try:
             found = ledger.decode(source, values)
         except AdminError as error:
@@ -229,9 +221,7 @@ def _targets(stack: Stack) -> Iterator[Finding]:
         yield from _target(stack, name, pool, holders)
 
 
-def _target(
-    stack: Stack, name: str, pool: list[targets.Group], holders: list[targets.Holder]
-) -> Iterator[Finding]:
+def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Holder]) -> Iterator[Finding]:
     ids = {group.id for group in pool}
     if len({group.ports for group in pool}) > 1:
         yield Finding(
@@ -288,7 +278,39 @@ def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
             yield Finding(
                 "warn", "keys", f"{who} was to retire at {key.tags[tags.RETIRES_AT]} and still works"
             )
+        yield from _rights(stack, key, args.now)
+    opened = {word for key in found if _opens(key, args.now) for word in key.tags[tags.TARGETS].split()}
+    if found and not opened & {"*", tags.EVERY_TARGET} and (nobody := known - opened - {None}):
+        yield Finding("warn", "keys", f"nobody may open {', '.join(sorted(map(str, nobody)))}")
+    if disabled := [key.name for key in found if not key.enabled]:
+        yield Finding("ok", "keys", f"disabled: {', '.join(disabled)}")
     yield Finding("ok", "keys", f"{count(len(found), 'key')}, {sum(key.enabled for key in found)} enabled")
+
+
+def _opens(key: keys.Key, now: datetime) -> bool:
+    """Say whether a key opens anything: enabled, with rights that can be read, and not past its end."""
+    whole = not keys.faults_of(key) and {tags.TARGETS, tags.MAX_DURATION} <= key.tags.keys()
+    return key.enabled and whole and not (key.until and key.until <= now)
+
+
+def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
+    """Look at what a key may do: does it open anything, and for as long as somebody meant?"""
+    who = f"{key.name} ({key.id})"
+    if lacks := [tag for tag in (tags.TARGETS, tags.MAX_DURATION) if tag not in key.tags]:
+        yield Finding("warn", "keys", f"{who} opens nothing: it has no tag {' and no tag '.join(lacks)}")
+    else:
+        longest = tags.parse_duration(stack.setting("MAX_DURATION"))
+        if tags.parse_duration(key.tags[tags.MAX_DURATION]) > longest:
+            yield Finding(
+                "warn",
+                "keys",
+                f"{who} may have grants of {key.tags[tags.MAX_DURATION]}, and the stack allows "
+                f"{tags.show_duration(longest)} (MaxDuration)",
+            )
+    if key.until and key.until <= now:
+        yield Finding("warn", "keys", f"{who} opens nothing since {key.tags[tags.UNTIL]}, its end")
+    elif key.until and key.until <= now + ENDS_SOON:
+        yield Finding("warn", "keys", f"{who} ends soon: it is good until {key.tags[tags.UNTIL]}")
 
 
 def _usage_plan(stack: Stack) -> Iterator[Finding]:
@@ -390,12 +412,17 @@ class Scratch:
         """Make the group, tagged as one that is no target yet."""
         where = targets.vpc_of(stack.aws, vpc, [] if vpc else targets.all_groups(stack)[:1], [])
         ec2 = stack.aws.client("ec2")
-        unfinished = {"Key": tags.UNFINISHED, "Value": f"{stack.name}/{name}"}
+        marks = {tags.MADE_BY: tags.KNOCK_ADMIN, tags.UNFINISHED: f"{stack.name}/{name}"}
         made = ec2.create_security_group(
             GroupName=f"{stack.name}-{name}",
             Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
             VpcId=where["VpcId"],
-            TagSpecifications=[{"ResourceType": "security-group", "Tags": [unfinished]}],
+            TagSpecifications=[
+                {
+                    "ResourceType": "security-group",
+                    "Tags": [{"Key": key, "Value": value} for key, value in marks.items()],
+                }
+            ],
         )
         return cls(stack, name, str(made["GroupId"]))
 

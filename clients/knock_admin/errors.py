@@ -13,6 +13,7 @@ Gateway's permissions are HTTP methods on paths).
 from __future__ import annotations
 
 from contextlib import contextmanager
+from getpass import GetPassWarning
 from typing import TYPE_CHECKING
 
 from botocore import exceptions as boto
@@ -102,10 +103,43 @@ def translated(error: boto.BotoCoreError | boto.ClientError, call: Call | None) 
         return UsageError(f"{error}. See `aws configure list-profiles`.")
     if isinstance(error, boto.NoRegionError):
         return UsageError("No region: give --region, or set AWS_REGION.")
+    if isinstance(error, boto.SSOError | boto.TokenRetrievalError):
+        return not_signed_in(error, None)
     if isinstance(
         error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
     ):
-        return Unreachable(f"No usable AWS credentials: {error}. Sign in, or name a profile with --profile.")
+        return Unreachable(
+            f"No usable AWS credentials: {str(error).rstrip('.')}. Sign in, or name a profile with --profile."
+        )
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return Unreachable(f"{where}cannot reach AWS: {error}")
     return AdminError(f"{where}{error}")
+
+
+def not_signed_in(error: Exception, profile: str | None) -> Unreachable:
+    """Say why there are no credentials, in one line, whatever a configured program, file or service did."""
+    of, login = (f" of the profile {profile}", f" --profile {profile}") if profile else ("", "")
+    if isinstance(error, boto.SSOError | boto.TokenRetrievalError):
+        why = f"{str(error).rstrip('.')}. Sign in with `aws sso login{login}`, then repeat the command."
+    elif isinstance(error, GetPassWarning | EOFError):
+        why = (
+            f"the role{of} asks for an MFA code, and there is no terminal to type it at. Run it from a "
+            "terminal, or with credentials that have passed MFA (`aws sts get-session-token`)."
+        )
+    elif isinstance(error, FileNotFoundError):
+        why = (
+            f"there is no {error.filename}, which the configuration names (credential_process or a web "
+            "identity token file). Mend it, or name another profile with --profile."
+        )
+    elif isinstance(error, boto.ClientError):
+        said = error.response.get("Error", {}).get("Message", "") or code_of(error)
+        why = f"{error.operation_name} answered {code_of(error)}: {said}. Sign in again, or name another "
+        "profile."
+    elif isinstance(error, boto.BotoCoreError):
+        why = f"{str(error).rstrip('.')}. Sign in, or name a profile with --profile."
+    else:  # not its text: a program that is to give credentials may have given some
+        why = (
+            f"what the configuration{of} names gave no credentials ({type(error).__name__}). Try it by "
+            f"hand: `aws sts get-caller-identity{login}`."
+        )
+    return Unreachable(" ".join(f"No usable AWS credentials: {why}".split()))

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from knock_admin import tags, trail
 from knock_admin.errors import AdminError, FunctionFailed, UsageError, translated
 from knock_admin.output import Result, note, progress, table, visible
-from knock_admin.simpledb import quote
+from knock_admin.stores import equal
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -35,13 +35,13 @@ PAUSE = 0.3
 
 def show(stack: Stack, args: Namespace) -> Result:
     """List grants, newest first: the live ones, or those that ended in a certain way."""
-    where = trail.conditions(args)
+    filters = trail.chosen(args)
+    where = list(filters.values())
     if args.status == "live":
         where += trail.live(args.now)
     elif args.status != "all":
-        where.append(f"`state` = {quote(args.status)}")
-    # What a Select sorts by must be in a condition.
-    entries = trail.grants(stack, [*where, "`order` is not null"], "`order` desc")
+        where.append(equal("state", args.status))
+    entries = trail.some(stack, trail.grants(stack, where, "descending"), filters)
     if args.json:
         return Result({"grants": [entry.as_json(args.now) for entry in entries]}, [])
     header = ("ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "LEFT", "EXPIRES AT", "REASON")
@@ -153,8 +153,9 @@ def revoke(stack: Stack, args: Namespace) -> Result:
         )
     ids: list[str] = list(args.id)
     if not ids:
-        where = [*trail.conditions(args), *trail.live(args.now)]
-        entries = list(trail.grants(stack, where, "`expires_at` asc"))
+        filters = trail.chosen(args)
+        found = trail.grants(stack, [*filters.values(), *trail.live(args.now)], None)
+        entries = sorted(trail.some(stack, found, filters), key=lambda entry: entry.one("expires_at"))
         ids = [entry.id for entry in entries]
         if ids and not (args.yes or stack.aws.calls.dry_run):
             for line in table(

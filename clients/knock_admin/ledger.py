@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import simpledb, tags
+from knock_admin import stores, tags
 from knock_admin.errors import AdminError
 from knock_admin.output import Result, table
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from knock_admin.simpledb import Values
     from knock_admin.stack import Stack
+    from knock_admin.stores import Values
 
 # The bounds of a source: a knock beyond them is refused (SourceFull).
 MOST_CLAIMS = 64
@@ -30,7 +30,7 @@ MOST_RULES = 128
 def show(stack: Stack, args: Namespace) -> Result:
     """Show the ledger of one source: claims, rules, and ids lately revoked."""
     source: str = args.source
-    ledger = decode(source, simpledb.get(stack, simpledb.LEDGER, source))
+    ledger = decode(source, stores.of(stack, stores.LEDGER).get(source))
     claims, rules = len(ledger["claims"]), len(ledger["rules"])
     lines = [f"{source}: {claims} of {MOST_CLAIMS} claims, {rules} of {MOST_RULES} rules"]
     for header, rows in _tables(ledger, args.now):

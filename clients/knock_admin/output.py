@@ -3,8 +3,9 @@ error.
 
 Much of it was written by others: the name of a key, the reason of a grant. Such text is data. Control and
 format characters are shown as escapes, so that no reason can move the cursor, colour a line or turn its
-direction, and a CSV cell that a spreadsheet would take for a formula is quoted
-(https://owasp.org/www-community/attacks/CSV_Injection).
+direction, and what a spreadsheet would take for a formula in a CSV file has a quote before it
+(https://owasp.org/www-community/attacks/CSV_Injection). Which separator a spreadsheet splits at depends on
+its language and on what its user chooses, so that holds after each of them, within a cell too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import unicodedata
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # The wide forms of = + - @ count too: spreadsheets for East Asian scripts take them for the same.
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+# A cell may begin after any of , ; | and white space, and with quotes that a spreadsheet takes away.
+_FORMULA = re.compile("(^|[,;|\\s])([\"'\\s]*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 # Rows that are looked at to choose a table's widths; those after them stream.
 _SAMPLE = 100
 
@@ -43,18 +46,25 @@ class Result:
 
 def visible(value: object) -> str:
     """Write a value so that a terminal only shows it: what steers a terminal, as escapes."""
+    text = str(value)
+    if text.isprintable():
+        return text
     return "".join(
         char
         if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
         else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in str(value)
+        for char in text
     )
+
+
+def visible_lines(value: object) -> str:
+    """Write several lines so that a terminal only shows them."""
+    return "\n".join(map(visible, str(value).split("\n")))
 
 
 def cell(value: object) -> str:
     """Write a value for a CSV file that a spreadsheet may open."""
-    text = visible(value)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+    return _FORMULA.sub(r"\1'\2", visible(value))
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Iterator[str]:
@@ -89,15 +99,15 @@ def count(number: int, what: str) -> str:
 
 def warn(text: str) -> None:
     """Say something that does not stop the command."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {visible_lines(text)}", file=sys.stderr)
 
 
 def note(text: str) -> None:
     """Say what a reader should know beside the data."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {visible_lines(text)}", file=sys.stderr)
 
 
 def progress(text: str) -> None:
     """Say how far long work has come, when somebody is watching."""
     if sys.stderr.isatty():
-        print(text, file=sys.stderr)
+        print(visible_lines(text), file=sys.stderr)

@@ -1,24 +1,108 @@
-"""Reads a stack's three domains: the trail, the ledger and the refusals.
-
-Reads are consistent and nothing is kept: a domain of any size streams in the memory of one page. Every value
-that comes from the command line is quoted, so none can be read as a part of the query.
-"""
+"""SimpleDB as a store of records: one domain. Reads are consistent, and each is one call a page."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
+
+from knock_admin.errors import AdminError, code_of
+from knock_admin.output import count
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from knock_admin.stack import Stack
+    from knock_admin.aws import Aws
+    from knock_admin.stores import AnyOf, Order, Values, Where
 
-    Values = Mapping[str, tuple[str, ...]]
+PAGE = 2500  # the most that SimpleDB gives, within 1 MB
+LARGEST = 10 * 1024**3
 
-# The variables of the functions' environment that name the domains.
-TRAIL, LEDGER, REFUSALS = DOMAINS = ("TRAIL_DOMAIN", "LEDGER_DOMAIN", "REFUSALS_DOMAIN")
 
-_PAGE = 2500  # the most that SimpleDB gives, within 1 MB
+class SimpleDb:
+    """The domain `name` in a region."""
+
+    def __init__(self, aws: Aws, region: str, name: str) -> None:
+        self._aws, self._region, self._name = aws, region, name
+
+    @property
+    def where(self) -> str:
+        return f"the domain {self._name} in {self._region}"
+
+    def get(self, name: str) -> Values:
+        with self._explained():
+            answer = self._client.get_attributes(DomainName=self._name, ItemName=name, ConsistentRead=True)
+        return _values(answer.get("Attributes", []))
+
+    def select(self, where: Sequence[AnyOf] = (), order: Order | None = None) -> Iterator[tuple[str, Values]]:
+        conditions = [" or ".join(map(_condition, either)) for either in where]
+        # What a Select sorts by must be in a condition.
+        conditions += ["`order` is not null"] if order else []
+        domain = self._name.replace("`", "``")
+        expression = f"select * from `{domain}`"  # noqa: S608 - every value in it went through `quote`
+        expression += f" where {' and '.join(f'({one})' for one in conditions)}" if conditions else ""
+        expression += f" order by `order` {'asc' if order == 'ascending' else 'desc'}" if order else ""
+        token: dict[str, str] = {}
+        while True:
+            with self._explained():
+                answer = self._client.select(
+                    SelectExpression=f"{expression} limit {PAGE}", ConsistentRead=True, **token
+                )
+            for item in answer.get("Items", []):
+                yield item["Name"], _values(item["Attributes"])
+            if not answer.get("NextToken"):
+                return
+            token = {"NextToken": answer["NextToken"]}
+
+    def add(self, name: str, values: Values) -> bool:
+        attributes = [
+            {"Name": attribute, "Value": text, "Replace": False}
+            for attribute, texts in values.items()
+            for text in texts
+        ]
+        with self._explained():
+            try:
+                self._client.put_attributes(
+                    DomainName=self._name,
+                    ItemName=name,
+                    Attributes=attributes,
+                    Expected={"Name": "kind", "Exists": False},
+                )
+            except ClientError as error:
+                if code_of(error) != "ConditionalCheckFailed":
+                    raise
+                return False
+        return True
+
+    def health(self) -> Iterator[tuple[str, str]]:
+        regions = self._aws.trail_regions
+        if self._region not in regions:
+            yield "fail", f"{self._region} has no SimpleDB; it is in {', '.join(regions)}"
+            return
+        with self._explained():
+            seen = self._client.domain_metadata(DomainName=self._name)
+        sizes = ("ItemNamesSizeBytes", "AttributeNamesSizeBytes", "AttributeValuesSizeBytes")
+        size = sum(seen[name] for name in sizes)
+        held = f"{count(seen['ItemCount'], 'item')}, {size * 100 // LARGEST} % of 10 GB"
+        yield "warn" if size > LARGEST * 8 // 10 else "ok", f"{self._name} in {self._region}: {held}"
+
+    @property
+    def _client(self) -> Any:
+        return self._aws.client("sdb", self._region)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what is not there. Raises AdminError for that."""
+        try:
+            yield
+        except ClientError as error:
+            if code_of(error) != "NoSuchDomain":
+                raise
+            raise AdminError(
+                f"There is no SimpleDB domain {self._name} in {self._region}. It was deleted, or the name is "
+                "wrong: compare the stack's outputs."
+            ) from error
 
 
 def quote(value: str) -> str:
@@ -29,37 +113,20 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def client(stack: Stack) -> Any:
-    """Give the client of the region that the domains are in."""
-    return stack.aws.client("sdb", stack.setting("TRAIL_REGION"))
-
-
-def get(stack: Stack, domain: str, name: str) -> Values:
-    """Read one item of a domain; empty where there is none."""
-    answer = client(stack).get_attributes(
-        DomainName=stack.setting(domain), ItemName=name, ConsistentRead=True
-    )
-    return _values(answer.get("Attributes", []))
-
-
-def select(
-    stack: Stack, domain: str, where: Sequence[str] = (), order: str = ""
-) -> Iterator[tuple[str, Values]]:
-    """Yield the items that meet all conditions, in this order. One call a page."""
-    name = stack.setting(domain).replace("`", "``")
-    expression = f"select * from `{name}`"  # noqa: S608 - every value in it went through `quote`
-    expression += f" where {' and '.join(where)}" if where else ""
-    expression += f" order by {order}" if order else ""
+def domains(aws: Aws, region: str) -> Iterator[str]:
+    """Yield the names of a region's domains."""
     token: dict[str, str] = {}
     while True:
-        answer = client(stack).select(
-            SelectExpression=f"{expression} limit {_PAGE}", ConsistentRead=True, **token
-        )
-        for item in answer.get("Items", []):
-            yield item["Name"], _values(item["Attributes"])
+        answer = aws.client("sdb", region).list_domains(**token)
+        yield from answer.get("DomainNames", [])
         if not answer.get("NextToken"):
             return
         token = {"NextToken": answer["NextToken"]}
+
+
+def _condition(where: Where) -> str:
+    attribute = where.attribute.replace("`", "``")
+    return f"`{attribute}` {where.is_} {quote(where.text)}"
 
 
 def _values(pairs: list[dict[str, str]]) -> Values:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from knock_admin.errors import AdminError, UsageError
+from knock_admin.output import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,21 @@ class Stack:
                 return str(value)
         raise AdminError(f"No function of the stack {self.name} has {variable} in its environment.")
 
+    @property
+    def store(self) -> str:
+        """Say what keeps trail and ledger: `simpledb` or `dynamodb`."""
+        seen = {
+            str(store)
+            for function in self.functions.values()
+            if (store := function["Environment"]["Variables"].get("TRAIL_STORE"))
+        }
+        if len(seen) > 1 or seen - {"simpledb", "dynamodb"}:
+            raise AdminError(
+                f"The functions of the stack {self.name} name as TRAIL_STORE: {', '.join(sorted(seen))}. "
+                "One of simpledb and dynamodb was expected; an update that goes on may be why."
+            )
+        return seen.pop() if seen else "simpledb"  # there was no other when the stack was deployed
+
     def function(self, module: str) -> str:
         """Give the name of the function that runs a module of Knock's."""
         if module not in self.functions:
@@ -60,7 +76,8 @@ class Stack:
         found = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
         if len(found) == 1:
             return found[0]
-        known = ", ".join(sorted(f"{plan['name']} ({plan['id']})" for plan in found or plans)) or "none"
+        named = (visible(f"{plan['name']} ({plan['id']})") for plan in found or plans)
+        known = ", ".join(sorted(named)) or "none"
         raise AdminError(
             f"Which usage plan do the keys of the stack {self.name} belong to? There are: {known}. "
             "Name one with --usage-plan or KNOCK_USAGE_PLAN."

@@ -18,18 +18,32 @@ if TYPE_CHECKING:
 STACK = "knock:stack"
 TARGET = "knock:target"
 PORTS = "knock:ports"
+FAMILIES = "knock:families"
 UNFINISHED = "knock:unfinished"
+LEAVING = "knock:leaving"
+MADE_BY = "knock:made-by"
 TARGETS = "knock:targets"
 MAX_DURATION = "knock:max-duration"
 ANY_SOURCE = "knock:any-source"
 OPERATOR = "knock:operator"
 MAX_LIVE = "knock:max-live"
 NAME = "knock:name"
+UNTIL = "knock:until"
 RETIRES_AT = "knock:retires-at"
 
 # API Gateway allows letters, digits, spaces and + - = . _ : / @ in a tag, and so no `*`.
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-tagging-supported-resources.html
 EVERY_TARGET = "@all"
+
+KNOCK_ADMIN = "knock-admin"
+"""What `knock:made-by` says on a group that this program made, and may delete."""
+
+LONGEST = 256
+"""The most characters that a tag's value has, of an API key as of a security group.
+
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
+https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-tagging.html
+"""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?/(tcp|udp)", re.ASCII)
@@ -43,8 +57,8 @@ def target_name(text: str) -> str:
     """Check a target's name. Raises ValueError."""
     if not _NAME.fullmatch(text):
         raise ValueError(
-            f"a target's name is 63 letters, digits, dots, dashes and underscores at most, and starts with a "
-            f"letter or a digit, not {text!r}"
+            "a target's name is 63 letters, digits, dots, dashes and underscores at most, and starts with "
+            f"a letter or a digit, not {text!r}"
         )
     return text
 
@@ -77,7 +91,22 @@ def parse_ports(text: str) -> tuple[Ports, ...]:
     ports = tuple(sorted({Ports.parse(word) for word in text.split()}))
     if not ports:
         raise ValueError("no ports; they are written like 22/tcp")
+    length = len(" ".join(map(str, ports)))
+    if length > LONGEST:
+        raise ValueError(
+            f"these ports take {length} characters, and a tag holds {LONGEST}: name ranges, like "
+            "8000-8010/tcp, or make two targets"
+        )
     return ports
+
+
+def parse_families(text: str) -> tuple[str, ...]:
+    """Read the tag `knock:families`: `ipv4`, `ipv6` or both; nothing where that is not known. Raises
+    ValueError."""
+    families = set(text.split())
+    if not families <= {"ipv4", "ipv6"}:
+        raise ValueError(f"address families are ipv4, ipv6 or both, not {text!r}")
+    return tuple(sorted(families))
 
 
 def parse_targets(text: str) -> str:
@@ -90,7 +119,13 @@ def parse_targets(text: str) -> str:
         return EVERY_TARGET
     if not names or {"*", EVERY_TARGET} & set(names):
         raise ValueError(f"name one target or more, or * ({EVERY_TARGET}) alone for all")
-    return " ".join(target_name(name) for name in names)
+    value = " ".join(target_name(name) for name in names)
+    if len(value) > LONGEST:
+        raise ValueError(
+            f"these {len(names)} targets take {len(value)} characters, and a tag holds {LONGEST}: name "
+            f"fewer, or * ({EVERY_TARGET}) for every target"
+        )
+    return value
 
 
 def parse_duration(text: str) -> timedelta:
@@ -140,6 +175,24 @@ def parse_max_live(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII):
         raise ValueError(f"a number from 1 to 9999 was expected, not {text!r}")
     return int(text)
+
+
+def parse_until(text: str) -> datetime:
+    """Read until when a key is good: `2027-01-15` is to the end of that day in UTC; or a time with a Z.
+
+    Raises ValueError.
+    """
+    try:
+        if re.fullmatch(r"2\d{3}-\d\d-\d\d", text, re.ASCII):
+            day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
+            return day + timedelta(days=1)
+        if text.startswith("2"):
+            return parse_time(text)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(
+        f"a date like 2027-01-15, or a time like 2027-01-15T17:00:00Z, was expected, not {text!r}"
+    )
 
 
 def principal_name(text: str) -> str:

@@ -14,29 +14,32 @@ a group is refused before the first change.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from knock_admin import tags
+from knock_admin import attach, inside, tags
 from knock_admin.errors import AdminError, UsageError, already_done
-from knock_admin.output import Result, count, progress, table, warn
+from knock_admin.output import Result, count, table, warn
 from knock_admin.tags import Ports
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
+    from knock_admin.attach import Attached, Holder
     from knock_admin.aws import Aws
     from knock_admin.stack import Stack
+
+    Places = Mapping[str, Sequence[str]]
+    """What a command line names to attach to or detach from, by the option's name (`attach.OPTIONS`)."""
 
 # https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups
 GROUPS_PER_INTERFACE = ("L-2AFB9258", 5)
 RULES_PER_GROUP = ("L-0EA8095F", 60)
 WORLD = ("0.0.0.0/0", "::/0")
-FILTER_VALUES = 200
-"""The most values a filter of EC2's takes."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +59,18 @@ class Group:
         except ValueError as error:
             raise AdminError(f"The tag {tags.PORTS} of {self.id} cannot be read: {error}") from error
 
+    @property
+    def families(self) -> frozenset[str]:
+        """Read the address families; empty where they are not known, or cannot be read."""
+        try:
+            return frozenset(tags.parse_families(self.tags.get(tags.FAMILIES, "")))
+        except ValueError:
+            return frozenset()
 
-@dataclass(frozen=True)
-class Holder:
-    """Something that security groups are attached to: a network interface or a load balancer."""
-
-    id: str
-    kind: str
-    vpc: str
-    groups: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.id}"
-
-    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
-        """Replace the groups by these, in one call.
-
-        AWS has no call that adds or takes one group, so a change that somebody else makes between our reading
-        and this call is lost.
-        """
-        if self.kind == "interface":
-            aws.client("ec2").modify_network_interface_attribute(
-                NetworkInterfaceId=self.id, Groups=list(groups)
-            )
-        else:
-            aws.client("elbv2").set_security_groups(LoadBalancerArn=self.id, SecurityGroups=list(groups))
+    @property
+    def ours(self) -> bool:
+        """Say whether knock-admin made it, so that it may delete it."""
+        return self.tags.get(tags.MADE_BY) == tags.KNOCK_ADMIN
 
 
 # ---------------------------------------------------------------------------- gather
@@ -97,138 +87,75 @@ def quota(aws: Aws, which: tuple[str, int]) -> int:
     return int(answer["Quota"]["Value"])
 
 
-def _groups(aws: Aws, **filters: str) -> list[Group]:
+def groups_where(aws: Aws, **filters: str) -> list[Group]:
+    """List the groups that pass all filters of EC2's, by id."""
     found = aws.pages(
         "ec2",
         "describe_security_groups",
         "SecurityGroups",
         Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
     )
-    return sorted(
-        (
-            Group(each["GroupId"], each["GroupName"], each["VpcId"], tags.of(each.get("Tags", [])))
-            for each in found
-        ),
-        key=lambda group: group.id,
-    )
+    return sorted(map(read_group, found), key=lambda group: group.id)
+
+
+def read_group(each: Mapping[str, Any]) -> Group:
+    """Read a group as EC2 describes it."""
+    return Group(each["GroupId"], each["GroupName"], each["VpcId"], tags.of(each.get("Tags", [])))
 
 
 def pool_of(stack: Stack, name: str) -> list[Group]:
     """List the finished groups of a target, in the order in which they are filled."""
-    return _groups(stack.aws, **{f"tag:{tags.STACK}": stack.name, f"tag:{tags.TARGET}": name})
+    return groups_where(stack.aws, **{f"tag:{tags.STACK}": stack.name, f"tag:{tags.TARGET}": name})
 
 
 def all_groups(stack: Stack) -> list[Group]:
     """List every group tagged for the stack, well-formed or not."""
-    return _groups(stack.aws, **{f"tag:{tags.STACK}": stack.name})
+    return groups_where(stack.aws, **{f"tag:{tags.STACK}": stack.name})
 
 
 def _unfinished(stack: Stack, name: str) -> list[Group]:
-    return _groups(stack.aws, **{f"tag:{tags.UNFINISHED}": f"{stack.name}/{name}"})
+    return groups_where(stack.aws, **{f"tag:{tags.UNFINISHED}": f"{stack.name}/{name}"})
 
 
-def _existing(stack: Stack, name: str) -> list[Group]:
+def existing(stack: Stack, name: str) -> list[Group]:
+    """List the groups of a target. Raises AdminError when there is none."""
     pool = pool_of(stack, name)
     if not pool:
-        raise _no_target(stack, name)
+        raise no_target(stack, name)
     return pool
 
 
-def _no_target(stack: Stack, name: str) -> AdminError:
+def no_target(stack: Stack, name: str) -> AdminError:
+    """Make the error for a target that is not there."""
     return AdminError(f"The stack {stack.name} has no target {name}; see `knock-admin target ls`.")
 
 
-def _interface(each: dict[str, Any]) -> Holder:
-    if each.get("RequesterManaged"):
+def ports_of(name: str, pool: Sequence[Group], asked: Sequence[Ports] | None) -> tuple[Ports, ...]:
+    """Give the ports of a target that there is, or of one to be made. Raises AdminError where they differ."""
+    known = {group.ports for group in pool}
+    if len(known) > 1:
         raise AdminError(
-            f"{each['NetworkInterfaceId']} is managed by an AWS service ({each.get('Description')}): its "
-            "groups are set there. A load balancer is named with --load-balancer."
+            f"The groups of the target {name} differ in {tags.PORTS}: make them equal with `knock-admin "
+            f"target set {name} --ports …`."
         )
-    return Holder(
-        each["NetworkInterfaceId"],
-        "interface",
-        each["VpcId"],
-        tuple(group["GroupId"] for group in each["Groups"]),
-    )
-
-
-def _load_balancer(each: dict[str, Any]) -> Holder:
-    groups = tuple(each.get("SecurityGroups", []))
-    if each["Type"] not in ("application", "network"):
+    if not known and not asked:
+        raise UsageError(f"There is no target {name} yet: name its ports, like --ports 22/tcp.")
+    if known and asked and known != {tuple(asked)}:
         raise AdminError(
-            f"{each['LoadBalancerArn']} is a {each['Type']} load balancer, and those have no groups."
+            f"The target {name} has the ports {show_ports(known.pop())}, not {show_ports(asked)}. Change "
+            f"them with `knock-admin target set {name} --ports {show_ports(asked)}`."
         )
-    if each["Type"] == "network" and not groups:
-        raise AdminError(
-            f"{each['LoadBalancerArn']} is a network load balancer that was made without security groups, "
-            "and AWS lets none be added later. Make one with a group, or attach what is behind it."
-        )
-    return Holder(each["LoadBalancerArn"], "load balancer", each["VpcId"], groups)
-
-
-def _asked_holders(aws: Aws, args: Namespace) -> list[Holder]:
-    """Find the interfaces and load balancers that the command line names. Raises AdminError."""
-    ec2 = aws.client("ec2")
-    ids: list[str] = list(args.interface)
-    for eip in args.eip:
-        key = "AllocationIds" if eip.startswith("eipalloc-") else "PublicIps"
-        address = ec2.describe_addresses(**{key: [eip]})["Addresses"][0]
-        if not address.get("NetworkInterfaceId"):
-            raise AdminError(
-                f"The Elastic IP {eip} is associated with nothing, so there is nothing to attach to."
-            )
-        ids.append(address["NetworkInterfaceId"])
-    if args.instance:
-        for reservation in aws.pages("ec2", "describe_instances", "Reservations", InstanceIds=args.instance):
-            for instance in reservation["Instances"]:
-                found = [interface["NetworkInterfaceId"] for interface in instance["NetworkInterfaces"]]
-                if not found:
-                    raise AdminError(f"The instance {instance['InstanceId']} has no network interface.")
-                ids += found
-    holders = []
-    if ids:
-        interfaces = aws.pages(
-            "ec2",
-            "describe_network_interfaces",
-            "NetworkInterfaces",
-            NetworkInterfaceIds=list(dict.fromkeys(ids)),
-        )
-        holders += [_interface(each) for each in interfaces]
-    if args.load_balancer:
-        balancers = aws.pages(
-            "elbv2",
-            "describe_load_balancers",
-            "LoadBalancers",
-            LoadBalancerArns=list(dict.fromkeys(args.load_balancer)),
-        )
-        holders += [_load_balancer(each) for each in balancers]
-    return holders
-
-
-def _of_groups(aws: Aws, operation: str, items: str, groups: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield what a describe operation of EC2's finds for any of the groups."""
-    ids = sorted(set(groups))
-    for start in range(0, len(ids), FILTER_VALUES):
-        values = ids[start : start + FILTER_VALUES]
-        yield from aws.pages("ec2", operation, items, Filters=[{"Name": "group-id", "Values": values}])
+    return known.pop() if known else tuple(asked or ())
 
 
 def holders_of(aws: Aws, groups: Iterable[str]) -> list[Holder]:
     """List what any of the groups is attached to. A load balancer is listed itself, not its interfaces."""
-    wanted = set(groups)
-    if not wanted:
-        return []
-    found = _of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
-    interfaces = {each["NetworkInterfaceId"]: each for each in found if not each.get("RequesterManaged")}
-    balancers = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers")
-    return [_interface(each) for each in interfaces.values()] + [
-        _load_balancer(each) for each in balancers if wanted & set(each.get("SecurityGroups", []))
-    ]
+    return list(attach.attached(aws, groups).holders)
 
 
 def rules_of(aws: Aws, groups: Iterable[str]) -> list[dict[str, Any]]:
     """List the ingress rules of groups, as EC2 shows them."""
-    found = _of_groups(aws, "describe_security_group_rules", "SecurityGroupRules", groups)
+    found = attach.of_groups(aws, "describe_security_group_rules", "SecurityGroupRules", groups)
     return [rule for rule in found if not rule["IsEgress"]]
 
 
@@ -270,8 +197,8 @@ def _rule_ports(rule: dict[str, Any]) -> str:
     return f"{first if first == last else f'{first}-{last}'}/{rule['IpProtocol']}"
 
 
-def _beside_the_world(
-    aws: Aws, name: str, ports: Sequence[Ports], pool: set[str], holders: list[Holder]
+def beside_the_world(
+    aws: Aws, name: str, ports: Sequence[Ports], pool: set[str], holders: Iterable[Holder]
 ) -> list[str]:
     """Say, a line each, which rules of other groups there make a target pointless."""
     others = {group for holder in holders for group in holder.groups} - pool
@@ -282,62 +209,53 @@ def _beside_the_world(
 # ---------------------------------------------------------------------------- decide and apply
 
 
-def add(stack: Stack, args: Namespace) -> Result:
+def add(
+    stack: Stack,
+    name: str,
+    *,
+    ports: Sequence[Ports] | None,
+    groups: int | None,
+    vpc: str | None,
+    places: Places,
+) -> Result:
     """Make a target, complete one that is unfinished, or attach one to more. Twice changes nothing more."""
-    pool, unfinished = pool_of(stack, args.name), _unfinished(stack, args.name)
-    known = {group.ports for group in pool}
-    asked = tags.parse_ports(" ".join(args.ports)) if args.ports else None
-    if len(known) > 1:
-        raise AdminError(
-            f"The groups of the target {args.name} differ in {tags.PORTS}; make them equal first."
-        )
-    if not known and asked is None:
-        raise UsageError(f"There is no target {args.name} yet: name its ports, like --ports 22/tcp.")
-    if known and asked and known != {asked}:
-        raise AdminError(
-            f"The target {args.name} has the ports {_show(known.pop())}, not {_show(asked)}. To change them, "
-            f"change the tag {tags.PORTS} of all its groups: {', '.join(group.id for group in pool)}."
-        )
-    ports = known.pop() if known else asked or ()
-    return _complete(stack, args, ports, pool, unfinished, args.groups or max(1, len(pool)), args.vpc)
+    pool, unfinished = pool_of(stack, name), _unfinished(stack, name)
+    ports = ports_of(name, pool, ports)
+    return _complete(stack, name, ports, pool, unfinished, groups or max(1, len(pool)), vpc, places)
 
 
-def grow(stack: Stack, args: Namespace) -> Result:
+def grow(stack: Stack, name: str, groups: int) -> Result:
     """Give a target more groups, attached to all that the others are attached to."""
-    pool = _existing(stack, args.name)
-    return _complete(stack, args, pool[0].ports, pool, _unfinished(stack, args.name), args.groups, None)
+    pool = existing(stack, name)
+    return _complete(
+        stack, name, ports_of(name, pool, None), pool, _unfinished(stack, name), groups, None, {}
+    )
 
 
 def _complete(
     stack: Stack,
-    args: Namespace,
+    name: str,
     ports: tuple[Ports, ...],
     pool: list[Group],
     unfinished: list[Group],
     wanted: int,
     asked_vpc: str | None,
+    places: Places,
 ) -> Result:
-    aws, name = stack.aws, args.name
+    aws = stack.aws
     have = {group.id: group for group in [*pool, *unfinished]}
-    holders = {holder.id: holder for holder in [*_asked_holders(aws, args), *holders_of(aws, have)]}
+    there = attach.attached(aws, have)
+    holders = {(holder.kind, holder.id): holder for holder in [*there.holders, *attach.named(aws, places)]}
     vpc = vpc_of(aws, asked_vpc, have.values(), holders.values())
     missing = max(0, wanted - len(have))
-    limit = quota(aws, GROUPS_PER_INTERFACE)
-    total = len(have) + missing
-    too_many = [
-        f"{holder} would have {len(others) + total}: {', '.join(sorted(others))} and the target's {total}"
-        for holder in holders.values()
-        if len(others := set(holder.groups) - have.keys()) + total > limit
-    ]
-    if too_many:
+    _refuse_more_than_fit(aws, holders.values(), have.keys(), missing)
+    if missing and there.others:
         raise AdminError(
-            f"An interface may have {limit} security groups here, and "
-            + "; ".join(too_many)
-            + ". Ask for fewer "
-            "groups, detach others, or have the quota raised (Service Quotas, vpc, L-2AFB9258)."
+            f"The target {name} is attached to {', '.join(there.others)}, where this program cannot attach "
+            f"a new group: make one, attach it there, and take it in with `knock-admin target adopt {name} "
+            "SG`."
         )
 
-    ec2 = aws.client("ec2")
     made = [
         _create(stack, name, ports, vpc["VpcId"], number) for number in _numbers(stack, name, vpc, missing)
     ]
@@ -345,45 +263,126 @@ def _complete(
     for group in new:
         _close_way_out(aws, group, vpc)
     everything = [*sorted(have), *made]
-    attached = []
-    for number, holder in enumerate(holders.values(), 1):
-        groups = [*holder.groups, *(group for group in everything if group not in holder.groups)]
-        if len(groups) > len(holder.groups):
-            progress(f"attaching {number} of {len(holders)}: {holder}")
-            holder.set_groups(aws, groups)
-            attached.append(holder)
-    if new:
-        ec2.create_tags(
-            Resources=new,
-            Tags=[
-                {"Key": tags.STACK, "Value": stack.name},
-                {"Key": tags.TARGET, "Value": name},
-                {"Key": tags.PORTS, "Value": _show(ports)},
-            ],
-        )
-        ec2.delete_tags(Resources=new, Tags=[{"Key": tags.UNFINISHED}])
-    for line in _beside_the_world(aws, name, ports, set(everything), list(holders.values())):
+    final = {
+        holder: [*holder.groups, *(group for group in everything if group not in holder.groups)]
+        for holder in holders.values()
+    }
+    lacking = {holder: groups for holder, groups in final.items() if len(groups) > len(holder.groups)}
+    attach.change(aws, lacking, "attaching")
+    if new or lacking:
+        attach.wait(aws, final)  # what an earlier run has begun is done before the tags say so
+    families = _families(aws, pool, everything, list(holders.values()), list(lacking), there)
+    _tag_new(stack, name, ports, new, families)
+    told = _tag_families(aws, [group for group in pool if group.id not in new], families)
+    for line in beside_the_world(aws, name, ports, set(everything), holders.values()):
         warn(line)
     lines = [f"made {group} in {vpc['VpcId']}" for group in sorted(made)]
     lines += [f"finished {group.id}" for group in unfinished]
-    lines += [f"attached to {holder}" for holder in attached]
+    lines += [f"attached to {holder}" for holder in lacking]
+    lines += told
     lines.append(
-        f"The target {name} opens {_show(ports)} with {count(len(everything), 'group')}"
-        + (f", attached in {count(len(holders), 'place')}." if holders else ".")
+        f"The target {name} opens {show_ports(ports)} with {count(len(everything), 'group')}"
+        + (f", attached in {count(len(holders), 'place')}" if holders else "")
+        + (f", for {show_families(families)}." if families else ".")
     )
-    if not holders:
+    if not holders and not there.interfaces:
         lines.append("It is attached to nothing yet, so a knock lets nobody in: attach it with `target add`.")
     return Result(
         {
             "target": name,
             "ports": [str(each) for each in ports],
             "vpc": vpc["VpcId"],
+            "families": sorted(families),
             "groups": everything,
             "made": made,
-            "attached": [holder.id for holder in attached],
+            "attached": [holder.id for holder in lacking],
         },
         lines,
     )
+
+
+def _refuse_more_than_fit(aws: Aws, holders: Iterable[Holder], have: Iterable[str], missing: int) -> None:
+    """Raise AdminError for what would have more groups than it may."""
+    limit, ids = quota(aws, GROUPS_PER_INTERFACE), set(have)
+    total = len(ids) + missing
+    fixed, raisable = list[str](), list[str]()
+    for holder in holders:
+        others, most = set(holder.groups) - ids, holder.limit or limit
+        if len(others) + total > most:
+            would = f"{holder} would have {len(others) + total}: {', '.join(sorted(others))}"
+            (fixed if holder.limit else raisable).append(f"{would} and the target's {total}")
+    if raisable:
+        raise AdminError(
+            f"An interface may have {limit} security groups here, and "
+            + "; ".join([*raisable, *fixed])
+            + ". Ask for fewer "
+            "groups, detach others, or have the quota raised (Service Quotas, vpc, L-2AFB9258)."
+        )
+    if fixed:
+        raise AdminError(
+            f"It may have {attach.FIXED_LIMIT} security groups, which AWS raises for nobody, and "
+            f"{'; '.join(fixed)}. Ask for fewer groups, or detach others."
+        )
+
+
+def _families(
+    aws: Aws,
+    pool: Sequence[Group],
+    everything: Sequence[str],
+    holders: Sequence[Holder],
+    lacking: Sequence[Holder],
+    there: Attached,
+) -> frozenset[str]:
+    """Find out over which families a target can be reached; empty where that is not known.
+
+    What its tag says stands, since an operator may have set it, and only grows by what is attached now.
+    """
+    known = {group.families for group in pool}
+    before: frozenset[str] = frozenset().union(*known) if known and all(known) else frozenset()
+    if before and not lacking:
+        return before
+    if lacking and not aws.calls.dry_run and not all(holder.families for holder in lacking):
+        there = attach.attached(aws, everything)  # new tasks have addresses only now
+    if before:
+        new = attach.families_of(lacking, there.interfaces)
+        return before | new if new else new
+    return attach.families_of(holders, there.interfaces)
+
+
+def _tag_new(
+    stack: Stack, name: str, ports: Sequence[Ports], new: Sequence[str], families: frozenset[str]
+) -> None:
+    """Make finished groups the target's: from here on knocks fill them."""
+    if not new:
+        return
+    ec2 = stack.aws.client("ec2")
+    ec2.create_tags(Resources=list(new), Tags=target_tags(stack, name, ports, families))
+    ec2.delete_tags(Resources=list(new), Tags=[{"Key": tags.UNFINISHED}])
+
+
+def target_tags(
+    stack: Stack, name: str, ports: Sequence[Ports], families: frozenset[str]
+) -> list[dict[str, str]]:
+    """Write the tags that make a group a target's."""
+    wanted = {tags.STACK: stack.name, tags.TARGET: name, tags.PORTS: show_ports(ports)}
+    if families:
+        wanted[tags.FAMILIES] = " ".join(sorted(families))
+    return [{"Key": key, "Value": value} for key, value in wanted.items()]
+
+
+def _tag_families(aws: Aws, pool: Sequence[Group], families: frozenset[str]) -> list[str]:
+    """Write the families on groups that say something else. Gives what to say of it."""
+    text = " ".join(sorted(families))
+    stale = [group.id for group in pool if group.tags.get(tags.FAMILIES, "") != text]
+    if not stale:
+        return []
+    if not families:
+        aws.client("ec2").delete_tags(Resources=stale, Tags=[{"Key": tags.FAMILIES}])
+        return [
+            "Over which address families it can be reached is not known now: knocks over both are accepted."
+        ]
+    aws.client("ec2").create_tags(Resources=stale, Tags=[{"Key": tags.FAMILIES, "Value": text}])
+    return [f"it can be reached over {show_families(families)}"]
 
 
 def vpc_of(aws: Aws, asked: str | None, groups: Iterable[Group], holders: Iterable[Holder]) -> dict[str, Any]:
@@ -414,7 +413,7 @@ def _numbers(stack: Stack, name: str, vpc: dict[str, Any], missing: int) -> list
     """Choose numbers for new groups' names, which must be free in the VPC."""
     if not missing:
         return []
-    taken = {group.name for group in _groups(stack.aws, **{"vpc-id": vpc["VpcId"]})}
+    taken = {group.name for group in groups_where(stack.aws, **{"vpc-id": vpc["VpcId"]})}
     free = (n for n in range(1, len(taken) + missing + 1) if f"{stack.name}-{name}-{n}" not in taken)
     return [number for number, _ in zip(free, range(missing), strict=False)]
 
@@ -424,13 +423,14 @@ def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: i
     group = f"{stack.name}-{name}-{number}"
     made = ec2.create_security_group(
         GroupName=group,
-        Description=f"Knock opens {_show(ports)} here (target {name} of {stack.name})"[:255],
+        Description=f"Knock opens {show_ports(ports)} here (target {name} of {stack.name})"[:255],
         VpcId=vpc,
         TagSpecifications=[
             {
                 "ResourceType": "security-group",
                 "Tags": [
                     {"Key": "Name", "Value": group},
+                    {"Key": tags.MADE_BY, "Value": tags.KNOCK_ADMIN},
                     {"Key": tags.UNFINISHED, "Value": f"{stack.name}/{name}"},
                 ],
             }
@@ -451,65 +451,135 @@ def _close_way_out(aws: Aws, group: str, vpc: dict[str, Any]) -> None:
             aws.client("ec2").revoke_security_group_egress(GroupId=group, IpPermissions=[way])
 
 
-def detach(stack: Stack, args: Namespace) -> Result:
-    """Take the target's groups off what is named, or off everything, and keep the other groups there."""
-    aws, pool = stack.aws, _existing(stack, args.name)
+def detach(
+    stack: Stack, name: str, *, places: Places, everywhere: bool, now: datetime, revoke: bool, leave: bool
+) -> Result:
+    """Take the target's groups off what is named, or off everything, and keep the other groups there.
+
+    Whoever is in is ended first, or left alone: told so, they reach nothing there any more.
+    """
+    aws, pool = stack.aws, existing(stack, name)
     ids = {group.id for group in pool}
-    if args.all:
-        holders = holders_of(aws, ids)
+    if everywhere:
+        there = attach.attached(aws, ids)
+        holders = list(there.holders)
+        for line in there.others:
+            warn(f"{line} keeps its groups: take them off where they are set")
     else:
-        holders = [holder for holder in _asked_holders(aws, args) if ids & set(holder.groups)]
-        if not (args.eip or args.instance or args.interface or args.load_balancer):
+        if not any(places.values()):
             raise UsageError("Detach from what? Name it, or say --all.")
+        holders = [holder for holder in attach.named(aws, places) if ids & set(holder.groups)]
+    if not holders:
+        return Result(
+            {"target": name, "detached": [], "ended": []}, [f"The target {name} is not attached there."]
+        )
     left = {holder: [group for group in holder.groups if group not in ids] for holder in holders}
     bare = [str(holder) for holder, groups in left.items() if not groups]
     if bare:
         raise AdminError(
-            f"{', '.join(bare)} would be left without a security group, which AWS does not allow: "
-            "attach another first."
+            f"{', '.join(bare)} would be left without a security group, which AWS does not allow: attach "
+            "another first."
         )
-    for holder, groups in left.items():
-        progress(f"detaching from {holder}")
-        holder.set_groups(aws, groups)
-    lines = [f"detached from {holder}" for holder in holders] or [
-        f"The target {args.name} is not attached there."
-    ]
-    return Result({"target": args.name, "detached": [holder.id for holder in holders]}, lines)
+    if leave:
+        stay, ended = inside.told(stack, name, now), []
+        if stay:
+            warn(f"{inside.count_of(stay)} of the target {name} stay as they are, and reach nothing there")
+    else:
+        ended = inside.end_or_refuse(
+            stack,
+            name,
+            now,
+            revoke=revoke,
+            choices="Say --revoke to end them first, or --leave-grants to detach under them: they run to "
+            "their end then, and reach nothing there.",
+        )
+    attach.change(aws, left, "detaching from")
+    attach.wait(aws, left)
+    return Result(
+        {"target": name, "detached": [holder.id for holder in holders], "ended": ended},
+        [*ended, *(f"detached from {holder}" for holder in holders)],
+    )
 
 
-def remove(stack: Stack, args: Namespace) -> Result:
-    """Delete a target's groups, if they hold no rule and are attached to nothing."""
+def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -> Result:
+    """Delete a target's groups that this program made, if they hold no rule and are attached to nothing.
+
+    A deleted group that is tagged is listed for hours by the tagging API, which knows the targets: so its
+    tags go first. It carries `knock:unfinished` then, by which this command, run again, finds it.
+    """
     aws = stack.aws
-    unfinished = _unfinished(stack, args.name)
-    pool = [*(pool_of(stack, args.name) if unfinished else _existing(stack, args.name)), *unfinished]
-    ids = list(dict.fromkeys(group.id for group in pool))
-    rules, holders = rules_of(aws, ids), holders_of(aws, ids)
+    unfinished = _unfinished(stack, name)
+    pool = pool_of(stack, name) if unfinished else existing(stack, name)
+    groups = {group.id: group for group in [*pool, *unfinished]}
+    if kept := sorted(group.id for group in groups.values() if not group.ours):
+        raise AdminError(
+            f"knock-admin did not make {', '.join(kept)}, so it does not delete: `knock-admin target "
+            f"release {name} {' '.join(kept)}` takes Knock's tags off and leaves what was there before."
+        )
+    entries = inside.live(stack, name, now)
+    if entries and not revoke:
+        raise inside.refusal(name, entries, now, f"Say --revoke to end them, and to delete {name} then.")
+    holders = attach.attached(aws, groups)
+    if holders.holders or holders.others:
+        places = [*map(str, holders.holders), *holders.others]
+        raise AdminError(
+            f"The target {name} is still attached to {', '.join(places)}: `knock-admin target detach {name} "
+            "--all` first."
+        )
+    if not yes and not aws.calls.dry_run:
+        _ask(
+            f"Delete {count(len(groups), 'group')} of the target {name} ({', '.join(sorted(groups))})"
+            + (f", and end {inside.count_of(entries)}" if entries else "")
+            + f"? `target release {name}` would leave them. [y/N] "
+        )
+    ended = inside.end(stack, entries, f"the target {name} is deleted")
+    rules = [] if aws.calls.dry_run and entries else rules_of(aws, groups)
     if rules:
         raise AdminError(
-            f"The target {args.name} still has {count(len(rules), 'rule')} "
-            f"({', '.join(rule['SecurityGroupRuleId'] for rule in rules[:5])}{' …' * (len(rules) > 5)}). End "
-            f"its grants with `knock-admin revoke --target {args.name}`; remove other rules by hand."
+            f"The target {name} still has {count(len(rules), 'rule')} "
+            f"({', '.join(rule['SecurityGroupRuleId'] for rule in rules[:5])}{' …' * (len(rules) > 5)}), "
+            "and no live grant: `knock-admin why` says of each what it is. `knock-admin guard` closes what "
+            "Knock left; remove other rules by hand."
         )
-    if holders:
-        raise AdminError(
-            f"The target {args.name} is still attached to {', '.join(map(str, holders))}: "
-            f"`knock-admin target detach {args.name} --all` first."
-        )
-    for group in ids:
+    _untag(stack, name, [group.id for group in pool])
+    for group in groups:
         aws.client("ec2").delete_security_group(GroupId=group)
-    return Result({"target": args.name, "deleted": ids}, [*(f"deleted {group}" for group in ids)])
+    return Result(
+        {"target": name, "deleted": list(groups), "ended": ended},
+        [*ended, *(f"deleted {group}" for group in groups)],
+    )
 
 
-def show(stack: Stack, args: Namespace) -> Result:
+def _ask(question: str) -> None:
+    """Ask once where somebody is at a terminal to answer. Raises AdminError when the answer is no."""
+    if not sys.stdin.isatty():
+        return
+    print(question, end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise AdminError("Nothing was changed.")
+
+
+def _untag(stack: Stack, name: str, groups: Sequence[str]) -> None:
+    """Make groups nobody's target, but unfinished ones of this name."""
+    if not groups:
+        return
+    ec2 = stack.aws.client("ec2")
+    mark = {"Key": tags.UNFINISHED, "Value": f"{stack.name}/{name}"}
+    ec2.create_tags(Resources=list(groups), Tags=[mark])
+    gone = (tags.STACK, tags.TARGET, tags.PORTS, tags.FAMILIES)
+    ec2.delete_tags(Resources=list(groups), Tags=[{"Key": key} for key in gone])
+
+
+def show(stack: Stack, names: Sequence[str]) -> Result:
     """List the targets: rules used and free by family, and what each group is attached to."""
     aws, groups = stack.aws, all_groups(stack)
-    if args.name:
-        if missing := {*args.name} - {group.tags.get(tags.TARGET) for group in groups}:
-            raise _no_target(stack, ", ".join(sorted(missing)))
-        groups = [group for group in groups if group.tags.get(tags.TARGET) in args.name]
+    if names:
+        if missing := {*names} - {group.tags.get(tags.TARGET) for group in groups}:
+            raise no_target(stack, ", ".join(sorted(missing)))
+        groups = [group for group in groups if group.tags.get(tags.TARGET) in names]
     ids = [group.id for group in groups]
     room = quota(aws, RULES_PER_GROUP)
-    rules, holders = rules_of(aws, ids), holders_of(aws, ids)
+    rules, there = rules_of(aws, ids), attach.attached(aws, ids)
     targets: dict[str, dict[str, Any]] = {}
     rows = []
     warnings: dict[str, None] = {}  # each once, in order: the groups of a pool share what is beside them
@@ -517,12 +587,21 @@ def show(stack: Stack, args: Namespace) -> Result:
         name, ports = group.tags.get(tags.TARGET, ""), group.tags.get(tags.PORTS, "")
         warnings |= dict.fromkeys(faults_of(group))
         v4, v6 = used(rule for rule in rules if rule["GroupId"] == group.id)
-        attached = [holder for holder in holders if group.id in holder.groups]
-        targets.setdefault(name, {"name": name, "ports": ports.split(), "groups": []})["groups"].append(
+        attached = [holder for holder in there.holders if group.id in holder.groups]
+        targets.setdefault(
+            name,
+            {
+                "name": name,
+                "ports": ports.split(),
+                "families": group.tags.get(tags.FAMILIES, "").split(),
+                "groups": [],
+            },
+        )["groups"].append(
             {
                 "id": group.id,
                 "name": group.name,
                 "vpc": group.vpc,
+                "adopted": not group.ours,
                 "rules": {
                     "ipv4": {"used": v4, "free": max(0, room - v4)},
                     "ipv6": {"used": v6, "free": max(0, room - v6)},
@@ -530,22 +609,63 @@ def show(stack: Stack, args: Namespace) -> Result:
                 "attached": [holder.id for holder in attached],
             }
         )
-        where = ", ".join(holder.id.split("loadbalancer/")[-1] for holder in attached) or "nothing"
-        rows.append((name, ports, group.id, group.vpc, v4, max(0, room - v4), v6, max(0, room - v6), where))
+        where = _where(group, attached, there)
+        rows.append(
+            (
+                name,
+                ports,
+                show_families(group.families) or "any",
+                group.id,
+                "" if group.ours else "adopted",
+                v4,
+                max(0, room - v4),
+                v6,
+                max(0, room - v6),
+                where,
+            )
+        )
         if not faults_of(group):
-            warnings |= dict.fromkeys(_beside_the_world(aws, name, group.ports, {*ids}, attached))
+            warnings |= dict.fromkeys(beside_the_world(aws, name, group.ports, {*ids}, attached))
     for line in warnings:
         warn(line)
-    header = ("TARGET", "PORTS", "GROUP", "VPC", "V4 USED", "FREE", "V6 USED", "FREE", "ATTACHED TO")
+    header = (
+        "TARGET",
+        "PORTS",
+        "FAMILY",
+        "GROUP",
+        "MADE",
+        "V4 USED",
+        "FREE",
+        "V6 USED",
+        "FREE",
+        "ATTACHED TO",
+    )
     return Result({"targets": list(targets.values())}, table(rows, header))
+
+
+def _where(group: Group, holders: Sequence[Holder], there: Attached) -> str:
+    """Name what a group is attached to, for a column."""
+    names = [holder.brief for holder in holders]
+    names += sorted(there.places(group.id) & {line.split()[0] for line in there.others})
+    return ", ".join(names) or "nothing"
 
 
 def faults_of(group: Group) -> list[str]:
     """Say what is wrong with a group's tags; a group with a fault is opened for nobody."""
-    readers = {tags.TARGET: tags.target_name, tags.PORTS: tags.parse_ports}
+    readers: dict[str, Callable[[str], object]] = {
+        tags.TARGET: tags.target_name,
+        tags.PORTS: tags.parse_ports,
+        tags.FAMILIES: tags.parse_families,
+    }
     faults = (tags.fault(tag, group.tags.get(tag, ""), read) for tag, read in readers.items())
     return [f"{group.id}: {fault}" for fault in faults if fault]
 
 
-def _show(ports: Iterable[Ports]) -> str:
+def show_ports(ports: Iterable[Ports]) -> str:
+    """Write ports as their tag has them."""
     return " ".join(map(str, ports))
+
+
+def show_families(families: Iterable[str]) -> str:
+    """Write address families as people do."""
+    return " and ".join(sorted(family.replace("ip", "IP") for family in families))

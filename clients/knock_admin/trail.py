@@ -1,8 +1,11 @@
 """`knock-admin trail`: what happened, grants and refusals.
 
-Grants are in the trail, refusals in a domain of their own; both stream in order of time. The functions write
-them with code of their own (`functions/grants/trail.py` and `refusals.py`), which is not part of this
-distribution. That both agree is tested.
+Grants are in the trail, refusals in a domain or table of their own; both stream in order of time. The
+functions write them with code of their own (`functions/grants/trail.py` and `refusals.py`), which is not part
+of this distribution. That both agree is tested.
+
+Who asks for somebody, or something, of whom nothing is on record has most likely mistyped a name: that is an
+error, and no empty answer.
 """
 
 from __future__ import annotations
@@ -10,20 +13,22 @@ from __future__ import annotations
 import heapq
 import json
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import simpledb, tags
-from knock_admin.errors import UsageError
+from knock_admin import stores, tags
+from knock_admin.errors import AdminError, UsageError
 from knock_admin.output import Result, csv_lines, json_lines, table
-from knock_admin.simpledb import quote
+from knock_admin.stores import REFUSALS, TRAIL, Where, equal
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from knock_admin.stack import Stack
+    from knock_admin.stores import AnyOf, Order
 
 _COLUMNS = (
     "requested_at",
@@ -47,6 +52,12 @@ _COLUMNS = (
     "detail",
 )
 _EVENT_COLUMNS = ("at", "event", "by", "id", "principal", "source", "detail")
+
+SKEW = timedelta(minutes=2)
+"""How much earlier than it was asked for something may have happened to a grant, by another's clock.
+
+An execution whose `requested_at` is more than a minute ahead opens nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -175,37 +186,64 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"unreadable": text}
 
 
-def grants(stack: Stack, where: list[str], order: str) -> Iterator[Entry]:
-    """Yield the grants that meet all conditions, in this order."""
-    found = simpledb.select(stack, simpledb.TRAIL, ["`kind` = 'grant'", *where], order)
+def grants(stack: Stack, where: Iterable[AnyOf], order: Order | None = "ascending") -> Iterator[Entry]:
+    """Yield the grants that meet all conditions, by the time they were asked for."""
+    found = stores.of(stack, TRAIL).select([equal("kind", "grant"), *where], order)
     return (Entry(name, values) for name, values in found)
 
 
-def refusals(stack: Stack, where: list[str], order: str) -> Iterator[Entry]:
-    """Yield the refusals that meet all conditions, in this order."""
-    found = simpledb.select(stack, simpledb.REFUSALS, ["`kind` = 'refusal'", *where], order)
+def refusals(stack: Stack, where: Iterable[AnyOf], order: Order | None = "ascending") -> Iterator[Entry]:
+    """Yield the refusals that meet all conditions, by their time."""
+    found = stores.of(stack, REFUSALS).select([equal("kind", "refusal"), *where], order)
     return (Entry(name, values) for name, values in found)
 
 
-def conditions(args: Namespace) -> list[str]:
-    """Turn the filters of a command line into conditions. Raises UsageError on a source that is none."""
-    where = []
-    if args.principal:
-        name = quote(args.principal)
-        where.append(f"(`principal_name` = {name} or `principal_id` = {name})")
-    if args.source:
+_KINDS = {"grant": (TRAIL, grants), "refusal": (REFUSALS, refusals)}
+
+
+def chosen(args: Namespace) -> dict[str, AnyOf]:
+    """Turn the filters of a command line into conditions, each by what it is called.
+
+    Raises UsageError on a source that is none.
+    """
+    where: dict[str, AnyOf] = {}
+    if args.principal is not None:
+        name = args.principal
+        where[f"principal {name}"] = (
+            Where("principal_name", "=", name),
+            Where("principal_id", "=", name),
+        )
+    if args.source is not None:
         try:
-            where.append(f"`source` = {quote(tags.canonical_source(args.source))}")
+            source = tags.canonical_source(args.source)
         except ValueError as error:
             raise UsageError(f"--source: {error}") from error
-    if args.target:
-        where.append(f"`target_name` = {quote(args.target)}")  # which a refusal does not have
+        where[f"source {source}"] = equal("source", source)
+    if args.target is not None:
+        where[f"target {args.target}"] = equal("target_name", args.target)  # a refusal has none
     return where
 
 
-def live(now: datetime) -> list[str]:
-    """Give the conditions that a live grant meets."""
-    return ["`state` = 'live'", f"`expires_at` > {quote(tags.show_time(now))}"]
+def live(now: datetime) -> list[AnyOf]:
+    """Give the conditions of a live grant; what is live is not closed, for which there is an index."""
+    return [
+        equal("closed_at", "-"),
+        equal("state", "live"),
+        (Where("expires_at", ">", tags.show_time(now)),),
+    ]
+
+
+def some(stack: Stack, entries: Iterator[Entry], filters: Mapping[str, AnyOf]) -> Iterator[Entry]:
+    """Give the same entries. Raises AdminError where there are none, for a filter that nothing ever met."""
+    first = next(entries, None)
+    if first is not None:
+        return chain([first], entries)
+    for what, condition in filters.items():
+        if not any(next(read(stack, [condition], None), None) for _, read in _KINDS.values()):
+            raise AdminError(
+                f"Nothing on record has the {what}: no grant and no refusal, ever. Is it mistyped?"
+            )
+    return iter(())
 
 
 def moment(text: str, now: datetime) -> datetime:
@@ -223,7 +261,15 @@ def moment(text: str, now: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
 
 
-def _milliseconds(at: datetime) -> str:
+def read_moment(option: str, text: str, now: datetime) -> datetime:
+    """Read a time of the command line. Raises UsageError."""
+    try:
+        return moment(text, now).astimezone(timezone.utc)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def milliseconds(at: datetime) -> str:
     """Write a time as `requested_at` is written; texts of one shape sort as the times do."""
     at = at.astimezone(timezone.utc)
     return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
@@ -231,33 +277,29 @@ def _milliseconds(at: datetime) -> str:
 
 def show(stack: Stack, args: Namespace) -> Result:
     """Print what happened, oldest first: grants and refusals, or their events one by one."""
-    # What a Select sorts by must be in a condition.
-    where = ["`requested_at` is not null", *conditions(args)]
-    where += [f"itemName() = {quote(args.id)}"] if args.id else []
-    try:
-        if args.since:
-            where.append(f"`requested_at` >= {quote(_milliseconds(moment(args.since, args.now)))}")
-        if args.until:
-            where.append(f"`requested_at` < {quote(_milliseconds(moment(args.until, args.now)))}")
-    except (ValueError, OverflowError) as error:
-        raise UsageError(str(error)) from error
-    kinds = {"grant": grants, "refusal": refusals}
-    chosen = [kinds[args.kind]] if args.kind else [grants, refusals]
-    entries = heapq.merge(
-        *(read(stack, where, "`requested_at` asc") for read in chosen),
-        key=lambda entry: entry.one("requested_at"),
-    )
+    if args.open_between or args.open_at:
+        from knock_admin import doors  # which reads the trail by this module
+
+        return doors.show(stack, args)
+    if args.kind == "refusal" and args.target is not None:
+        raise UsageError("No refusal has a target on record: leave out --target, or --kind.")
+    filters, times = chosen(args), _asked_for(args)
+    kinds = [_KINDS[args.kind]] if args.kind else list(_KINDS.values())
+    if args.id is None:
+        reads = (read(stack, [*times, *filters.values()]) for _, read in kinds)
+        merged = heapq.merge(*reads, key=lambda entry: entry.one("requested_at"))
+        entries = some(stack, merged, filters)
+    elif filters or times:
+        raise UsageError("An id names one entry: leave out what else would choose.")
+    else:
+        entries = iter([_named(stack, args.id, kinds)])
     shape = "jsonl" if args.json else args.format
+    if args.events:
+        return Result(None, _events(entries, shape))
     if shape == "jsonl":
         return Result(None, json_lines(entry.as_json(args.now) for entry in entries))
-    rows = (
-        row for entry in entries for row in (entry.event_rows() if args.events else [entry.row(args.now)])
-    )
-    header = _EVENT_COLUMNS if args.events else _COLUMNS
     if shape == "csv":
-        return Result(None, csv_lines(rows, header))
-    if args.events:
-        return Result(None, table(rows, [name.upper() for name in header]))
+        return Result(None, csv_lines((entry.row(args.now) for entry in entries), _COLUMNS))
     return Result(
         None,
         table(
@@ -265,6 +307,60 @@ def show(stack: Stack, args: Namespace) -> Result:
             ("AT", "ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "UNTIL", "BY", "WHY"),
         ),
     )
+
+
+def _asked_for(args: Namespace) -> list[AnyOf]:
+    """Turn --since and --until into conditions. An `order` begins with the time, and goes on."""
+    times = (("since", args.since, ">="), ("until", args.until, "<"))
+    return [
+        (Where("order", sign, milliseconds(read_moment(f"--{name}", text, args.now))),)  # type: ignore[arg-type]
+        for name, text, sign in times
+        if text is not None
+    ]
+
+
+def _named(stack: Stack, name: str, kinds: Iterable[tuple[str, Callable[..., object]]]) -> Entry:
+    """Read the entry of this id. Raises AdminError when there is none."""
+    for variable, _ in kinds:
+        values = stores.of(stack, variable).get(name)
+        if "kind" in values:
+            return Entry(name, values)
+    raise AdminError(f"Nothing on record has the id {name}; `knock-admin trail` lists what there is.")
+
+
+def _events(entries: Iterator[Entry], shape: str) -> Iterator[str]:
+    rows = in_order_of_time(entries)
+    if shape == "jsonl":
+        return json_lines(dict(zip(_EVENT_COLUMNS, row, strict=True)) for row in rows)
+    if shape == "csv":
+        return csv_lines(rows, _EVENT_COLUMNS)
+    return table(rows, [name.upper() for name in _EVENT_COLUMNS])
+
+
+def in_order_of_time(entries: Iterable[Entry]) -> Iterator[list[str]]:
+    """Yield the events of entries, which come by the time they were asked for, as rows by their own time.
+
+    An event waits until no later entry can have an earlier one, so what is kept are the events of grants that
+    were live at one time.
+    """
+    waiting: list[tuple[str, int, list[str]]] = []
+    numbers = count()
+    for entry in entries:
+        before = _earliest(entry)
+        while waiting and waiting[0][0] < before:
+            yield heapq.heappop(waiting)[2]
+        for row in entry.event_rows():
+            heapq.heappush(waiting, (row[0], next(numbers), row))
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
+def _earliest(entry: Entry) -> str:
+    """Say before when none of an entry's events can have been; empty where its time cannot be read."""
+    try:
+        return milliseconds(datetime.fromisoformat(entry.one("requested_at").replace("Z", "+00:00")) - SKEW)
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _brief(entries: Iterator[Entry], now: datetime) -> Iterator[tuple[str, ...]]:

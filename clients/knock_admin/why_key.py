@@ -142,13 +142,14 @@ def _quota(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
     plan = stack.plan
     if not plan.get("quota"):
         return
+    period = plan["quota"]["period"].lower()
     day = now.strftime("%Y-%m-%d")
     usage = stack.aws.client("apigateway").get_usage(
         usagePlanId=plan["id"], keyId=each.id, startDate=day, endDate=day
     )
     days = usage.get("items", {}).get(each.id) or []
     used, left = days[-1] if days else (0, plan["quota"]["limit"])
-    detail = f"{used} requests of this {plan['quota']['period'].lower()}'s {plan['quota']['limit']} are used"
+    detail = f"it has made {count(used, 'request')} of this {period}'s {plan['quota']['limit']}"
     yield Answer("no" if left <= 0 else "ok", "quota", detail)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,20 +27,26 @@ from botocore.loaders import create_loader
 from moto import mock_aws
 from moto.awslambda_simple.models import LambdaSimpleBackend
 
+import local.dynamodb
 import local.ec2
 import local.engine
 import local.operators
 import local.simpledb
+from grants.dynamodb import DynamoDb
 from grants.ledger import Ledger, Made, claim, name_attempt, record_results
 from grants.ledgers import Ledgers
 from grants.refusals import Refusals
 from grants.simpledb import SimpleDb
+from grants.store import Store
 from grants.trail import Trail
 from grants.values import Grant, Opened, Ports, Principal, RuleKey, Target, cut_to_milliseconds, round_up
 from knock_admin import aws as admin_aws
 from knock_admin import cli
 from knock_admin.cli import main
+from local.aws import make_tables
+from local.deployment import Deployment, Table
 from local.invocation import InvocationResult
+from local.template import Place, load
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
@@ -52,6 +58,7 @@ MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
 CLOSINGS = MACHINE.replace("-grants", "-closings")
 TRAIL, LEDGER, REFUSALS = DOMAINS = [f"{STACK}-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")]
 MODULES = ("api", "authorize", "revoke", "guard")
+STORES = ("simpledb", "dynamodb")
 
 
 _classes: dict[str, Any] = {}
@@ -69,6 +76,17 @@ def client_class(self: ClientCreator, service: str, model: Any) -> Any:
 def client(service: str, region: str = REGION) -> Any:
     """Give a client for a test's own use; they hold nothing of an account, so all tests share them."""
     return boto3.client(service, region)  # type: ignore[call-overload]  # the overloads want a literal
+
+
+@functools.cache
+def tables() -> tuple[Table, ...]:
+    """Read the tables that the template makes."""
+    template = load(ROOT / "template.yaml", Place(STACK, REGION, ACCOUNT), {"TrailStore": "dynamodb"})
+    return Deployment(template).tables
+
+
+TABLES = dict(zip(DOMAINS, ("TrailTable", "LedgerTable", "RefusalsTable"), strict=True))
+"""The template's tables, by the domains in whose place they are."""
 
 
 @dataclass
@@ -91,18 +109,18 @@ class World:
     capsys: pytest.CaptureFixture[str]
     functions: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     """What the functions answer, by module. One that raises fails as a function does."""
+    keeps: str = "simpledb"
+    """What keeps the trail."""
 
     def __post_init__(self) -> None:
         self.ec2: Any = client("ec2")
         self.elb: Any = client("elbv2")
         self.gateway: Any = client("apigateway")
         self.sdb: Any = client("sdb", TRAIL_REGION)
+        self.dynamodb: Any = client("dynamodb")
         self.make_stack(STACK)
-        for domain in DOMAINS:
-            self.sdb.create_domain(DomainName=domain)
-        self.trail = Trail(SimpleDb(self.sdb, TRAIL))
-        self.ledgers = Ledgers(SimpleDb(self.sdb, LEDGER))
-        self.refusals = Refusals(SimpleDb(self.sdb, REFUSALS))
+        self.make_store()
+        self.use_store()
         self.vpc = self.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0][
             "VpcId"
         ]
@@ -113,6 +131,54 @@ class World:
         address = self.ec2.allocate_address(Domain="vpc")
         self.eip, self.allocation = address["PublicIp"], address["AllocationId"]
         self.ec2.associate_address(AllocationId=self.allocation, NetworkInterfaceId=self.eni)
+
+    def make_store(self) -> None:
+        """Make what keeps the trail."""
+        if self.keeps == "simpledb":
+            for domain in DOMAINS:
+                self.sdb.create_domain(DomainName=domain)
+        else:
+            make_tables(tables(), self.dynamodb)
+
+    def use_store(self) -> None:
+        """Use it as the functions do."""
+        self.trail = Trail(self.store(TRAIL))
+        self.ledgers = Ledgers(self.store(LEDGER))
+        self.refusals = Refusals(self.store(REFUSALS))
+
+    def store(self, name: str) -> Store:
+        """Give a domain, or the table in its place, as the functions use it."""
+        if self.keeps == "simpledb":
+            return SimpleDb(self.sdb, name)
+        return DynamoDb(self.dynamodb, self.named(name))
+
+    def named(self, domain: str) -> str:
+        """Give the name of a domain, or of the table that is in its place."""
+        if self.keeps == "simpledb":
+            return domain
+        return next(table.name for table in tables() if table.logical_id == TABLES[domain])
+
+    def change_store(self) -> None:
+        """Change the stack's store, as a deployment with another TrailStore does: the old one stays."""
+        self.keeps = {"simpledb": "dynamodb", "dynamodb": "simpledb"}[self.keeps]
+        for module in MODULES:
+            function = f"{STACK}-{module}"
+            known = client("lambda").get_function_configuration(FunctionName=function)["Environment"]
+            known["Variables"] |= self.places()
+            client("lambda").update_function_configuration(FunctionName=function, Environment=known)
+        with suppress(ClientError):  # it was there before
+            self.make_store()
+        self.use_store()
+
+    def places(self) -> dict[str, str]:
+        """Give the functions' variables that say what keeps the trail, and where."""
+        return {
+            "TRAIL_STORE": self.keeps,
+            "TRAIL_DOMAIN": self.named(TRAIL),
+            "LEDGER_DOMAIN": self.named(LEDGER),
+            "REFUSALS_DOMAIN": self.named(REFUSALS),
+            "TRAIL_REGION": TRAIL_REGION if self.keeps == "simpledb" else REGION,
+        }
 
     def make_stack(self, name: str) -> None:
         role = client("iam").create_role(RoleName=f"{name}-role", AssumeRolePolicyDocument="{}")["Role"][
@@ -132,13 +198,10 @@ class World:
                 Environment={
                     "Variables": {
                         "KNOCK_STACK": name,
-                        "TRAIL_DOMAIN": TRAIL,
-                        "LEDGER_DOMAIN": LEDGER,
-                        "REFUSALS_DOMAIN": REFUSALS,
-                        "TRAIL_REGION": TRAIL_REGION,
+                        **self.places(),
                         "STATE_MACHINE_ARN": MACHINE,
                         "CLOSINGS_ARN": CLOSINGS,
-                        **({"MAX_LIVE": "20"} if module == "api" else {}),
+                        **({"MAX_LIVE": "20", "MAX_DURATION": "24h"} if module == "api" else {}),
                     }
                 },
             )
@@ -197,19 +260,21 @@ class World:
         nonce: str = "",
         renews: str | None = None,
         open_: bool = True,
+        group: str = "sg-0a",
+        key: str | None = None,
     ) -> Grant:
-        """Record a grant in the trail, as the functions do."""
+        """Record a grant in the trail, as the functions do; `key` is the id of the principal's key."""
         at = cut_to_milliseconds(at or datetime.now(timezone.utc))
-        principal = Principal(f"id-{name}"[:10], name)
-        targets = (Target(target, (Ports.parse("22/tcp"),), ("sg-0a",)),)
+        principal = Principal(key or f"id-{name}"[:10], name)
+        targets = (Target(target, (Ports.parse("22/tcp"),), (group,)),)
         grant = Grant.decide(
             principal, source, targets, at, round_up(at + lasts), reason=reason, renews=renews, nonce=nonce
         )
         self.trail.record(grant)
         if open_:
             rule = f"sgr-{hashlib.sha256(grant.id.encode()).hexdigest()[:17]}"
-            key = RuleKey("sg-0a", targets[0].ports[0], source)
-            self.trail.authorize(grant.id, at, [Opened(key, rule, target)])
+            opened = Opened(RuleKey(group, targets[0].ports[0], source), rule, target)
+            self.trail.authorize(grant.id, at, [opened])
         return grant
 
     def make_machines(self, *arns: str) -> None:
@@ -229,11 +294,17 @@ class World:
         )
         return grant
 
-    def refuse(self, refusal_id: str = "refusal_1", name: str = "eve", at: datetime | None = None) -> None:
+    def refuse(
+        self,
+        refusal_id: str = "refusal_1",
+        name: str = "eve",
+        at: datetime | None = None,
+        key: str | None = None,
+    ) -> None:
         """Record a refusal, as the API does."""
         self.refusals.record(
             refusal_id,
-            Principal(f"id-{name}"[:10], name),
+            Principal(key or f"id-{name}"[:10], name),
             "203.0.113.9/32",
             at or datetime.now(timezone.utc),
             "POST /knock",
@@ -271,6 +342,13 @@ class World:
         return ran
 
 
+def make_worlds(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """Give a world with either store: `world = pytest.fixture(params=STORES)(make_worlds)`."""
+    yield from make_world(capsys, monkeypatch, request.param)
+
+
 def answer_for(world: World) -> Callable[..., Any]:
     """Make what moto calls in place of a function's container."""
 
@@ -291,6 +369,7 @@ def answer_for(world: World) -> Callable[..., Any]:
 @contextmanager
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give an empty account, with moto's gaps mended as the local stack mends them."""
+    local.dynamodb.install()
     local.ec2.install()
     local.operators.install()
     local.simpledb.install()
@@ -334,10 +413,12 @@ def failing_at(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> 
         yield
 
 
-def make_world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def make_world(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, keeps: str = "simpledb"
+) -> Iterator[World]:
     """Give a world of its own to each test: `world = pytest.fixture(make_world)`."""
     with account(monkeypatch):
-        made = World(capsys)
+        made = World(capsys, keeps=keeps)
         monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(made))
         yield made
 

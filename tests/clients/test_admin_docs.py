@@ -21,7 +21,8 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,8 +31,9 @@ import boto3
 import pytest
 from botocore.client import ClientCreator
 
-from knock_admin import cli, doctor
-from tests.clients.admin_support import LOADER, client_class, local_stack
+from knock_admin import adopt, cli, doctor
+from local.aws import make_tables
+from tests.clients.admin_support import LOADER, client_class, local_stack, tables
 from tests.docs.index import OPERATORS, commands, tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,9 @@ WRITE = os.environ.get("WRITE_DOCS") == "1"
 REFERENCE = ROOT / "docs/operators-reference.md"
 DOMAINS = {f"{what}_domain": f"knock-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")}
 NAMED = "20261123T211719Z_9f86d081884c7d65"
-BALANCER = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:loadbalancer/app/web/50dc6c495c0c9188"
+BALANCERS = {"web": "50dc6c495c0c9188", "shop": "8c5e0d9a3b1f2e47"}
+# Days that the pages name, and how many days from now they stand for: an end that is over is told otherwise.
+DAYS = {"2027-01-15": 47, "2027-01-31": 63}
 
 
 def run(words: list[str]) -> str:
@@ -68,40 +72,22 @@ def answer(command: str) -> str:
 
 
 class Scene:
-    """A local stack as a new deployment: no targets and no keys, an Elastic IP and a load balancer."""
+    """A fresh local stack, as it is: nothing is made or taken away for the pages."""
 
-    def __init__(self, stack: dict[str, Any]) -> None:
+    def __init__(self, stack: dict[str, Any], folder: Path) -> None:
+        self.folder = folder
         self.stack = stack
         self.ec2 = self.client("ec2")
         self.gateway = self.client("apigateway")
-        for target in stack["targets"]:
-            run(["target", "rm", target])
-        for key in stack["keys"]:
-            run(["key", "rm", key])
-        subnets = self.ec2.describe_subnets()["Subnets"]
-        self.office: str = self.ec2.create_security_group(
-            GroupName="office", Description="office", VpcId=subnets[0]["VpcId"]
-        )["GroupId"]
-        self.ec2.authorize_security_group_ingress(GroupId=self.office, IpPermissions=[self.ssh("0.0.0.0/0")])
-        made = self.ec2.create_network_interface(SubnetId=subnets[0]["SubnetId"], Groups=[self.office])
-        eip = self.ec2.allocate_address(Domain="vpc", Address="198.51.100.10")
-        self.ec2.associate_address(
-            AllocationId=eip["AllocationId"],
-            NetworkInterfaceId=made["NetworkInterface"]["NetworkInterfaceId"],
-        )
-        self.balancer: str = self.client("elbv2").create_load_balancer(
-            Name="web", Subnets=[subnet["SubnetId"] for subnet in subnets[:2]], SecurityGroups=[self.office]
-        )["LoadBalancers"][0]["LoadBalancerArn"]
+        found = self.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        self.balancers = {each["LoadBalancerName"]: each["LoadBalancerArn"] for each in found}
         self.grants: dict[str, str] = {}
+        self.month = f"{datetime.now(timezone.utc):%Y-%m}"
 
     def client(self, service: str) -> Any:
         return boto3.client(  # type: ignore[call-overload]  # the overloads want a literal
             service, self.stack["region"], endpoint_url=self.stack["aws_endpoint_url"]
         )
-
-    @staticmethod
-    def ssh(cidr: str) -> dict[str, Any]:
-        return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
 
     def knock(self, name: str, **body: Any) -> None:
         """Knock with a key, from its own address; remember the grant."""
@@ -119,39 +105,55 @@ class Scene:
             if refused.code != 403:
                 raise
 
-    def do(self, what: str) -> None:
-        """Let something happen between two transcripts."""
+    def do(self, what: str, page: str) -> None:
+        """Let something happen between two transcripts of a page."""
+        if file := re.fullmatch(r"save (\S+)", what):
+            *_, saved = re.findall(r"^```csv\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+            (self.folder / file[1]).write_text(self.real(saved))
+            return
         happenings: dict[str, Callable[[], Any]] = {
-            "close the office's ssh to the world": lambda: self.ec2.revoke_security_group_ingress(
-                GroupId=self.office, IpPermissions=[self.ssh("0.0.0.0/0")]
-            ),
             "alice knocks": lambda: self.knock(
                 "alice", targets=["bastion"], duration="7h59m30s", reason="on call"
             ),
             "ci knocks": lambda: self.knock(
-                "ci", source="203.0.113.80/28", duration="29m50s", reason="build 1312"
+                "ci", targets=["web"], source="203.0.113.80/28", duration="29m50s", reason="build 1312"
             ),
-            "ops knocks": lambda: self.knock(
-                "ops", targets=["bastion"], duration="7h59m30s", reason="update"
+            "bob knocks": lambda: self.knock(
+                "bob", targets=["bastion"], duration="7h59m30s", reason="update"
             ),
-            "ci asks for too much": lambda: self.knock("ci", targets=["bastion"]),
-            "leave a rule behind": self.leave_rule,
+            "builds asks for too much": lambda: self.knock("builds", targets=["bastion"]),
+            "alice leaves": lambda: run(["revoke", self.grants["alice"]]),
+            "bob leaves": lambda: run(["revoke", self.grants["bob"]]),
+            "the stack keeps its trail in DynamoDB": lambda: self.change_store("dynamodb"),
+            "the stack keeps its trail in SimpleDB": lambda: self.change_store("simpledb"),
         }
         happenings[what]()
 
-    def leave_rule(self) -> None:
-        groups = json.loads(run(["target", "ls", "bastion", "--json"]))["targets"][0]["groups"]
-        groups = [group for group in groups if group["name"] in ("knock-bastion-1", "knock-bastion-2")]
-        tags = [{"Key": "knock:stack", "Value": "knock"}, {"Key": "knock:grant", "Value": "nobody"}]
-        self.ec2.authorize_security_group_ingress(
-            GroupId=groups[0]["id"],
-            IpPermissions=[self.ssh("203.0.113.99/32")],
-            TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": tags}],
-        )
+    @staticmethod
+    def day(days: int) -> str:
+        """Give the day so many days from now."""
+        return f"{datetime.now(timezone.utc) + timedelta(days=days):%Y-%m-%d}"
+
+    def change_store(self, store: str) -> None:
+        """Let the functions name another store, as they do after a deployment with another TrailStore."""
+        functions = self.client("lambda")
+        if store == "dynamodb":
+            make_tables(tables(), self.client("dynamodb"))
+        for function in functions.list_functions()["Functions"]:
+            known = function["Environment"]["Variables"]
+            for table in tables():
+                name = f"{table.logical_id.removesuffix('Table').lower()}_domain"
+                known[name.upper()] = table.name if store == "dynamodb" else self.stack[name]
+            functions.update_function_configuration(
+                FunctionName=function["FunctionName"],
+                Environment={"Variables": known | {"TRAIL_STORE": store}},
+            )
 
     def real(self, command: str) -> str:
         """Put what is really there in place of what the page says."""
-        command = command.replace(BALANCER, self.balancer)
+        for said, days in DAYS.items():
+            command = command.replace(said, self.day(days))
+        command = command.replace("--month 2026-11", f"--month {self.month}")
         for name, said in DOMAINS.items():
             command = command.replace(said, self.stack[name])
         for grant in self.grants.values():
@@ -165,16 +167,20 @@ class Alike:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._known = {scene.stack[name]: said for name, said in DOMAINS.items()}
-        self._known[scene.balancer.split("/")[-1]] = BALANCER.split("/")[-1]
+        for name, said in BALANCERS.items():
+            self._known[scene.balancers[name].rpartition("/")[2]] = said
+        self._known |= {scene.day(days): said for said, days in DAYS.items()}
         plan = scene.gateway.get_usage_plans()["items"][0]
         self._known[plan["id"]] = "p1l2a3n4x5"
         self._numbers: dict[str, str] = {}
         self._keys = 0
+        self.learn_keys()
 
     def learn_keys(self) -> None:
         """Remember the keys there are: API Gateway's ids and values have no shape of their own."""
         keys = self._scene.gateway.get_api_keys(includeValues=True)["items"]
-        for key in sorted(keys, key=lambda key: (key["createdDate"], key["id"])):
+        # Keys that were made in one go are of one second: their names tell them apart.
+        for key in sorted(keys, key=lambda key: (self._keys > 0 and key["createdDate"], key["name"])):
             if key["id"] not in self._known:
                 self._keys += 1
                 self._known[key["id"]] = f"a1b2c3d4{self._keys:02}"
@@ -188,6 +194,10 @@ class Alike:
         text = re.sub(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{16}", NAMED, text)
         text = re.sub(r"\brefusal_(\S{24})_[0-9a-f]{8}", r"refusal_\1_9f86d081", text)
         text = re.sub(r"\bdoctor-[0-9a-f]{8}", "doctor-0a1b2c3d", text)
+        text = text.replace(f"Knock: {self._scene.month}", "Knock: 2026-11")
+        text = re.sub(r"(?<=Z,)\d+\.\d+(?=,)", "12.345", text)  # the seconds of an overlap
+        text = re.sub(r"\b0\.\d\d(?= \||$| hours)", "0.01", text, flags=re.MULTILINE)  # hours
+        text = re.sub(r"(?<=:\d\d  )\d+s +(?=\S)", "12s      ", text)
         text = re.sub(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "2026-11-23T21:17:19.123Z", text)
         text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T05:17:20Z", text)
         text = re.sub(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-23 21:17:19", text)
@@ -195,6 +205,13 @@ class Alike:
             r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "1a2b3c4d-0a1b-2c3d-4e5f-0a1b2c3d4e5f", text
         )
         return re.sub(r"\b29m\d\ds\b", "29m49s", text)
+
+    def real(self, command: str) -> str:
+        """Put ids that were shown alike back into a command."""
+        shown = {alike: real for real, alike in self._numbers.items()}
+        return re.sub(
+            r"\b(sg|sgr|vpc|eni)-[0-9a-f]{17}\b", lambda found: shown.get(found[0], found[0]), command
+        )
 
     def _numbered(self, found: re.Match[str]) -> str:
         kind = found[1]
@@ -215,9 +232,9 @@ def played(page: str, scene: Scene, alike: Alike) -> str:
             continue  # an old answer
         lines.append(line)
         if found := re.fullmatch(r"<!-- do: (.+) -->", line):
-            scene.do(found[1])
+            scene.do(found[1], "\n".join(lines))
         if inside and line.startswith("$ "):
-            lines += alike(answer(scene.real(line[2:]))).splitlines()
+            lines += alike(answer(alike.real(scene.real(line[2:])))).splitlines()
     return "\n".join(lines) + "\n"
 
 
@@ -252,6 +269,10 @@ def _parsers(parser: Any) -> Iterator[tuple[str, Any]]:
 
 def play(pages: list[str], folder: Path) -> list[str]:
     """Play pages, one after the other, on a stack of their own."""
+    config = folder / "config"
+    config.write_text(
+        "[preview]\nsdb = true\n"
+    )  # the pages are of version 2 of the AWS CLI, which needs no such
     with local_stack() as stack, ExitStack() as patches:
         where = {
             "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
@@ -259,14 +280,16 @@ def play(pages: list[str], folder: Path) -> list[str]:
             "KNOCK_URL": stack["api_url"],
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_CONFIG_FILE": str(folder / "config"),  # a page sets something there
+            "AWS_CONFIG_FILE": str(config),
         }
         patches.enter_context(mock.patch.dict(os.environ, where))
         patches.enter_context(mock.patch.object(doctor, "TEST_DURATION", 2))
         patches.enter_context(mock.patch.object(doctor, "PAUSE", 0.1))
+        patches.enter_context(mock.patch.object(adopt, "FLIGHT", 0.0))
         patches.enter_context(mock.patch("botocore.session.create_loader", return_value=LOADER))
         patches.enter_context(mock.patch.object(ClientCreator, "_create_client_class", client_class))
-        scene = Scene(stack)
+        patches.enter_context(chdir(folder))
+        scene = Scene(stack, folder)
         alike = Alike(scene)
         return [played(page, scene, alike) for page in pages]
 

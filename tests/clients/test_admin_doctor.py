@@ -6,12 +6,13 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from knock_admin import doctor
+from knock_admin import doctor, simpledb
 from tests.clients.admin_support import (
     ACCOUNT,
     CLOSINGS,
@@ -139,7 +140,7 @@ def test_a_domain_that_is_gone_is_a_failure_and_the_other_checks_go_on(
     well.sdb.delete_domain(DomainName=domain)
     found = bad(well)
     assert list(found) == [f"fail {what}"]
-    assert "NoSuchDomain" in found[f"fail {what}"]
+    assert f"There is no SimpleDB domain {domain}" in found[f"fail {what}"]
 
 
 def test_a_ledger_that_cannot_be_read_is_a_failure(well: World) -> None:
@@ -179,7 +180,7 @@ def test_a_trail_in_a_region_without_simpledb_is_a_failure(well: World) -> None:
 
 
 def test_a_trail_that_is_nearly_full_is_a_warning(well: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DOMAIN_LIMIT", 10)
+    monkeypatch.setattr(simpledb, "LARGEST", 10)
     well.record("alice")
     assert "% of 10 GB" in bad(well)["warn trail"]
 
@@ -239,6 +240,78 @@ def test_keys_that_open_nothing_or_should_be_gone_are_told(well: World) -> None:
     details = " ".join(each["detail"] for each in well.ok("doctor", "--json").json["findings"])
     assert re.search(r"bob \(\w+\) may open nowhere, which do not exist", details)
     assert f"alice ({old}) was to retire at 2026-01-01T00:00:00Z and still works" in details
+
+
+def warnings_of_keys(world: World) -> list[str]:
+    """Run the doctor; give what it warns of about keys, which is all that is amiss."""
+    findings = [each for each in world.ok("doctor", "--json").json["findings"] if each["level"] != "ok"]
+    assert {(each["level"], each["what"]) for each in findings} <= {("warn", "keys")}
+    return [each["detail"] for each in findings]
+
+
+def untag(world: World, name: str, *tags: str) -> None:
+    (key,) = [key["id"] for key in world.gateway.get_api_keys()["items"] if key["name"] == name]
+    world.gateway.untag_resource(
+        resourceArn=f"arn:aws:apigateway:{REGION}::/apikeys/{key}", tagKeys=list(tags)
+    )
+
+
+def test_a_key_that_opens_nothing_is_told_with_the_tags_it_lacks(well: World) -> None:
+    """Break it: look at knock:targets alone."""
+    well.ok("key", "add", "bob", "--targets", "bastion", "--max", "8h")
+    untag(well, "bob", "knock:max-duration")
+    (warning,) = warnings_of_keys(well)
+    assert re.fullmatch(r"bob \(\w+\) opens nothing: it has no tag knock:max-duration", warning)
+    untag(well, "bob", "knock:targets")
+    (warning,) = warnings_of_keys(well)
+    assert warning.endswith("it has no tag knock:targets and no tag knock:max-duration")
+
+
+def test_a_key_that_may_have_longer_grants_than_the_stack_allows_is_told(well: World) -> None:
+    well.ok("key", "set", "alice", "--max", "24h")
+    assert warnings_of_keys(well) == []
+    well.ok("key", "set", "alice", "--max", "25h")
+    (warning,) = warnings_of_keys(well)
+    assert re.fullmatch(
+        r"alice \(\w+\) may have grants of 1d1h, and the stack allows 1d \(MaxDuration\)", warning
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends_in", "said"),
+    [
+        (timedelta(days=-1), [r"alice \(\w+\) opens nothing since \S+, its end", "nobody may open bastion"]),
+        (timedelta(days=6), [r"alice \(\w+\) ends soon: it is good until \S+"]),
+        (timedelta(days=8), []),
+    ],
+)
+def test_a_key_whose_time_is_over_or_soon_will_be_is_told(
+    well: World, ends_in: timedelta, said: list[str]
+) -> None:
+    until = datetime.now(UTC) + ends_in
+    well.ok("key", "set", "alice", "--until", f"{until:%Y-%m-%dT%H:%M:%SZ}")
+    found = warnings_of_keys(well)
+    assert len(found) == len(said)
+    assert all(re.fullmatch(pattern, one) for pattern, one in zip(said, found, strict=True)), found
+
+
+def test_disabled_keys_are_named_and_no_fault(well: World) -> None:
+    for name in ("bob", "carol"):
+        well.ok("key", "add", name, "--targets", "bastion", "--max", "8h")
+        well.ok("key", "disable", name)
+    assert "disabled: bob, carol" in well.ok("doctor").out
+    assert warnings_of_keys(well) == []
+
+
+def test_a_target_that_no_usable_key_may_open_is_told(well: World) -> None:
+    """Break it: count disabled keys, or forget that @all opens every target."""
+    well.ok("target", "add", "web", "--ports", "443/tcp", "--interface", well.make_interface(well.office))
+    assert warnings_of_keys(well) == ["nobody may open web"]
+    well.ok("key", "add", "ops", "--targets", "*", "--max", "8h")
+    assert warnings_of_keys(well) == []
+    well.ok("key", "disable", "ops")
+    well.ok("key", "disable", "alice")
+    assert warnings_of_keys(well) == ["nobody may open bastion, web"]
 
 
 def test_a_key_whose_tags_cannot_be_read_is_a_failure(well: World) -> None:
@@ -388,7 +461,7 @@ def test_a_scratch_group_that_another_key_opened_is_left_and_named(well: World, 
     assert re.search(
         rf"the group {group[0]} was left behind, remove it by hand: it holds sgr-\w+, which", ran.out
     )
-    assert {tag["Key"] for tag in well.group(group[0])["Tags"]} == {"knock:stack"}
+    assert {tag["Key"] for tag in well.group(group[0])["Tags"]} == {"knock:made-by", "knock:stack"}
     assert [name for name in leftovers(well) if not name.startswith("knock-doctor")] == []
 
 

@@ -17,9 +17,10 @@ from grants.ledgers import PART
 from grants.values import Ports, RuleKey, show_second, show_time
 from knock_admin import ledger as ours
 from knock_admin.errors import AdminError
-from tests.clients.admin_support import LEDGER, World, make_world
+from tests.clients.admin_support import LEDGER, STORES, World, make_world, make_worlds
 
 world = pytest.fixture(make_world)
+either = pytest.fixture(params=STORES)(make_worlds)
 
 SOURCE = "203.0.113.7/32"
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -142,6 +143,10 @@ def test_the_bounds_are_the_functions_own() -> None:
 
 @pytest.fixture
 def busy(world: World) -> World:
+    return make_busy(world)
+
+
+def make_busy(world: World) -> World:
     """Write a ledger with all that there can be in one."""
     attempt, later = (theirs.name_attempt(NOW, token) for token in ("a1", "b2"))
     until = NOW + timedelta(hours=8)
@@ -157,7 +162,8 @@ def busy(world: World) -> World:
     return world
 
 
-def test_the_ledger_of_a_source_is_shown_in_any_form_of_it(busy: World) -> None:
+def test_the_ledger_of_a_source_is_shown_in_any_form_of_it(either: World) -> None:
+    busy = make_busy(either)
     shown = busy.ok("ledger", "203.0.113.7", "--json").json
     assert shown == as_shown(busy.ledgers.read(SOURCE).ledger)
     assert busy.ok("ledger", SOURCE, "--json").json == shown
@@ -191,8 +197,7 @@ def test_what_is_no_source_is_a_usage_error(world: World) -> None:
 
 
 def test_a_ledger_that_cannot_be_read_is_an_error(world: World) -> None:
-    attributes = [{"Name": "parts", "Value": "2"}, {"Name": "part_000", "Value": "{"}]
-    world.sdb.put_attributes(DomainName=LEDGER, ItemName=SOURCE, Attributes=attributes)
+    world.store(LEDGER).put(SOURCE, {"parts": "2", "part_000": "{"})
     ran = world.run("ledger", SOURCE)
     assert (ran.code, f"The ledger of {SOURCE} cannot be read: " in ran.err) == (1, True)
 

@@ -146,7 +146,7 @@ def test_an_operators_day(
     used = run("target", "ls", "db", "--json").json["targets"][0]["groups"]
     family = "ipv6" if ":" in grant.source else "ipv4"
     assert sum(group["rules"][family]["used"] for group in used) == 1
-    assert "still has 1 rule" in run("target", "rm", "db", code=1).err
+    assert "The target db has 1 live grant:" in run("target", "rm", "db", code=1).err
     (live,) = run("grants", "--principal", "carol", "--json").json["grants"]
     assert (live["id"], live["status"], live["source"]) == (grant.id, "active", grant.source)
     assert "'=1+1 for the pager" in run("trail", grant.id, "--format", "csv").out

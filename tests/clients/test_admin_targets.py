@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from moto.ec2.models import ec2_backends
 
-from knock_admin import targets
+from knock_admin import attach
+from knock_admin.attach import interface as _interface
 from knock_admin.aws import Aws
-from knock_admin.targets import _interface, used
+from knock_admin.targets import used
 from tests.clients.admin_support import ACCOUNT, REGION, STACK, World, failing_at, make_world
 
 world = pytest.fixture(make_world)
@@ -46,6 +47,8 @@ def test_a_target_is_a_pool_of_tagged_groups_attached_beside_the_groups_that_are
             "knock:stack": "knock",
             "knock:target": "bastion",
             "knock:ports": "22/tcp",
+            "knock:families": "ipv4",
+            "knock:made-by": "knock-admin",
         }
     assert set(world.groups_of(world.eni)) == {world.office, *ids(world)}
 
@@ -180,7 +183,7 @@ def test_more_groups_than_a_filter_takes_are_asked_for_in_parts(
     for group in ids(world):
         world.open_rule(group, "203.0.113.7/32")
     whole = world.ok("target", "ls", "--json").json
-    monkeypatch.setattr(targets, "FILTER_VALUES", 2)
+    monkeypatch.setattr(attach, "FILTER_VALUES", 2)
     assert world.ok("target", "ls", "--json").json == whole
     assert [group["rules"]["ipv4"]["used"] for group in whole["targets"][0]["groups"]] == [1, 1, 1]
 
@@ -193,6 +196,13 @@ def test_a_load_balancer_keeps_its_groups(world: World, kind: str) -> None:
         "SecurityGroups"
     ]
     assert set(seen) == {world.office, *ids(world)}
+
+
+def test_a_load_balancer_is_named_by_its_name_too(world: World) -> None:
+    balancer = world.make_balancer(groups=[world.office])
+    add(world, "--load-balancer", "lb-application", balancer)
+    seen = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0]
+    assert len(seen["SecurityGroups"]) == 3, "the office's and the two of the pool, once"
 
 
 def test_a_network_load_balancer_made_without_groups_is_refused_with_the_reason(world: World) -> None:
@@ -284,7 +294,7 @@ def test_other_ports_than_the_targets_are_refused_with_the_way_to_change_them(wo
     ran = world.run("target", "add", "bastion", "--ports", "2222/tcp")
     assert ran.code == 1
     assert "has the ports 22/tcp, not 2222/tcp" in ran.err
-    assert all(group in ran.err for group in ids(world))
+    assert "`knock-admin target set bastion --ports 2222/tcp`" in ran.err
 
 
 def test_a_new_target_needs_ports(world: World) -> None:
@@ -305,7 +315,7 @@ def test_an_elastic_ip_can_be_named_by_its_allocation(world: World) -> None:
 
 def test_an_interface_that_aws_manages_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "knock_admin.targets._interface", lambda each: _interface({**each, "RequesterManaged": True})
+        "knock_admin.attach.interface", lambda each: _interface({**each, "RequesterManaged": True})
     )
     ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--interface", world.eni)
     assert (ran.code, "managed by an AWS service" in ran.err) == (1, True)
@@ -347,7 +357,7 @@ def test_ls_counts_rules_by_family_as_the_quota_does(world: World) -> None:
     ]
     assert [group["attached"] for group in seen["groups"]] == [[world.eni], [world.eni]]
     table = world.ok("target", "ls").out.splitlines()
-    assert re.fullmatch(rf"bastion +22/tcp +{first} +{world.vpc} +2 +58 +0 +60 +{world.eni}", table[1])
+    assert re.fullmatch(rf"bastion +22/tcp +IPv4 +{first} +2 +58 +0 +60 +{world.eni}", table[1])
 
 
 def test_a_rule_for_a_group_counts_in_both_families() -> None:

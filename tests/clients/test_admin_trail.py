@@ -11,12 +11,29 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from grants.values import Grant, Opened, Ports, Principal, RuleKey, Target, show_second, show_time
-from knock_admin import output, simpledb
-from tests.clients.admin_support import REFUSALS, TRAIL, World, make_world
+from knock_admin import cli, dynamodb, output, stores, trail
+from knock_admin.aws import Aws
+from knock_admin.dynamodb import DynamoDb
+from knock_admin.errors import AdminError
+from knock_admin.simpledb import SimpleDb
+from knock_admin.stores import Store, Where, equal
+from tests.clients.admin_support import (
+    LEDGER,
+    REFUSALS,
+    STORES,
+    TRAIL,
+    World,
+    client,
+    make_world,
+    make_worlds,
+)
 
 world = pytest.fixture(make_world)
+either = pytest.fixture(params=STORES)(make_worlds)
+"""A world with one store, and with the other."""
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
 
@@ -26,16 +43,16 @@ def ids(ran: Any) -> list[str]:
 
 
 def put(world: World, name: str, domain: str = TRAIL, **values: str) -> None:
-    """Write an item as it may be found in a domain, however it came there."""
-    world.sdb.put_attributes(
-        DomainName=domain,
-        ItemName=name,
-        Attributes=[{"Name": key, "Value": value} for key, value in values.items()],
-    )
+    """Write an item as it may be found in a domain or table, however it came there."""
+    world.store(domain).put(name, values)
 
 
 @pytest.fixture
 def three(world: World) -> list[str]:
+    return record_three(world)
+
+
+def record_three(world: World) -> list[str]:
     """Record three grants and a refusal, an hour apart; give their ids."""
     first = world.record("alice", at=NOW - timedelta(hours=3))
     second = world.record("bob", at=NOW - timedelta(hours=2), source="2001:db8::7/128")
@@ -65,25 +82,94 @@ FILTERS: list[tuple[list[str], list[int]]] = [
     (["--since", (NOW - timedelta(hours=2)).isoformat()], [1, 2, 3]),
     (["--until", (NOW - timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")], [0]),
     (["--since", (NOW + timedelta(days=2)).strftime("%Y-%m-%d")], []),
-    (["--principal", "nobody"], []),
+    (["--since", "1h", "--until", "2h"], []),
+    (["--since", "10m", "--principal", "bob"], []),
+    (["--kind", "refusal", "--principal", "bob"], []),
 ]
 
 
-def test_filters_choose(world: World, three: list[str]) -> None:
+def test_filters_choose_and_an_id_shows_one_entry(either: World) -> None:
+    """Break it: compare times with `>`, or ask DynamoDB's index for what is before another end."""
+    three = record_three(either)
     for filters, chosen in FILTERS:
-        assert ids(world.ok("trail", "--json", *filters)) == [three[index] for index in chosen], filters
+        assert ids(either.ok("trail", "--json", *filters)) == [three[index] for index in chosen], filters
+    for name in three:
+        assert ids(either.ok("trail", name, "--json")) == [name]
+    live = [grant["id"] for grant in either.ok("grants", "--json").json["grants"]]
+    assert live == [three[2], three[1]]
+    by_hand = ["grants", "--status", "all", "--principal", "alice", "--target", "web", "--json"]
+    assert [grant["id"] for grant in either.ok(*by_hand).json["grants"]] == [three[2]]
 
 
-def test_one_entry_is_shown_by_its_id(world: World, three: list[str]) -> None:
-    assert ids(world.ok("trail", three[1], "--json")) == [three[1]]
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["trail", "--principal", "nobody"], "has the principal nobody: no grant and no refusal, ever"),
+        (["trail", "--principal", "nobody", "--format", "csv"], "has the principal nobody"),
+        (["trail", "--principal", "alice", "--target", "wbe"], "has the target wbe"),
+        (["trail", "--target", ""], "has the target "),
+        (["trail", "--source", "192.0.2.1", "--events"], "has the source 192.0.2.1/32"),
+        (["trail", "alice_1"], "has the id alice_1"),
+        (["trail", "--open-at", "1m", "--target", "wbe"], "has the target wbe"),
+        (["grants", "--principal", "nobody"], "has the principal nobody"),
+        (["revoke", "--principal", "nobody", "--yes"], "has the principal nobody"),
+    ],
+)
+def test_what_nothing_ever_had_is_an_error_and_no_empty_table(
+    world: World, three: list[str], named: list[str], said: str
+) -> None:
+    """Break it: take what is not found for an empty answer."""
+    ran = world.run(*named)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert f"Nothing on record {said}" in ran.err
 
 
-def test_no_value_is_read_as_a_part_of_the_query(world: World, three: list[str]) -> None:
+def test_what_is_on_record_elsewhere_is_an_empty_table(world: World, three: list[str]) -> None:
+    over = three[0]
+    assert world.ok("trail", "--principal", "bob", "--since", "1h").out.count("\n") == 1
+    assert world.ok("grants", "--principal", "eve").out.count("\n") == 1
+    assert world.ok("grants", "--source", "203.0.113.7", "--target", "bastion").out.count(over) == 0
+
+
+def test_a_command_of_two_words_is_none_where_they_are_names() -> None:
+    """Break it: join the two words wherever they are."""
+    parser = cli.make_parser()
+    assert parser.parse_args(["key", "ls", "trail", "copy"]).name == ["trail", "copy"]
+    assert parser.parse_args(["--json", "trail", "copy", "--to", "dynamodb"]).run == "trailcopy:copy"
+    assert parser.parse_args(["--stack", "trail", "trail", "x"]).id == "x"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["alice_1", "--principal", "alice"], "An id names one entry"),
+        (["alice_1", "--since", "1d"], "An id names one entry"),
+        (["--kind", "refusal", "--target", "web"], "No refusal has a target"),
+    ],
+)
+def test_filters_that_make_no_sense_together_are_a_usage_error(
+    world: World, words: list[str], said: str
+) -> None:
+    ran = world.run("trail", *words)
+    assert (ran.code, said in ran.err) == (2, True)
+
+
+def test_no_value_is_read_as_a_part_of_the_query(either: World) -> None:
     """Break it: return `'{value}'` from quote."""
-    for hostile in ("x' or `kind` = 'grant", "' or itemName() like '%", "`", "x'; --", "''"):
+    record_three(either)
+    for hostile in ("x' or `kind` = 'grant", "' or itemName() like '%", "`", "x'; --", "''", ":k or 1"):
         for named in ([hostile], ["--principal", hostile], ["--target", hostile]):
-            assert ids(world.ok("trail", "--json", *named)) == [], named
-    assert ids(world.ok("trail", "--json", "--principal", "alice")) != []
+            ran = either.run("trail", "--json", *named)
+            assert (ran.code, ran.out) == (1, ""), named
+    assert ids(either.ok("trail", "--json", "--principal", "alice")) != []
+
+
+def test_a_part_of_a_targets_name_is_not_its_name(either: World) -> None:
+    """Break it: ask DynamoDB whether a text contains another."""
+    either.record(target="bastion2")
+    put(either, "by hand", kind="grant", state="live", closed_at="-", order="2026 x", target_name="bastion3")
+    assert either.run("trail", "--target", "bastion").code == 1
+    assert ids(either.ok("trail", "--json", "--target", "bastion3")) == ["by hand"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +225,7 @@ def shown(world: World, name: str) -> dict[str, Any]:
     return entry
 
 
-def test_what_the_functions_record_is_what_is_read_at_every_step_of_a_grant(world: World) -> None:
+def test_what_the_functions_record_is_what_is_read_at_every_step_of_a_grant(either: World) -> None:
     """One truth: the functions write and read, and this program says the same.
 
     Break it: read another attribute, leave out a part of the input, or a status.
@@ -150,16 +236,16 @@ def test_what_the_functions_record_is_what_is_read_at_every_step_of_a_grant(worl
         Opened(RuleKey("sg-0c", Ports.parse("22/tcp"), grant.source), "sgr-2", "bastion", foreign=True),
     ]
     steps: list[Callable[[], object]] = [
-        lambda: world.trail.record(grant),
-        lambda: world.trail.authorize(grant.id, NOW, opened, ["printer"]),
-        lambda: world.trail.end(grant.id, "revoked", NOW, "ops", "laptop stolen"),
-        lambda: world.trail.close(grant.id, NOW, "closer", ["sgr-1"], ["sg-0c/tcp/22/22/::/0"]),
+        lambda: either.trail.record(grant),
+        lambda: either.trail.authorize(grant.id, NOW, opened, ["printer"]),
+        lambda: either.trail.end(grant.id, "revoked", NOW, "ops", "laptop stolen"),
+        lambda: either.trail.close(grant.id, NOW, "closer", ["sgr-1"], ["sg-0c/tcp/22/22/::/0"]),
     ]
     for step in steps:
         step()
-        record = world.trail.get(grant.id)
+        record = either.trail.get(grant.id)
         assert record
-        entry = shown(world, grant.id)
+        entry = shown(either, grant.id)
         assert entry == {
             "kind": "grant",
             "id": grant.id,
@@ -191,13 +277,18 @@ def test_an_end_without_a_record_before_is_read_too(world: World) -> None:
     assert [target["name"] for target in entry["targets"]] == ["bastion", "web"]
 
 
-def test_grants_and_refusals_are_told_in_one_order_of_time(world: World) -> None:
-    """Break it: read one domain after the other."""
-    for minutes in (50, 30, 10):
-        world.record(at=NOW - timedelta(minutes=minutes))
-        world.refuse(f"refusal_{minutes}", at=NOW - timedelta(minutes=minutes - 5))
-    kinds = [json.loads(line)["kind"] for line in world.ok("trail", "--json").out.splitlines()]
-    assert kinds == ["grant", "refusal"] * 3
+def test_grants_and_refusals_are_told_in_one_order_of_time(
+    either: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Break it: read one domain after the other, or a table without an index as it comes."""
+    monkeypatch.setattr(dynamodb, "SORTED_IN_MEMORY", 2)  # so that most of it is sorted on disk
+    for minutes in (50, 40, 30, 20, 10):
+        either.record(at=NOW - timedelta(minutes=minutes))
+        either.refuse(f"refusal_{minutes}", at=NOW - timedelta(minutes=minutes - 5))
+    entries = [json.loads(line) for line in either.ok("trail", "--json").out.splitlines()]
+    assert [entry["kind"] for entry in entries] == ["grant", "refusal"] * 5
+    assert [entry["requested_at"] for entry in entries] == sorted(entry["requested_at"] for entry in entries)
+    assert entries[1]["call"] == "POST /knock"
 
 
 def test_a_domain_that_is_not_asked_for_is_not_read(world: World, three: list[str]) -> None:
@@ -224,10 +315,52 @@ def test_events_are_a_line_each_with_their_details(world: World, three: list[str
         *("requested", "authorized"),
         "refused",
     ]
+    assert [json.loads(line) for line in world.ok("trail", "--events", "--json").out.splitlines()] == rows
     assert rows[2]["detail"] == "reason: left the team"
     assert rows[2]["by"] == "user/root"
     assert rows[-1]["detail"] == "call: POST /knock; detail: may not open web"
     assert "refused" in world.ok("trail", "--events").out
+
+
+def test_events_come_in_their_own_order_not_grant_by_grant(world: World) -> None:
+    """Break it: give each grant's events when its turn comes, or forget that clocks differ."""
+    long = world.record("alice", at=NOW - timedelta(hours=5))
+    short = world.record("bob", at=NOW - timedelta(hours=4))
+    world.trail.end(short.id, "revoked", NOW - timedelta(hours=3), "ops", "")
+    world.refuse(at=NOW - timedelta(hours=2))
+    late = world.record("carol", at=NOW - timedelta(hours=1), open_=False)
+    world.trail.authorize(late.id, NOW - timedelta(hours=1, seconds=2), [])  # by a clock that is slow
+    world.trail.end(long.id, "revoked", NOW - timedelta(minutes=30), "ops", "")
+    rows = [json.loads(line) for line in world.ok("trail", "--events", "--json").out.splitlines()]
+    assert [(row["event"], row["principal"]) for row in rows] == [
+        ("requested", "alice"),
+        ("authorized", "alice"),
+        ("requested", "bob"),
+        ("authorized", "bob"),
+        ("revoked", "bob"),
+        ("refused", "eve"),
+        ("authorized", "carol"),
+        ("requested", "carol"),
+        ("revoked", "alice"),
+    ]
+
+
+def test_events_wait_for_those_of_live_grants_alone() -> None:
+    """Break it: sort all events in one list."""
+    read = 0
+
+    def entries() -> Any:
+        nonlocal read
+        for minutes in range(1000):
+            read += 1
+            at = show_time(NOW + timedelta(minutes=minutes))
+            event = json.dumps({"at": at, "event": "requested", "by": "alice"})
+            yield trail.Entry(f"g{minutes}", {"requested_at": (at,), "event": (event,)})
+
+    rows = trail.in_order_of_time(entries())
+    assert next(rows)[3] == "g0"
+    assert read < 5
+    assert sum(1 for _ in rows) == 999
 
 
 def test_the_table_says_who_from_where_to_what_and_why(world: World, three: list[str]) -> None:
@@ -247,6 +380,7 @@ def test_a_hostile_value_never_reaches_the_terminal_as_it_is(world: World) -> No
         "odd",
         kind="grant",
         state="live",
+        closed_at="-",
         requested_at="2026-11-23T00:00:00.000Z",
         order="2026-11-23T00:00:00.000Z odd",
         expires_at="2999-01-01T00:00:00Z",
@@ -276,6 +410,21 @@ def test_a_hostile_value_never_reaches_the_terminal_as_it_is(world: World) -> No
     assert entry["events"] == [{"unreadable": '["neither"]'}]
 
 
+def test_no_error_steers_the_terminal_either(world: World) -> None:
+    """Break it: print an error, a warning or a line that is no table's as it is."""
+    hostile = "a\x1b[31m\u202eb"
+    for command in (["trail", hostile], ["trail", "--principal", hostile], ["key", "rm", hostile]):
+        ran = world.run(*command)
+        assert (ran.code, ran.out) == (1, "")
+        assert not set(ran.err) & set("\x1b\u202e"), command
+        assert "a\\x1b[31m\\u202eb" in ran.err
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    change = {"op": "replace", "path": "/name", "value": "x\x1b\ny"}
+    world.gateway.update_usage_plan(usagePlanId=plan, patchOperations=[change])
+    ran = world.run("key", "ls")
+    assert (ran.code, "There are: x\\x1b\\ny" in ran.err) == (1, True)
+
+
 def test_what_steers_a_terminal_is_shown_as_an_escape_and_letters_stay() -> None:
     shown = output.visible(HOSTILE)
     assert shown == '=HYPERLINK("x")\\x1b[31m\\r\\n\\u202e\\u2028\\x9b\\x07é😀'
@@ -293,6 +442,14 @@ def test_what_steers_a_terminal_is_shown_as_an_escape_and_letters_stay() -> None
         ("\uff1d1", "'\uff1d1"),
         ("1-1", "1-1"),
         ("a,b", "a,b"),
+        ("a;=1+1", "a;'=1+1"),
+        ("a,,+1", "a,,'+1"),
+        ("a| @SUM(A1)", "a|' @SUM(A1)"),
+        ('a;"=1"', 'a;\'"=1"'),
+        ("a\n=1", "a\\n=1"),
+        ("on call -1", "on call '-1"),
+        ("a \uff0b1", "a '\uff0b1"),
+        ("x='=1", "x='=1"),
     ],
 )
 def test_a_csv_cell_that_a_spreadsheet_would_calculate_is_quoted(value: str, written: str) -> None:
@@ -315,30 +472,42 @@ def test_a_table_chooses_its_widths_by_the_first_hundred_rows_and_streams_the_re
     assert sum(1 for _ in lines) == 1000
 
 
-def test_a_trail_of_any_size_is_read_page_after_page_in_constant_memory(world: World) -> None:
+class Pages:
+    """Answers with as many pages as it is asked for, of 100 items."""
+
+    pages = 40
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def client(self, *_: str) -> Pages:
+        return self
+
+    def select(self, **parameters: Any) -> dict[str, Any]:
+        self.asked.append(parameters)
+        item = [{"Name": "order", "Value": "x" * 1000}]
+        page = {"Items": [{"Name": f"item-{number}", "Attributes": item} for number in range(100)]}
+        return page if len(self.asked) == self.pages else {**page, "NextToken": str(len(self.asked))}
+
+    def query(self, **parameters: Any) -> dict[str, Any]:
+        self.asked.append(parameters)
+        item = {"order": {"S": "x" * 1000}}
+        page = {"Items": [{"name": {"S": f"item-{number}"}, **item} for number in range(100)]}
+        return page if len(self.asked) == self.pages else {**page, "LastEvaluatedKey": str(len(self.asked))}
+
+
+AWS = Pages()
+READERS: list[Store] = [
+    SimpleDb(AWS, "r", "a`TRAIL"),  # type: ignore[arg-type]  # an Aws of this test's own
+    DynamoDb(AWS, "r", "t", dynamodb.INDEXES),  # type: ignore[arg-type]  # the same
+]
+
+
+@pytest.mark.parametrize("store", READERS, ids=STORES)
+def test_a_trail_of_any_size_is_read_page_after_page_in_constant_memory(store: Store) -> None:
     """Break it: collect the entries in a list, or ask without ConsistentRead."""
-    asked: list[dict[str, Any]] = []
-
-    class Client:
-        pages = 40
-
-        def select(self, **parameters: Any) -> dict[str, Any]:
-            asked.append(parameters)
-            item = [{"Name": "requested_at", "Value": "x" * 1000}]
-            page = {"Items": [{"Name": f"item-{number}", "Attributes": item} for number in range(100)]}
-            return page if len(asked) == self.pages else {**page, "NextToken": str(len(asked))}
-
-    class Aws:
-        def client(self, *_: str) -> Client:
-            return Client()
-
-    class Stack:
-        aws = Aws()
-
-        def setting(self, name: str) -> str:
-            return f"a`{name}"
-
-    entries = simpledb.select(Stack(), simpledb.TRAIL, ["`kind` = 'grant'"], "`order`")  # type: ignore[arg-type]
+    asked = AWS.asked = []
+    entries = store.select([equal("kind", "grant")], "ascending")
     next(entries)
     assert len(asked) == 1
     tracemalloc.start()
@@ -347,9 +516,168 @@ def test_a_trail_of_any_size_is_read_page_after_page_in_constant_memory(world: W
     tracemalloc.stop()
     assert count == 4000
     assert peak < 2_000_000, "a page is 100 kB, all of them 4 MB"
-    assert all(call["ConsistentRead"] is True for call in asked)
-    assert [call.get("NextToken") for call in asked] == [None, *(str(n) for n in range(1, 40))]
-    assert asked[0]["SelectExpression"].startswith("select * from `a``TRAIL_DOMAIN` where")
+    if isinstance(store, SimpleDb):
+        assert all(call["ConsistentRead"] is True for call in asked)
+        assert [call.get("NextToken") for call in asked] == [None, *(str(n) for n in range(1, 40))]
+        assert asked[0]["SelectExpression"].startswith("select * from `a``TRAIL` where")
+    else:
+        assert {call["IndexName"] for call in asked} == {"by-kind"}
+
+
+def test_a_table_without_an_index_is_sorted_in_either_direction_and_read_consistently(world: World) -> None:
+    world.change_store()
+    for number in (2, 3, 1):
+        world.refuse(f"refusal_{number}", at=NOW - timedelta(minutes=number))
+    put(world, "no order", REFUSALS, kind="refusal")
+    table = DynamoDb(FromTests(), "eu-central-1", world.named(REFUSALS), {})  # type: ignore[arg-type]  # an Aws of its own
+    for order, names in (("ascending", "321"), ("descending", "123")):
+        found = table.select([equal("kind", "refusal")], order)  # type: ignore[arg-type]  # a literal
+        assert [name for name, _ in found] == [f"refusal_{number}" for number in names]
+    since = Where("order", ">", show_time(NOW - timedelta(minutes=2)))
+    assert [name for name, _ in table.select([(since,)], "ascending")] == ["refusal_2", "refusal_1"]
+    assert table.get("") == {}
+
+
+def test_both_stores_take_the_ends_of_a_range_in_or_not(either: World) -> None:
+    """Break it: forget that DynamoDB's BETWEEN takes both ends in."""
+    orders = [either.record(str(number), at=NOW - timedelta(hours=number)).order for number in (3, 2, 1)]
+    first, middle, last = orders
+    aws: Any = FromTests()
+    store: Store = SimpleDb(aws, "eu-west-1", TRAIL)
+    if either.keeps == "dynamodb":
+        store = DynamoDb(aws, "eu-central-1", either.named(TRAIL), dynamodb.INDEXES)
+    ranges: list[tuple[list[Where], list[str]]] = [
+        ([], orders),
+        ([Where("order", ">=", middle)], [middle, last]),
+        ([Where("order", ">", middle)], [last]),
+        ([Where("order", "<=", middle)], [first, middle]),
+        ([Where("order", "<", middle)], [first]),
+        ([Where("order", ">=", first), Where("order", "<=", last)], orders),
+        ([Where("order", ">", first), Where("order", "<", last)], [middle]),
+        ([Where("order", ">", first), Where("order", ">=", last)], [last]),
+        ([Where("order", ">", last), Where("order", "<", first)], []),
+    ]
+    for where, expected in ranges:
+        for order in ("ascending", "descending"):
+            found = store.select([equal("kind", "grant"), *((one,) for one in where)], order)  # type: ignore[arg-type]
+            seen = [values["order"][0] for _, values in found]
+            assert seen == (expected if order == "ascending" else expected[::-1]), (where, order)
+
+
+def test_dynamodb_is_not_asked_for_a_range_that_ends_before_it_begins() -> None:
+    """It answers with an error: the upper bound has to be greater than or equal to the lower."""
+    AWS.asked = []
+    where = [(Where("order", ">", "2"),), (Where("order", "<", "1"),)]
+    assert list(READERS[1].select([equal("kind", "grant"), *where], "ascending")) == []
+    assert AWS.asked == []
+
+
+class FromTests:
+    """Gives the clients of the account in this process."""
+
+    def client(self, service: str, region: str) -> Any:
+        return client(service, region)
+
+
+def test_a_table_that_is_not_there_or_of_another_shape_is_told(world: World, three: list[str]) -> None:
+    """Break it: let the error through as botocore has it, or read what has no name."""
+    world.change_store()
+    for domain in (TRAIL, REFUSALS, LEDGER):
+        world.dynamodb.update_table(TableName=world.named(domain), DeletionProtectionEnabled=False)
+        world.dynamodb.delete_table(TableName=world.named(domain))
+    for command in (["trail"], ["grants"], ["ledger", "203.0.113.7"], ["trail", "--kind", "refusal"]):
+        ran = world.run(*command)
+        assert (ran.code, ran.out) == (1, "")
+        assert "There is no DynamoDB table knock-" in ran.err
+    for domain in (TRAIL, REFUSALS):
+        world.dynamodb.create_table(
+            TableName=world.named(domain),
+            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        world.dynamodb.put_item(
+            TableName=world.named(domain), Item={"id": {"S": "x"}, "kind": {"S": "refusal"}}
+        )
+    for command in (["trail", "--kind", "grant"], ["grants"], ["trail", "x"], ["trail", "--kind", "refusal"]):
+        ran = world.run(*command)
+        assert (ran.code, ran.out) == (1, "")
+        assert "is not of the shape that Knock's has" in ran.err or "or it has no index by-" in ran.err
+    found = world.run("doctor", "--json").json["findings"]
+    said = {one["what"]: one["detail"] for one in found if one["level"] == "fail"}
+    assert "There is no DynamoDB table" in said["ledger"]
+    assert "its key is not `name`" in said["refusals"]
+
+
+def test_doctor_looks_at_tables_as_at_domains(world: World) -> None:
+    """Break it: say nothing of a table that anybody may delete."""
+
+    def found() -> dict[tuple[str, str], str]:
+        findings = world.run("doctor", "--json").json["findings"]
+        kinds = ("trail", "ledger", "refusals")
+        return {(one["level"], one["what"]): one["detail"] for one in findings if one["what"] in kinds}
+
+    world.change_store()
+    world.record()
+    well = found()
+    assert {level for level, _ in well} == {"ok"}
+    assert f"{world.named(TRAIL)} in eu-central-1: 1 item, 0 MB" in well["ok", "trail"]
+    for domain in (TRAIL, LEDGER, REFUSALS):
+        world.dynamodb.update_table(TableName=world.named(domain), DeletionProtectionEnabled=False)
+    off = {"PointInTimeRecoveryEnabled": False}
+    world.dynamodb.update_continuous_backups(
+        TableName=world.named(LEDGER), PointInTimeRecoverySpecification=off
+    )
+    ill = found()
+    assert "its deletion protection is off" in ill["warn", "trail"]
+    assert "its point-in-time recovery is off" in ill["warn", "ledger"]
+    world.store(LEDGER).put("203.0.113.8/32", {"parts": "1"})
+    assert "203.0.113.8/32 cannot be read" in found()["fail", "ledger"]
+
+
+def test_a_domain_that_is_not_there_is_told(world: World) -> None:
+    world.sdb.delete_domain(DomainName=TRAIL)
+    ran = world.run("grants")
+    assert (ran.code, ran.out) == (1, "")
+    assert f"There is no SimpleDB domain {TRAIL} in eu-west-1" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("command", "permission"),
+    [
+        (["trail"], "dynamodb:Query"),
+        (["trail", "--kind", "refusal"], "dynamodb:Scan"),
+        (["ledger", "203.0.113.7"], "dynamodb:GetItem"),
+    ],
+)
+def test_a_read_that_is_denied_names_the_permission(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: list[str], permission: str
+) -> None:
+    world.change_store()
+
+    def deny(_aws: Aws, context: Any, **_: Any) -> None:
+        if context["knock_call"].name.startswith("dynamodb:"):
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "Denied")
+
+    monkeypatch.setattr(Aws, "_hold_back", deny)
+    ran = world.run(*command)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"Your credentials need {permission}." in ran.err
+
+
+def test_a_store_that_this_program_does_not_know_is_told(world: World) -> None:
+    """Break it: take anything else for SimpleDB."""
+    functions = client("lambda")
+    known = functions.get_function_configuration(FunctionName="knock-api")["Environment"]
+    known["Variables"]["TRAIL_STORE"] = "dynamodb"
+    functions.update_function_configuration(FunctionName="knock-api", Environment=known)
+    ran = world.run("trail")
+    assert (ran.code, "name as TRAIL_STORE: dynamodb, simpledb" in ran.err) == (1, True)
+    known["Variables"]["TRAIL_STORE"] = ""
+    functions.update_function_configuration(FunctionName="knock-api", Environment=known)
+    assert world.ok("trail", "--kind", "grant").out.startswith("AT ")
+    with pytest.raises(AdminError, match="There is no store s3"):
+        stores.at(None, "s3", "r", "n", listed=False)  # type: ignore[arg-type]  # nothing is asked
 
 
 def test_grants_lists_the_live_ones_newest_first(world: World, three: list[str]) -> None:
@@ -395,5 +723,6 @@ def test_grants_of_every_status_or_of_one(world: World, three: list[str]) -> Non
 
 
 def test_a_grant_whose_end_cannot_be_read_is_listed_all_the_same(world: World) -> None:
-    put(world, "odd", kind="grant", state="live", order="2026 odd", expires_at="9999", authorized_at="x")
+    times = {"order": "2026 odd", "expires_at": "9999", "authorized_at": "x", "closed_at": "-"}
+    put(world, "odd", kind="grant", state="live", **times)
     assert world.ok("grants").out.splitlines()[1].split() == ["odd", "active", "?", "9999", "-"]

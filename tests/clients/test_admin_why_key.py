@@ -110,7 +110,7 @@ class TestFirstNo:
             "knock_admin.stack.Stack.plan",
             {**world.gateway.get_usage_plans()["items"][0], "quota": quota},
         )
-        assert "500 requests of this day's 500 are used" in self.first(world)
+        assert "it has made 500 requests of this day's 500" in self.first(world)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, operation: str, answer: dict[str, Any] | Exception) -> None:

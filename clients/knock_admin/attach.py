@@ -1,0 +1,637 @@
+"""What security groups are attached to, and how they are attached there and taken off.
+
+| kind | named by | where its groups are set | when it is done |
+|---|---|---|---|
+| network interface | `--eip`, `--instance`, `--interface` | the interface | at once |
+| load balancer | `--load-balancer` | the load balancer | at once |
+| RDS or Aurora | `--rds` | the cluster, or an instance without one | minutes later |
+| ECS service | `--ecs` | its tasks' network configuration: a deployment | when tasks are replaced |
+| ElastiCache | `--elasticache` | the replication group, or a cluster without one | minutes later |
+
+No service has a call that adds or takes one group: the whole list is set, with the groups that are there. A
+change that somebody else makes between our reading and that call is lost.
+
+Where AWS answers before it is done, `wait` looks until it is. All other things that have groups (launch
+templates, pods, functions in a VPC) are for `target adopt`: their groups are set where they are defined.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from botocore.exceptions import ClientError
+
+from knock_admin.errors import DENIED, AdminError, code_of, translated
+from knock_admin.output import note, progress, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from knock_admin.aws import Aws
+
+FILTER_VALUES = 200
+"""The most values a filter of EC2's takes."""
+
+# https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/CHAP_Limits.html ("Security groups (VPC)", not
+# adjustable)
+# https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_AwsVpcConfiguration.html
+FIXED_LIMIT = 5
+
+PAUSE = 5.0
+"""Seconds between two looks at something that is being changed."""
+PATIENCE = 1800.0
+"""Seconds in which a change has to be done. An ECS deployment that cannot start its tasks never is."""
+
+IPV4, IPV6 = "ipv4", "ipv6"
+OPTIONS = ("eip", "instance", "interface", "load_balancer", "rds", "ecs", "elasticache")
+"""The ways to name something, as the command line has them."""
+
+# The descriptions of interfaces that AWS makes for what is listed here itself.
+_KNOWN = (
+    "ELB ",
+    "RDSNetworkInterface",
+    "ElastiCache",
+    "arn:aws:ecs:",
+    "arn:aws-us-gov:ecs:",
+    "arn:aws-cn:ecs:",
+)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Something that security groups are attached to."""
+
+    id: str
+    vpc: str
+    groups: tuple[str, ...]
+    families: frozenset[str] = frozenset()
+    """The address families it can be reached over; empty where that cannot be told from itself."""
+
+    kind: ClassVar[str] = ""
+    limit: ClassVar[int | None] = None
+    """How many groups it may have; None for as many as a network interface."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+    @property
+    def brief(self) -> str:
+        """Give its name for a column."""
+        return self.id
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        """Replace the groups by these, in one call."""
+        raise NotImplementedError
+
+    def unfinished(self, _aws: Aws, _groups: Sequence[str], /) -> str:
+        """Say what is not done yet of a change to these groups; empty when all is."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Interface(Holder):
+    kind = "interface"
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        aws.client("ec2").modify_network_interface_attribute(NetworkInterfaceId=self.id, Groups=list(groups))
+
+
+@dataclass(frozen=True)
+class LoadBalancer(Holder):
+    kind = "load balancer"
+
+    @property
+    def brief(self) -> str:
+        return self.id.split("loadbalancer/")[-1]
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        aws.client("elbv2").set_security_groups(LoadBalancerArn=self.id, SecurityGroups=list(groups))
+
+
+@dataclass(frozen=True)
+class Database(Holder):
+    """A DB instance that is of no cluster."""
+
+    kind = "database"
+    limit = FIXED_LIMIT
+
+    @property
+    def brief(self) -> str:
+        return f"rds {self.id}"
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        aws.client("rds").modify_db_instance(
+            DBInstanceIdentifier=self.id, VpcSecurityGroupIds=list(groups), ApplyImmediately=True
+        )
+
+    def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
+        found = aws.client("rds").describe_db_instances(DBInstanceIdentifier=self.id)["DBInstances"][0]
+        return _differing(_of_rds(found), groups) and f"it is {found['DBInstanceStatus']}"
+
+
+@dataclass(frozen=True)
+class DatabaseCluster(Holder):
+    """An Aurora or Multi-AZ cluster: its groups are those of all its instances."""
+
+    kind = "database cluster"
+    limit = FIXED_LIMIT
+
+    @property
+    def brief(self) -> str:
+        return f"rds {self.id}"
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        aws.client("rds").modify_db_cluster(
+            DBClusterIdentifier=self.id, VpcSecurityGroupIds=list(groups), ApplyImmediately=True
+        )
+
+    def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
+        found = aws.client("rds").describe_db_clusters(DBClusterIdentifier=self.id)["DBClusters"][0]
+        return _differing(_of_rds(found), groups) and f"it is {found['Status']}"
+
+
+@dataclass(frozen=True)
+class Service(Holder):
+    """An ECS service whose tasks have interfaces of their own (`awsvpc`)."""
+
+    network: tuple[tuple[str, Any], ...] = ()
+    """The rest of its awsvpc configuration, which a change must repeat."""
+
+    kind = "ECS service"
+    limit = FIXED_LIMIT
+
+    @property
+    def brief(self) -> str:
+        return f"ecs {self.id}"
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        cluster, _, name = self.id.partition("/")
+        rest = {key: list(value) if isinstance(value, tuple) else value for key, value in self.network}
+        aws.client("ecs").update_service(
+            cluster=cluster,
+            service=name,
+            networkConfiguration={"awsvpcConfiguration": {**rest, "securityGroups": list(groups)}},
+        )
+
+    def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
+        """Look at the deployment: tasks that run already keep the groups they were started with."""
+        deployments = _service(aws, self.id)["deployments"]
+        ours = [each for each in deployments if set(_awsvpc(each).get("securityGroups", ())) == set(groups)]
+        # One that fails may have been rolled back: the newest is with the old groups then.
+        failed = [each for each in ours if each.get("rolloutState") == "FAILED"]
+        if failed:
+            why = failed[0].get("rolloutStateReason", "ECS does not say why")
+            raise AdminError(
+                f"The deployment of {self} failed: {why}. Mend the service, then run the same command again."
+            )
+        newest = next((each for each in ours if each["status"] == "PRIMARY"), None)
+        if newest is None:
+            return "its deployment has not begun"
+        if newest.get("rolloutState") == "COMPLETED" and len(deployments) == 1:
+            return ""
+        return f"{newest['runningCount']} of {newest['desiredCount']} new tasks run"
+
+
+@dataclass(frozen=True)
+class Cache(Holder):
+    """An ElastiCache cluster, or a replication group with all its clusters."""
+
+    replicated: bool = False
+
+    kind = "cache"
+
+    @property
+    def brief(self) -> str:
+        return f"elasticache {self.id}"
+
+    def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
+        client = aws.client("elasticache")
+        given = {"SecurityGroupIds": list(groups), "ApplyImmediately": True}
+        if self.replicated:
+            client.modify_replication_group(ReplicationGroupId=self.id, **given)
+        else:
+            client.modify_cache_cluster(CacheClusterId=self.id, **given)
+
+    def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
+        waiting = [
+            f"{each['CacheClusterId']} is {each['CacheClusterStatus']}"
+            for each in _members(aws, self.id)
+            if _differing(_of_cache(each), groups)
+        ]
+        return ", ".join(waiting)
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def _of_rds(found: Mapping[str, Any]) -> dict[str, str]:
+    """Give a database's groups and the state of each: adding, active, removing."""
+    return {each["VpcSecurityGroupId"]: each["Status"] for each in found.get("VpcSecurityGroups", [])}
+
+
+def _staying(states: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(group for group, state in states.items() if state != "removing")
+
+
+def _of_cache(found: Mapping[str, Any]) -> dict[str, str]:
+    return {each["SecurityGroupId"]: each["Status"] for each in found.get("SecurityGroups", [])}
+
+
+def _differing(states: Mapping[str, str], groups: Iterable[str]) -> str:
+    """Say which groups are not as they shall be."""
+    wanted = set(groups)
+    others = {group for group in states if group not in wanted}
+    return " ".join(sorted(others | {group for group in wanted if states.get(group) != "active"}))
+
+
+def _network(found: Mapping[str, Any]) -> frozenset[str]:
+    """Read the families of a database or a cache; empty where AWS does not say."""
+    return {
+        "IPV4": frozenset({IPV4}),
+        "IPV6": frozenset({IPV6}),
+        "DUAL": frozenset({IPV4, IPV6}),
+        "DUAL_STACK": frozenset({IPV4, IPV6}),
+    }.get(str(found.get("NetworkType", "")).upper(), frozenset())
+
+
+def _vpc_of(aws: Aws, name: str, groups: Sequence[str]) -> str:
+    """Give the VPC of something by its groups, which lie in the same. Raises AdminError when it has none."""
+    if not groups:
+        raise AdminError(f"{name} has no security group of a VPC, so none can be added to it.")
+    found = aws.client("ec2").describe_security_groups(GroupIds=[groups[0]])["SecurityGroups"]
+    return str(found[0]["VpcId"])
+
+
+def _managed(each: Mapping[str, Any]) -> bool:
+    """Say whether an interface's groups are set elsewhere: by a service of AWS's, or by Kubernetes for a pod.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/security-groups-for-pods.html
+    """
+    pod = str(each.get("Description", "")).lower().startswith("aws-k8s-branch-eni")
+    return pod or bool(each.get("RequesterManaged"))
+
+
+def interface(each: Mapping[str, Any]) -> Interface:
+    """Read a network interface. Raises AdminError for one that an AWS service manages."""
+    if _managed(each):
+        raise AdminError(
+            f"{each['NetworkInterfaceId']} is managed by an AWS service ({each.get('Description')}): its "
+            "groups are set there. A load balancer is named with --load-balancer, a database with --rds, "
+            "an ECS service with --ecs, a cache with --elasticache; for others see `target adopt`."
+        )
+    return Interface(
+        each["NetworkInterfaceId"],
+        each["VpcId"],
+        tuple(group["GroupId"] for group in each["Groups"]),
+        _addresses(each),
+    )
+
+
+def _addresses(each: Mapping[str, Any]) -> frozenset[str]:
+    families = {IPV6} if each.get("Ipv6Addresses") else set()
+    return frozenset(families | ({IPV4} if each.get("PrivateIpAddress") else set()))
+
+
+def load_balancer(each: Mapping[str, Any]) -> LoadBalancer:
+    """Read a load balancer. Raises AdminError for one that cannot have groups."""
+    groups = tuple(each.get("SecurityGroups", []))
+    if each["Type"] not in ("application", "network"):
+        raise AdminError(
+            f"{each['LoadBalancerArn']} is a {each['Type']} load balancer, and those have no groups."
+        )
+    if each["Type"] == "network" and not groups:
+        raise AdminError(
+            f"{each['LoadBalancerArn']} is a network load balancer that was made without security groups, "
+            "and AWS lets none be added later. Make one with a group, or attach what is behind it."
+        )
+    # https://docs.aws.amazon.com/elasticloadbalancing/latest/application/application-load-balancers.html#ip-address-type
+    families = {
+        "ipv4": frozenset({IPV4}),
+        "dualstack": frozenset({IPV4, IPV6}),
+        "dualstack-without-public-ipv4": frozenset({IPV6}),
+    }.get(each.get("IpAddressType", ""), frozenset())
+    return LoadBalancer(each["LoadBalancerArn"], each["VpcId"], groups, families)
+
+
+def _database(aws: Aws, found: Mapping[str, Any]) -> Database:
+    name, groups = found["DBInstanceIdentifier"], _staying(_of_rds(found))
+    return Database(name, _vpc_of(aws, f"The database {name}", groups), groups, _network(found))
+
+
+def _database_cluster(aws: Aws, found: Mapping[str, Any]) -> DatabaseCluster:
+    name, groups = found["DBClusterIdentifier"], _staying(_of_rds(found))
+    return DatabaseCluster(
+        name, _vpc_of(aws, f"The database cluster {name}", groups), groups, _network(found)
+    )
+
+
+def _named_database(aws: Aws, name: str) -> Holder:
+    """Find a DB instance or cluster by its identifier; an instance of a cluster stands for the cluster."""
+    rds, cluster = aws.client("rds"), name
+    try:
+        found = rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
+        if not found.get("DBClusterIdentifier"):
+            return _database(aws, found)
+        cluster = found["DBClusterIdentifier"]
+        note(
+            f"{name} is of the cluster {cluster}, and its groups are the cluster's: all its instances get "
+            "them"
+        )
+    except ClientError as error:
+        if code_of(error) not in ("DBInstanceNotFound", "DBInstanceNotFoundFault"):
+            raise
+    try:
+        return _database_cluster(aws, rds.describe_db_clusters(DBClusterIdentifier=cluster)["DBClusters"][0])
+    except ClientError as error:
+        if code_of(error) != "DBClusterNotFoundFault":
+            raise
+        raise AdminError(
+            f"There is no DB instance and no DB cluster {name} here; see `aws rds describe-db-instances`."
+        ) from error
+
+
+def _service(aws: Aws, name: str) -> dict[str, Any]:
+    cluster, slash, service = name.partition("/")
+    if not slash or not cluster or not service:
+        raise AdminError(f"An ECS service is named like main/web, its cluster first, not {name!r}.")
+    found: list[dict[str, Any]] = aws.client("ecs").describe_services(cluster=cluster, services=[service])[
+        "services"
+    ]
+    if not found or found[0].get("status") != "ACTIVE":
+        raise AdminError(f"There is no ECS service {service} in the cluster {cluster}.")
+    return found[0]
+
+
+def _awsvpc(found: Mapping[str, Any]) -> dict[str, Any]:
+    return dict((found.get("networkConfiguration") or {}).get("awsvpcConfiguration") or {})
+
+
+def _named_service(aws: Aws, name: str) -> Service:
+    found = _service(aws, name)
+    network = _awsvpc(found)
+    if not network:
+        raise AdminError(
+            f"The tasks of the ECS service {name} have no interfaces of their own (network mode awsvpc): "
+            "attach the instances they run on."
+        )
+    controller = found.get("deploymentController", {}).get("type", "ECS")
+    if controller != "ECS":
+        raise AdminError(
+            f"The ECS service {name} is deployed by {controller}, which sets its groups: add a group there, "
+            "and take it in with `target adopt`."
+        )
+    return _read_service(aws, name, network)
+
+
+def _read_service(aws: Aws, name: str, network: Mapping[str, Any]) -> Service:
+    ec2, groups = aws.client("ec2"), tuple(network.get("securityGroups", ()))
+    subnets = ec2.describe_subnets(SubnetIds=[network["subnets"][0]])["Subnets"]
+    vpc = str(subnets[0]["VpcId"])
+    if not groups:  # then tasks have the default group, which the first one named would replace
+        in_vpc = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": ["default"]}]
+        groups = tuple(
+            each["GroupId"] for each in ec2.describe_security_groups(Filters=in_vpc)["SecurityGroups"]
+        )
+    rest = tuple(
+        (key, tuple(value) if isinstance(value, list) else value)
+        for key, value in network.items()
+        if key != "securityGroups"
+    )
+    return Service(name, vpc, groups, frozenset(), rest)
+
+
+def _members(aws: Aws, name: str) -> list[dict[str, Any]]:
+    """List the cache clusters of a replication group, or the one cluster of that name."""
+    client = aws.client("elasticache")
+    try:
+        found = client.describe_cache_clusters(CacheClusterId=name)["CacheClusters"]
+    except ClientError as error:
+        if code_of(error) != "CacheClusterNotFound":
+            raise
+        try:
+            group = client.describe_replication_groups(ReplicationGroupId=name)["ReplicationGroups"][0]
+        except ClientError as missing:
+            if code_of(missing) != "ReplicationGroupNotFoundFault":
+                raise
+            raise AdminError(
+                f"There is no cache cluster and no replication group {name} here. The groups of a "
+                "serverless cache are set there; take one in with `target adopt`."
+            ) from missing
+        found = [
+            each
+            for member in group["MemberClusters"]
+            for each in client.describe_cache_clusters(CacheClusterId=member)["CacheClusters"]
+        ]
+    return list(found)
+
+
+def _cache(aws: Aws, found: Mapping[str, Any]) -> Cache:
+    group = found.get("ReplicationGroupId")
+    name, groups = str(group or found["CacheClusterId"]), _staying(_of_cache(found))
+    return Cache(name, _vpc_of(aws, f"The cache {name}", groups), groups, _network(found), bool(group))
+
+
+def _named_cache(aws: Aws, name: str) -> Cache:
+    return _cache(aws, _members(aws, name)[0])
+
+
+# ---------------------------------------------------------------------------- finding
+
+
+def named(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[Holder]:
+    """Find what a command line names, each once. Raises AdminError."""
+    holders: list[Holder] = []
+    if ids := _named_interfaces(aws, places):
+        found = aws.pages("ec2", "describe_network_interfaces", "NetworkInterfaces", NetworkInterfaceIds=ids)
+        holders += [interface(each) for each in found]
+    balancers = list(dict.fromkeys(places.get("load_balancer", ())))
+    arns = [each for each in balancers if each.startswith("arn:")]
+    for how, which in (
+        ("LoadBalancerArns", arns),
+        ("Names", [each for each in balancers if each not in arns]),
+    ):  # one call takes one or the other
+        if which:
+            found = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers", **{how: which})
+            holders += [load_balancer(each) for each in found]
+    by_name: dict[str, Callable[[Aws, str], Holder]] = {
+        "rds": _named_database,
+        "ecs": _named_service,
+        "elasticache": _named_cache,
+    }
+    holders += [read(aws, name) for option, read in by_name.items() for name in places.get(option, ())]
+    return list({(holder.kind, holder.id): holder for holder in holders}.values())
+
+
+def _named_interfaces(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[str]:
+    ec2 = aws.client("ec2")
+    ids = list(places.get("interface", ()))
+    for eip in places.get("eip", ()):
+        key = "AllocationIds" if eip.startswith("eipalloc-") else "PublicIps"
+        address = ec2.describe_addresses(**{key: [eip]})["Addresses"][0]
+        if not address.get("NetworkInterfaceId"):
+            raise AdminError(
+                f"The Elastic IP {eip} is associated with nothing, so there is nothing to attach to."
+            )
+        ids.append(address["NetworkInterfaceId"])
+    if instances := list(places.get("instance", ())):
+        for reservation in aws.pages("ec2", "describe_instances", "Reservations", InstanceIds=instances):
+            for instance in reservation["Instances"]:
+                found = [each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
+                if not found:
+                    raise AdminError(f"The instance {instance['InstanceId']} has no network interface.")
+                ids += found
+    return list(dict.fromkeys(ids))
+
+
+def of_groups(aws: Aws, operation: str, items: str, groups: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a describe operation of EC2's finds for any of the groups."""
+    ids = sorted(set(groups))
+    for start in range(0, len(ids), FILTER_VALUES):
+        values = ids[start : start + FILTER_VALUES]
+        yield from aws.pages("ec2", operation, items, Filters=[{"Name": "group-id", "Values": values}])
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What some groups are attached to."""
+
+    holders: tuple[Holder, ...]
+    interfaces: tuple[Mapping[str, Any], ...]
+    """All interfaces, also those that AWS made for a holder, or for something this program knows nothing
+    of."""
+
+    @property
+    def others(self) -> list[str]:
+        """Name the interfaces of things that this program cannot attach to."""
+        return [
+            f"{each['NetworkInterfaceId']} ({each.get('Description') or 'managed by AWS'})"
+            for each in self.interfaces
+            if _managed(each) and not str(each.get("Description", "")).startswith(_KNOWN)
+        ]
+
+    def places(self, group: str) -> frozenset[str]:
+        """Name all that one group is attached to."""
+        there = {str(holder) for holder in self.holders if group in holder.groups}
+        return frozenset(
+            there
+            | {
+                each["NetworkInterfaceId"]
+                for each in self.interfaces
+                if _managed(each) and any(one["GroupId"] == group for one in each["Groups"])
+            }
+        )
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Give the families that any of it can be reached over; empty where that cannot be told."""
+        return families_of(self.holders, self.interfaces)
+
+
+def families_of(holders: Iterable[Holder], interfaces: Iterable[Mapping[str, Any]] = ()) -> frozenset[str]:
+    """Put families together. Empty when one thing's cannot be told: it may be reachable over either."""
+    found, tasks = set[str](), False
+    for each in interfaces:
+        said = str(each.get("Description", ""))
+        if said.startswith("ELB "):
+            continue  # a load balancer without public IPv4 has private IPv4 there
+        found |= _addresses(each)
+        tasks |= ":ecs:" in said
+    for holder in holders:
+        if not holder.families and not (isinstance(holder, Service) and tasks):
+            return frozenset()
+        found |= holder.families
+    return frozenset(found)
+
+
+def attached(aws: Aws, groups: Iterable[str]) -> Attached:
+    """Find what any of the groups is attached to. A load balancer is listed itself, not its interfaces."""
+    wanted = set(groups)
+    if not wanted:
+        return Attached((), ())
+    found = of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
+    interfaces = {each["NetworkInterfaceId"]: each for each in found}
+    holders: list[Holder] = [interface(each) for each in interfaces.values() if not _managed(each)]
+    balancers = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers")
+    holders += [load_balancer(each) for each in balancers if wanted & set(each.get("SecurityGroups", []))]
+    for what, look in (("RDS", _databases), ("ECS", _services), ("ElastiCache", _caches)):
+        try:
+            holders += look(aws, wanted)
+        except ClientError as error:
+            if code_of(error) not in DENIED:
+                raise
+            missing = translated(error, aws.calls.last)
+            warn(f"{what} cannot be asked, so what is attached there is not shown. {missing}")
+    return Attached(tuple(holders), tuple(interfaces.values()))
+
+
+def _databases(aws: Aws, wanted: set[str]) -> list[Holder]:
+    found: list[Holder] = [
+        _database(aws, each)
+        for each in aws.pages("rds", "describe_db_instances", "DBInstances")
+        if not each.get("DBClusterIdentifier") and wanted & _of_rds(each).keys()
+    ]
+    clusters = aws.pages("rds", "describe_db_clusters", "DBClusters")
+    return found + [_database_cluster(aws, each) for each in clusters if wanted & _of_rds(each).keys()]
+
+
+def _services(aws: Aws, wanted: set[str]) -> list[Holder]:
+    found: list[Holder] = []
+    for cluster in aws.pages("ecs", "list_clusters", "clusterArns"):
+        names = list(aws.pages("ecs", "list_services", "serviceArns", cluster=cluster))
+        for start in range(0, len(names), 10):  # as many as one call describes
+            answer = aws.client("ecs").describe_services(
+                cluster=str(cluster), services=[str(name) for name in names[start : start + 10]]
+            )
+            for each in answer["services"]:
+                network = _awsvpc(each)
+                if wanted & set(network.get("securityGroups", ())):
+                    name = f"{str(cluster).rpartition('/')[2]}/{each['serviceName']}"
+                    found.append(_read_service(aws, name, network))
+    return found
+
+
+def _caches(aws: Aws, wanted: set[str]) -> list[Holder]:
+    found = aws.pages("elasticache", "describe_cache_clusters", "CacheClusters")
+    caches = [_cache(aws, each) for each in found if wanted & _of_cache(each).keys()]
+    return list({cache.id: cache for cache in caches}.values())
+
+
+# ---------------------------------------------------------------------------- changing
+
+
+def change(aws: Aws, changes: Mapping[Holder, Sequence[str]], doing: str) -> None:
+    """Set the groups of each holder. AWS may not be done with that yet: `wait` until it is."""
+    for number, (holder, groups) in enumerate(changes.items(), 1):
+        progress(f"{doing} {number} of {len(changes)}: {holder}")
+        holder.set_groups(aws, groups)
+
+
+def wait(aws: Aws, changes: Mapping[Holder, Sequence[str]]) -> None:
+    """Look until every holder has these groups and no others, and say how far it is. Raises AdminError.
+
+    A dry run has changed nothing that could be waited for.
+    """
+    if aws.calls.dry_run:
+        return
+    deadline, told = time.monotonic() + PATIENCE, dict[Holder, str]()
+    while True:
+        left = {
+            holder: text for holder, groups in changes.items() if (text := holder.unfinished(aws, groups))
+        }
+        for holder, text in left.items():
+            if told.get(holder) != text:
+                progress(f"waiting for {holder}: {text}")
+        if not left:
+            return
+        told = left
+        if time.monotonic() >= deadline:
+            raise AdminError(
+                "; ".join(
+                    f"{holder} is not done after {PATIENCE / 60:.0f} minutes: {text}"
+                    for holder, text in left.items()
+                )
+                + ". AWS goes on with it."
+            )
+        time.sleep(PAUSE)

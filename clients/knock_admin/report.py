@@ -1,0 +1,255 @@
+"""`knock-admin report`: a month for an auditor, in UTC.
+
+How long each person's doors were open, by target; what was refused; which grants were closed late, and which
+only by the forcing task, after the ordinary one had failed in all its tries. An hour is one of a person at a
+target: two grants at one time count once, and one grant for two targets counts for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from knock_admin import doors, trail
+from knock_admin.errors import UsageError
+from knock_admin.output import Result, csv_lines, visible
+from knock_admin.stores import Where
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from knock_admin.doors import Door
+    from knock_admin.stack import Stack
+    from knock_admin.trail import Entry
+
+LATE = timedelta(minutes=4)
+"""From a grant's end to its closing; as the alarm RevocationLate has it."""
+FORCED = "force"
+"""What `closer` says where ForceRevokeIngress or ForceRollBackIngress closed it."""
+
+_NAME = re.compile(r"[0-9A-Za-z_-]{1,80}", re.ASCII)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#&~])")
+
+_COLUMNS = (
+    "section",
+    "how",
+    "principal",
+    "target",
+    "source",
+    "grants",
+    "hours",
+    "call",
+    "right",
+    "count",
+    "id",
+    "ended_by",
+    "due",
+    "closed_at",
+    "late_seconds",
+)
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Hours:
+    """The doors of one person to one target."""
+
+    grants: int = 0
+    open: list[tuple[datetime, datetime]] = field(default_factory=list)
+
+    def total(self) -> float:
+        """Count each moment once, in hours."""
+        seconds, reached = 0.0, None
+        for begin, end in sorted(self.open):
+            begin = max(begin, reached) if reached else begin
+            if end > begin:
+                seconds += (end - begin).total_seconds()
+                reached = end
+        return round(seconds / 3600, 2)
+
+
+def show(stack: Stack, args: Namespace) -> Result:
+    """Print the report of a month, as far as it has come."""
+    first, last = month(args.month, args.now)
+    until = min(last, args.now)
+    found = make(stack, first, until, args.now)
+    head = {
+        "stack": stack.name,
+        "month": args.month,
+        "from": trail.milliseconds(first),
+        "until": trail.milliseconds(until),
+        "complete": until == last,
+    }
+    notes = [] if until == last else [f"the month goes on: this is until {trail.milliseconds(until)}"]
+    if args.json or args.format == "json":
+        args.json = True
+        return Result(head | found, [], notes=notes)
+    if args.format == "csv":
+        rows = ([row.get(column, "") for column in _COLUMNS] for row in _flat(found))
+        return Result(None, csv_lines(rows, _COLUMNS), notes=notes)
+    return Result(None, _markdown(head, found), notes=notes)
+
+
+def month(text: str, now: datetime) -> tuple[datetime, datetime]:
+    """Give the first moment of a month like `2026-11`, and that of the next. Raises UsageError."""
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d", text, re.ASCII):
+            raise ValueError(text)
+        first = datetime(int(text[:4]), int(text[5:]), 1, tzinfo=timezone.utc)
+        last = (first + timedelta(days=31)).replace(day=1)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--month: a month is like 2026-11, not {text!r}.") from error
+    if first > now:
+        raise UsageError(f"--month: {text} has not begun.")
+    return first, last
+
+
+def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[str, list[Row]]:
+    """Read a time's grants and refusals, and count. What is kept is a few figures a grant."""
+    hours: dict[tuple[str, str], Hours] = {}
+    endings: Counter[str] = Counter()
+    forced: list[Row] = []
+    late: list[Row] = []
+    for entry in doors.candidates(stack, (), first, last):
+        door = doors.door(entry, now)
+        if door and door.within(first, last) and door.note != doors.UNREADABLE:
+            _add(hours, door, first, last)
+        due, closed = _due(entry, now), doors.read_time(entry.one("closed_at"))
+        if due and first <= due < last:
+            endings[entry.status(now)] += 1
+            if (closed or now) - due > LATE:
+                late.append(_closing(entry, due, closed, now))
+        if entry.one("closer") == FORCED and closed and first <= closed < last:
+            forced.append(_closing(entry, due, closed, now))
+    return {
+        "access": [
+            {"principal": who, "target": target, "grants": each.grants, "hours": each.total()}
+            for (who, target), each in sorted(hours.items())
+        ],
+        "endings": [{"how": how, "count": number} for how, number in sorted(endings.items())],
+        "refusals": _refusals(stack, first, last),
+        "forced": forced,
+        "late": late,
+    }
+
+
+def _add(hours: dict[tuple[str, str], Hours], door: Door, first: datetime, last: datetime) -> None:
+    who = door.entry.one("principal_name") or door.entry.one("principal_id")
+    for target in door.entry.targets:
+        held = hours.setdefault((who, str(target["name"])), Hours())
+        held.grants += 1
+        held.open.append(door.overlap(first, last))
+
+
+def _due(entry: Entry, now: datetime) -> datetime | None:
+    """Say when a grant's door was to be closed: at its end, as planned or before; None before that."""
+    status = entry.status(now)
+    if status in ("active", "pending"):
+        return None
+    return doors.read_time(entry.one("expires_at" if status == "expired" else "ended_at"))
+
+
+def _closing(entry: Entry, due: datetime | None, closed: datetime | None, now: datetime) -> Row:
+    return {
+        "id": entry.id,
+        "principal": entry.one("principal_name"),
+        "source": entry.one("source"),
+        "target": entry.target_names,
+        "ended_by": entry.one("ended_by"),
+        "due": trail.milliseconds(due) if due else None,
+        "closed_at": trail.milliseconds(closed) if closed else None,
+        "late_seconds": round(((closed or now) - due).total_seconds(), 1) if due else None,
+    }
+
+
+def _refusals(stack: Stack, first: datetime, last: datetime) -> list[Row]:
+    times = [
+        (Where("order", ">=", trail.milliseconds(first)),),
+        (Where("order", "<", trail.milliseconds(last)),),
+    ]
+    counted = Counter(
+        (entry.one("principal_name"), entry.one("call"), entry.one("right"))
+        for entry in trail.refusals(stack, times, None)
+    )
+    return [
+        {"principal": who, "call": call, "right": right or None, "count": number}
+        for (who, call, right), number in sorted(counted.items())
+    ]
+
+
+# ---------------------------------------------------------------------------- how it is written
+
+
+def _flat(found: dict[str, list[Row]]) -> Iterator[Row]:
+    """Give one row a figure; the first column says of what."""
+    for section, rows in found.items():
+        for row in rows:
+            known = {name: "" if value is None else value for name, value in row.items()}
+            yield known | {"section": section}
+
+
+def _markdown(head: Row, found: dict[str, list[Row]]) -> Iterator[str]:
+    yield f"# Knock: {head['month']}, stack {_text(head['stack'])}"
+    yield ""
+    yield f"From {head['from']} until {head['until']}{'' if head['complete'] else '; the month goes on'}."
+    hours = sum(row["hours"] for row in found["access"])
+    yield from _section(
+        "Who had access, to what",
+        ("Person", "Target", "Grants", "Hours"),
+        [(row["principal"], row["target"], row["grants"], f"{row['hours']:.2f}") for row in found["access"]],
+        f"{hours:.2f} hours in all. A door counts from its opening to its closing.",
+    )
+    yield from _section(
+        "How grants ended", ("How", "Grants"), [(row["how"], row["count"]) for row in found["endings"]]
+    )
+    yield from _section(
+        "What was refused",
+        ("Person", "Call", "Right", "Times"),
+        [(row["principal"], row["call"], row["right"] or "-", row["count"]) for row in found["refusals"]],
+    )
+    closings = ("Grant", "Person", "Source", "Targets", "Due", "Closed", "Seconds late")
+    for title, name, text in (
+        ("Closed by force", "forced", "Trail, ledger or EC2 failed; a second task closed the door."),
+        ("Closed late, or not yet", "late", "More than four minutes after the grant's end."),
+    ):
+        rows = [
+            (
+                row["id"],
+                row["principal"],
+                row["source"],
+                row["target"],
+                row["due"] or "-",
+                row["closed_at"] or "not yet",
+                row["late_seconds"] if row["late_seconds"] is not None else "-",
+            )
+            for row in found[name]
+        ]
+        yield from _section(title, closings, rows, text)
+
+
+def _section(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[object]], text: str = ""
+) -> Iterator[str]:
+    yield from ("", f"## {title}", "")
+    lines = [f"| {' | '.join(map(_text, row))} |" for row in rows]
+    if not lines:
+        yield "None."
+        return
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    yield from lines
+    if text:
+        yield from ("", text)
+
+
+def _text(value: object) -> str:
+    """Write a value so that Markdown shows it as it is; a grant's id as code."""
+    shown = visible(value)
+    if "_" in shown and _NAME.fullmatch(shown):
+        return f"`{shown}`"
+    return _MARKDOWN.sub(r"\\\1", shown)

@@ -1,0 +1,181 @@
+"""`knock-admin target set` and `rename`: another look for a target that people are in by.
+
+What becomes of live grants: nothing, unless `--revoke` ends them. A grant's record and its ledger name its
+rules by group, ports and id, not by what tags say now, so it keeps what it was given until its end, and its
+rules are closed then. What people knock for next is decided by the new tags.
+
+The API keeps targets for a minute, so a knock in that minute may be decided by the old tags; authorizing
+looks at the live ones and refuses it. Nothing is opened by what is over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from knock_admin import attach, inside, keys, tags, targets
+from knock_admin.errors import AdminError, UsageError
+from knock_admin.output import Result, count, note, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from knock_admin.keys import Key
+    from knock_admin.stack import Stack
+    from knock_admin.tags import Ports
+
+MINUTE = "For about a minute, knocks for it may be refused: knock again then."
+
+
+def change(
+    stack: Stack,
+    name: str,
+    *,
+    ports: Sequence[Ports] | None,
+    families: str | None,
+    now: datetime,
+    revoke: bool,
+) -> Result:
+    """Change the ports of a target, or the address families it can be reached over, on all its groups.
+
+    `families` is the tag's text, `any` to have none, or `auto` to find out. Twice changes nothing more.
+    """
+    if ports is None and families is None:
+        raise UsageError("Change what? Name --ports or --families.")
+    aws, pool = stack.aws, targets.existing(stack, name)
+    wanted: dict[str, str] = {}
+    if ports is not None:
+        wanted[tags.PORTS] = targets.show_ports(ports)
+    if families is not None:
+        wanted[tags.FAMILIES] = _families(stack, [group.id for group in pool], families)
+    ids = [group.id for group in pool]
+    ec2, lines = aws.client("ec2"), []
+    set_ = {key: text for key, text in wanted.items() if text}
+    stale = [group.id for group in pool if any(group.tags.get(key) != text for key, text in set_.items())]
+    if stale:
+        ec2.create_tags(Resources=stale, Tags=[{"Key": key, "Value": text} for key, text in set_.items()])
+    unset = [key for key in wanted.keys() - set_.keys() if any(key in group.tags for group in pool)]
+    if unset:
+        ec2.delete_tags(Resources=ids, Tags=[{"Key": key} for key in unset])
+    moved = (
+        bool(stale)
+        and ports is not None
+        and any(group.tags.get(tags.PORTS) != wanted[tags.PORTS] for group in pool)
+    )
+    ended: list[str] = []
+    if revoke:
+        entries = inside.live(stack, name, now)
+        ended = inside.end(stack, entries, f"the target {name} is changed", "the target is changed")
+    elif moved:
+        _stay(stack, name, now, "the old ports")
+    lines += ended
+    if stale or unset:
+        lines.append(f"{name}: " + ", ".join(f"{key} is {text or 'gone'}" for key, text in wanted.items()))
+        if moved:
+            note(MINUTE)
+            _warn_of_the_world(stack, name, ports or (), ids)
+    else:
+        lines.append(f"{name}: nothing to change")
+    return Result({"target": name, "set": wanted, "groups": ids, "ended": ended}, lines)
+
+
+def _families(stack: Stack, groups: Sequence[str], asked: str) -> str:
+    if asked == "any":
+        return ""
+    if asked != "auto":
+        return asked
+    found = attach.attached(stack.aws, groups).families
+    if not found:
+        warn("over which address families it can be reached cannot be told: knocks over both are accepted")
+    return " ".join(sorted(found))
+
+
+def _warn_of_the_world(stack: Stack, name: str, ports: Sequence[Ports], groups: Sequence[str]) -> None:
+    holders = targets.holders_of(stack.aws, groups)
+    for line in targets.beside_the_world(stack.aws, name, ports, set(groups), holders):
+        warn(line)
+
+
+def _stay(stack: Stack, name: str, now: datetime, what: str) -> None:
+    """Say who is in, and what they keep."""
+    entries = inside.told(stack, name, now)
+    if not entries:
+        return
+    verb = "keeps" if len(entries) == 1 else "keep"
+    closes = "and what is open by that closes at the end"
+    lines = [f"{inside.count_of(entries)} of {name} {verb} {what}, {closes}:"]
+    lines += inside.who(entries, now)
+    lines.append(f"`knock-admin revoke --target {name}` ends that now.")
+    note("\n".join(lines))
+
+
+# ---------------------------------------------------------------------------- rename
+
+
+def rename(stack: Stack, old: str, new: str, *, now: datetime, revoke: bool) -> Result:
+    """Give a target another name, in the tags of its groups and of the keys that may open it.
+
+    Keys get the new name first and lose the old one last, so nobody is locked out in between, and a run that
+    stopped goes on where it was.
+    """
+    if old == new:
+        raise UsageError("The new name is the old one.")
+    pool, taken = targets.pool_of(stack, old), targets.pool_of(stack, new)
+    named = [key for key in keys.keys_of(stack) if old in key.tags.get(tags.TARGETS, "").split()]
+    if pool and taken:
+        raise AdminError(
+            f"There is a target {new} already ({', '.join(group.id for group in taken)}), and two targets "
+            "do not become one: choose another name."
+        )
+    begun = [key for key in named if new in key.tags[tags.TARGETS].split()]
+    if not pool and not (taken and begun):
+        raise targets.no_target(stack, old)
+    both = {key.id: _allowed(key, old, [old, new]) for key in named}
+    after = {key.id: _allowed(key, old, [new]) for key in named}
+    for key in named:
+        _write(stack, key.id, key.tags[tags.TARGETS], both[key.id])
+    ids = [group.id for group in pool]
+    if ids:
+        stack.aws.client("ec2").create_tags(Resources=ids, Tags=[{"Key": tags.TARGET, "Value": new}])
+    for key in named:
+        _write(stack, key.id, both[key.id], after[key.id])
+    ended: list[str] = []
+    if revoke:
+        entries = inside.live(stack, old, now)
+        ended = inside.end(stack, entries, f"the target {old} is renamed", "the target is renamed")
+    else:
+        _stay(stack, old, now, "the old name on record")
+    lines = [*ended, f"{old} is {new} now, with {count(len(ids or taken), 'group')}."]
+    lines += [f"{key.name} ({key.id}): may open {new} in place of {old}" for key in named]
+    note(MINUTE)
+    note(f"Who knocks for {old} by name has to say {new} from now on; a plain `knock` opens it as before.")
+    return Result(
+        {
+            "from": old,
+            "target": new,
+            "groups": ids or [group.id for group in taken],
+            "keys": [key.id for key in named],
+            "ended": ended,
+        },
+        lines,
+    )
+
+
+def _allowed(key: Key, old: str, names: Sequence[str]) -> str:
+    """Write a key's targets with these names in the old one's place, each name once. Raises AdminError.
+
+    A key that has the new name as well already, as after a run that stopped, keeps one.
+    """
+    listed = key.tags[tags.TARGETS].split()
+    replaced = dict.fromkeys(name for each in listed for name in (names if each == old else [each]))
+    try:
+        return tags.parse_targets(" ".join(replaced))
+    except ValueError as error:
+        raise AdminError(f"The key {key.name} ({key.id}) cannot get the new name: {error}.") from error
+
+
+def _write(stack: Stack, key_id: str, before: str, after: str) -> None:
+    if before != after:
+        stack.aws.client("apigateway").tag_resource(
+            resourceArn=stack.aws.key_arn(key_id), tags={tags.TARGETS: after}
+        )

@@ -1,0 +1,163 @@
+"""`knock-admin why sgr-…`: from a rule in EC2 to whoever is in by it now.
+
+A rule's tag names the grant that made it, which may have ended: others of the same source may hold the rule
+by then, and a rule goes when its last claim does. Who claims it is in the ledger of its source.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from knock_admin import stores, tags
+from knock_admin.errors import AdminError, code_of
+from knock_admin.ledger import decode
+from knock_admin.output import Result, table
+from knock_admin.trail import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from knock_admin.stack import Stack
+
+
+def rule(stack: Stack, rule_id: str, *, now: datetime) -> Result:
+    """Say of a rule who is in by it, who made it, and what becomes of it."""
+    found = _rule(stack, rule_id)
+    source = found.get("CidrIpv4") or found.get("CidrIpv6") or ""
+    its_tags = tags.of(found.get("Tags", []))
+    ours = its_tags.get(tags.STACK) == stack.name
+    maker = _entry(stack, its_tags.get("knock:grant", "")) if ours else None
+    # Changed by hand, a rule keeps its id, and is in the ledger of the source it was made for.
+    sources = list(dict.fromkeys(each for each in (source, maker.one("source") if maker else "") if each))
+    phase, holders = _claims(stack, rule_id, sources)
+    entries = [(grant_id, _entry(stack, grant_id)) for grant_id in holders]
+    data = {
+        "rule": rule_id,
+        "group": found["GroupId"],
+        "target": _target(stack, found["GroupId"]),
+        "ports": _ports(found),
+        "source": source or None,
+        "stack": its_tags.get(tags.STACK),
+        "phase": phase,
+        "held_by": [entry.as_json(now) if entry else {"id": grant_id} for grant_id, entry in entries],
+        "made_by": maker.as_json(now) if maker else {"id": its_tags.get("knock:grant")} if ours else None,
+    }
+    lines = [f"{rule_id} opens {data['ports']} to {source or 'what is no address'} in {found['GroupId']}"]
+    if data["target"]:
+        lines[0] += f" (target {data['target']})"
+    lines += _said(stack, rule_id, data, its_tags, maker, now)
+    if entries:
+        lines += ["", *_who(entries, now)]
+    return Result(data, lines)
+
+
+def _rule(stack: Stack, rule_id: str) -> dict[str, Any]:
+    try:
+        found = stack.aws.client("ec2").describe_security_group_rules(SecurityGroupRuleIds=[rule_id])
+        rules: list[dict[str, Any]] = found["SecurityGroupRules"]
+    except ClientError as error:
+        if code_of(error) not in (
+            "InvalidSecurityGroupRuleId.NotFound",
+            "InvalidSecurityGroupRuleId.Malformed",
+        ):
+            raise
+        rules = []
+    if not rules:
+        raise AdminError(
+            f"EC2 knows no rule {rule_id} in {stack.aws.region}: it has been revoked, or is too young to be "
+            f"listed. `knock-admin trail --format jsonl | grep {rule_id}` finds the grants that it let in."
+        )
+    if rules[0]["IsEgress"]:
+        raise AdminError(f"{rule_id} is a rule for the way out; Knock makes rules for the way in only.")
+    return rules[0]
+
+
+def _ports(found: dict[str, Any]) -> str:
+    first, last, protocol = found.get("FromPort", -1), found.get("ToPort", -1), found["IpProtocol"]
+    if protocol == "-1" or first == -1:
+        return "everything" if protocol == "-1" else str(protocol)
+    return f"{first}-{last}/{protocol}" if first != last else f"{first}/{protocol}"
+
+
+def _target(stack: Stack, group: str) -> str | None:
+    found = stack.aws.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+    its_tags = tags.of(found.get("Tags", []))
+    return its_tags.get(tags.TARGET) if its_tags.get(tags.STACK) == stack.name else None
+
+
+def _entry(stack: Stack, grant_id: str) -> Entry | None:
+    """Read a grant's record; None for one that is not on record."""
+    values = stores.of(stack, stores.TRAIL).get(grant_id) if grant_id else {}
+    return Entry(grant_id, values) if values else None
+
+
+def _claims(stack: Stack, rule_id: str, sources: Sequence[str]) -> tuple[str, list[str]]:
+    """Find a rule in the ledgers: `open`, `closing`, `foreign` or `unknown`, and the grants that claim it."""
+    for source in sources:
+        ledger = decode(source, stores.of(stack, stores.LEDGER).get(source))
+        for each in ledger["rules"]:
+            if rule_id in {one["rule"] for one in each["ids"]}:
+                return each["phase"], each["claimed_by"]
+        foreign = [
+            claim["grant_id"]
+            for claim in ledger["claims"]
+            if rule_id in {one["rule"] for one in claim["foreign"]}
+        ]
+        if foreign:
+            return "foreign", foreign
+    return "unknown", []
+
+
+def _said(
+    stack: Stack,
+    rule_id: str,
+    data: dict[str, Any],
+    its_tags: dict[str, str],
+    maker: Entry | None,
+    now: datetime,
+) -> Iterator[str]:
+    """Say in words what the rule is, and what there is to do about it."""
+    phase, owner = data["phase"], its_tags.get(tags.STACK)
+    if owner != stack.name:
+        yield (
+            f"The stack {owner} of Knock made it: `knock-admin why {rule_id} --stack {owner}`."
+            if owner
+            else "Knock did not make it, and never takes it away: it is somebody's own."
+        )
+        if phase == "foreign":
+            yield "These grants found it open. Ending them does not close it; whoever made it has to:"
+        return
+    made = its_tags.get("knock:grant", "nobody")
+    yield f"The grant {made} made it" + (
+        f", and is {maker.status(now)} now." if maker else ", and is not on record."
+    )
+    if phase == "open":
+        yield "In by it, and holding it open until the last of them ends:"
+    elif phase == "closing":
+        yield "No live grant claims it: it is being revoked. If it stays, `knock-admin guard` goes on with "
+        "that."
+    else:
+        yield (
+            f"The ledger of {data['source']} does not know it. `knock-admin guard` closes it, unless the "
+            "grant that made it is live and does so itself."
+        )
+
+
+def _who(entries: Sequence[tuple[str, Entry | None]], now: datetime) -> Iterator[str]:
+    rows = (
+        (
+            grant_id,
+            entry.one("principal_name"),
+            entry.status(now),
+            tags.left(entry.one("expires_at"), now),
+            entry.one("expires_at"),
+            entry.one("reason") or "-",
+        )
+        if entry
+        else (grant_id, "?", "not on record", "?", "?", "-")
+        for grant_id, entry in entries
+    )
+    return table(rows, ("GRANT", "PRINCIPAL", "STATUS", "LEFT", "EXPIRES AT", "REASON"))

@@ -1,0 +1,111 @@
+"""Signing in to AWS: what goes wrong with a profile is one line, and exit code 3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from knock_admin import cli
+from knock_admin.aws import Aws
+from tests.clients.admin_support import ACCOUNT, REGION, World, make_world
+from tests.conftest import ROOT
+
+world = pytest.fixture(make_world)
+
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/operator"
+MFA = f"mfa_serial = arn:aws:iam::{ACCOUNT}:mfa/me"
+KEYS = "[profile keys]\naws_access_key_id = testing\naws_secret_access_key = testing\n"
+SSO = f"sso_region = eu-west-1\nsso_account_id = {ACCOUNT}\nsso_role_name = operator"
+ASSUMED = f"role_arn = {ROLE}\nsource_profile = keys\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a place for an AWS configuration that has nothing else."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return tmp_path / "config"
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("credential_process = /nonexistent/program", "there is no /nonexistent/program"),
+        (
+            "credential_process = /bin/echo hello",
+            "of the profile p names gave no credentials (JSONDecodeError)",
+        ),
+        ("credential_process = /bin/echo []", "gave no credentials (AttributeError)"),
+        ("credential_process = /bin/sh -c 'x", "gave no credentials (ValueError)"),
+        ("credential_process = /bin/false", "Error when retrieving credentials from custom-process"),
+        (
+            f"role_arn = {ROLE}\nweb_identity_token_file = /nonexistent/token",
+            "there is no /nonexistent/token",
+        ),
+        (f"sso_start_url = https://x.awsapps.com/start\n{SSO}", "Sign in with `aws sso login --profile p`"),
+        (f"role_arn = {ROLE}\nsource_profile = nope", 'The source_profile "nope" referenced in'),
+    ],
+)
+def test_a_sign_in_that_fails_is_one_line_and_exit_code_3(
+    config: Path, capsys: pytest.CaptureFixture[str], profile: str, said: str
+) -> None:
+    """Mutation: clients/knock_admin/aws.py: `            self._sign_in()` -> `            pass`"""
+    config.write_text(f"[profile p]\n{profile}\n")
+    code = cli.main(["target", "ls", "--region", REGION, "--profile", "p"])
+    told = capsys.readouterr()
+    assert (code, told.out, told.err.count("\n")) == (3, "", 1), told.err
+    assert told.err.startswith("knock-admin: No usable AWS credentials: ")
+    assert said in told.err
+
+
+def test_what_a_program_for_credentials_said_is_not_shown(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text('[profile p]\ncredential_process = /bin/echo {"SecretAccessKey": "hush-hush"\n')
+    assert cli.main(["target", "ls", "--region", REGION, "--profile", "p"]) == 3
+    assert "hush" not in capsys.readouterr().err
+
+
+def test_an_mfa_code_that_nobody_can_type_is_said(config: Path) -> None:
+    """Standard input is not read for it: it may be somebody's data."""
+    config.write_text(f"[profile p]\n{ASSUMED}{MFA}\n{KEYS}")
+    code = "import sys; from knock_admin.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "target", "ls", "--region", REGION, "--profile", "p"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "clients")},
+        input="123456\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # and so without a terminal
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert "the role of the profile p asks for an MFA code, and there is no terminal" in done.stderr
+
+
+def test_a_dry_run_signs_in_by_a_role_as_any_other_run(world: World, config: Path) -> None:
+    """Mutation: clients/knock_admin/aws.py: `or service.service_name in SIGNING_IN` -> ``"""
+    config.write_text(f"[profile p]\n{ASSUMED}{KEYS}")
+    ran = world.ok("target", "add", "bastion", "--ports", "22/tcp", "--dry-run", "--profile", "p")
+    assert "ec2:CreateSecurityGroup" in ran.out
+    assert "AssumeRole" not in ran.out
+
+
+def test_dual_stack_endpoints_are_used_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: clients/knock_admin/aws.py: `dualstack_endpoint=False` -> `dualstack_endpoint=None`"""
+    monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+    aws = Aws(region=REGION)
+    addresses = {name: aws.client(name).meta.endpoint_url for name in ("apigateway", "ec2")}
+    addresses["sdb"] = aws.client("sdb", "eu-west-1").meta.endpoint_url
+    assert addresses == {
+        "apigateway": f"https://apigateway.{REGION}.amazonaws.com",
+        "ec2": f"https://ec2.{REGION}.api.aws",
+        "sdb": "https://sdb.eu-west-1.amazonaws.com",
+    }
+    assert aws.domain == "amazonaws.com", "which the API's address is made of"
