@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, STORE, need
+from tests.waiting import wait_for
 
 ENGINES = ("moto", "stepfunctions-local")
 STORES = ("simpledb", "dynamodb")
@@ -97,11 +97,7 @@ class Stack:
         }
 
     def wait(self, what: Callable[[], Any], why: str, seconds: float = 15) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < deadline, why
-            time.sleep(0.05)
-        return found
+        return wait_for(what, why, seconds)
 
 
 def start(engine: str, *arguments: str, store: str = STORE, errors: IO[bytes] | None = None) -> Stack:

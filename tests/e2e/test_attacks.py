@@ -280,7 +280,7 @@ class TestBodies:
 
 
 class TestFraming:
-    """The front parses HTTP with waitress; what is ambiguous is refused, or read one way only."""
+    """The front parses HTTP with httptools; what is ambiguous is refused, or read one way only."""
 
     @pytest.mark.parametrize(
         ("head", "body"),
@@ -458,7 +458,7 @@ class TestLogs:
         assert not [line for line in lines if line.strip() == FORGED]
         assert "forged by a newline" not in {one.get("message") for one in said}
         others = [line for line in lines if not line.startswith("{")]
-        assert not [line for line in others if not re.match(r"(local\.[a-z_]+|waitress|moto\S*): ", line)]
+        assert not [line for line in others if not re.match(r"(local\.[a-z_]+|moto\S*): ", line)]
 
     def test_no_process_shows_a_key_and_neither_client_prints_one(
         self, watched: Watched, tmp_path: Path

@@ -15,7 +15,7 @@ from bench.report import Table, put_on_page, rank, spread
 from tests.conftest import ROOT
 from tests.template.transform import read
 
-PARTS = {"start", "functions", "clients", "knock", "lag", "calls", "list", "load"}
+PARTS = {"start", "functions", "cold", "clients", "knock", "lag", "calls", "list", "load"}
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -127,6 +127,17 @@ def test_functions_clients_and_the_stack_are_started(done: tuple[str, dict[str, 
     assert [row["runs"] for row in clients] == [2, 2, 2]
     [starts] = tables(done, "start")
     assert [row["runs"] for row in starts] == [1, 1]
+
+
+def test_every_cold_start_has_its_pair(done: tuple[str, dict[str, Any]]) -> None:
+    for rows in tables(done, "cold"):
+        ours = {row["function"].removeprefix("knock: ") for row in rows if "knock: " in row["function"]}
+        naive = {row["function"].removeprefix("naive: ") for row in rows if "naive: " in row["function"]}
+        assert ours == {"api", "authorize", "revoke"}
+        assert naive == ours | {"api validating"}
+        assert {row["runs"] for row in rows} == {1}
+        assert all(row["CPU ms"] > 0 for row in rows)
+        assert [row["ratio"] for row in rows if row["function"] == "naive: authorize"] == ["1.00"]
 
 
 def test_the_page_of_figures_has_every_table_with_its_columns_and_functions(

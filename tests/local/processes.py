@@ -1,22 +1,10 @@
-"""What tests of processes share: to wait for something, and to see who is alive."""
+"""What tests of processes share: to see which are alive."""
 
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
-from typing import Any
 
 from tests.conftest import program
-
-
-def wait_for(condition: Callable[[], Any], why: str = "it did not happen", seconds: float = 15) -> Any:
-    """Wait until a condition holds, and give what it answered; fail, saying why, when it does not."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, why
-        time.sleep(0.02)
-    return found
 
 
 def _processes() -> list[tuple[int, int, str]]:

@@ -35,7 +35,7 @@ def endpoint() -> Endpoint:
 @pytest.fixture
 def url(endpoint: Endpoint) -> Iterator[str]:
     sockets = bind(0)
-    server = Server(endpoint, sockets, threads=4, name="test")
+    server = Server(endpoint, sockets, name="test")
     yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     server.stop()
 
@@ -164,7 +164,7 @@ def test_step_functions_can_be_somebody_elses(client: Callable[..., Any]) -> Non
         return Answer(200, [("Content-Type", "application/x-amz-json-1.0")], b'{"stateMachines": []}')
 
     sockets = bind(0)
-    server = Server(Endpoint(fake_aws, other), sockets, threads=2, name="test")
+    server = Server(Endpoint(fake_aws, other), sockets, name="test")
     try:
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         session = boto3.Session("a", "b", region_name="eu-west-1")
@@ -233,7 +233,7 @@ def test_stopping_waits_a_moment_for_requests_under_way_and_then_for_nobody() ->
         return [b""]
 
     sockets = bind(0)
-    server = Server(slow, sockets, threads=2, name="test")
+    server = Server(slow, sockets, name="test")
     connection = http.client.HTTPConnection("127.0.0.1", sockets[0].getsockname()[1])
     connection.request("GET", "/")
     time.sleep(0.1)

@@ -32,6 +32,7 @@ from local import engine_api
 from local.clock import Clock
 from local.engine import Engine, InvocationError, InvocationResult, install
 from tests.local.plain_moto import faults as plain_moto_faults
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
@@ -83,18 +84,9 @@ def sfn(client: Any, world: World) -> Any:
     return client
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 10) -> Any:
-    """Poll until something holds and return it; fail with `what` was expected after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (answer := holds()):
-        assert time.monotonic() < deadline, f"after {seconds} s still not so: {what}"
-        time.sleep(0.003)
-    return answer
-
-
 def ended(sfn: Any, arn: str, status: str, seconds: float = 10) -> Json:
     """Wait until an execution ended, and describe it; any other end fails."""
-    found: Json = until(
+    found: Json = wait_for(
         lambda: (described := sfn.describe_execution(executionArn=arn))["status"] != "RUNNING" and described,
         f"{arn} has ended",
         seconds,
@@ -165,7 +157,7 @@ def test_a_wait_ends_at_its_timestamp_and_not_before(world: World, sfn: Any) -> 
 def test_a_wait_of_eight_hours_ends_when_the_clock_is_moved(world: World, sfn: Any) -> None:
     when = (world.clock.now() + timedelta(hours=8)).replace(microsecond=0)
     arn = run(sfn, WAIT_THEN_WORK, {"until": stamp(when)})
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
     world.clock.advance(timedelta(hours=7))
     time.sleep(0.03)
     assert not world.calls
@@ -200,7 +192,7 @@ def test_milliseconds_of_a_timestamp_are_cut(world: World, sfn: Any) -> None:
     second = (world.clock.now() + timedelta(hours=1)).replace(microsecond=0)
     fraction = second.strftime("%Y-%m-%dT%H:%M:%S.999999Z")
     arn = run(sfn, WAIT_THEN_WORK, {"until": fraction})
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
     world.clock.advance(second - world.clock.now())
     ended(sfn, arn, "SUCCEEDED")
     assert second <= world.calls[0][2] < second + timedelta(seconds=0.999)
@@ -217,7 +209,7 @@ def test_a_timestamp_with_an_offset_is_that_moment(world: World, sfn: Any) -> No
     when = (world.clock.now() + timedelta(hours=1)).replace(microsecond=0)
     abroad = (when + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S+02:00")
     arn = run(sfn, WAIT_THEN_WORK, {"until": abroad})
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
     world.clock.advance(timedelta(minutes=58))
     assert sfn.describe_execution(executionArn=arn)["status"] == "RUNNING"
     world.clock.advance(timedelta(minutes=2))
@@ -258,7 +250,7 @@ def test_a_timestamp_that_is_missing_fails_the_execution(world: World, sfn: Any)
 
 def test_a_wait_by_seconds_is_by_the_clock(world: World, sfn: Any) -> None:
     arn = run(sfn, {"Hold": {"Type": "Wait", "Seconds": 3600, "Next": "Work"}, "Work": task()})
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
     world.clock.advance(timedelta(seconds=3601))
     ended(sfn, arn, "SUCCEEDED")
 
@@ -361,7 +353,7 @@ def test_a_task_that_takes_too_long_is_states_timeout(world: World, sfn: Any) ->
     arn = run(sfn, states)
     assert hung.wait(5)
     world.clock.advance(timedelta(minutes=5))  # a function takes real time, whatever the clock is moved to
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the timeout was caught")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the timeout was caught")
     assert 1 <= time.monotonic() - began < 4
     types = [event["type"] for event in history(sfn, arn)]
     assert "LambdaFunctionTimedOut" in types
@@ -410,8 +402,8 @@ def test_retries_back_off_up_to_a_delay_and_then_fail(world: World, sfn: Any) ->
     retry = {"IntervalSeconds": 100, "BackoffRate": 2.0, "MaxDelaySeconds": 300, "MaxAttempts": 4}
     arn = run(sfn, {"Work": task(Retry=[{"ErrorEquals": ["IngressThrottled"], **retry}])})
     for attempt, pause in enumerate((100, 200, 300, 300), start=1):
-        until(lambda attempt=attempt: len(world.calls) == attempt, f"attempt {attempt}")
-        until(lambda: history(sfn, arn)[-1]["type"] == "LambdaFunctionFailed", "it failed")
+        wait_for(lambda attempt=attempt: len(world.calls) == attempt, f"attempt {attempt}")
+        wait_for(lambda: history(sfn, arn)[-1]["type"] == "LambdaFunctionFailed", "it failed")
         time.sleep(0.01)  # the pause begins right after the event
         world.clock.advance(timedelta(seconds=pause - 5))
         time.sleep(0.03)
@@ -434,7 +426,7 @@ def test_full_jitter_pauses_between_nothing_and_the_interval(
     world.functions["work"] = lambda _: next(answers)
     retry = [{"ErrorEquals": ["Busy"], "IntervalSeconds": 100, "JitterStrategy": "FULL"}]
     arn = run(sfn, {"Work": task(Retry=retry)})
-    until(lambda: asked, "the pause was drawn")
+    wait_for(lambda: asked, "the pause was drawn")
     time.sleep(0.01)
     world.clock.advance(timedelta(seconds=51))
     ended(sfn, arn, "SUCCEEDED")
@@ -456,7 +448,7 @@ def test_a_stop_ends_the_pause_before_a_retry(world: World, sfn: Any) -> None:
     world.functions["work"] = lambda _: failed(errorMessage="", errorType="Busy")
     retry = [{"ErrorEquals": ["Busy"], "IntervalSeconds": 3600}]
     arn = run(sfn, {"Work": task(Retry=retry)})
-    until(lambda: history(sfn, arn)[-1]["type"] == "LambdaFunctionFailed", "the first attempt failed")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "LambdaFunctionFailed", "the first attempt failed")
     sfn.stop_execution(executionArn=arn)
     assert sfn.describe_execution(executionArn=arn)["status"] == "ABORTED"
     world.clock.advance(timedelta(hours=2))
@@ -554,7 +546,9 @@ def test_a_stop_reaches_into_parallel_branches(world: World, sfn: Any) -> None:
     branch = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "End": True}}}
     states = {"Both": {"Type": "Parallel", "Branches": [branch, branch], "End": True}}
     arn = run(sfn, states)
-    until(lambda: [e["type"] for e in history(sfn, arn)].count("WaitStateEntered") == 2, "both branches wait")
+    wait_for(
+        lambda: [e["type"] for e in history(sfn, arn)].count("WaitStateEntered") == 2, "both branches wait"
+    )
     sfn.stop_execution(executionArn=arn)
     before = history(sfn, arn)
     assert before[-1]["type"] == "ExecutionAborted"
@@ -568,7 +562,9 @@ def test_branches_wait_by_the_clock_and_call_functions(world: World, sfn: Any) -
         "States": {"Hold": {"Type": "Wait", "Seconds": 3600, "Next": "Work"}, "Work": task()},
     }
     arn = run(sfn, {"Both": {"Type": "Parallel", "Branches": [branch, branch], "End": True}}, {"a": 1})
-    until(lambda: [e["type"] for e in history(sfn, arn)].count("WaitStateEntered") == 2, "both branches wait")
+    wait_for(
+        lambda: [e["type"] for e in history(sfn, arn)].count("WaitStateEntered") == 2, "both branches wait"
+    )
     world.clock.advance(timedelta(hours=1))
     found = ended(sfn, arn, "SUCCEEDED")
     assert json.loads(found["output"]) == [{"a": 1}, {"a": 1}]
@@ -820,7 +816,7 @@ def test_a_failed_execution_shows_its_error_and_cause(world: World, sfn: Any) ->
 
 def test_a_machines_own_timeout_is_by_the_clock(world: World, sfn: Any) -> None:
     arn = run(sfn, {"Hold": {"Type": "Wait", "Seconds": 7200, "End": True}}, TimeoutSeconds=3600)
-    until(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
+    wait_for(lambda: history(sfn, arn)[-1]["type"] == "WaitStateEntered", "the wait has begun")
     world.clock.advance(timedelta(seconds=3601))
     found = ended(sfn, arn, "TIMED_OUT")
     assert found["stopDate"] > found["startDate"]
@@ -1040,10 +1036,10 @@ def test_a_thousand_waiting_executions_cost_no_threads(world: World, sfn: Any) -
     when = (world.clock.now() + timedelta(hours=8)).replace(microsecond=0)
     for number in range(1000):
         backend.start_execution(arn, f"e{number}", json.dumps({"until": stamp(when), "number": number}))
-    until(lambda: len(world.engine._runs) == 1000, "all of them run")
+    wait_for(lambda: len(world.engine._runs) == 1000, "all of them run")
     assert threading.active_count() <= before
     world.clock.advance(when - world.clock.now() - timedelta(milliseconds=300))
-    until(
+    wait_for(
         lambda: sum(event["detail"]["status"] == "SUCCEEDED" for event in world.events) == 1001,
         "all are done",
         60,

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from local import engine, events
 from local.clock import Clock
 from local.invocation import InvocationError, InvocationResult, Workers
 from tests.local.plain_moto import faults as plain_moto_faults
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
@@ -80,7 +81,7 @@ class World:
     def settled(self) -> None:
         """Wait until what was put until now was tried."""
         done = threading.Event()
-        until(lambda: self.deliveries._workers._work.empty(), "no work is left")
+        wait_for(lambda: self.deliveries._workers._work.empty(), "no work is left")
         self.deliveries._workers.submit(done.set)
         assert done.wait(5)
         time.sleep(0.02)
@@ -102,21 +103,13 @@ def world() -> Iterator[World]:
         made.clock.close()
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 5) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := holds()):
-        assert time.monotonic() < deadline, f"after {seconds} s still not so: {what}"
-        time.sleep(0.003)
-    return answer
-
-
 # ---------------------------------------------------------------------------------------------- delivering
 
 
 def test_an_event_that_matches_reaches_the_function_as_eventbridge_sends_it(world: World) -> None:
     world.rule({"source": ["test"], "detail": {"status": ["ABORTED", "FAILED"]}})
     event_id = world.put({"status": "FAILED", "name": "alice"}, Resources=["arn:aws:x:::y"])
-    (arn, payload, _) = until(lambda: world.taken, "the event is delivered")[0]
+    (arn, payload, _) = wait_for(lambda: world.taken, "the event is delivered")[0]
     assert arn == FUNCTION
     assert abs(datetime.fromisoformat(payload.pop("time")) - world.clock.now()) < timedelta(seconds=5)
     assert payload == {
@@ -155,7 +148,7 @@ def test_every_target_of_every_rule_gets_the_event(world: World) -> None:
     another = FUNCTION.replace("stopped", "another")
     world.events.put_targets(Rule="two", Targets=[{"Id": "more", "Arn": another}])
     world.put()
-    until(lambda: len(world.taken) == 3, "three deliveries")
+    wait_for(lambda: len(world.taken) == 3, "three deliveries")
     assert sorted(arn for arn, _, _ in world.taken) == sorted([FUNCTION, FUNCTION, another])
 
 
@@ -163,8 +156,8 @@ def test_targets_that_are_no_functions_still_get_theirs(world: World) -> None:
     world.rule(name="rule")
     world.events.put_targets(Rule="rule", Targets=[{"Id": "queue", "Arn": world.queue_arn}])
     world.put({"to": "both"})
-    until(lambda: world.taken, "the function has it")
-    (message,) = until(world.dead, "the queue has it")
+    wait_for(lambda: world.taken, "the function has it")
+    (message,) = wait_for(world.dead, "the queue has it")
     assert json.loads(message["Body"])["detail"] == {"to": "both"}
 
 
@@ -181,7 +174,7 @@ def test_a_target_that_cannot_be_reached_does_not_keep_the_event_from_others(
         world.deliveries.publish(
             ACCOUNT, REGION, {"source": "test", "detail-type": "T", "resources": [], "detail": {}}
         )
-        until(lambda: len(world.taken) == 2, "both functions have it")
+        wait_for(lambda: len(world.taken) == 2, "both functions have it")
         world.settled()
     assert "rule broken could not send an event" in caplog.text
 
@@ -193,7 +186,7 @@ def test_a_disabled_rule_sends_nothing(world: World) -> None:
     assert world.attempts == 0
     world.events.enable_rule(Name="rule")
     world.put()
-    until(lambda: world.taken, "it is delivered once the rule is on")
+    wait_for(lambda: world.taken, "it is delivered once the rule is on")
 
 
 def test_a_rule_with_a_schedule_only_gets_no_events(world: World) -> None:
@@ -224,7 +217,7 @@ def test_a_rule_with_a_schedule_only_gets_no_events(world: World) -> None:
 def test_a_target_can_ask_for_another_input(world: World, target: Json, expected: Any) -> None:
     world.rule(**target)
     world.put({"status": "FAILED", "who": "alice"})
-    assert until(lambda: world.taken, "it is delivered")[0][1] == expected
+    assert wait_for(lambda: world.taken, "it is delivered")[0][1] == expected
 
 
 # ------------------------------------------------------------------------------------------- state machines
@@ -233,7 +226,7 @@ def test_a_target_can_ask_for_another_input(world: World, target: Json, expected
 def test_a_state_machine_is_started_with_the_event_as_it_is(world: World) -> None:
     world.rule(Arn=MACHINE, RoleArn=ROLE)
     event_id = world.put({"status": "ABORTED"})
-    (arn, payload, _) = until(lambda: world.taken, "it is started")[0]
+    (arn, payload, _) = wait_for(lambda: world.taken, "it is started")[0]
     assert arn == MACHINE
     assert (payload["id"], payload["source"], payload["detail"]) == (event_id, "test", {"status": "ABORTED"})
     (name,) = world.names
@@ -257,11 +250,11 @@ def test_a_rule_may_name_functions_state_machines_and_queues_together(world: Wor
     ]
     world.events.put_targets(Rule="rule", Targets=more)
     world.put({"a": 1})
-    until(lambda: len(world.taken) == 3, "three deliveries")
+    wait_for(lambda: len(world.taken) == 3, "three deliveries")
     got = {arn: payload for arn, payload, _ in world.taken}
     assert set(got) == {FUNCTION, MACHINE, f"{MACHINE}-2"}
     assert (got[MACHINE], got[f"{MACHINE}-2"]) == ({"a": 1}, "fixed")
-    until(world.dead, "the queue has it")
+    wait_for(world.dead, "the queue has it")
 
 
 def test_every_try_of_an_event_starts_the_same_execution(world: World) -> None:
@@ -269,11 +262,11 @@ def test_every_try_of_an_event_starts_the_same_execution(world: World) -> None:
     world.refusals = [InvocationError("ServiceUnavailable", "no answer")]
     world.rule(Arn=MACHINE, RoleArn=ROLE)
     world.put()
-    until(lambda: world.attempts == 1, "the first attempt")
+    wait_for(lambda: world.attempts == 1, "the first attempt")
     world.settled()
     world.refusals = []
     world.clock.advance(timedelta(seconds=1))
-    until(lambda: world.taken, "delivered at last")
+    wait_for(lambda: world.taken, "delivered at last")
     assert len(world.names) == 2
     assert len(set(world.names)) == 1
 
@@ -282,7 +275,7 @@ def test_a_state_machine_that_is_not_there_ends_in_the_queue_at_once(world: Worl
     world.refusals = [InvocationError("StateMachineDoesNotExist", "gone")]
     world.rule(Arn=MACHINE, RoleArn=ROLE, DeadLetterConfig={"Arn": world.queue_arn})
     world.put()
-    (message,) = until(world.dead, "the event is in the queue")
+    (message,) = wait_for(world.dead, "the event is in the queue")
     assert message["MessageAttributes"]["ERROR_CODE"]["StringValue"] == "NO_RESOURCE"
     assert message["MessageAttributes"]["TARGET_ARN"]["StringValue"] == MACHINE
 
@@ -321,7 +314,7 @@ def test_patterns_match_as_eventbridges_do(world: World, pattern: Json, detail: 
     world.rule({"detail": pattern})
     world.rule({"source": ["test"]}, name="all", Input='"all"')
     world.put(detail or {"z": 0})
-    until(lambda: any(payload == "all" for _, payload, _ in world.taken), "the rule for all has it")
+    wait_for(lambda: any(payload == "all" for _, payload, _ in world.taken), "the rule for all has it")
     world.settled()
     assert any(payload != "all" for _, payload, _ in world.taken) is matches
 
@@ -337,15 +330,15 @@ def test_a_refused_event_is_tried_again_by_the_clock(world: World) -> None:
     world.refusals = [refusal(), refusal(), refusal()]
     world.rule()
     world.put()
-    until(lambda: world.attempts == 1, "the first attempt")
+    wait_for(lambda: world.attempts == 1, "the first attempt")
     world.settled()
     assert world.attempts == 1
     world.clock.advance(timedelta(seconds=1))
-    until(lambda: world.attempts == 2, "the second attempt, up to 1 s later")
+    wait_for(lambda: world.attempts == 2, "the second attempt, up to 1 s later")
     world.refusals = []
     world.settled()
     world.clock.advance(timedelta(seconds=2))
-    until(lambda: world.taken, "delivered, up to 2 s later")
+    wait_for(lambda: world.taken, "delivered, up to 2 s later")
 
 
 def test_an_event_refused_to_the_end_goes_to_the_dead_letter_queue(world: World) -> None:
@@ -354,10 +347,10 @@ def test_an_event_refused_to_the_end_goes_to_the_dead_letter_queue(world: World)
     world.rule(RetryPolicy=retries, DeadLetterConfig={"Arn": world.queue_arn})
     event_id = world.put({"name": "alice"})
     for attempt in (1, 2, 3):
-        until(lambda attempt=attempt: world.attempts == attempt, f"attempt {attempt}")
+        wait_for(lambda attempt=attempt: world.attempts == attempt, f"attempt {attempt}")
         world.settled()
         world.clock.advance(timedelta(seconds=5))
-    (message,) = until(world.dead, "the event is in the queue")
+    (message,) = wait_for(world.dead, "the event is in the queue")
     body = json.loads(message["Body"])
     assert (body["id"], body["detail"]) == (event_id, {"name": "alice"})
     assert "ingestion-time" not in body
@@ -402,7 +395,7 @@ def test_what_no_retry_can_mend_goes_to_the_queue_at_once(world: World, code: st
     world.refusals = [refusal(code)]
     world.rule(DeadLetterConfig={"Arn": world.queue_arn})
     world.put()
-    (message,) = until(world.dead, "the event is in the queue")
+    (message,) = wait_for(world.dead, "the event is in the queue")
     attributes = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
     assert (attributes["ERROR_CODE"], attributes["RETRY_ATTEMPTS"]) == (called, "0")
     assert "EXHAUSTED_RETRY_CONDITION" not in attributes
@@ -414,7 +407,7 @@ def test_without_a_queue_a_lost_event_is_logged(world: World, caplog: pytest.Log
     world.rule()
     with caplog.at_level(logging.ERROR):
         world.put()
-        until(lambda: "EventBridge drops an event" in caplog.text, "it is logged")
+        wait_for(lambda: "EventBridge drops an event" in caplog.text, "it is logged")
     assert "NO_RESOURCE" in caplog.text
 
 
@@ -429,7 +422,7 @@ def test_retries_last_for_a_day_by_default(world: World) -> None:
     assert world.dead() == []
     world.refusals = []
     world.clock.advance(timedelta(minutes=20))
-    until(lambda: world.taken, "it is delivered after 23 hours")
+    wait_for(lambda: world.taken, "it is delivered after 23 hours")
 
 
 # ------------------------------------------------------------------------------------------ losing, ending
@@ -440,19 +433,19 @@ def test_events_can_be_lost_on_purpose(world: World) -> None:
     world.deliveries.drop(lambda event: event["detail"].get("status") == "ABORTED")
     world.put({"status": "ABORTED"})
     world.put({"status": "FAILED"})
-    until(lambda: world.taken, "the other is delivered")
+    wait_for(lambda: world.taken, "the other is delivered")
     world.settled()
     assert [payload["detail"]["status"] for _, payload, _ in world.taken] == ["FAILED"]
     world.deliveries.drop(lambda _: False)
     world.put({"status": "ABORTED"})
-    until(lambda: len(world.taken) == 2, "nothing is lost any more")
+    wait_for(lambda: len(world.taken) == 2, "nothing is lost any more")
 
 
 def test_after_a_shutdown_nothing_is_delivered(world: World) -> None:
     world.refusals = [refusal()]
     world.rule()
     world.put()
-    until(lambda: world.attempts == 1, "the first attempt")
+    wait_for(lambda: world.attempts == 1, "the first attempt")
     world.settled()
     world.deliveries.shutdown()
     world.deliveries.shutdown()
@@ -466,7 +459,7 @@ def test_installing_again_replaces_the_deliveries(world: World) -> None:
     world.rule()
     second = World()
     second.put()
-    until(lambda: second.taken, "the new one delivers")
+    wait_for(lambda: second.taken, "the new one delivers")
     assert world.taken == []
     second.deliveries.shutdown()
 
@@ -532,7 +525,7 @@ def test_a_stopped_execution_reaches_the_function_of_its_rule(world: World) -> N
     ]
     for arn in arns:
         sfn.stop_execution(executionArn=arn, error="Revoked", cause="by hand")
-    (_, event, _) = until(lambda: world.taken, "the event is delivered")[0]
+    (_, event, _) = wait_for(lambda: world.taken, "the event is delivered")[0]
     world.settled()
     runs.shutdown()
     assert len(world.taken) == 1
@@ -563,14 +556,14 @@ def test_a_stopped_execution_starts_one_of_another_machine(world: World) -> None
     world.rule(pattern, name="two", Arn=f"{closings}-gone", **dead)
     arn = sfn.start_execution(stateMachineArn=grants, name="g", input='{"a":1}')["executionArn"]
     sfn.stop_execution(executionArn=arn)
-    (closing,) = until(
+    (closing,) = wait_for(
         lambda: sfn.list_executions(stateMachineArn=closings)["executions"], "a closing has started"
     )
     described = sfn.describe_execution(executionArn=closing["executionArn"])
     event = json.loads(described["input"])
     assert (event["detail"]["name"], event["detail"]["status"]) == ("g", "ABORTED")
     assert (event["detail"]["input"], event["detail"]["inputDetails"]) == ('{"a":1}', {"included": True})
-    (message,) = until(world.dead, "the event for the machine that is gone is in the queue")
+    (message,) = wait_for(world.dead, "the event for the machine that is gone is in the queue")
     assert message["MessageAttributes"]["ERROR_CODE"]["StringValue"] == "NO_RESOURCE"
     again = (closings, closing["name"], json.dumps(event).encode())
     events._start_here(*again)  # the same once more is no error
@@ -592,7 +585,7 @@ def test_an_event_does_not_hold_an_input_that_is_too_large(world: World) -> None
         value = json.dumps({"reason": "x" * size})
         arn = sfn.start_execution(stateMachineArn=machine, name=name, input=value)["executionArn"]
         sfn.stop_execution(executionArn=arn)
-    until(lambda: len(world.taken) == 2, "both are told")
+    wait_for(lambda: len(world.taken) == 2, "both are told")
     runs.shutdown()
     told = {payload["detail"]["name"]: payload["detail"] for _, payload, _ in world.taken}
     assert told["small"]["inputDetails"] == {"included": True}
@@ -612,7 +605,7 @@ def test_a_moto_server_delivers_too() -> None:
         client.put_rule(Name="r", EventPattern='{"source": ["test"]}')
         client.put_targets(Rule="r", Targets=[{"Id": "1", "Arn": FUNCTION}])
         client.put_events(Entries=[{"Source": "test", "DetailType": "T", "Detail": '{"by": "hand"}'}])
-        until(lambda: taken, "it is delivered")
+        wait_for(lambda: taken, "it is delivered")
         assert taken[0]["detail"] == {"by": "hand"}
     finally:
         server.stop()

@@ -24,7 +24,8 @@ from local.clock import Clock
 from local.deployment import Function
 from local.invocation import InvocationError, InvocationResult
 from local.lambdas import FunctionNotLoaded, NotAnswered, Runtime, access_key, environment
-from tests.local.processes import alive, wait_for
+from tests.local.processes import alive
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 

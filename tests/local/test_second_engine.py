@@ -21,7 +21,8 @@ from local.invocation import InvocationError
 from local.stack import Stack, StackError, running
 from local.stepfunctions_local import Engine, EngineNotFound, Npm, NpmEngine
 from tests.conftest import need
-from tests.local.processes import alive, descendants, wait_for
+from tests.local.processes import alive, descendants
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 ARN = "arn:aws:states:eu-west-1:123456789012"

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from local.stack import Stack, running
-from tests.local.processes import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

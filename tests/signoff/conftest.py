@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from grants.trail import Trail
 from knock_admin import stack as stacks
 from knock_admin.aws import Aws
 from tests.e2e.conftest import start, stop
+from tests.waiting import wait_for
 
 STACK = os.environ.get("KNOCK_SIGNOFF_STACK")  # read here, before a fixture takes a person's settings away
 PORT = 9  # discard: even on an attached group, nobody listens there
@@ -96,12 +96,7 @@ class Deployment:
         return [event.event for event in known.events] if known else []
 
     def wait(self, what: Callable[[], Any], why: str, seconds: float) -> Any:
-        deadline, pause = time.monotonic() + seconds, 0.1
-        while not (found := what()):
-            assert time.monotonic() < deadline, why
-            time.sleep(pause)
-            pause = min(pause * 1.5, 2)
-        return found
+        return wait_for(what, why, seconds, pause=0.1, longest=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,145 @@
+"""A model of the time from a knock to its 201 on AWS: each wait in its place, cold and warm, before and
+after.
+
+What this machine can measure is CPU (the part `cold`); what AWS takes is assumed, with its date, in
+docs/cost/latencies.json. The model adds them up along the path that a person waits for:
+
+    gateway → api: rights, targets, count (at the same time) → StartExecution
+            → authorize: groups, ledger, trail, EC2, ledger, trail → the API's next look → answer
+
+Assumed beside: a function that starts has a whole CPU, and then the share that its memory buys; this
+machine's CPU is as fast as Lambda's; both functions are cold or neither is; connections have been closed, and
+nothing kept is young enough, since small teams knock a few times a day; the API looks half a pause after the
+door is open.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LATENCIES = ROOT / "docs" / "cost" / "latencies.json"
+
+PARTS = (
+    "API Gateway",
+    "new sandboxes",
+    "loading",
+    "functions' CPU",
+    "connections",
+    "rights",
+    "Step Functions",
+    "trail and ledger",
+    "EC2",
+    "waiting to look",
+)
+
+# Of one rule (tests/cost/test_calls.py counts them): what authorize does before the door is on record as
+# open.
+AUTHORIZE_GETS, AUTHORIZE_PUTS = 1, 4
+# Connections that are opened one after the other: the API's rights and Step Functions; authorize's EC2 and
+# store.
+CONNECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to knock, and how long each part of it takes."""
+
+    name: str
+    milliseconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.milliseconds.values())
+
+
+@dataclass(frozen=True)
+class Version:
+    """What differs between versions of the code: CPU by function, and how the API waits."""
+
+    name: str
+    memory: int
+    cpu: dict[str, dict[str, float]]
+    rights_at_once: bool
+    half_a_pause: float
+
+
+def cases(page: str) -> list[Case]:
+    """Give the model's cases, from a figures page and the data file. Raises ValueError where one lacks a
+    figure.
+    """
+    data = json.loads(LATENCIES.read_text())
+    before = data["before"]
+    versions = (
+        Version("before", before["memory"], before, rights_at_once=False, half_a_pause=85),
+        Version("now", _memory(), _measured(page), rights_at_once=True, half_a_pause=50),
+    )
+    return [_case(version, data, cold=cold) for cold in (True, False) for version in versions]
+
+
+def _case(version: Version, data: dict[str, Any], *, cold: bool) -> Case:
+    took, share = data["milliseconds"], data["megabytes_a_cpu"] / version.memory
+    functions = [version.cpu["api"], version.cpu["authorize"]]
+    rights = [took["apigateway.GetTags"], took["tagging.GetResources"], took["sdb.Select"]]
+    puts = AUTHORIZE_PUTS * took["sdb.PutAttributes"]
+    if cold:
+        loading = sum(cpu["loading"] for cpu in functions)
+        work = sum(max(0.0, cpu["first"] - cpu["loading"]) for cpu in functions) * max(1.0, share)
+    else:
+        loading, work = 0.0, sum(cpu["second"] for cpu in functions) * max(1.0, share)
+    return Case(
+        f"{'cold' if cold else 'warm'}, {version.name}",
+        {
+            "API Gateway": took["API Gateway, both ways"],
+            "new sandboxes": 2 * took["a sandbox for a function"] * cold,
+            "loading": loading,
+            "functions' CPU": work,
+            "connections": CONNECTIONS * took["a TLS connection"],
+            "rights": max(rights) if version.rights_at_once else rights[0] + rights[1],
+            "Step Functions": took["states.StartExecution"] + took["from an execution's start to its task's"],
+            "trail and ledger": (AUTHORIZE_GETS + 1) * took["sdb.GetAttributes"] + puts,
+            "EC2": took["ec2.DescribeSecurityGroups"] + took["ec2.AuthorizeSecurityGroupIngress"],
+            "waiting to look": version.half_a_pause,
+        },
+    )
+
+
+def _measured(page: str) -> dict[str, dict[str, float]]:
+    """Read the CPU of Knock's functions from the page's part `cold`."""
+    from bench.plots import table
+
+    first = {
+        row["function"]: row
+        for row in table(page, "Cold: CPU from the start of a process through its first answer")
+    }
+    second = {
+        row["function"]: row
+        for row in table(page, "Warm with closed connections: CPU of a second invocation")
+    }
+    try:
+        return {
+            name: {
+                "loading": float(first[f"knock: {name}"]["of it loading ms"]),
+                "first": float(first[f"knock: {name}"]["CPU ms"]),
+                "second": float(second[f"knock: {name}"]["CPU ms"]),
+            }
+            for name in ("api", "authorize")
+        }
+    except KeyError as error:
+        raise ValueError(f"the page's part `cold` has no row {error}") from error
+
+
+def _memory() -> int:
+    """Read the memory of the functions that people wait for from the template."""
+    template = (ROOT / "template.yaml").read_text()
+    found = {
+        re.findall(rf"^  {name}:.*?^      MemorySize: (\d+)", template, re.MULTILINE | re.DOTALL)[0]
+        for name in ("ApiFunction", "AuthorizeFunction")
+    }
+    if len(found) != 1:
+        raise ValueError("the functions that people wait for differ in memory: the model takes one")
+    return int(found.pop())
