@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import calls, knocks, lag, listing, report, starts
+from bench import calls, cold, knocks, lag, listing, plots, report, starts
 from bench.scale import FULL, QUICK, BenchError, Scale
 from bench.stacks import ROOT
 
@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: dict[str, Callable[[Scale], list[report.Table]]] = {
     "start": starts.start,
     "functions": starts.functions,
+    "cold": cold.cold,
     "clients": starts.clients,
     "knock": knocks.knock,
     "lag": lag.lag,
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table.as_markdown() if asked.markdown else table.as_text(), "\n", flush=True)
         if asked.page:
             report.put_on_page(PAGE, name, tables)
+    if asked.page:
+        plots.write()
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     return failed

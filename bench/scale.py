@@ -13,6 +13,7 @@ class BenchError(Exception):
 class Scale:
     starts: int = 5
     imports: int = 5
+    colds: int = 15
     commands: int = 20
     knocks_alone: int = 60
     knocks_together: int = 500
@@ -33,6 +34,7 @@ FULL = Scale()
 QUICK = Scale(
     starts=1,
     imports=1,
+    colds=1,
     commands=2,
     knocks_alone=3,
     knocks_together=12,

@@ -1,36 +1,70 @@
-"""Writes the models of AWS services that functions make clients of, with nothing in them but what is called.
+"""Writes botocore's data for the functions, with nothing in it but what they call.
 
     python -m local.models
 
-EC2's has 750 operations, and to read it is a third of what a cold start costs the functions that open and
-close doors: 70 ms of CPU and 24 MiB. With the operations they call alone it is 3 ms. botocore looks for
-models in its setting `data_path` first (`grants/wiring.py` names the folder); what is not there (endpoints,
-and any newer version of the API) it takes from its own. `tests/adapters/test_models.py` compares what is
-written with the botocore that is installed, and with what `grants/ingress.py` calls.
+A file a service, with its model (the operations called, the shapes they reach, no documentation), the rules
+for its endpoint, and the pages it is read by; and one of what is no service's: the partitions, and of the
+list of endpoints the services that are called. `grants/models.py` reads them, and says why.
+`tests/adapters/test_models.py` compares what is written with the botocore that is installed, and with what
+the functions call.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from botocore.loaders import Loader
 
 FOLDER = Path(__file__).resolve().parent.parent / "functions" / "models"
+SHARED = "shared"
 OPERATIONS = {
+    "apigateway": ("GetTags",),
+    "dynamodb": ("DeleteItem", "GetItem", "Query", "Scan", "UpdateItem"),
     "ec2": (
         "AuthorizeSecurityGroupIngress",
         "DescribeSecurityGroupRules",
         "DescribeSecurityGroups",
         "RevokeSecurityGroupIngress",
-    )
+    ),
+    "events": ("PutEvents",),
+    "lambda": ("Invoke",),
+    "resourcegroupstaggingapi": ("GetResources",),
+    "sdb": ("DeleteAttributes", "GetAttributes", "PutAttributes", "Select"),
+    "sns": ("Publish",),
+    "stepfunctions": ("DescribeExecution", "ListExecutions", "StartExecution", "StopExecution"),
 }
+PAGED = {"resourcegroupstaggingapi": ("GetResources",)}  # what a paginator of botocore's is used for
 
 
-def slim(service: str) -> dict[str, Any]:
+@cache
+def _loader() -> Loader:
+    """Give botocore's own loader, which keeps what it has read."""
+    return Loader()
+
+
+def slim(name: str) -> dict[str, Any]:
+    """Give what the file of a service's name holds, or that of SHARED."""
+    return _shared() if name == SHARED else _service(name)
+
+
+def _service(service: str) -> dict[str, Any]:
+    loader = _loader()
+    found = {
+        "service-2": _model(service),
+        "endpoint-rule-set-1": _undocumented(loader.load_service_model(service, "endpoint-rule-set-1")),
+    }
+    if service in PAGED:
+        pages = loader.load_service_model(service, "paginators-1")["pagination"]
+        found["paginators-1"] = {"pagination": {name: pages[name] for name in PAGED[service]}}
+    return found
+
+
+def _model(service: str) -> dict[str, Any]:
     """Give a service's model with the named operations, the shapes they reach, and no documentation."""
-    model = Loader().load_service_model(service, "service-2")
+    model = _loader().load_service_model(service, "service-2")
     operations = {name: model["operations"][name] for name in OPERATIONS[service]}
     shapes: dict[str, Any] = {}
     wanted = {
@@ -48,10 +82,33 @@ def slim(service: str) -> dict[str, Any]:
         ]
         wanted |= {member["shape"] for member in members} - set(shapes)
     return {
-        "version": model["version"],
         "metadata": model["metadata"],
         "operations": _undocumented(operations),
         "shapes": _undocumented(dict(sorted(shapes.items()))),
+    }
+
+
+def _shared() -> dict[str, Any]:
+    """Give the partitions, and of the list of endpoints, in every partition, the services that are called.
+
+    A region is in it by its name alone. One that is newer than this is known by its partition's pattern.
+    """
+    loader = _loader()
+    endpoints = loader.load_data("endpoints")
+    prefixes = {_model(service)["metadata"]["endpointPrefix"] for service in OPERATIONS}
+    partitions = [
+        partition
+        | {
+            "regions": {region: {} for region in partition["regions"]},
+            "services": {
+                name: partition["services"][name] for name in partition["services"] if name in prefixes
+            },
+        }
+        for partition in endpoints["partitions"]
+    ]
+    return {
+        "endpoints": endpoints | {"partitions": partitions},
+        "partitions": loader.load_data("partitions"),
     }
 
 
@@ -68,21 +125,19 @@ def _undocumented(part: Any) -> Any:
     return part
 
 
-def path(service: str) -> Path:
-    """Give the file of a service's model, where botocore looks for it."""
-    version = Loader().determine_latest_version(service, "service-2")
-    return FOLDER / service / version / "service-2.json"
+def path(name: str) -> Path:
+    """Give the file of a service, or of SHARED, where `grants/models.py` looks for it."""
+    return FOLDER / f"{name}.json"
 
 
-def text(service: str) -> str:
-    return json.dumps(slim(service), indent=1) + "\n"
+def text(name: str) -> str:
+    return json.dumps(slim(name), separators=(",", ":")) + "\n"
 
 
 def main() -> None:
-    for service in OPERATIONS:
-        file = path(service)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text(service))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in (*OPERATIONS, SHARED):
+        path(name).write_text(text(name))
 
 
 if __name__ == "__main__":

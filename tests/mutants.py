@@ -25,7 +25,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"Mutation: (\S+):\s+`([^\n]+?)`\s+->\s+`([^\n]*?)`")
-NEEDED = ("functions", "clients", "local", "statemachine", "template.yaml", "tests", "pyproject.toml", "docs")
+NEEDED = (
+    "functions",
+    "clients",
+    "local",
+    "tools",
+    "bench",
+    "statemachine",
+    "template.yaml",
+    "tests",
+    "pyproject.toml",
+    "docs",
+)
 
 
 @dataclass(frozen=True)

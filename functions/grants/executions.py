@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import EngineUnavailable
-from .operations import Execution
-from .values import Grant, compact_json
+from .values import Execution, Grant, compact_json
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient

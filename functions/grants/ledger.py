@@ -1,4 +1,4 @@
-"""The ledger of one source: which grants claim which rules, and what is known of each rule. Pure.
+"""The ledger of one source: which grants claim which rules, and each rule's state. Pure.
 
 Everything about the rules of one source is decided in one item, by compare-and-set: `operations` reads the
 ledger, applies one of the transitions below, and writes it if its token still holds. A transition is a
@@ -15,8 +15,8 @@ What holds of every ledger here:
   when it has neither an id nor an attempt.
 - A *tombstone* is an id lately revoked: EC2 may still list it, or call its rule a duplicate. It stays for
   SETTLES.
-- A grant that has ended is on record as *released*, for SETTLES too: a close that comes again knows that the
-  ledger was not lost, and a run that comes late claims nothing.
+- A grant that has ended is on record as *released*, for SETTLES too: a retried close knows that the ledger
+  was not lost, and a late run claims nothing.
 
 The alternative, an item a grant, needs several writes that have to be seen together, and an item a rule
 cannot be ended with its grant in one write.
@@ -42,8 +42,7 @@ LARGEST = 250 * 1024
 CLAIM_ROOM = 160 * 1024
 ID_BYTES = 60  # one id with its time, as text
 
-# Grants lately released that are kept: failed ones come as fast as somebody starts them, and may not fill the
-# item.
+# Released grants on record: grants may fail as fast as executions are started, and must not fill the item.
 MOST_RELEASED = 256
 
 TRY_LATER = "end some, or try again in a few minutes"
@@ -61,13 +60,13 @@ class Claim:
     foreign: Mapping[RuleKey, str] = field(default_factory=dict)
 
     def counts_at(self, now: datetime) -> bool:
-        """Say whether it still counts; clocks differ, so it does for SKEW longer than its grant."""
+        """Say whether it is valid: clocks differ, so it is for SKEW longer than its grant."""
         return now < self.expires_at + SKEW
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRule:
-    """What is known of one rule: its ids with the time of their record, and the attempts without a result."""
+    """One rule's state: its ids with the time of their record, and the attempts without a result."""
 
     closing: bool = False
     ids: Mapping[str, datetime] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class Ledger:
         return {key: rule for key, rule in sorted(self.rules.items()) if rule.closing and key in wanted}
 
     def knows(self, rule_id: str) -> bool:
-        """Say whether an id is one of its rules', or was until lately."""
+        """Say whether an id is on record, as a rule's or as a tombstone."""
         return rule_id in self.tombstones or any(rule_id in rule.ids for rule in self.rules.values())
 
     def has_trace(self, grant_id: str) -> bool:
@@ -103,7 +102,7 @@ class Ledger:
         return grant_id in self.claims or grant_id in self.released
 
     def claimed(self, without: Iterable[str] = ()) -> frozenset[RuleKey]:
-        """Give the keys that grants claim, some grants left out."""
+        """Give the keys that grants claim, other than those in `without`."""
         left_out = set(without)
         return frozenset(
             key for grant, claim in self.claims.items() if grant not in left_out for key in claim.rule_keys
@@ -130,7 +129,7 @@ def quiescent(attempt: str, now: datetime) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The rule has this id: the attempt made it, or found it as one of Knock's own."""
+    """The rule has this id: the attempt authorized it, or met it as one of Knock's own."""
 
     rule_id: str
 
@@ -149,9 +148,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """The attempt made no rule, since its run ended before that. The claim stays: the grant's next run goes
-    on.
-    """
+    """The attempt made no rule: its run sent no call for it. The claim stays for the grant's next run."""
 
 
 Result = Made | Foreign | Nothing | Unsent
@@ -171,29 +168,29 @@ def claim(
 ) -> Ledger:
     """Add a grant's claim on some rules, and its attempt to each that it may create.
 
-    A rule with an id that is closing is claimed and gets no attempt: it has to go first. One that is closing
-    with attempts alone is open again, since there is no id that anybody could be revoking. Raises SourceFull;
-    the grant that is renewed counts in no bound. Raises GrantEnded for a grant that was released: nobody
-    might come after the run that claims for it.
+    A closing rule with an id is claimed and gets no attempt: its id is revoked first. A closing rule with
+    attempts alone is open again, since there is no id that another run could be revoking. Raises SourceFull;
+    the grant that is renewed counts in no bound. Raises GrantEnded for a grant that was released: its close
+    is over, so nothing would close what is authorized now.
     """
     if grant_id in ledger.released:
         raise GrantEnded(f"the grant {grant_id} has ended; nothing is opened for it")
-    new = frozenset(rule_keys)
+    new_keys = frozenset(rule_keys)
     before = _drop_expired(ledger, now)
     claims, rules = dict(before.claims), dict(before.rules)
-    mine = claims.get(grant_id, Claim(expires_at))
-    claims[grant_id] = replace(mine, rule_keys=mine.rule_keys | new)
-    for key in new:
+    own_claim = claims.get(grant_id, Claim(expires_at))
+    claims[grant_id] = replace(own_claim, rule_keys=own_claim.rule_keys | new_keys)
+    for key in new_keys:
         rule = rules.get(key, LedgerRule())
         if not (rule.closing and rule.ids):
             rules[key] = LedgerRule(False, rule.ids, rule.attempts | {attempt})
     after = _tidy(replace(before, claims=claims, rules=rules), now)
-    _refuse_excess(after, grant_id, new, {renews} if renews else set())
+    _refuse_excess(after, grant_id, new_keys, {renews} if renews else set())
     return after
 
 
-def _refuse_excess(ledger: Ledger, grant_id: str, new: frozenset[RuleKey], renewed: set[str]) -> None:
-    """Raise SourceFull where a claim exceeds the bounds, which every operation's cost follows from."""
+def _refuse_excess(ledger: Ledger, grant_id: str, new_keys: frozenset[RuleKey], renewed: set[str]) -> None:
+    """Raise SourceFull where a claim exceeds the bounds, which bound the cost of every operation."""
     others = ledger.claims.keys() - renewed - {grant_id}
     if len(others) >= MAX_CLAIMS:
         raise SourceFull(
@@ -206,54 +203,51 @@ def _refuse_excess(ledger: Ledger, grant_id: str, new: frozenset[RuleKey], renew
             f"the source would have {len(rules)} rules, and {MAX_RULES} is the most: {TRY_LATER}"
         )
     reserved = ID_BYTES * sum(len(rule.attempts) for rule in ledger.rules.values())
-    if new and len(encode(ledger)) + reserved > CLAIM_ROOM:
+    if new_keys and len(encode(ledger)) + reserved > CLAIM_ROOM:
         raise SourceFull(f"too much has happened to the source's rules in the last minutes: {TRY_LATER}")
 
 
 def record_results(
     ledger: Ledger, grant_id: str, attempt: str, results: Mapping[RuleKey, Result], now: datetime
 ) -> Ledger:
-    """Record what an attempt came to. A rule without a live claim is closing, and one that was closing stays
-    so.
+    """Record an attempt's results. A rule without a live claim is closing, and one that was closing stays so.
 
-    An id that is on record under another key was changed there by hand, and goes with the key that EC2 shows;
-    one that is closing there goes first, and is no result here.
+    An id on record under another key is of a rule that was changed by hand: it moves to the key that EC2
+    shows. Where that other rule is closing, the id is revoked there, and is no result here.
     """
     ledger = _tidy(ledger, now)
     claims, rules = dict(ledger.claims), dict(ledger.rules)
-    mine = claims.get(grant_id)
+    own_claim = claims.get(grant_id)
     for key, result in results.items():
         rule = rules.get(key, LedgerRule())
         ids = dict(rule.ids)
         if isinstance(result, Made) and result.rule_id not in ledger.tombstones:
-            elsewhere = next((k for k, r in rules.items() if k != key and result.rule_id in r.ids), None)
-            if elsewhere and not rules[elsewhere].closing:
-                other = rules[elsewhere]
+            other_key = next((k for k, r in rules.items() if k != key and result.rule_id in r.ids), None)
+            if other_key and not rules[other_key].closing:
+                other = rules[other_key]
                 left = {name: at for name, at in other.ids.items() if name != result.rule_id}
-                rules[elsewhere] = replace(other, ids=left)
-            if not elsewhere or not rules[elsewhere].closing:
+                rules[other_key] = replace(other, ids=left)
+            if not other_key or not rules[other_key].closing:
                 ids.setdefault(result.rule_id, cut_to_milliseconds(now))
         rules[key] = replace(rule, ids=ids, attempts=rule.attempts - {attempt})
-        if mine and isinstance(result, Foreign):
-            foreign = {**mine.foreign, key: result.rule_id}
-            mine = replace(mine, rule_keys=mine.rule_keys - {key}, foreign=foreign)
-        elif mine and isinstance(result, Nothing) and not ids:
-            mine = replace(mine, rule_keys=mine.rule_keys - {key})
-    if mine:
-        claims[grant_id] = mine
+        if own_claim and isinstance(result, Foreign):
+            foreign = {**own_claim.foreign, key: result.rule_id}
+            own_claim = replace(own_claim, rule_keys=own_claim.rule_keys - {key}, foreign=foreign)
+        elif own_claim and isinstance(result, Nothing) and not ids:
+            own_claim = replace(own_claim, rule_keys=own_claim.rule_keys - {key})
+    if own_claim:
+        claims[grant_id] = own_claim
     return _tidy(replace(ledger, claims=claims, rules=rules), now)
 
 
 def release(ledger: Ledger, grant_id: str, now: datetime, untouched: str | None = None) -> Ledger:
-    """Drop the claim of a grant that has ended. `untouched` is an attempt of its own that sent no call to
-    EC2.
-    """
+    """Drop the claim of a grant that has ended. `untouched` is its own attempt that sent EC2 no call."""
     rules = ledger.rules
     if untouched:
         rules = {key: replace(rule, attempts=rule.attempts - {untouched}) for key, rule in rules.items()}
     ledger = replace(ledger, rules=rules)
-    known = grant_id in ledger.released and grant_id not in ledger.claims
-    return _tidy(ledger if known else _drop(ledger, {grant_id}, now), now)
+    released_before = grant_id in ledger.released and grant_id not in ledger.claims
+    return _tidy(ledger if released_before else _drop(ledger, {grant_id}, now), now)
 
 
 def record_revoked(
@@ -274,31 +268,29 @@ def record_revoked(
 
 
 def record_lost(ledger: Ledger, rule_ids: Iterable[str], now: datetime) -> Ledger:
-    """Record ids that force revoked: tombstones, whoever claims their rules."""
+    """Record ids that force revoked: they become tombstones, also where other grants claim their rules."""
     lost = set(rule_ids)
     gone = {key: lost & rule.ids.keys() for key, rule in ledger.rules.items() if lost & rule.ids.keys()}
     return record_revoked(ledger, gone, {}, now)
 
 
-def record_found(ledger: Ledger, found: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
-    """Record ids of Knock's own that the ledger did not know: open where a live grant claims the rule, else
+def record_found(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
+    """Record ids of Knock's own that the ledger lacked: open where a live grant claims the rule, else
     closing.
     """
     ledger = _tidy(ledger, now)
     rules, claimed = dict(ledger.rules), ledger.claimed()
-    for key, names in found.items():
-        for name in sorted(names):
-            if ledger.knows(name):
+    for key, rule_ids in ids_by_key.items():
+        for rule_id in sorted(rule_ids):
+            if ledger.knows(rule_id):
                 continue
             rule = rules.get(key, LedgerRule(closing=key not in claimed))
-            rules[key] = replace(rule, ids={**rule.ids, name: cut_to_milliseconds(now)})
+            rules[key] = replace(rule, ids={**rule.ids, rule_id: cut_to_milliseconds(now)})
     return _tidy(replace(ledger, rules=rules), now)
 
 
 def tidy(ledger: Ledger, now: datetime) -> Ledger:
-    """Drop what time alone has ended: claims that ended, and tombstones and released grants older than
-    SETTLES.
-    """
+    """Drop expired claims, and the tombstones and released grants older than SETTLES."""
     return _tidy(ledger, now)
 
 
@@ -315,14 +307,14 @@ def _drop(ledger: Ledger, grants: set[str], now: datetime) -> Ledger:
 
 
 def _tidy(ledger: Ledger, now: datetime) -> Ledger:
-    """Bring a ledger to rest after a transition: see the module's list of what holds of every ledger."""
+    """Restore after a transition what holds of every ledger: see the module's list."""
     ledger = _drop_expired(ledger, now)
     claimed = ledger.claimed()
     rules = {}
     for key, rule in ledger.rules.items():
         attempts = rule.attempts
-        # Of old attempts one stands for all: it says that EC2 has to be looked at before the rule leaves. The
-        # ids do not tell: one may be gone, or have been given other ports by hand, and an attempt have made
+        # Of the quiescent attempts one stands for all: it says that EC2 has to be asked before the rule
+        # leaves the ledger. The ids do not tell: one may be gone, or changed by hand, while an attempt made
         # another.
         old = sorted(name for name in attempts if quiescent(name, now))
         attempts -= set(old[:-1])
@@ -337,12 +329,10 @@ def _tidy(ledger: Ledger, now: datetime) -> Ledger:
 
 
 def _latest(released: Mapping[str, datetime]) -> Mapping[str, datetime]:
-    """Give the latest MOST_RELEASED: of one that is left out, a close that comes again looks in EC2 once
-    more.
-    """
+    """Give the latest MOST_RELEASED: of one that is left out, a retried close asks EC2 once more."""
     if len(released) <= MOST_RELEASED:
         return released
-    return dict(sorted(released.items(), key=lambda one: (one[1], one[0]))[-MOST_RELEASED:])
+    return dict(sorted(released.items(), key=lambda item: (item[1], item[0]))[-MOST_RELEASED:])
 
 
 # ---------------------------------------------------------------------------- as text

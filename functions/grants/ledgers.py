@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from .errors import StoreRefused
 from .ledger import LARGEST, Ledger, decode, encode
-from .store import Conflict, Expected, Store, Values
+from .store import PART, Conflict, Expected, Store, Unreadable, Values
 
-PART = 1024
+__all__ = ["PART", "Ledgers", "Snapshot", "Unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,6 @@ class Snapshot:
 
     ledger: Ledger
     token: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """An item that cannot be read, and why."""
-
-    name: str
-    why: str
 
 
 class Ledgers:

@@ -9,8 +9,8 @@
       the rule is closing: revoke it)
     authorized in the trail
 
-Nothing of the input is trusted: tags and limits are looked at again first. Only authorizing creates rules,
-and only between `requested_at` and `expires_at`, within ACTS of its attempt's beginning.
+Nothing of the input is trusted: tags and limits are checked again first. Only authorizing creates rules, and
+only between `requested_at` and `expires_at`, within ACTS of its attempt's beginning.
 """
 
 from __future__ import annotations
@@ -53,53 +53,56 @@ from .values import Grant, Opened, Ports, Record, Rule, RuleKey, Target
 
 logger = logging.getLogger("knock")
 
-# Rules that the ledger knows, which one run asks EC2 for all the same: it alone knows at once of what was
-# removed by hand, or by force in an outage. Beyond these its list is believed, so that a run that goes on
-# from others' comes on.
-ASKED = 8
+# Of rules on record, how many a run still authorizes: only that call shows at once what was removed by hand,
+# or by force in an outage. For the rest it believes EC2's list, so that a run over many shared rules ends.
+MOST_PROBES = 8
 
 
 @dataclass(slots=True)
-class _Slot:
-    """One range of ports of a target, to be opened in one of these groups' rules: the first that has room."""
+class _Placement:
+    """One range of ports of a target, to be opened in one group of its pool: the first that has room."""
 
     target: str
     ports: Ports
-    choices: list[RuleKey]
+    candidates: list[RuleKey]
     result: Made | Foreign | None = None
 
     @property
     def key(self) -> RuleKey:
-        return self.choices[0]
+        return self.candidates[0]
 
 
 @dataclass(slots=True)
 class _Run:
-    """One run of authorize: its attempt, its slots, and what of its results is not in the ledger yet."""
+    """One run of authorize: its attempt, its placements, and the results that are not in the ledger yet."""
 
     grant: Grant
     attempt: str
-    slots: list[_Slot]
+    placements: list[_Placement]
     groups: Mapping[str, Group]
     snapshot: Snapshot
-    last: Mapping[str, str]  # target → the last group of its pool
+    last_groups: Mapping[str, str]  # target → the last group of its pool
     recorded_at: datetime
     results: dict[RuleKey, Result] = field(default_factory=dict)
-    shown: list[Rule] = field(default_factory=list)  # EC2's list of the slots' groups, once it was asked for
+    listed: list[Rule] = field(default_factory=list)  # EC2's list of the placements' groups, once read
     sent: set[RuleKey] = field(default_factory=set)  # keys of calls whose effect is not known
-    asked: int = 0  # how many known rules EC2 was asked for
+    probes: int = 0  # rules on record that EC2 was asked for
 
     @property
-    def pending(self) -> list[_Slot]:
-        return [slot for slot in self.slots if slot.result is None]
+    def pending(self) -> list[_Placement]:
+        return [placement for placement in self.placements if placement.result is None]
+
+    @property
+    def candidate_groups(self) -> set[str]:
+        return {placement.key.group for placement in self.placements}
 
 
 def authorize(operations: Operations, grant: Grant) -> list[Opened]:
     """Open what a grant asks for, and then end the grant it renews. Twice adds nothing.
 
-    A grant that is open already cannot fail any more: whoever runs its input once more must not end it so.
-    Raises GrantEnded (and leaves nothing open) when the grant is over; InvalidGrant, TargetGone, SourceFull,
-    PoolExhausted, IngressRefused, StoreRefused; any Unavailable is worth another try.
+    A grant that is open cannot fail any more: a second run of its input must not end it by an error.
+    Raises GrantEnded (and leaves nothing open) when the grant has ended; InvalidGrant, TargetGone,
+    SourceFull, PoolExhausted, IngressRefused, StoreRefused; any Unavailable is transient.
     """
     _refuse_ended(operations, grant)
     try:
@@ -107,18 +110,18 @@ def authorize(operations: Operations, grant: Grant) -> list[Opened]:
     except (GrantEnded, StoreUnavailable):
         raise
     except KnockError:
-        record = _open_already(operations, grant)
+        record = _authorized_record(operations, grant)
         if record is None:
             raise
-        logger.warning("open_already", extra={"grant_id": grant.id}, exc_info=True)
+        logger.warning("already_authorized", extra={"grant_id": grant.id}, exc_info=True)
         opened = list(record.opened)
     if grant.renews:
         supersede(operations, grant, grant.renews)
     return opened
 
 
-def _open_already(operations: Operations, grant: Grant) -> Record | None:
-    """Read the record of a grant that another run has opened; None where there is none that can be read."""
+def _authorized_record(operations: Operations, grant: Grant) -> Record | None:
+    """Read the record of a grant that another run has opened; None where it cannot be read, or is no such."""
     with suppress(KnockError):
         record = operations.trail.get(grant.id)
         if record and record.live_at(operations.clock()) and record.authorized_at:
@@ -126,12 +129,12 @@ def _open_already(operations: Operations, grant: Grant) -> Record | None:
     return None
 
 
-def _known(ledger: Ledger, record: Record) -> bool:
-    """Say whether the ledger has all that a grant opened: one that was lost has to be filled again."""
+def _has_all(ledger: Ledger, record: Record) -> bool:
+    """Say whether the ledger has every rule that a grant opened: one that was lost has to be filled again."""
     rules = ledger.rules
     return all(
-        one.foreign or ((rule := rules.get(one.key)) and not rule.closing and one.rule_id in rule.ids)
-        for one in record.opened
+        own.foreign or ((rule := rules.get(own.key)) and not rule.closing and own.rule_id in rule.ids)
+        for own in record.opened
     )
 
 
@@ -143,21 +146,21 @@ def _authorize(operations: Operations, grant: Grant) -> list[Opened]:
         record = operations.trail.record(grant)
         if record.state != "live":
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
-        if record.authorized_at and _known(run.snapshot.ledger, record):
+        if record.authorized_at and _has_all(run.snapshot.ledger, record):
             _record(operations, run, unsent=True)
             return list(record.opened)
         while run.pending:
-            _clear(operations, run)
+            _ensure_attempts(operations, run)
             _authorize_group(operations, run)
         opened = _finish(operations, run)
         operations.trail.authorize(grant.id, operations.clock(), opened, left_out)
     except GrantEnded:
-        _give_up(operations, run)
+        _withdraw(operations, run)
         raise
     except StoreUnavailable:
-        raise  # it would not hear of this either: the attempt settles by itself
+        raise  # a write would fail too: without a result, the attempt becomes quiescent
     except KnockError:
-        with suppress(KnockError):  # costs time only: an attempt without a result settles by itself
+        with suppress(KnockError):  # costs time only: without a result, the attempt becomes quiescent
             _record(operations, run, unsent=True)
         raise
     _report_room(operations, run)
@@ -182,74 +185,68 @@ def _confirm(
 def _claim(
     operations: Operations, grant: Grant, targets: tuple[Target, ...], groups: Mapping[str, Group]
 ) -> _Run:
-    """Claim the first choice of every slot, in one write. Raises SourceFull."""
+    """Claim the first candidate of every placement, in one write. Raises SourceFull."""
     now = operations.clock()
-    attempt, last = (
-        name_attempt(now, operations.token()),
-        {target.name: max(target.groups) for target in targets},
-    )
-    run = _Run(grant, attempt, [], groups, Snapshot(Ledger(grant.source), None), last, now)
+    attempt = name_attempt(now, operations.token())
+    last_groups = {target.name: max(target.groups) for target in targets}
+    run = _Run(grant, attempt, [], groups, Snapshot(Ledger(grant.source), None), last_groups, now)
 
     def transition(ledger: Ledger) -> Ledger:
-        run.slots = [
-            _slot(operations, grant, target, ports, groups, ledger)
+        run.placements = [
+            _place(operations, grant, target, ports, groups, ledger)
             for target in targets
             for ports in target.ports
         ]
-        return _claimed(operations, run, ledger)
+        return _add_claim(operations, run, ledger)
 
     run.snapshot = operations.change(grant.source, transition)
     return run
 
 
-def _claimed(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
-    keys = [slot.key for slot in run.pending]
+def _add_claim(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
+    keys = [placement.key for placement in run.pending]
     grant = run.grant
     return claim(ledger, grant.id, grant.expires_at, keys, run.attempt, operations.clock(), grant.renews)
 
 
-def _claimed_again(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
-    """Claim what is pending by now. Raises GrantEnded where the grant's claim has been released meanwhile."""
+def _renew_claim(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
+    """Claim what is pending now. Raises GrantEnded where the grant's claim has been released meanwhile."""
     if run.grant.id not in ledger.claims:
         raise GrantEnded(f"the grant {run.grant.id} has ended; nothing is opened for it")
-    return _claimed(operations, run, ledger)
+    return _add_claim(operations, run, ledger)
 
 
-def _slot(
+def _place(
     operations: Operations,
     grant: Grant,
     target: Target,
     ports: Ports,
     groups: Mapping[str, Group],
     ledger: Ledger,
-) -> _Slot:
-    """Put a target's groups in order: where the grant has the rule, where there is one to share, where there
-    is room.
+) -> _Placement:
+    """Put a target's groups in order: those whose rule the grant claims, whose rule it can share, with room.
 
     Room is a hint, seconds old: a group that looks full comes last, and is tried all the same.
     """
     version = ipaddress.ip_network(grant.source).version
-    mine = ledger.claims.get(grant.id)
+    own_claim = ledger.claims.get(grant.id)
 
     def order(key: RuleKey) -> tuple[bool, bool, bool, str]:
         rule = ledger.rules.get(key)
         return (
-            not (mine and (key in mine.rule_keys or key in mine.foreign)),
+            not (own_claim and (key in own_claim.rule_keys or key in own_claim.foreign)),
             not (rule and rule.ids and not rule.closing),
             groups[key.group].used[version] >= operations.rules_per_group,
             key.group,
         )
 
-    return _Slot(
-        target.name, ports, sorted((RuleKey(g, ports, grant.source) for g in target.groups), key=order)
-    )
+    keys = (RuleKey(group, ports, grant.source) for group in target.groups)
+    return _Placement(target.name, ports, sorted(keys, key=order))
 
 
-def _clear(operations: Operations, run: _Run) -> None:
-    """See to it that the ledger has this run's attempt for every pending slot; what is closing has to go
-    first.
-    """
-    keys = {slot.key for slot in run.pending}
+def _ensure_attempts(operations: Operations, run: _Run) -> None:
+    """Put this run's attempt in the ledger for every pending key; rules that are closing are revoked first."""
+    keys = {placement.key for placement in run.pending}
     for _ in range(len(keys) + 8):
         rules = run.snapshot.ledger.rules
         if all(key in rules and run.attempt in rules[key].attempts for key in keys):
@@ -257,140 +254,138 @@ def _clear(operations: Operations, run: _Run) -> None:
         run.snapshot = finish_closing(operations, run.grant.source, keys, run.snapshot)
 
         run.snapshot = operations.change(
-            run.grant.source, lambda ledger: _claimed_again(operations, run, ledger), run.snapshot
+            run.grant.source, lambda ledger: _renew_claim(operations, run, ledger), run.snapshot
         )
-    raise RuleUnsettled("other grants for this source come and go too fast to follow")
+    raise RuleUnsettled("other grants for this source begin and end too fast to follow")
 
 
 # ---------------------------------------------------------------------------- authorizing
 
 
 def _authorize_group(operations: Operations, run: _Run) -> None:
-    """Authorize what is pending in the first pending slot's group: in one call, or one at a time.
+    """Authorize what is pending in the first pending placement's group: in one call, or one at a time.
 
-    Rules that are known to be there would have EC2 refuse the whole call, so those are asked for singly.
+    Rules that exist would have EC2 refuse the whole call, so each of those is a call of its own.
     """
     group = run.pending[0].key.group
-    slots = [slot for slot in run.pending if slot.key.group == group]
-    rules, shown = run.snapshot.ledger.rules, run.groups[group].rule_keys
-    new = [slot for slot in slots if not rules[slot.key].ids and slot.key not in shown]
+    placements = [placement for placement in run.pending if placement.key.group == group]
+    rules, existing = run.snapshot.ledger.rules, run.groups[group].rule_keys
+    new = [p for p in placements if not rules[p.key].ids and p.key not in existing]
     if len(new) > 1 and _authorize_together(operations, run, group, new):
-        slots = [slot for slot in slots if slot not in new]
-    for slot in slots:
-        known = rules[slot.key].ids
-        if known and run.asked >= ASKED and _is_listed(operations, run, slot, known):
+        placements = [placement for placement in placements if placement not in new]
+    for placement in placements:
+        ids = rules[placement.key].ids
+        if ids and run.probes >= MOST_PROBES and _accept_listed(operations, run, placement, ids):
             continue
-        run.asked += bool(known)
-        _authorize_one(operations, run, slot)
+        run.probes += bool(ids)
+        _authorize_one(operations, run, placement)
         if operations.clock() >= run.recorded_at + PROGRESS:
             _record(operations, run)
-    full = [slot for slot in slots if slot.result is None]
-    if full:
-        _move_on(operations, run, full)
+    refused = [placement for placement in placements if placement.result is None]
+    if refused:
+        _try_next_groups(operations, run, refused)
 
 
-def _authorize_together(operations: Operations, run: _Run, group: str, slots: list[_Slot]) -> bool:
-    """Try several rules of one group in one call. False: it was refused as a whole, and each is to be tried
-    singly.
-    """
+def _authorize_together(operations: Operations, run: _Run, group: str, placements: list[_Placement]) -> bool:
+    """Authorize several rules of one group in one call. False: EC2 refused the whole call."""
     try:
-        made = _send(operations, run, group, slots)
+        rule_ids = _send(operations, run, group, placements)
     except (RuleDuplicate, GroupFull, GroupGone):
         return False
-    for slot in slots:
-        _came_to(run, slot, Made(made[slot.key]))
+    for placement in placements:
+        _set_result(run, placement, Made(rule_ids[placement.key]))
     return True
 
 
-def _authorize_one(operations: Operations, run: _Run, slot: _Slot) -> None:
-    """Authorize one rule, or find the one that is there.
+def _authorize_one(operations: Operations, run: _Run, placement: _Placement) -> None:
+    """Authorize one rule, or find the one that exists.
 
-    A slot whose group is full or gone is left pending.
+    A placement whose group is full or gone is left pending.
     """
     try:
-        made = _send(operations, run, slot.key.group, [slot])
+        rule_ids = _send(operations, run, placement.key.group, [placement])
     except RuleDuplicate:
-        _came_to(run, slot, _look_up(operations, run, slot.key))
+        _set_result(run, placement, _find_duplicate(operations, run, placement.key))
     except (GroupFull, GroupGone):
         return
     else:
-        _came_to(run, slot, Made(made[slot.key]))
+        _set_result(run, placement, Made(rule_ids[placement.key]))
 
 
-def _send(operations: Operations, run: _Run, group: str, slots: list[_Slot]) -> dict[RuleKey, str]:
-    """Make the one call that creates rules: not at or after the grant's end, and not after this run's
-    time.
-    """
+def _send(
+    operations: Operations, run: _Run, group: str, placements: list[_Placement]
+) -> dict[RuleKey, str]:
+    """Make the one call that creates rules: before the grant's end, and within ACTS of the attempt."""
     _refuse_ended(operations, run.grant)
     if operations.clock() >= attempted_at(run.attempt) + ACTS:
-        raise RuleUnsettled("this run is too old to authorize anything: the next one goes on")
-    keys = {slot.key for slot in slots}
+        raise RuleUnsettled("this run is too old to authorize anything: the next one continues")
+    keys = {placement.key for placement in placements}
     run.sent |= keys
     try:
-        made = operations.ingress.authorize(
-            group, [slot.ports for slot in slots], run.grant.source, run.grant.id
+        rule_ids = operations.ingress.authorize(
+            group, [placement.ports for placement in placements], run.grant.source, run.grant.id
         )
     except (RuleDuplicate, GroupFull, GroupGone, IngressThrottled, IngressRefused):
         run.sent -= keys
         raise
     run.sent -= keys
-    return made
+    return rule_ids
 
 
-def _came_to(run: _Run, slot: _Slot, result: Made | Foreign) -> None:
-    slot.result = result
-    run.results[slot.key] = result
+def _set_result(run: _Run, placement: _Placement, result: Made | Foreign) -> None:
+    placement.result = result
+    run.results[placement.key] = result
 
 
-def _look_up(operations: Operations, run: _Run, key: RuleKey) -> Made | Foreign:
-    """Say which rule EC2 calls a duplicate: one of Knock's own, or a foreign one.
+def _find_duplicate(operations: Operations, run: _Run, key: RuleKey) -> Made | Foreign:
+    """Find the rule that EC2 calls a duplicate: one of Knock's own, or a foreign one.
 
-    An id with a tombstone is not there, whatever EC2 still lists or calls a duplicate.
+    An id with a tombstone is gone, even while EC2 still lists it or calls its rule a duplicate.
     """
-    there = _shown(run, key)
-    if there is None:  # not listed in this run, or not yet
-        run.shown = operations.ingress.find({slot.key.group for slot in run.slots})
-        there = _shown(run, key)
-    if there is None:
+    rule = _listed(run, key)
+    if rule is None:  # not listed in this run, or not yet
+        run.listed = operations.ingress.find(run.candidate_groups)
+        rule = _listed(run, key)
+    if rule is None:
         raise RuleUnsettled(f"EC2 has a rule {key} and does not show it yet")
-    return Made(there.id) if operations.ingress.is_ours(there) else Foreign(there.id)
+    return Made(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)
 
 
-def _is_listed(operations: Operations, run: _Run, slot: _Slot, known: Mapping[str, datetime]) -> bool:
-    """Take a rule as there that the ledger knows and EC2 lists: claimed by now, nobody revokes it any
-    more.
-    """
-    if not run.shown:
-        run.shown = operations.ingress.find({one.key.group for one in run.slots})
-    there = _shown(run, slot.key)
-    if there is None or there.id not in known:
+def _accept_listed(
+    operations: Operations, run: _Run, placement: _Placement, ids: Mapping[str, datetime]
+) -> bool:
+    """Accept an open rule that EC2 lists under an id on record: now that it is claimed, no run revokes it."""
+    if not run.listed:
+        run.listed = operations.ingress.find(run.candidate_groups)
+    rule = _listed(run, placement.key)
+    if rule is None or rule.id not in ids:
         return False
-    _came_to(run, slot, Made(there.id))
+    _set_result(run, placement, Made(rule.id))
     return True
 
 
-def _shown(run: _Run, key: RuleKey) -> Rule | None:
+def _listed(run: _Run, key: RuleKey) -> Rule | None:
     tombstones = run.snapshot.ledger.tombstones
-    return next((rule for rule in run.shown if rule.key == key and rule.id not in tombstones), None)
+    return next((rule for rule in run.listed if rule.key == key and rule.id not in tombstones), None)
 
 
-def _move_on(operations: Operations, run: _Run, slots: list[_Slot]) -> None:
-    """Go on to the next group of a pool: one write records that the full one has nothing, and claims the
+def _try_next_groups(operations: Operations, run: _Run, placements: list[_Placement]) -> None:
+    """Go on to the next group of each pool: one write records that the full one has no rule, and claims the
     next.
     """
-    for slot in slots:
-        run.results[slot.key] = Nothing()
-        tried = slot.choices.pop(0)
-        if not slot.choices:
-            slot.choices = [tried]
+    for placement in placements:
+        run.results[placement.key] = Nothing()
+        full = placement.candidates.pop(0)
+        if not placement.candidates:
+            placement.candidates = [full]
             raise PoolExhausted(
-                f"every security group of the target {slot.target} is full; "
+                f"every security group of the target {placement.target} is full; "
                 "end a grant, or ask an operator to add a group"
             )
 
     run.snapshot = operations.change(
         run.grant.source,
-        lambda ledger: _claimed_again(operations, run, _with_results(operations, run, ledger)),
+        lambda ledger: _renew_claim(operations, run, _with_results(operations, run, ledger)),
         run.snapshot,
     )
     run.results.clear()
@@ -407,10 +402,10 @@ def _with_results(operations: Operations, run: _Run, ledger: Ledger) -> Ledger:
 def _record(operations: Operations, run: _Run, *, unsent: bool = False) -> None:
     """Record the results so far.
 
-    `unsent`: this run sends nothing more, so what it never sent made nothing.
+    `unsent`: this run sends no more calls, so for a key that it never sent there is no rule.
     """
     if unsent:
-        keys = {slot.key for slot in run.pending} - run.sent
+        keys = {placement.key for placement in run.pending} - run.sent
         run.results |= {key: Unsent() for key in keys}
     if run.results:
         run.snapshot = operations.change(
@@ -421,26 +416,28 @@ def _record(operations: Operations, run: _Run, *, unsent: bool = False) -> None:
 
 
 def _finish(operations: Operations, run: _Run) -> list[Opened]:
-    """Record the results, and see that all rules are there and this grant's own claim is too."""
+    """Record the results, and check that the ledger has every rule as open, and this grant's claim."""
     _record(operations, run)
     ledger = run.snapshot.ledger
     if run.grant.id not in ledger.claims:
         raise GrantEnded(f"the grant {run.grant.id} ended while it was authorized")
     opened = []
-    for slot, result in [(slot, slot.result) for slot in run.slots if slot.result]:
-        rule = ledger.rules.get(slot.key)
-        there = rule and not rule.closing and result.rule_id in rule.ids
-        if isinstance(result, Made) and not there:
-            raise RuleUnsettled(f"the rule {slot.key} went while it was authorized")
-        opened.append(Opened(slot.key, result.rule_id, slot.target, isinstance(result, Foreign)))
+    for placement, result in [(p, p.result) for p in run.placements if p.result]:
+        rule = ledger.rules.get(placement.key)
+        is_open = rule and not rule.closing and result.rule_id in rule.ids
+        if isinstance(result, Made) and not is_open:
+            raise RuleUnsettled(f"the rule {placement.key} was revoked while it was authorized")
+        opened.append(
+            Opened(placement.key, result.rule_id, placement.target, isinstance(result, Foreign))
+        )
     _refuse_ended(operations, run.grant)
     return opened
 
 
-def _give_up(operations: Operations, run: _Run) -> None:
-    """Leave nothing open of a grant that ended meanwhile: nobody may come after this run.
+def _withdraw(operations: Operations, run: _Run) -> None:
+    """Leave nothing open of a grant that ended meanwhile: this may be its last run.
 
-    What cannot be closed yet is closing in the ledger, and blocks *closed* for whoever closes the grant.
+    A rule that cannot be revoked yet is closing in the ledger, and keeps the grant's close from being done.
     """
     _record(operations, run, unsent=True)
     untouched = None if run.sent else run.attempt
@@ -448,7 +445,7 @@ def _give_up(operations: Operations, run: _Run) -> None:
 
     def transition(ledger: Ledger) -> Ledger:
         if not ledger.has_trace(run.grant.id):
-            return ledger  # it was lost meanwhile, which whoever closes the grant has to see
+            return ledger  # it was lost meanwhile, which the grant's close has to see
         return release(ledger, run.grant.id, operations.clock(), untouched)
 
     run.snapshot = operations.change(source, transition, run.snapshot)
@@ -459,14 +456,13 @@ def _give_up(operations: Operations, run: _Run) -> None:
 
 
 def _report_room(operations: Operations, run: _Run) -> None:
-    """Count the rules that the last group of a pool still takes, when this grant had to use it: for an
+    """Report how many rules the last group of a pool still takes, when this grant had to use it: for an
     alarm.
     """
     version = ipaddress.ip_network(run.grant.source).version
-    for group in {slot.key.group for slot in run.slots if slot.key.group == run.last[slot.target]}:
-        new = sum(
-            slot.key.group == group and slot.key not in run.groups[group].rule_keys for slot in run.slots
-        )
+    for group in {p.key.group for p in run.placements if p.key.group == run.last_groups[p.target]}:
+        existing = run.groups[group].rule_keys
+        new = sum(p.key.group == group and p.key not in existing for p in run.placements)
         free = operations.rules_per_group - run.groups[group].used[version] - new
         operations.count("PoolFree", max(0, free))
 
@@ -477,8 +473,8 @@ def _report_room(operations: Operations, run: _Run) -> None:
 def supersede(operations: Operations, grant: Grant, old_id: str) -> None:
     """End the grant that this one renews, now that it is open: its own principal's, or none.
 
-    What fails is handed to the closings' machine. If that fails too the old grant runs to its own end, which
-    is logged and counted: it must not end the new one.
+    Where that fails, an execution of the closings' machine is started for it. If that fails too, the old
+    grant runs to its own end, which is logged and counted: it must not end the new one.
     """
     end = End("superseded", grant.id, closer=grant.id)
     try:
@@ -490,7 +486,7 @@ def supersede(operations: Operations, grant: Grant, old_id: str) -> None:
                 operations.count("GrantEnded", 1)
             operations.executions.stop(old.id, "Superseded", f"renewed by {grant.id}")
         except KnockError:
-            logger.warning("supersede_handed_over", extra={"grant_id": grant.id}, exc_info=True)
+            logger.warning("supersede_queued", extra={"grant_id": grant.id}, exc_info=True)
             operations.closings.start(
                 old.id,
                 {"how": "superseded", "grant": old.grant.as_input(), "by": {"id": "", "name": grant.id}},

@@ -1,7 +1,7 @@
-"""What authorizing and closing need of a stack, and the shell around the ledger's transitions.
+"""What authorizing and closing need of a stack, and the compare-and-set around the ledger's transitions.
 
 `opening` and `closing` hold the order of calls that keeps the invariants (docs/protocol.md). Both may run
-twice, at once, late, or after the grant ended; tests/proofs tries every order. Nothing here knows boto3.
+twice, at once, late, or after the grant ended; tests/proofs tries every order. No boto3 here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from .errors import KnockError, RuleUnsettled
 from .ledger import Ledger
 from .ledgers import Snapshot, Unreadable
 from .policy import Limits
-from .values import Grant, Opened, Ports, Record, Rule, RuleKey, State
+from .values import Execution, Grant, Opened, Ports, Record, Rule, RuleKey, State
 
-# Conflicts in a row that one writer puts up with. With a source's 64 claims in flight at once each has its
-# turn.
+# Conflicts in a row before a writer gives up. With a source's 64 claims in flight at once, each gets its turn.
 MOST_CONFLICTS = 80
 
 
@@ -62,19 +61,19 @@ class Group(Protocol):
 
 
 class GroupFull(KnockError):
-    """The security group has no room for what was to be added; nothing was."""
+    """The security group has no room for the rules of a call; none was added."""
 
 
 class GroupGone(KnockError):
-    """There is no such security group any more, or EC2 does not know it yet."""
+    """The security group was deleted, or EC2 does not know it yet."""
 
 
 class RuleDuplicate(KnockError):
-    """A rule that was to be added is there already, or EC2 still says so; nothing was added."""
+    """A rule of a call exists already, or did until lately; none was added."""
 
 
 class RuleNotFound(KnockError):
-    """A rule that was to be removed is not there, or EC2 does not know it yet; nothing was removed."""
+    """A rule of a call does not exist, or EC2 does not know it yet; none was removed."""
 
 
 class Ingress(Protocol):
@@ -94,14 +93,6 @@ class Ingress(Protocol):
     def is_ours(self, rule: Rule) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A grant's execution: its status (`RUNNING`, `SUCCEEDED`, …), and its input as text."""
-
-    status: str
-    input: str
-
-
 class Executions(Protocol):
     """What `executions.Executions` does; the tests' in-memory twin does the same."""
 
@@ -111,7 +102,7 @@ class Executions(Protocol):
 
 
 class Closings(Protocol):
-    """What `executions.Closings` does: start something that closes a grant however long that takes."""
+    """What `executions.Closings` does: start an execution that closes a grant however long that takes."""
 
     def start(self, grant_id: str, closing: Mapping[str, Any]) -> None: ...
 
@@ -119,7 +110,7 @@ class Closings(Protocol):
 Transition = Callable[[Ledger], Ledger]
 
 # For functions that open nothing.
-NOTHING = Limits(timedelta(0), timedelta(0), 0)
+NO_GRANTS = Limits(timedelta(0), timedelta(0), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,27 +126,26 @@ class Operations:
     executions: Executions
     closings: Closings
     clock: Callable[[], datetime]
-    limits: Limits = NOTHING
+    limits: Limits = NO_GRANTS
     rules_per_group: int = 60
     count: Callable[[str, float], None] = lambda _metric, _value: None
     token: Callable[[], str] = lambda: os.urandom(4).hex()
     sleep: Callable[[float], None] = time.sleep
 
-    def change(self, source: str, transition: Transition, known: Snapshot | None = None) -> Snapshot:
-        """Apply a transition to a source's ledger, and write it if nobody else has since it was read; else
-        again.
+    def change(self, source: str, transition: Transition, cached: Snapshot | None = None) -> Snapshot:
+        """Apply a transition to a source's ledger by compare-and-set, and again after a conflict.
 
-        `known` is a ledger read before, which saves a call. Nothing is written where nothing changes. What
-        the transition raises is raised; RuleUnsettled when others write too often to get a turn.
+        `cached` is a ledger read before, which saves a call. Nothing is written where nothing changes. Raises
+        what the transition raises, and RuleUnsettled after MOST_CONFLICTS.
         """
         for conflicts in range(MOST_CONFLICTS):
-            snapshot = known or self.ledgers.read(source)
+            snapshot = cached or self.ledgers.read(source)
             after = transition(snapshot.ledger)
             if after == snapshot.ledger:
                 return snapshot
             written = self.ledgers.write(snapshot, after)
             if written:
                 return written
-            known = None
+            cached = None
             self.sleep(random.uniform(0, min(0.01 * 2 ** min(conflicts, 5), 0.25)))  # noqa: S311  # jitter
-        raise RuleUnsettled(f"too many change what {source} may reach at once")
+        raise RuleUnsettled(f"too many runs write the ledger of {source} at once")

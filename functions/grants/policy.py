@@ -1,9 +1,9 @@
-"""May this principal have this grant? The decision, and nothing else: no clock, no AWS.
+"""Decides whether a principal may have a grant. Pure: no clock, no AWS.
 
 Deny is the default: a right is a tag on the API key, and no tag is no right. A tag that cannot be
-read gives no right either, and says so, since an operator meant something by it.
+read gives no right either, and is reported, since an operator set it for a purpose.
 
-The answer is a grant, or one of the refusals of `errors` with the right that is missing.
+The decision is a grant, or one of the refusals of `errors` with the right that is missing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ EVERY_TARGET = ("*", "@all")
 
 WIDEST = {4: 24, 6: 56}
 
-# When the second decision is made, an execution has just started: its task is tried again for minutes.
+# The second decision is made soon after an execution starts: its task is retried for minutes.
 OLDEST_REQUEST = timedelta(hours=1)
 CLOCKS_DIFFER = timedelta(minutes=1)
 
@@ -172,10 +172,10 @@ def _read_widths(text: str) -> dict[int, int]:
 
 
 def read_targets(groups: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Target], list[str]]:
-    """Make targets of tagged security groups (id → tags): (targets by name, what could not be read).
+    """Make targets of tagged security groups (id → tags): (targets by name, faults in the tags).
 
     Groups with one target name are its pool, in order of group id. A group whose ports cannot be read,
-    or are not those of its pool, is left out: it is named in the second answer and opened for nobody.
+    or are not those of its pool, is left out of the targets and named among the faults.
     """
     pools: dict[str, list[tuple[str, tuple[Ports, ...]]]] = {}
     families: dict[str, list[tuple[str, ...]]] = {}
@@ -195,32 +195,32 @@ def read_targets(groups: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Tar
         if not ports:
             faults.append(f"{group}: the tag {TAG_PORTS} names no ports; it is written like 22/tcp")
             continue
-        known = tags.get(TAG_FAMILIES, "").split()
-        if not set(known) <= set(FAMILIES):
+        group_families = tags.get(TAG_FAMILIES, "").split()
+        if not set(group_families) <= set(FAMILIES):
             faults.append(f"{group}: the tag {TAG_FAMILIES} is not ipv4, ipv6 or both: it is passed over")
-            known = []
-        families.setdefault(name, []).append(tuple(known))
+            group_families = []
+        families.setdefault(name, []).append(tuple(group_families))
         pools.setdefault(name, []).append((group, ports))
     targets = {}
     for name, pool in pools.items():
         if len({ports for _, ports in pool}) > 1:
             faults.append(f"the groups of the target {name} differ in {TAG_PORTS}; make them equal")
             continue
-        groups_ = tuple(group for group, _ in pool)
-        targets[name] = Target(name, pool[0][1], groups_, _families_of_pool(families[name]))
+        group_ids = tuple(group for group, _ in pool)
+        targets[name] = Target(name, pool[0][1], group_ids, _families_of_pool(families[name]))
     return targets, faults
 
 
 def _families_of_pool(families: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Give the families that a pool's groups have together; none where that is not known of each."""
+    """Give the families that a pool's groups have together; none where any group's are not known."""
     if not all(families):
         return ()
-    return tuple(family for family in FAMILIES if any(family in known for known in families))
+    return tuple(family for family in FAMILIES if any(family in of_group for of_group in families))
 
 
 @dataclass(frozen=True, slots=True)
 class Knock:
-    """A request to be let in, as it was asked: None where nothing was said."""
+    """A request for a grant: None where the caller left a field out."""
 
     targets: tuple[str, ...] | None = None
     duration: timedelta | None = None
@@ -231,8 +231,7 @@ class Knock:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The stack's own: how long a grant is when nobody says, and at most; how many a principal holds at
-    once."""
+    """The stack's limits: a grant's duration, by default and at most; a principal's live grants, at most."""
 
     default_duration: timedelta
     max_duration: timedelta
@@ -253,7 +252,7 @@ def decide(
     `caller` is the CIDR the gateway saw, `nonce` a random text that makes the grant's id unique. Targets that
     have no address of the source's family are not in the grant.
     """
-    # As it is recorded and shown: else a grant could seem to last a second longer than was asked for.
+    # As it is recorded and shown: else a grant could seem to last a second longer than was requested.
     now = cut_to_milliseconds(now)
     source = _source(knock.source, rights, caller)
     chosen = _reachable(_targets(knock.targets, rights, targets), source)
@@ -276,11 +275,10 @@ def decide(
 
 
 def refuse_excess(rights: Rights, limits: Limits, live: int, names: Sequence[str]) -> None:
-    """Refuse a knock of a principal that holds `live` grants, if those are as many as it may; `names` are
-    some.
+    """Refuse a knock of a principal that holds `live` grants, if those are as many as it may.
 
-    Knocks in flight together are not seen; they exceed the limit by the plan's burst at most. Raises
-    TooManyGrants, InvalidTag.
+    `names` are the ids of some of them. Knocks in flight at the same time are not counted; they exceed the
+    limit by the plan's burst at most. Raises TooManyGrants, InvalidTag.
     """
     _refuse_faults(rights, TAG_MAX_LIVE)
     most = max_live(rights, limits)
@@ -303,9 +301,9 @@ def confirm(
     """Decide again, trusting nothing of an execution's input: (the targets that may be opened, names left
     out).
 
-    `tags` are those of the groups that there are. Of a target's groups those count that live tags give it
-    with these ports. Raises InvalidGrant; TargetGone for a target that was asked for by name and has no group
-    left, or where none has; RuleUnsettled while its tags may not show yet.
+    `tags` are those of the groups that exist. A group counts where its live tags name the target and the same
+    ports. Raises InvalidGrant; TargetGone for a target that was requested by name and has no group left, or
+    where none has; RuleUnsettled while EC2 may not show its tags yet.
     """
     _confirm_source(grant.source)
     _confirm_times(grant, limits, now)
@@ -344,8 +342,7 @@ def _confirm_times(grant: Grant, limits: Limits, now: datetime) -> None:
 
 
 def _confirmed_groups(target: Target, tags: Mapping[str, Mapping[str, str]], stack: str) -> tuple[str, ...]:
-    """Give the groups of a target that live tags give it. Raises InvalidGrant where they say something else
-    of all."""
+    """Give the groups whose live tags are the target's. Raises InvalidGrant where there are only others."""
     groups, differ = [], ""
     for group in sorted(set(target.groups)):
         live = tags.get(group, {})
@@ -392,22 +389,22 @@ def _refuse_faults(rights: Rights, tag: str) -> None:
 
 
 def _targets(
-    asked: tuple[str, ...] | None, rights: Rights, targets: Mapping[str, Target]
+    requested: tuple[str, ...] | None, rights: Rights, targets: Mapping[str, Target]
 ) -> tuple[Target, ...]:
     _refuse_faults(rights, TAG_TARGETS)
-    may = openable(rights, targets)
-    if asked is None:
-        chosen: Sequence[Target] = may
+    allowed = openable(rights, targets)
+    if requested is None:
+        chosen: Sequence[Target] = allowed
         if not chosen:
             raise NotAllowed(TAG_TARGETS, "the key may open no target of this stack")
     else:
-        by_name = {target.name: target for target in may}
-        # A target that does not exist and one the key may not open are told apart for nobody.
-        unknown = [name for name in asked if name not in by_name]
-        if unknown:
-            known = ", ".join(by_name) or "none"
-            raise NotAllowed(TAG_TARGETS, f"the key may not open {', '.join(unknown)}; it may open: {known}")
-        chosen = [by_name[name] for name in sorted(set(asked))]
+        by_name = {target.name: target for target in allowed}
+        # The refusal does not say whether a target exists that the key may not open.
+        refused = [name for name in requested if name not in by_name]
+        if refused:
+            names = ", ".join(by_name) or "none"
+            raise NotAllowed(TAG_TARGETS, f"the key may not open {', '.join(refused)}; it may open: {names}")
+        chosen = [by_name[name] for name in sorted(set(requested))]
     rules = sum(len(target.ports) for target in chosen)
     if len(chosen) > MOST_TARGETS:
         raise InvalidKnock(
@@ -428,32 +425,30 @@ def _targets(
     return tuple(chosen)
 
 
-def _duration(asked: timedelta | None, rights: Rights, limits: Limits) -> timedelta:
+def _duration(requested: timedelta | None, rights: Rights, limits: Limits) -> timedelta:
     longest = longest_duration(rights, limits)
-    if asked is None:
+    if requested is None:
         return min(limits.default_duration, longest)
-    if asked > limits.max_duration:
-        raise InvalidKnock(
-            "duration",
-            f"{show_duration(asked)} is longer than this stack allows: {show_duration(limits.max_duration)}",
-        )
-    if asked > longest:
+    if requested > limits.max_duration:
+        most = show_duration(limits.max_duration)
+        raise InvalidKnock("duration", f"{show_duration(requested)} is longer than this stack allows: {most}")
+    if requested > longest:
         raise NotAllowed(
             TAG_MAX_DURATION,
-            f"{show_duration(asked)} is longer than the key allows: {show_duration(longest)}",
+            f"{show_duration(requested)} is longer than the key allows: {show_duration(longest)}",
         )
-    return asked
+    return requested
 
 
-def _end(asked: timedelta | None, rights: Rights, now: datetime, end: datetime) -> datetime:
-    """Give when a grant ends: not after the key does. A duration that is named must not reach beyond it."""
+def _end(requested: timedelta | None, rights: Rights, now: datetime, end: datetime) -> datetime:
+    """Give when a grant ends: not after the key's `until`. Raises NotAllowed where a named duration would."""
     _refuse_faults(rights, TAG_UNTIL)
     until = rights.until
     if until is None or (end <= until and now < until):
         return end
     if now >= until:
         raise NotAllowed(TAG_UNTIL, f"the key was good until {show_second(until)}")
-    if asked is not None:
+    if requested is not None:
         raise NotAllowed(TAG_UNTIL, f"the key is good until {show_second(until)}: name a shorter duration")
     return until
 
@@ -461,7 +456,7 @@ def _end(asked: timedelta | None, rights: Rights, now: datetime, end: datetime) 
 def _reachable(targets: tuple[Target, ...], source: str) -> tuple[Target, ...]:
     """Leave out the targets that have no address of the source's family. Raises WrongFamily if all are.
 
-    A rule for them could let nobody in, and would take the room of one that can.
+    A rule for them could match no connection, and would take the room of one that can.
     """
     family = family_of(source)
     reachable = tuple(target for target in targets if not target.families or family in target.families)
@@ -506,25 +501,25 @@ _REFUSED = [
 
 
 def _refused(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str | None:
-    """Say of what refused kind a network is, if it is of any."""
+    """Name the refused kind of which a network is; None for a public one."""
     kinds = (
         kind for refused, kind in _REFUSED if network.version == refused.version and network.overlaps(refused)
     )
     return next(kinds, None)
 
 
-def _source(asked: str | None, rights: Rights, caller: str) -> str:
-    if asked is None:
+def _source(requested: str | None, rights: Rights, caller: str) -> str:
+    if requested is None:
         return caller
     try:
-        network = ipaddress.ip_network(asked)
+        network = ipaddress.ip_network(requested)
     except ValueError as error:
         raise InvalidKnock(
             "source",
             f"a CIDR like 203.0.113.7/32 was expected, without bits beyond its prefix: {error}"[:300],
         ) from error
-    if "%" in asked:
-        raise InvalidKnock("source", "an address with a zone reaches nobody from outside: name it without")
+    if "%" in requested:
+        raise InvalidKnock("source", "an address with a zone is known to one host alone: leave the zone out")
     if str(network) == caller:
         return caller
     _refuse_faults(rights, TAG_ANY_SOURCE)

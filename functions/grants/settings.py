@@ -47,6 +47,11 @@ class Settings:
     machine_arn: str
     closings_arn: str
 
+    @property
+    def partition(self) -> str:
+        """Give the partition of AWS that the stack is in: `aws`, `aws-cn`, `aws-us-gov`, …"""
+        return self.machine_arn.split(":")[1]
+
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
         """Read the variables every function has. Raises BadSetting."""

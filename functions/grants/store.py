@@ -16,6 +16,8 @@ from .errors import KnockError
 
 Values = Mapping[str, tuple[str, ...]]
 
+PART = 1024  # bytes: what SimpleDB takes as a value. A longer text is cut into parts.
+
 
 class Conflict(KnockError):
     """The condition of a write did not hold, and nothing was written. `missing`: there is no such
@@ -42,6 +44,14 @@ class Where:
     attribute: str
     is_: Literal["=", "<", ">"]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An item that cannot be read, and why."""
+
+    name: str
+    why: str
 
 
 class Store(Protocol):

@@ -20,29 +20,28 @@ ACTS = timedelta(seconds=20)
 CONNECT_TIMEOUT, READ_TIMEOUT = 2, 8
 CALL = timedelta(seconds=CONNECT_TIMEOUT + READ_TIMEOUT)
 
-# For how long EC2 may hide what it has made, show what it has removed, or not know an id. AWS names no
-# number; more than two minutes have been seen: https://github.com/hashicorp/terraform/issues/6325
+# For how long EC2 may hide a rule that it has made, show one that it has removed, or not know an id. AWS
+# names no number; more than two minutes have been seen: https://github.com/hashicorp/terraform/issues/6325
 # https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html
 EC2_LAG = timedelta(seconds=150)
 
 SETTLES = ACTS + CALL + EC2_LAG
 
-# By how much two functions' clocks may differ: a claim counts this much longer than its grant for everybody
-# else.
+# By how much two functions' clocks may differ: a claim counts this much longer than its grant.
 SKEW = timedelta(seconds=5)
 
-# Work that a run must not lose is written down this often.
+# How often a run records its progress, so that a run which is cut off loses little.
 PROGRESS = timedelta(seconds=4)
 
-# How long after a knock EC2 may not show a target's tags yet, though the tagging API, which is later, did.
+# How long after a knock EC2 may not show a target's tags yet, though the tagging API, which lags more, did.
 TAGS_LAG = timedelta(seconds=15)
 
-# Force tries to reach the trail and the ledger, with one call each, connecting and reading, before it goes
-# without.
+# Force tries to reach the trail and the ledger, with one call each, connecting and reading, before it revokes
+# without them.
 FORCE_CONNECT_TIMEOUT, FORCE_READ_TIMEOUT = 1, 2
 FORCE_PATIENCE = 2 * timedelta(seconds=FORCE_CONNECT_TIMEOUT + FORCE_READ_TIMEOUT)
 
-# How long the guard leaves alone what its own machinery is at work on: the retries of RevokeIngress, and
+# How long the guard leaves a change to the run that made it and its retries: those of RevokeIngress, and
 # SETTLES.
 GRACE = timedelta(minutes=15)
 

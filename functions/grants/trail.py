@@ -16,8 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from .errors import GrantEnded, GrantNotFound, StoreRefused, StoreUnavailable
-from .ledgers import PART, Unreadable
-from .store import Conflict, Expected, Store, Values, Where
+from .store import PART, Conflict, Expected, Store, Unreadable, Values, Where
 from .values import (
     ENDS,
     MOST_RULES,

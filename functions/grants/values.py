@@ -1,4 +1,4 @@
-"""The values Knock thinks in: parsed once, frozen, and the same everywhere.
+"""Knock's values: parsed once, frozen, and the same in every module.
 
 Times are aware datetimes in UTC; text is parsed here and nowhere else. Nothing here reads a clock,
 the environment or AWS.
@@ -29,9 +29,9 @@ ENDS: tuple[State, ...] = ("expired", "revoked", "superseded", "failed")
 # https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
 LONGEST = timedelta(days=365)
 
-DIGITS = 16  # of the digest in a grant's id: nobody finds a second input for one in a grant's lifetime
+DIGITS = 16  # of the digest in a grant's id: a second input for one cannot be found in a grant's lifetime
 
-# What the trail records of an input (an item has 256 pairs of 1,024 bytes), and one text of it in characters.
+# Bytes of an input that the trail records (an item has 256 pairs of 1,024 bytes), characters of a text in it.
 LARGEST_INPUT = 30_000
 LONGEST_TEXT = 256
 
@@ -59,16 +59,18 @@ def show_second(at: datetime) -> str:
 
 
 # Of this millennium: other years are written or added to differently than they are read.
-_TIME = re.compile(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+_TIME = re.compile(r"(2\d{3})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?Z", re.ASCII)
 
 
 def parse_time(text: object) -> datetime:
     """Read a time in the shapes this module writes. Raises ValueError on anything else."""
-    if not isinstance(text, str) or not _TIME.fullmatch(text) or not text.isascii():
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
         raise ValueError(f"a time like 2026-11-23T21:17:19Z was expected, not {text!r}"[:200])
-    whole, _, fraction = text[:-1].partition(".")
-    at = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    return at.replace(microsecond=int(fraction.ljust(6, "0")) if fraction else 0)
+    # Not by strptime, which is written in Python: loading it takes 5 ms of a cold start.
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    microsecond = int((match[7] or "").ljust(6, "0"))
+    return datetime(year, month, day, hour, minute, second, microsecond, timezone.utc)
 
 
 _DATE = re.compile(r"2\d{3}-\d\d-\d\d", re.ASCII)
@@ -81,8 +83,7 @@ def parse_until(text: str) -> datetime:
     """
     try:
         if _DATE.fullmatch(text):
-            day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
-            return day + timedelta(days=1)
+            return parse_time(f"{text}T00:00:00Z") + timedelta(days=1)
         return parse_time(text).replace(microsecond=0)
     except (ValueError, OverflowError) as error:
         raise ValueError(
@@ -109,22 +110,22 @@ _SECONDS = re.compile(r"\d{1,9}", re.ASCII)
 DURATION_SHAPES = "a duration is like 90m, 8h, 1h30m, 1d, PT8H or a number of seconds"
 
 
-def parse_duration(asked: object) -> timedelta:
+def parse_duration(value: object) -> timedelta:
     """Read a duration: `90m`, `1h30m`, `1 s`, `PT8H`, `86400` or the number 86400, which is seconds.
 
-    Raises ValueError, in words for the person who asked, on anything else, on zero and on what no
-    clock could hold. What a key may have is for `policy` to say.
+    Raises ValueError, in words for the caller, on anything else, on zero and on more than LONGEST. How
+    long a key's grants may be is for `policy` to decide.
     """
-    if isinstance(asked, bool) or not isinstance(asked, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(DURATION_SHAPES)
-    if isinstance(asked, float):
-        if not math.isfinite(asked) or asked != int(asked):
-            raise ValueError(f"{DURATION_SHAPES}; {asked!r} is not a whole number of seconds")
-        asked = int(asked)
-    if isinstance(asked, int):
-        seconds = asked
+    if isinstance(value, float):
+        if not math.isfinite(value) or value != int(value):
+            raise ValueError(f"{DURATION_SHAPES}; {value!r} is not a whole number of seconds")
+        value = int(value)
+    if isinstance(value, int):
+        seconds = value
     else:
-        text = asked.strip()
+        text = value.strip()
         if _SECONDS.fullmatch(text):
             seconds = int(text)
         else:
@@ -212,8 +213,8 @@ class Target:
     """What an operator configured under a name: ports, and a pool of groups, filled in order of group id.
 
     `groups` is empty where only the name and the ports matter (the trail, the API's answers). `families` are
-    the address families (`ipv4`, `ipv6`) that what stands behind it has; empty is not known. They decide
-    whether a knock makes sense, not whether it is allowed, so an execution's input does not carry them.
+    the address families (`ipv4`, `ipv6`) by which the target can be reached; empty is not known. They decide
+    whether a rule would be of use, not whether it is allowed, so an execution's input does not carry them.
     """
 
     name: str
@@ -233,7 +234,7 @@ TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who knocked: an API key's id and name. Never its value, never an address."""
+    """The holder of an API key, by the key's id and name. Never its value, never an address."""
 
     id: str
     name: str
@@ -254,7 +255,7 @@ def source_of(address: str) -> str:
 
 
 def family_of(source: str) -> str:
-    """Say of which address family a CIDR is: `ipv4` or `ipv6`."""
+    """Give a CIDR's address family: `ipv4` or `ipv6`."""
     return f"ipv{ipaddress.ip_network(source).version}"
 
 
@@ -263,7 +264,7 @@ def family_of(source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to a grant. `by` says who, `detail` what a reader needs beside."""
+    """One event of a grant's life. `by` says who caused it, `detail` the rest a reader needs."""
 
     at: datetime
     event: str
@@ -285,8 +286,8 @@ class Grant:
 
     `by_name` says that the knock named its targets: one that cannot be opened then fails the grant, and is
     left out of it otherwise. `renews` is the id of the principal's own grant that ends once this one is open.
-    The id follows from all the rest (`Grant.decide`), so that nobody can run another grant under it; `nonce`
-    keeps two knocks of one moment apart.
+    The id follows from all other fields (`Grant.decide`), so that no other input can run under it; `nonce`
+    keeps the ids of two equal knocks apart.
     """
 
     id: str
@@ -320,12 +321,12 @@ class Grant:
         return name_grant(self.principal, self.source, self.requested_at, digest)
 
     def live_at(self, now: datetime) -> bool:
-        """Say whether its end is ahead."""
+        """Say whether its end is still to come."""
         return now < self.expires_at
 
     @property
     def order(self) -> str:
-        """A text that sorts as grants were asked for, and is unique."""
+        """A unique text that sorts by `requested_at`."""
         return f"{show_time(self.requested_at)} {self.id}"
 
     @property
@@ -355,12 +356,11 @@ class Grant:
 
     @classmethod
     def from_input(cls, value: object) -> Grant:
-        """Read an execution's input, or its later state. What a task added (`rules`, `error`, …) is passed
-        over.
+        """Read an execution's input, or its later state. What a task added (`rules`, `error`, …) is ignored.
 
         Raises InvalidGrant naming what is wrong: an id that is not that of its content, a text or a list
-        longer than the trail records, a bad `expires_at`, of which a Wait state would die after the door was
-        opened.
+        longer than the trail records, a bad `expires_at`, which would fail the Wait state after the rules
+        were authorized.
         """
         try:
             if not isinstance(value, Mapping):
@@ -384,8 +384,8 @@ class Grant:
                 raise ValueError(f"it has {size} bytes, and {LARGEST_INPUT} are the most that is recorded")
             own_id = grant._own_id()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            raise InvalidGrant(f"the execution's input is not a grant: {what}"[:500]) from error
+            problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise InvalidGrant(f"the execution's input is not a grant: {problem}"[:500]) from error
         if own_id != grant.id:
             raise InvalidGrant(
                 f"the input is not that of the grant {grant.id[:80]!r}: its own id is {own_id}"
@@ -395,7 +395,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One rule a grant reaches its target by. A foreign one was there before, and stays."""
+    """One rule by which a grant reaches its target. A foreign one was there before, and is never revoked."""
 
     key: RuleKey
     rule_id: str
@@ -419,12 +419,20 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """A grant's execution: its status (`RUNNING`, `SUCCEEDED`, …), and its input as text."""
+
+    status: str
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A grant in the trail, and what became of it.
+    """A grant in the trail: the decision, its state, the rules it opened, and its events.
 
     `state` is `live` until the end is written, once; `closed_at` says that all its rules are gone or another
-    grant's. `closer` names the request that recorded this, so that its second try knows its own writing.
-    `unopened` says that it was recorded as ended, so nothing can have been opened for it.
+    grant's. `closer` names the request that recorded this, so that its retry recognizes its own write.
+    `unopened` says that the record began as ended, so nothing can have been opened for it.
     """
 
     grant: Grant
@@ -444,7 +452,7 @@ class Record:
         return self.grant.id
 
     def live_at(self, now: datetime) -> bool:
-        """Say whether it has not ended, and its end is ahead."""
+        """Say whether it has not ended, and its end is still to come."""
         return self.state == "live" and self.grant.live_at(now)
 
     def status_at(self, now: datetime) -> str:
@@ -507,8 +515,8 @@ def name_grant(principal: Principal, source: str, at: datetime, digest: str) -> 
     """
     network = ipaddress.ip_network(source)
     where = str(network.network_address) if network.num_addresses == 1 else str(network)
-    stamp = at.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    tail = f"_{_plain(where)}_{stamp}_{digest}"
+    when = at.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    tail = f"_{_plain(where)}_{when}_{digest}"
     return (_plain(principal.name).strip("-") or "key")[: 80 - len(tail)] + tail
 
 
@@ -525,7 +533,7 @@ def canonical_source(text: str) -> str:
     """Write an address or a CIDR as its canonical CIDR: `2001:DB8::7` is `2001:db8::7/128`. Raises
     ValueError."""
     if "%" in text:
-        raise ValueError("an address with a zone reaches nobody from outside: name it without")
+        raise ValueError("an address with a zone is known to one host alone: leave the zone out")
     return str(ipaddress.ip_network(text)) if "/" in text else source_of(text)
 
 
@@ -533,7 +541,7 @@ _NAMED = re.compile(r"[0-9A-Za-z-]+_[0-9A-Za-z-]+_(\d{8}T\d{6})Z_[0-9a-f]" + f"{
 
 
 def when_named(grant_id: str) -> datetime | None:
-    """Read from a grant's id when it was asked for, to the second; None where it does not say."""
+    """Read from a grant's id when it was requested, to the second; None where it does not say."""
     match = _NAMED.fullmatch(grant_id)
     try:
         return datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=timezone.utc) if match else None

@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from grants import wiring as wiring_module
 from grants.wiring import HASTY, TWICE, Wiring
+from tests import harness
 from tests.conftest import ROOT
 
 MADE = """
 import importlib, json, sys
 sys.path.insert(0, "functions")
 made = {}
-for name in ("api", "authorize", "revoke", "guard"):
+for name in ("api", "authorize", "revoke", "guard", "notify"):
     module = importlib.import_module(name)
     made[name] = sorted(vars(module.wiring())) if module.wiring.cache_info().currsize else None
 print(json.dumps(made))
+"""
+
+# The garbage collector as a function's module finds it while it is loaded, and as it leaves it.
+COLLECTING = """
+import gc, importlib, json, sys
+sys.path.insert(0, "functions")
+from grants import settings
+while_loading = gc.isenabled()
+importlib.import_module(sys.argv[1])
+print(json.dumps([while_loading, gc.isenabled(), gc.get_freeze_count() > 10_000]))
 """
 
 LAMBDA = {
@@ -63,6 +76,37 @@ def test_a_function_has_made_its_clients_when_lambda_has_started_it() -> None:
     assert not {"ingress", "ledgers", "operations"} & set(found["api"] or ())  # nor may it: its role has none
 
 
+def collecting(name: str, environment: dict[str, str]) -> list[bool]:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTING, name],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[bool] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [one.stem for one in (ROOT / "functions").glob("*.py") if "def handler(" in one.read_text()]
+)
+def test_garbage_is_not_collected_while_a_function_starts_and_is_again_once_it_has(name: str) -> None:
+    """One that forgot to `prepare` would never collect any.
+
+    Mutation: functions/grants/wiring.py: `            gc.enable()` -> `            pass`
+    Mutation: functions/grants/wiring.py: `            gc.freeze()` -> `            pass`
+    Mutation: functions/grants/__init__.py: `    gc.disable()` -> `    pass`
+    """
+    assert collecting(name, LAMBDA) == [False, True, True]
+
+
+def test_garbage_is_collected_as_ever_where_a_function_is_imported_elsewhere() -> None:
+    assert collecting("api", {}) == [True, True, False]
+
+
 def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment() -> None:
     assert set(made({}).values()) == {None}
 
@@ -78,6 +122,7 @@ def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment()
         ("MAX_LIVE", "many"),
         ("MAX_DURATION", "long"),
         ("RULES_PER_GROUP", "-1"),
+        ("TRUSTED_ROOTS", "mine"),
     ],
 )
 def test_a_bad_setting_stops_a_function_as_it_starts_and_is_named(name: str, value: str | None) -> None:
@@ -86,14 +131,58 @@ def test_a_bad_setting_stops_a_function_as_it_starts_and_is_named(name: str, val
         made(environment | ({name: value} if value is not None else {}))
 
 
+def wired(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Wiring:
+    for name in (
+        "AWS_CA_BUNDLE",
+        "REQUESTS_CA_BUNDLE",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (LAMBDA | environment).items():
+        if name != "AWS_LAMBDA_INITIALIZATION_TYPE":
+            monkeypatch.setenv(name, value)
+    return Wiring()
+
+
+def test_what_calls_one_service_shares_one_client_and_so_its_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mutation: functions/grants/wiring.py: `        if known not in self._clients:` -> `        if True:`"""
+    wiring = wired(monkeypatch)
+    stores = [vars(kept)["_store"] for kept in (wiring.trail, wiring.ledgers)]
+    assert stores[0]._client is stores[1]._client
+    assert stores[0]._domain != stores[1]._domain
+    assert vars(wiring.executions)["_client"] is vars(wiring.closings)["_client"]
+    assert wiring.client("sdb") is not wiring.client("sdb", HASTY)
+    assert wiring.client("sdb") is not wiring.client("sdb", region="us-east-1")
+
+
+def test_a_function_loads_no_module_of_what_it_does_not_call() -> None:
+    """The API then starts without what opens and closes, and every function without the other store."""
+    code = MADE.replace('("api", "authorize", "revoke", "guard", "notify")', '("api",)').replace(
+        "json.dumps(made)",
+        "json.dumps({'loaded': sorted(name for name in sys.modules if name[:7] == 'grants.')})",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=LAMBDA, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout)["loaded"])
+    assert {"grants.trail", "grants.simpledb"} <= loaded
+    assert (
+        not {"grants.dynamodb", "grants.ingress", "grants.ledger", "grants.opening", "grants.closing"}
+        & loaded
+    )
+
+
 def test_force_has_clients_of_its_own_that_do_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: functions/grants/wiring.py:
     `ledgers=Ledgers(self.store(self.settings.ledger_domain, HASTY)),` -> ``
     """
-    for name, value in LAMBDA.items():
-        if name != "AWS_LAMBDA_INITIALIZATION_TYPE":
-            monkeypatch.setenv(name, value)
-    wiring = Wiring()
+    wiring = wired(monkeypatch)
     for trail, ledgers, expected in (
         (wiring.operations.trail, wiring.operations.ledgers, TWICE),
         (wiring.forcing.trail, wiring.forcing.ledgers, HASTY),
@@ -105,3 +194,16 @@ def test_force_has_clients_of_its_own_that_do_not_wait_long(monkeypatch: pytest.
                 expected.read_timeout,
             )
     assert wiring.forcing.ingress is wiring.operations.ingress
+
+
+def test_a_call_that_botocore_would_refuse_fails_a_test_though_functions_leave_that_to_aws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mutation: functions/grants/wiring.py: `, parameter_validation=False)` -> `)`"""
+    assert harness.wiring is wiring_module
+    store: Any = vars(wired(monkeypatch).trail)["_store"]
+    assert type(store._client._serializer).__name__ == "QuerySerializer"  # not within a validating one
+    with pytest.raises(AssertionError, match="GetAttributes: Invalid type for parameter ItemName"):
+        store._client.get_attributes(DomainName="knock-trail-x", ItemName=5)
+    with pytest.raises(AssertionError, match="Missing required parameter"):
+        store._client.put_attributes(DomainName="knock-trail-x", ItemName="g1")

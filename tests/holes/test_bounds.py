@@ -51,7 +51,7 @@ class TestAnItemThatOverflows:
 
         Mutation: functions/grants/trail.py: `"kept": sorted(kept)[:4]}` -> `"kept": sorted(kept)}`
 
-        Mutation: functions/grants/ledgers.py: `PART = 1024` -> `PART = 1025`
+        Mutation: functions/grants/store.py: `PART = 1024` -> `PART = 1025`
         """
         real, fails = SimpleDb._call, [1]
 

@@ -132,7 +132,7 @@ class TestDeleteHalfDone:
 class TestWhatWasNotTold:
     def test_a_stop_that_fails_in_a_renewal_goes_on(self, knock: Knock) -> None:
         """Mutation: functions/grants/opening.py:
-        `            logger.warning("supersede_handed_over", extra={"grant_id": grant.id}, exc_info=True)` ->
+        `            logger.warning("supersede_queued", extra={"grant_id": grant.id}, exc_info=True)` ->
         `            raise`
         """
         old = knock.open(duration="8h")

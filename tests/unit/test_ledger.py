@@ -194,7 +194,7 @@ class TestBounds:
 
     def test_too_many_tries_in_a_few_minutes_are_refused(self) -> None:
         """Mutation: functions/grants/ledger.py:
-        `if new and len(encode(ledger)) + reserved > CLAIM_ROOM:` -> `if False:`
+        `if new_keys and len(encode(ledger)) + reserved > CLAIM_ROOM:` -> `if False:`
         """
         ledger = EMPTY
         tries = [name_attempt(NOW, f"{number:08x}") for number in range(20)]
@@ -259,7 +259,7 @@ class TestResults:
 
     def test_what_was_not_sent_is_claimed_still(self) -> None:
         """Mutation: functions/grants/ledger.py:
-        `elif mine and isinstance(result, Nothing) and not ids:` -> `elif mine and not ids:`
+        `elif own_claim and isinstance(result, Nothing) and not ids:` -> `elif own_claim and not ids:`
         """
         ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Unsent()}, NOW)
         assert ledger.claims["alice"].rule_keys == {SSH, WEB}
@@ -373,7 +373,7 @@ class TestFound:
         assert record_found(claimed(SSH), {SSH: ["sgr-1"]}, END + SKEW).rules[SSH].closing
 
     def test_what_the_ledger_knows_is_not_found(self) -> None:
-        """Mutation: functions/grants/ledger.py: `if ledger.knows(name):` -> `if False:`"""
+        """Mutation: functions/grants/ledger.py: `if ledger.knows(rule_id):` -> `if False:`"""
         gone = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
         assert record_found(gone, {SSH: [rule_id(SSH)]}, NOW) == gone
         assert record_found(opened(SSH), {WEB: [rule_id(SSH)]}, NOW + SECOND) == opened(SSH)
@@ -455,7 +455,9 @@ class TestText:
         ).map(lambda value: json.dumps(value).encode())
     )
     def test_anything_else_is_refused(self, text: bytes) -> None:
-        with pytest.raises(ValueError, match=r"ledger|Expecting|Extra|decode|JSON|expected|literal"):
+        with pytest.raises(
+            ValueError, match=r"ledger|Expecting|Extra|Untermin|Invalid|decode|JSON|expected|literal"
+        ):
             decode(text, SOURCE)
 
     @given(st.data())
@@ -769,7 +771,7 @@ class TestChangedByHand:
         """Or it would be told open, and then be revoked.
 
         Mutation: functions/grants/ledger.py:
-            `if not elsewhere or not rules[elsewhere].closing:` -> `if True:`
+            `if not other_key or not rules[other_key].closing:` -> `if True:`
         """
         before = record_results(claimed(SSH), "alice", ONE, {SSH: Made("sgr-1")}, NOW)
         asked = claim(release(before, "alice", NOW), "bob", END, [WEB], TWO, NOW)

@@ -1,0 +1,68 @@
+"""Compiles the functions of a build, so that Lambda need not do it at every cold start.
+
+    python3.13 -m local.bytecode --for python3.13 .aws-sam/build     (make deploy ARGS=--bytecode)
+
+It has to be run by the runtime's own minor version of Python: bytecode of another is passed over, and only
+takes room. `unchecked-hash`, because the zip that SAM makes gives every file a time of 1980, by which
+bytecode of the usual kind would look stale, and because nothing but the deployment changes the files
+(https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation).
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+
+class NotCompiled(Exception):
+    """A folder that cannot be compiled. Says what to do."""
+
+
+def write(folder: Path) -> None:
+    """Compile every module below a folder, into its __pycache__. Raises NotCompiled."""
+    mode = PycInvalidationMode.UNCHECKED_HASH
+    # The paths in tracebacks are Lambda's, not the building machine's.
+    done = compileall.compile_dir(
+        folder, quiet=1, force=True, invalidation_mode=mode, stripdir=str(folder), prependdir="/var/task"
+    )
+    if not done:
+        raise NotCompiled(f"not every module in {folder} could be compiled: see above, and build anew")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m local.bytecode",
+        description="Compile the functions of a build for the Python that runs this.",
+        epilog="Example: python3.13 -m local.bytecode --for python3.13 .aws-sam/build",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--for", dest="runtime", metavar="RUNTIME", help="refuse unless this is its Python")
+    asked = parser.parse_args(arguments)
+    own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.implementation.name != "cpython" or asked.runtime not in (None, own):
+        print(f"the functions run on {asked.runtime}: bytecode of {own} would not count", file=sys.stderr)
+        return 1
+    try:
+        for folder in asked.folders:
+            for function in _functions(folder):
+                write(function)
+    except NotCompiled as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _functions(folder: Path) -> list[Path]:
+    """Give the folders of a build of SAM's, one a function; or the folder itself. Raises NotCompiled."""
+    if not folder.is_dir():
+        raise NotCompiled(f"{folder} is no folder: run `sam build` first")
+    built = (folder / "template.yaml").exists()
+    return sorted(one for one in folder.iterdir() if one.is_dir()) if built else [folder]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
