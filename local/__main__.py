@@ -11,17 +11,19 @@ import argparse
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from local.hostile import ROWS, Plan
 from local.lambdas import FunctionNotLoaded
 from local.serving import PortInUse
-from local.stack import Options, Stack, StackError, Summary
+from local.stack import KEYS, Options, Stack, StackError, Summary
 from local.stepfunctions_local import EngineNotFound
 from local.template import TemplateError
 
@@ -34,7 +36,7 @@ Knock runs on this machine. Ctrl-C stops it, and nothing is kept.
   console     {console_url}
   AWS         {aws_endpoint_url}   (any AWS client; region {region})
   log         {log}
-
+{hostile}
 Targets
 {targets}
 
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     up = commands.add_parser(
         "up",
         help="run the stack until Ctrl-C",
+        description="Keys are new at every start, and nothing is kept when it stops: what one run leaves can"
+        " then never explain what the next one does. So there is no option to keep it.",
         epilog="Example: python -m local up --port 8080 --duration 8h",
     )
     up.add_argument("--port", type=_port, default=8080, help="of the knock API (8080); 0 picks a free one")
@@ -78,12 +82,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=("simpledb", "dynamodb"),
         help="what keeps trail and ledger (the template's default, simpledb)",
     )
+    up.add_argument(
+        "--hostile",
+        nargs="?",
+        const="",
+        metavar="SEED",
+        help="an AWS as unkind as it is documented to be (docs/simulated-aws.md), drawn from a seed, a"
+        " number; a new one where none is given",
+    )
+    up.add_argument(
+        "--hostile-only",
+        metavar="ROWS",
+        help=f"of a hostile AWS only this, with commas between: {', '.join(ROWS)}",
+    )
+    up.add_argument(
+        "--hostile-scale",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="shorten a hostile AWS's delays: 0.1",
+    )
     up.add_argument("--json", action="store_true", help="print one line of JSON instead of a page")
     up.add_argument(
         "--verbose", action="store_true", help="print requests and what functions print to standard error"
     )
     asked = parser.parse_args(arguments)
+    try:
+        asked.plan = _plan(asked)
+    except ValueError as error:
+        up.error(str(error))
     return _up(asked)
+
+
+def _plan(asked: argparse.Namespace) -> Plan | None:
+    """Read how hostile AWS is to be; None is not at all. Raises ValueError."""
+    if asked.hostile is None and not asked.hostile_only:
+        return None
+    seed = asked.hostile or str(secrets.randbelow(1_000_000))
+    if not seed.isascii() or not seed.isdigit():
+        raise ValueError(f"a seed is a number, not {seed!r}")
+    return Plan.of(int(seed), asked.hostile_only, asked.hostile_scale)
 
 
 def _port(text: str) -> int:
@@ -120,13 +158,15 @@ def _up(asked: argparse.Namespace) -> int:
             engine=asked.engine,
             store=asked.store,
             output=2 if asked.verbose else log.fileno(),
+            hostile=asked.plan,
+            furnished=True,
         )
         try:
             stack = Stack(options)
             ready = True
         except (StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded) as error:
             sys.stdout.flush()
-            print(f"The local stack cannot start: {error}", file=sys.stderr)
+            print(f"The local stack cannot start: {error}{_another_port(error, asked)}", file=sys.stderr)
             if isinstance(error, FunctionNotLoaded) and not asked.verbose:
                 sys.stderr.write(Path(log.name).read_text(errors="replace"))
             return 1
@@ -147,6 +187,13 @@ def _up(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _another_port(error: Exception, asked: argparse.Namespace) -> str:
+    """Say how to have another port, where the one asked for is taken."""
+    if not isinstance(error, PortInUse) or not (asked.port or asked.aws_port):
+        return ""
+    return '. On any free port instead: make local ARGS="--port 0", or python -m local up --port 0.'
+
+
 def _calm_collector() -> None:
     from local.engine import calm_collector  # with moto, which the stack has imported by now
 
@@ -165,17 +212,44 @@ def _give_up_in(seconds: float) -> None:
     timer.start()
 
 
+def _hostile(summary: Summary) -> str:
+    """Say how hostile AWS is, with what has it so again."""
+    if not (plan := summary.hostile):
+        return ""
+    again = (
+        f"--hostile {plan['seed']} --hostile-only {','.join(plan['rows'])} --hostile-scale {plan['scale']:g}"
+    )
+    return f"  at its worst  {again}\n"
+
+
+def _may(tags: Mapping[str, str]) -> str:
+    """Say what a key may do, of the tags that say so."""
+    targets = " and ".join(tags.get("knock:targets", "no target").split()).replace("@all", "every target")
+    said = [f"{targets} for {tags.get('knock:max-duration', 'no time')}"]
+    if widths := tags.get("knock:any-source"):
+        said.append(f"for any source of {widths.replace(' ', ' or ')}")
+    if number := tags.get("knock:max-live"):
+        said.append(f"{number} grants at once")
+    if tags.get("knock:operator") == "true":
+        said.append("sees and ends everyone's grants")
+    return ", ".join(said)
+
+
 def _page(summary: Summary, log: str) -> str:
     width = max(map(len, summary.keys))
     return PAGE.format(
         **summary.as_json()
         | {
             "log": log,
+            "hostile": _hostile(summary),
             "targets": "\n".join(
                 f"  {name:<{width}}  {' '.join(target['ports'])} on {', '.join(target['groups'])}"
                 for name, target in summary.targets.items()
             ),
-            "keys": "\n".join(f"  {name:<{width}}  {value}" for name, value in summary.keys.items()),
+            "keys": "\n".join(
+                f"  {name:<{width}}  {value}  {_may(KEYS.get(name, {}))}"
+                for name, value in summary.keys.items()
+            ),
             "alice": summary.keys["alice"],
         }
     )

@@ -194,6 +194,7 @@ class Deployment:
         self.state_machines = tuple(self._state_machines())
         self.event_rules = tuple(self._event_rules())
         self.queues = tuple(self._queues())
+        self.alarms = tuple(dict(one.properties) for one in template.all("AWS::CloudWatch::Alarm"))
         self.domains = tuple(self._domains())
         self.tables = tuple(self._tables())
 

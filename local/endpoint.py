@@ -20,7 +20,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,7 +34,7 @@ from werkzeug.test import run_wsgi_app
 
 from local.serving import WsgiApp
 
-__all__ = ["Answer", "Call", "Endpoint", "Forward", "Watcher", "failure"]
+__all__ = ["Answer", "Call", "Endpoint", "Forward", "Watcher", "failure", "read_call"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Answer:
     body: bytes
 
 
-Forward = Callable[[], Answer]
-"""Lets the call through, to the next watcher or to AWS."""
+Forward = Callable[..., Answer]
+"""Lets the call through, to the next watcher or to AWS. The first watcher there is may pass another body of
+the same service's, and have its answer: a call of its own."""
 
 Watcher = Callable[[Call, Forward], Answer]
 """Sees a call; answers with what `forward` answers, or otherwise. Called from many threads at once."""
@@ -112,10 +113,10 @@ class Endpoint:
         if not watchers:
             return self._aws(environ, start_response)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        call = _read(environ, body)
+        call = read_call(environ, body)
 
-        def forward() -> Answer:
-            environ["wsgi.input"] = BytesIO(body)
+        def forward(sent: bytes = body) -> Answer:
+            environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(sent), str(len(sent))
             chunks, status, headers = run_wsgi_app(self._aws, environ, buffered=True)
             return Answer(int(status.split()[0]), list(headers), b"".join(chunks))
 
@@ -131,7 +132,7 @@ class Endpoint:
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/[^/]*/([^/]+)/([^/]+)/aws4_request")
 
 
-def _read(environ: dict[str, Any], body: bytes) -> Call:
+def read_call(environ: Mapping[str, Any], body: bytes) -> Call:
     """Read which operation a request calls: from its target, its Action, or its method and path."""
     signed = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
     access_key, region, service = signed.groups() if signed else ("", "", "")

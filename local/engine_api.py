@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import json
 import re
 import threading
@@ -102,6 +103,7 @@ def _create_state_machine(self: Any, name: str, definition: str, roleArn: str, *
     return _plain_create(self, name, definition, roleArn, **rest)
 
 
+@functools.lru_cache(maxsize=256)  # a definition that is none is looked at anew: what is raised is not kept
 def validate_definition(definition: str) -> None:
     """Refuse a definition with a transition to nowhere or a state nothing leads to; moto accepts both.
 

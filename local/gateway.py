@@ -131,6 +131,9 @@ class _TokenBucket:
         return True
 
 
+_PERIODS = {"DAY": "%Y-%m-%d", "WEEK": "%G-%V", "MONTH": "%Y-%m"}
+
+
 class _Usage:
     """How much of its limits each key has used."""
 
@@ -166,10 +169,15 @@ class _Usage:
             raise _Refused("QUOTA_EXCEEDED")
         self._quotas[who] = (period, used + 1)
 
+    def used(self, who: tuple[str, str]) -> int:
+        """Say how many requests of its quota a key has used in the period that goes on."""
+        with self._lock:
+            last, used = self._quotas.get(who, ("", 0))
+        return used if last in map(self._period, _PERIODS) else 0
+
     def _period(self, period: str | None) -> str:
         now = self._utc()
-        formats = {"DAY": "%Y-%m-%d", "WEEK": "%G-%V", "MONTH": "%Y-%m"}
-        return now.strftime(formats[period or "DAY"])
+        return now.strftime(_PERIODS[period or "DAY"])
 
 
 class Gateway:
@@ -217,6 +225,10 @@ class Gateway:
         )
         start_response(f"{answer.status} {HTTP_STATUS_CODES.get(answer.status, 'Unknown')}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
+
+    def used(self, plan_id: str, key_id: str) -> int:
+        """Say how many requests of its quota a key has used in the period that goes on."""
+        return self._usage.used((plan_id, key_id))
 
     def _answer(self, environ: dict[str, Any], request_id: str, extended_id: str) -> _Answer:
         path = _raw_path(environ)

@@ -38,6 +38,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -400,6 +401,8 @@ class Runtime:
         self.counts: Counter[str] = Counter()
         self.reserved: Callable[[str], int | None] = lambda _name: None
         """A function's reserved concurrency; None is no limit but the number of workers."""
+        self.admit: Callable[[str], AbstractContextManager[None]] = lambda _name: contextlib.nullcontext()
+        """Holds a place for one run of a function; raises InvocationError where there is none."""
         self.on_failure: Callable[[str, str], None] = lambda _destination, _record: None
         """Sends the record of an event that failed for good to a destination's ARN."""
         try:
@@ -504,6 +507,13 @@ class Runtime:
         reserved = self.reserved(function.name)
         if reserved is not None and pool.busy >= reserved:
             raise InvocationError("TooManyRequestsException", "Rate Exceeded.")
+        with self.admit(function.name):
+            return self._run_admitted(pool, payload, request_id, patience)
+
+    def _run_admitted(
+        self, pool: _Pool, payload: bytes, request_id: str, patience: float
+    ) -> InvocationResult:
+        function = pool.function
         give_up = time.monotonic() + patience
         try:
             taken = pool.take(patience)

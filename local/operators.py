@@ -1,9 +1,11 @@
-"""What an operator's tools need of moto and do not find: tags on API keys, and a filter that means "or".
+"""What an operator's tools need of moto and do not find: tags and usage of keys, and a filter that means "or".
 
 - API Gateway's TagResource, UntagResource and GetTags know only stages in moto 5.2.5. On AWS they take every
   resource that can be tagged, API keys and usage plans among them
   (https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-tagging-supported-resources.html).
 - A key that is deleted stays in its usage plan in moto.
+- GetUsage is not there in moto: how many requests keys have made, and have left, a day
+  (https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsage.html). The gateway counts, and is asked.
 - DescribeNetworkInterfaces with several values of the filter `group-id` finds what has any of them
   (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/Using_Filtering.html); moto wants all of them.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,7 +25,7 @@ from moto.apigateway.responses import APIGatewayResponse
 from moto.ec2 import utils
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface
 
-__all__ = ["install"]
+__all__ = ["count_usage_by", "install"]
 
 
 def install() -> None:
@@ -31,15 +34,18 @@ def install() -> None:
     Calling it again changes nothing; nothing takes it back.
     """
     moto.apigateway.urls.url_paths[_TAGS] = APIGatewayResponse.dispatch
+    moto.apigateway.urls.url_paths[_USAGE] = APIGatewayResponse.dispatch
+    count_usage_by(lambda _plan, _key: 0)
     for owner, name, mended in (
         (APIGatewayResponse, "tag_resource", _tag_resource),
         (APIGatewayResponse, "untag_resource", _untag_resource),
         (APIGatewayResponse, "get_tags", _get_tags),
+        (APIGatewayResponse, "get_usage", _get_usage),
         (APIGatewayBackend, "delete_api_key", _delete_api_key),
         (utils, "is_filter_matching", _is_filter_matching),
     ):
-        if getattr(owner, name) is not mended:
-            _moto.setdefault(name, getattr(owner, name))
+        if getattr(owner, name, None) is not mended:
+            _moto.setdefault(name, getattr(owner, name, None))
             setattr(owner, name, mended)
 
 
@@ -50,6 +56,15 @@ _TAGS = (
     "{0}/tags/arn:(?P<partition>[^/]+):apigateway:(?P<region_name>[^/]+)::"
     "/(?P<kind>apikeys|usageplans)/(?P<resource>[^/]+)$"
 )
+_USAGE = "{0}/usageplans/(?P<usage_plan_id>[^/]+)/usage$"
+
+
+def count_usage_by(used: Callable[[str, str], int]) -> None:
+    """Have GetUsage answer by what counts requests: (usage plan's id, key's id) → requests of this period."""
+    _counting["used"] = used
+
+
+_counting: dict[str, Callable[[str, str], int]] = {}
 
 
 def _tagged(response: APIGatewayResponse) -> Any:
@@ -87,6 +102,19 @@ def _untag_resource(self: APIGatewayResponse) -> Any:
 def _get_tags(self: APIGatewayResponse) -> Any:
     resource = _tagged(self)
     return _moto["get_tags"](self) if resource is None else json.dumps({"tags": resource.tags or {}})
+
+
+def _get_usage(self: APIGatewayResponse) -> str:
+    """Answer for today, whatever days are asked for; like AWS, leave out keys that made no request."""
+    plan_id = self.path.split("/")[-2]
+    plan = self.backend.get_usage_plan(plan_id)
+    limit = (plan.quota or {}).get("limit", 0)
+    asked = self._get_param("keyId")
+    keys = [key for key in self.backend.usage_plan_keys.get(plan_id, {}) if asked in (None, key)]
+    used = {key: _counting["used"](plan_id, key) for key in keys}
+    days = {name: self._get_param(name) for name in ("startDate", "endDate")}
+    values = {key: [[number, max(limit - number, 0)]] for key, number in used.items() if number}
+    return json.dumps({"usagePlanId": plan_id, **days, "values": values})
 
 
 def _delete_api_key(self: APIGatewayBackend, api_key_id: str) -> None:

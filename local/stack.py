@@ -17,7 +17,7 @@ import logging
 import secrets
 import socket
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,16 +25,19 @@ from typing import IO, TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from botocore.loaders import JSONFileLoader
 
 from local.clock import Clock
 from local.deployment import Deployment
 from local.endpoint import Endpoint
-from local.gateway import Gateway
+from local.gateway import Caller, Gateway
+from local.hostile import Hostile, Plan
 from local.lambdas import Runtime, environment
 from local.serving import Server, bind
 from local.stepfunctions_local import Engine as OtherEngine
 from local.stepfunctions_local import Npm, NpmEngine
+from local.surroundings import furnish
 from local.template import Place, load
 
 if TYPE_CHECKING:
@@ -103,6 +106,10 @@ class Options:
     template: Path = ROOT / "template.yaml"
     workers: int = 32  # of each function, at most
     output: IO[bytes] | int = 2  # where functions print to
+    hostile: Plan | None = None  # an AWS at its worst; None is an obliging one
+    furnished: bool = (
+        False  # with instances, load balancers and a database, which the targets are attached to
+    )
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,10 @@ class Summary:
     refusals_domain: str
     keys: Mapping[str, str]
     targets: Mapping[str, Mapping[str, list[str]]]
+    hostile: Mapping[str, Any] | None = None  # of a hostile stack: its plan
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "hostile" or value}
 
 
 class Stack:
@@ -169,6 +177,7 @@ class Stack:
         self._stops.callback(self.runtime.stop)
 
         from local.aws import Embedded, deploy  # moto takes its time; the functions load meanwhile
+        from local.operators import count_usage_by
 
         self.aws: Embedded = Embedded(
             self.runtime, self.clock, self.place, start_elsewhere=other.start if other else None
@@ -180,13 +189,25 @@ class Stack:
         self._serve(self.endpoint, aws, "aws")
         self._session = boto3.Session("local", "local", region_name=self.place.region)
         self.aws_endpoint_url = aws_url
-        deploy(self.deployment, self.client, state_machines=other is None)
+        hostile = self._be_hostile(options.hostile) if options.hostile else None
+        try:
+            deploy(self.deployment, self.client, state_machines=other is None)
+        except ClientError as error:
+            raise StackError(_refused(error)) from error
         for rule in self.deployment.event_rules:
             if rule.schedule and rule.enabled:
                 self.aws.schedule(rule)
         targets, keys = self._make_targets(), self._make_keys()
+        if options.furnished:
+            furnish(self.client, self.deployment, {name: made["groups"] for name, made in targets.items()})
         api = self.deployment.rest_api
-        self.gateway = Gateway(api, self.place, lambda: self.aws.keys(api), self.runtime.invoke)
+
+        def keys_of_now() -> Iterable[Caller]:
+            return self.aws.keys(api)
+
+        known = hostile.keys(keys_of_now) if hostile else keys_of_now
+        self.gateway = Gateway(api, self.place, known, self.runtime.invoke)
+        count_usage_by(self.gateway.used)
         self.runtime.warm()
         self._serve(self.gateway, front, "front")
         api_url = f"http://127.0.0.1:{front[0].getsockname()[1]}/{api.stage}"
@@ -203,7 +224,20 @@ class Stack:
             refusals_domain=self.deployment.output("RefusalsDomain"),
             keys=keys,
             targets=targets,
+            hostile=options.hostile.as_json() if options.hostile else None,
         )
+        if hostile:
+            hostile.begin()
+
+    def _be_hostile(self, plan: Plan) -> Hostile:
+        """Put AWS at its worst around the embedded one. It begins when the stack is set up."""
+        if self.aws.engine is None:
+            raise StackError("A hostile AWS works with the embedded engine only: leave --engine out.")
+        hostile = Hostile(plan, self.clock.now, self.clock.at)
+        self._stops.enter_context(self.endpoint.watched_by(hostile))
+        self.aws.engine.publish = hostile.publish(self.aws.deliveries.publish)
+        self.runtime.admit = hostile.admit
+        return hostile
 
     def client(self, service: str, region: str | None = None) -> Any:
         """Make a boto3 client of this stack's AWS."""
@@ -214,7 +248,7 @@ class Stack:
     def stop(self) -> None:
         """Stop everything at once, last started first, whatever is under way. Twice is once."""
         # What is under way meets parts that are gone already; its errors are nobody's any more.
-        logging.getLogger("waitress").setLevel(logging.CRITICAL)
+        logging.getLogger("local.serving").setLevel(logging.CRITICAL)
         self._stops.close()
 
     def _bind(self, port: int) -> list[socket.socket]:
@@ -223,7 +257,7 @@ class Stack:
         return sockets
 
     def _serve(self, app: Any, sockets: list[socket.socket], name: str) -> None:
-        self._servers.append(Server(app, sockets, threads=256, name=name))
+        self._servers.append(Server(app, sockets, name=name))
 
     def _stop_serving(self) -> None:
         for server in self._servers:
@@ -265,6 +299,7 @@ class Stack:
                 "knock:stack": self.place.stack_name,
                 "knock:target": name,
                 "knock:ports": " ".join(ports),
+                "knock:made-by": "knock-admin",  # so that it deletes them, as those it makes itself
             }
             specification = {
                 "ResourceType": "security-group",
@@ -294,6 +329,18 @@ class Stack:
             )
             keys[name] = value
         return keys
+
+
+def _refused(error: ClientError) -> str:
+    """Say that AWS refuses to set the stack up, and what helps where that is SimpleDB."""
+    refusal = error.response["Error"]
+    said = f"AWS answered {refusal['Code']} to {error.operation_name}: {refusal['Message']}"
+    if error.operation_name != "CreateDomain":
+        return said
+    return (
+        f"{said} SimpleDB takes no accounts that have not used it before:"
+        " keep the trail in DynamoDB (--store dynamodb)."
+    )
 
 
 def _parameters(options: Options) -> dict[str, str]:

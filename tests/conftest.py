@@ -74,8 +74,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = Path(str(item.fspath)).relative_to(ROOT / "tests").parts[0]
         if folder in ("unit", "proofs"):
             item.add_marker(pytest.mark.disable_socket)
-        if folder == "proofs":
-            # Millions of steps, several times as slow under coverage. Other tests cover the same lines.
+        if folder in ("proofs", "faults", "adversary", "holes"):
+            # Millions of steps, slower under coverage by a third up to several times. Other tests cover the
+            # same lines.
             item.add_marker(pytest.mark.no_cover)
 
 

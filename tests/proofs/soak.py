@@ -3,16 +3,22 @@
 `make soak` runs until it is stopped or --hours are over. Each schedule has a number: a scenario is made up
 from it and walked through once. A violation prints the number and the way there, and `--from` starts at a
 number: at that one to see it again, or at the last one told to go on.
+
+With --hostile the numbers are seeds of a hostile AWS (`local.hostile`), on which the functions run.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from grants.errors import KnockError
 from grants.opening import authorize
@@ -31,6 +37,9 @@ from tests.proofs.explorer import (
 )
 from tests.proofs.test_interleavings import LARGER, fresh
 from tests.twins import LAGS, World
+
+ROOT = Path(__file__).resolve().parents[2]
+STACK_EVERY = 25  # mornings
 
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
 SSH, HTTP, HTTPS = (Ports(port, port, "tcp") for port in (22, 80, 443))
@@ -112,30 +121,76 @@ def main() -> None:
     parser.add_argument(
         "--larger", action="store_true", help="first try every order of what is too large for the tests"
     )
+    parser.add_argument(
+        "--hostile", action="store_true", help="live through mornings on a hostile AWS instead, a seed each"
+    )
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     for scenario_of in LARGER if options.larger else []:
         found = Explorer(scenario_of(fresh())).explore()
         print(f"{scenario_of.__name__}: {found.states:,} states, {found.orders:,} orders", flush=True)
+    if options.hostile:
+        _soak(options, "mornings", _morning)
+    else:
+        _soak(options, "schedules", _schedule)
+
+
+def _schedule(number: int) -> int:
+    """Walk through one schedule; give how many calls it made."""
+    scenario, dice = make_up(number)
+    try:
+        return Explorer(scenario).walk(dice)
+    except Violation as violation:
+        raise SystemExit(f"\nschedule {number}: {violation}") from None
+
+
+def _morning(seed: int) -> int:
+    """Live through one seed's morning on a hostile AWS, on either store in turn; give how many grants it had.
+
+    Now and then the tests over HTTP run on a stack of that seed too.
+    """
+    from local.hostile import Plan  # with moto, which schedules have no need of
+    from tests.hostile.life import live_through
+
+    try:
+        morning = live_through(Plan(seed), store=("simpledb", "dynamodb")[seed % 2])
+    except AssertionError as violation:
+        raise SystemExit(f"\nmorning {violation}") from None
+    if seed % STACK_EVERY == 0:
+        _run_stack(seed)
+    return len(morning.started)
+
+
+def _run_stack(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "tests/hostile/test_stack.py"],
+        cwd=ROOT,
+        env=os.environ | {"HOSTILE_SEED": str(seed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"\nseed {seed}, HOSTILE_SEED={seed} pytest tests/hostile/test_stack.py:\n{done.stdout}"
+        )
+
+
+def _soak(options: argparse.Namespace, things: str, try_one: Callable[[int], int]) -> None:
+    """Try one number after the other until time is up, and show how far it is."""
     began = told = time.monotonic()
     ends = began + options.hours * 3600
-    number, steps = options.first, 0
+    number, done = options.first, 0
     often = 1 if sys.stdout.isatty() else 60
     while time.monotonic() < ends:
-        scenario, dice = make_up(number)
-        try:
-            steps += Explorer(scenario).walk(dice)
-        except Violation as violation:
-            raise SystemExit(f"\nschedule {number}: {violation}") from None
+        done += try_one(number)
         number += 1
         if time.monotonic() - told >= often or time.monotonic() >= ends:
             told = time.monotonic()
             share = min(1.0, (told - began) / (ends - began))
             bar = "#" * int(share * 30)
-            tried = number - options.first
-            line = (
-                f"[{bar:30}] {share:4.0%}  {tried:,} schedules, {steps:,} calls; go on with --from {number}"
-            )
+            tried, of = number - options.first, "grants" if options.hostile else "calls"
+            line = f"[{bar:30}] {share:4.0%}  {tried:,} {things}, {done:,} {of}; go on with --from {number}"
             print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
     print(f"\n{number - options.first} passed, 0 failed")
 

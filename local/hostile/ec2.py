@@ -1,0 +1,368 @@
+"""EC2's eventual consistency, its request limits, and its errors before and after the effect.
+
+- https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html; more than two minutes were seen:
+  https://github.com/hashicorp/terraform/issues/6325
+- https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
+- https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupIngress.html (a default VPC)
+
+The embedded EC2 is consistent, and what it holds stays true: here only answers change. Each change of a rule
+has a delay of its own; until it is over, each list shows the rule as it is or, by a throw, as it was.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import threading
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qsl, urlencode
+
+from local.endpoint import Answer, Call, Forward, failure
+from local.hostile.dice import Bucket, Dice, Moment
+from local.hostile.xml import Element, parse, text, write
+
+ERRS = 0.01  # before the effect, and after it as often
+BEHIND = 0.5  # of the lists within a change's delay
+LENIENT = 0.5
+
+_DESCRIBES = ("Describe", "Get", "List")
+_UNKNOWN = "InvalidSecurityGroupRuleId.NotFound"
+_PAGE = "1000"
+
+Form = dict[str, str]
+_Key = tuple[str, str, str, str, str]  # group, protocol, first port, last port, CIDR
+
+
+class Ec2Throttle:
+    """Changes of security groups: 50, then 5 a second; lists: 100, then 20 a second."""
+
+    def __init__(self, moment: Moment) -> None:
+        self._changes, self._lists = Bucket(moment.now, 50, 5), Bucket(moment.now, 100, 20)
+
+    def __call__(self, call: Call, forward: Forward) -> Answer:
+        bucket = self._lists if call.operation.startswith(_DESCRIBES) else self._changes
+        return (
+            forward()
+            if bucket.take()
+            else failure(call, "RequestLimitExceeded", "Request limit exceeded.", 503)
+        )
+
+
+class Ec2Errors:
+    """A server error instead of the effect, or, of a change, after it."""
+
+    def __init__(self, dice: Dice) -> None:
+        self._dice = dice
+
+    def __call__(self, call: Call, forward: Forward) -> Answer:
+        dice = self._dice.throw("ec2 error", call.operation, call.access_key)
+        chance = dice.random()
+        code, status = dice.choice((("InternalError", 500), ("Unavailable", 503)))
+        message = "An internal error has occurred"
+        if chance < ERRS:
+            return failure(call, code, message, status)
+        answer = forward()
+        if chance < 2 * ERRS and not call.operation.startswith(_DESCRIBES):
+            return failure(call, code, message, status)
+        return answer
+
+
+class Ec2Lenient:
+    """Revoking what is not there, as in a default VPC: success, half of the time, that names what went."""
+
+    def __init__(self, dice: Dice) -> None:
+        self._dice = dice
+
+    def __call__(self, call: Call, forward: Forward) -> Answer:
+        answer = forward()
+        if call.operation != "RevokeSecurityGroupIngress" or answer.status != 400:
+            return answer
+        form = _read(call)
+        ids = _numbered(form, "SecurityGroupRuleId")
+        if not ids or b"NotFound" not in answer.body or b"InvalidGroup" in answer.body:
+            return answer
+        if self._dice.throw("lenient", call.access_key).random() >= LENIENT:
+            return answer
+        there = {text(one, "securityGroupRuleId") for one in _described(form["GroupId"], forward)}
+        return _revoke_only(form, [one for one in ids if one in there], forward)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a rule was until it was changed: None was not there."""
+
+    before: Element | None
+    group: str
+    until: datetime
+
+
+class Ec2Lag:
+    """Lists that are behind, ids that are not known yet, and duplicates of what has gone."""
+
+    def __init__(self, dice: Dice, moment: Moment, *, lenient: bool) -> None:
+        self._dice, self._moment, self._lenient = dice, moment, lenient
+        self._changes: dict[str, _Change] = {}
+        self._lock = threading.Lock()
+        self._handlers: dict[str, Callable[[Call, Forward], Answer]] = {
+            "AuthorizeSecurityGroupIngress": self._authorize,
+            "RevokeSecurityGroupIngress": self._revoke,
+            "ModifySecurityGroupRules": self._modify,
+            "DescribeSecurityGroupRules": self._describe_rules,
+            "DescribeSecurityGroups": self._describe_groups,
+        }
+
+    def __call__(self, call: Call, forward: Forward) -> Answer:
+        return self._handlers.get(call.operation, _plainly)(call, forward)
+
+    def _recent(self) -> dict[str, _Change]:
+        """Give the changes that lists may not show yet, by their rules' ids."""
+        with self._lock:
+            now = self._moment.now()
+            self._changes = {name: one for name, one in self._changes.items() if now < one.until}
+            return dict(self._changes)
+
+    def _changed(self, operation: str, rules: Iterable[tuple[str, str, Element | None]]) -> None:
+        for name, group, before in rules:
+            lag = self._moment.delay(self._dice.throw("lag", operation), 10, 130)
+            with self._lock:
+                self._changes[name] = _Change(before, group, self._moment.now() + lag)
+
+    # ---------------------------------------------------------------- changes
+
+    def _authorize(self, call: Call, forward: Forward) -> Answer:
+        asked = _keys_asked_for(_read(call))
+        gone = {_key(one.before) for one in self._recent().values() if one.before is not None}
+        if asked & gone and self._dice.throw("duplicate", call.access_key).random() < BEHIND:
+            return failure(call, "InvalidPermission.Duplicate", "the specified rule already exists", 400)
+        answer = forward()
+        if answer.status == 200:
+            rules = parse(answer.body).iterfind("./securityGroupRuleSet/item")
+            made = [(text(one, "securityGroupRuleId"), text(one, "groupId"), None) for one in rules]
+            self._changed(call.operation, made)
+        return answer
+
+    def _revoke(self, call: Call, forward: Forward) -> Answer:
+        form = _read(call)
+        ids, group = _numbered(form, "SecurityGroupRuleId"), form.get("GroupId", "")
+        dice = self._dice.throw("revoke", call.access_key)
+        recent = self._recent()
+        young = [one for one in ids if one in recent and recent[one].before is None]
+        unknown = {one for one in young if dice.random() < BEHIND}
+        if unknown and not (self._lenient and dice.random() < LENIENT):
+            return failure(call, _UNKNOWN, f"The security group rule ID '{min(unknown)}' does not exist", 400)
+        before = (
+            {text(one, "securityGroupRuleId"): one for one in _described(group, forward)} if group else {}
+        )
+        known = [one for one in ids if one not in unknown]
+        answer = _revoke_only(form, known, forward) if unknown else forward()
+        if answer.status == 200:
+            now_there = (
+                {text(one, "securityGroupRuleId") for one in _described(group, forward)} if group else set()
+            )
+            went = [(name, group, one) for name, one in before.items() if name not in now_there]
+            self._changed(call.operation, went)
+        return answer
+
+    def _modify(self, call: Call, forward: Forward) -> Answer:
+        group = _read(call).get("GroupId", "")
+        before = {text(one, "securityGroupRuleId"): one for one in _described(group, forward)}
+        answer = forward()
+        if answer.status == 200:
+            after = {text(one, "securityGroupRuleId"): one for one in _described(group, forward)}
+            changed = [
+                (name, group, one)
+                for name, one in before.items()
+                if name in after and _key(after[name]) != _key(one)
+            ]
+            self._changed(call.operation, changed)
+        return answer
+
+    # ---------------------------------------------------------------- lists
+
+    def _describe_rules(self, call: Call, forward: Forward) -> Answer:
+        answer, recent = forward(), self._recent()
+        if answer.status != 200 or not recent:
+            return answer
+        form, dice = _read(call), self._dice.throw("rules", call.access_key)
+        by_id, wanted = set(_numbered(form, "SecurityGroupRuleId")), _filter(form)
+        root = parse(answer.body)
+        shown = root.find("./securityGroupRuleSet")
+        if shown is None:
+            return answer
+        there = {text(one, "securityGroupRuleId"): one for one in shown}
+        differs = False
+        for name, change in sorted(recent.items()):
+            if dice.random() >= BEHIND:
+                continue
+            if name in by_id and change.before is None:
+                message = f"The security group rule ID '{name}' does not exist"
+                return failure(call, _UNKNOWN, message, 400)
+            if name in there:
+                shown.remove(there[name])
+                differs = True
+            last = not text(root, "nextToken")
+            if change.before is not None and (name in there or last) and not by_id and wanted(change.before):
+                shown.append(deepcopy(change.before))
+                differs = True
+        return Answer(answer.status, answer.headers, write(root)) if differs else answer
+
+    def _describe_groups(self, call: Call, forward: Forward) -> Answer:
+        answer, recent = forward(), self._recent()
+        if answer.status != 200 or not recent:
+            return answer
+        dice, root = self._dice.throw("groups", call.access_key), parse(answer.body)
+        groups = {text(one, "groupId"): one for one in root.iterfind("./securityGroupInfo/item")}
+        differs = False
+        for name, change in sorted(recent.items()):
+            if dice.random() >= BEHIND or change.group not in groups:
+                continue
+            permissions = groups[change.group].find("./ipPermissions")
+            if permissions is None:
+                continue
+            if change.before is not None:
+                _add(permissions, change.before)
+            elif (rule := _one(name, change.group, forward)) is not None:
+                _remove(permissions, rule)
+            differs = True
+        return Answer(answer.status, answer.headers, write(root)) if differs else answer
+
+
+def _plainly(_call: Call, forward: Forward) -> Answer:
+    return forward()
+
+
+# -------------------------------------------------------------------- the protocol
+
+
+def _read(call: Call) -> Form:
+    return dict(parse_qsl(call.body.decode(), keep_blank_values=True))
+
+
+def _numbered(form: Form, name: str) -> list[str]:
+    return [value for key, value in form.items() if re.fullmatch(rf"{name}\.\d+", key)]
+
+
+def _revoke_only(form: Form, ids: list[str], forward: Forward) -> Answer:
+    """Revoke some of the rules that a call names; none is a success too, as in a default VPC."""
+    if not ids:
+        body = (
+            '<RevokeSecurityGroupIngressResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
+            "<requestId>local</requestId><return>true</return><revokedSecurityGroupRuleSet/>"
+            "</RevokeSecurityGroupIngressResponse>"
+        )
+        return Answer(200, [("Content-Type", "text/xml")], body.encode())
+    rest = {key: value for key, value in form.items() if not key.startswith("SecurityGroupRuleId.")}
+    rest |= {f"SecurityGroupRuleId.{number}": name for number, name in enumerate(ids, 1)}
+    return forward(urlencode(rest).encode())
+
+
+def _described(group: str, forward: Forward) -> list[Element]:
+    """Ask for a group's ingress rules as they really are."""
+    asked = {
+        "Action": "DescribeSecurityGroupRules",
+        "Version": "2016-11-15",
+        "Filter.1.Name": "group-id",
+        "Filter.1.Value.1": group,
+        "MaxResults": _PAGE,
+    }
+    answer = forward(urlencode(asked).encode())
+    rules = parse(answer.body).iterfind("./securityGroupRuleSet/item")
+    return [rule for rule in rules if text(rule, "isEgress") == "false"]
+
+
+def _one(name: str, group: str, forward: Forward) -> Element | None:
+    return next((one for one in _described(group, forward) if text(one, "securityGroupRuleId") == name), None)
+
+
+def _cidr(rule: Element) -> str:
+    return text(rule, "cidrIpv4") or text(rule, "cidrIpv6")
+
+
+def _key(rule: Element) -> _Key:
+    return (
+        text(rule, "groupId"),
+        text(rule, "ipProtocol"),
+        text(rule, "fromPort"),
+        text(rule, "toPort"),
+        _cidr(rule),
+    )
+
+
+def _keys_asked_for(form: Form) -> set[_Key]:
+    """Read which rules an authorize call asks for. CIDRs are compared as they are written."""
+    keys = set()
+    for name, cidr in form.items():
+        found = re.fullmatch(r"(IpPermissions\.\d+)\.Ip(?:v6)?Ranges\.\d+\.CidrIp(?:v6)?", name)
+        if found:
+            one = found[1]
+            ports = form.get(f"{one}.FromPort", "-1"), form.get(f"{one}.ToPort", "-1")
+            keys.add((form.get("GroupId", ""), form.get(f"{one}.IpProtocol", ""), *ports, cidr))
+    return keys
+
+
+def _filter(form: Form) -> Callable[[Element], bool]:
+    """Read the filters of a list; a rule that has gone is shown where all are known and true of it."""
+    tests: list[Callable[[Element], bool]] = []
+    for key, name in form.items():
+        if not (found := re.fullmatch(r"(Filter\.\d+)\.Name", key)):
+            continue
+        values = [value for other, value in form.items() if other.startswith(f"{found[1]}.Value.")]
+        tests.append(lambda rule, n=name, v=values: _any_of(_values(rule, n), v))  # type: ignore[misc]
+    return lambda rule: all(test(rule) for test in tests)
+
+
+def _values(rule: Element, name: str) -> list[str]:
+    if name.startswith("tag:"):
+        tags = rule.iterfind("./tagSet/item")
+        return [text(tag, "value") for tag in tags if text(tag, "key") == name.removeprefix("tag:")]
+    fields = {"group-id": "groupId", "security-group-rule-id": "securityGroupRuleId"}
+    return [text(rule, fields[name])] if name in fields else []
+
+
+def _any_of(values: list[str], wanted: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(value, one) for value in values for one in wanted)
+
+
+# -------------------------------------------------------------------- a group's permissions
+
+
+def _ranges(permissions: Element, rule: Element) -> Iterable[tuple[Element, Element, Element]]:
+    """Find a rule among permissions: the permission, its ranges, the range."""
+    family, name = ("ipRanges", "cidrIp") if text(rule, "cidrIpv4") else ("ipv6Ranges", "cidrIpv6")
+    for permission in list(permissions):
+        _, protocol, first, last, cidr = _key(rule)
+        ports = text(permission, "fromPort"), text(permission, "toPort")
+        if text(permission, "ipProtocol") == protocol and ports == (first, last):
+            for ranges in permission.iterfind(f"./{family}"):
+                for one in list(ranges):
+                    if text(one, name) == cidr:
+                        yield permission, ranges, one
+
+
+def _remove(permissions: Element, rule: Element) -> None:
+    for permission, ranges, one in list(_ranges(permissions, rule)):
+        ranges.remove(one)
+        if not permission.findall("./*/item"):
+            permissions.remove(permission)
+
+
+def _add(permissions: Element, rule: Element) -> None:
+    if any(True for _ in _ranges(permissions, rule)):
+        return
+    item = Element("item")
+    for name in ("ipProtocol", "fromPort", "toPort"):
+        _child(item, name, text(rule, name))
+    family, name = ("ipRanges", "cidrIp") if text(rule, "cidrIpv4") else ("ipv6Ranges", "cidrIpv6")
+    ranges = _child(item, family, "")
+    _child(_child(ranges, "item", ""), name, _cidr(rule))
+    permissions.append(item)
+
+
+def _child(parent: Element, name: str, value: str) -> Element:
+    made = Element(name)
+    made.text = value
+    parent.append(made)
+    return made
