@@ -25,7 +25,18 @@ PLOTS = ROOT / "docs" / "plots"
 
 # Okabe and Ito's colours, which people who do not see all colours tell apart, and which show on light and
 # dark.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#b79f00")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c8c8c",
+    "#b79f00",
+    "#882255",
+    "#44aa99",
+)
 STYLE = Style(
     background="transparent",
     plot_background="transparent",
