@@ -34,7 +34,7 @@ def test_the_lag_of_each_count_is_drawn_beside_the_engines() -> None:
 
 
 def test_a_page_without_the_table_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no table under 'From expires_at to the rule's end'"):
+    with pytest.raises(ValueError, match="no table under"):
         plots.lag("# Figures\n")
 
 
