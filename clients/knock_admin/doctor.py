@@ -454,6 +454,8 @@ class Scratch:
             raise AdminError(
                 f"it holds {ids}, which a grant of another key may have opened: wait for its end"
             )
+        # Untagged first: the tagging API lists deleted groups for hours, with the tags that they had.
+        targets.untag(self.stack, self.name, [self.group])
         self.stack.aws.client("ec2").delete_security_group(GroupId=self.group)
 
     def rules(self) -> list[dict[str, Any]]:

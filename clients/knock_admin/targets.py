@@ -541,7 +541,7 @@ def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -
             "and no live grant: `knock-admin why` says of each what it is. `knock-admin guard` closes what "
             "Knock left; remove other rules by hand."
         )
-    _untag(stack, name, [group.id for group in pool])
+    untag(stack, name, [group.id for group in pool])
     for group in groups:
         aws.client("ec2").delete_security_group(GroupId=group)
     return Result(
@@ -559,7 +559,7 @@ def _ask(question: str) -> None:
         raise AdminError("Nothing was changed.")
 
 
-def _untag(stack: Stack, name: str, groups: Sequence[str]) -> None:
+def untag(stack: Stack, name: str, groups: Sequence[str]) -> None:
     """Make groups nobody's target, but unfinished ones of this name."""
     if not groups:
         return

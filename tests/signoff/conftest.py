@@ -150,7 +150,7 @@ def _furnish(made: Deployment, cleanup: ExitStack) -> Deployment:
             "knock:stack": made.found.name,
             "knock:name": made.target,
             "knock:targets": made.target,
-            "knock:max-duration": "1h",
+            "knock:max-duration": "20m",
         },
     )
     made.key, made.key_id = key["value"], key["id"]
@@ -175,6 +175,9 @@ def _end_grants(made: Deployment) -> None:
 
 def _delete_group(made: Deployment) -> None:
     try:
+        # Untagged first: the tagging API lists deleted groups for hours, with the tags that they had.
+        marks = ("knock:stack", "knock:target", "knock:ports")
+        made.client("ec2").delete_tags(Resources=[made.group], Tags=[{"Key": key} for key in marks])
         made.client("ec2").delete_security_group(GroupId=made.group)
     except ClientError as error:  # by then the whole stack may be gone, and the rest is to be cleaned up too
         print(f"delete the security group {made.group} yourself: {error}")

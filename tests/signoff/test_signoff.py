@@ -74,11 +74,8 @@ class TestSignOff:
         assert (shown["status"], shown["ended_by"]) == ("revoked", "an AWS operator")
 
     def test_a_key_opens_nothing_beyond_its_rights(self, deployment: Deployment) -> None:
-        answer = deployment.call("POST", "/knock", json={"targets": [deployment.target], "duration": "2h"})
-        assert answer.status_code in (201, 202, 403), answer.text
-        if answer.status_code != 403:
-            left = parse_time(answer.json()["expires_at"]) - datetime.now(UTC)
-            assert left <= timedelta(hours=1), "longer than the key's tag allows"
+        answer = deployment.call("POST", "/knock", json={"targets": [deployment.target], "duration": "21m"})
+        assert answer.status_code in (400, 403), answer.text  # 400 where the stack allows less than the key
         answer = deployment.call("POST", "/knock", json={"targets": ["no-such-target"]})
         assert answer.status_code == 403, answer.text
         assert deployment.call("DELETE", "/grants", params={"principal": "x"}).status_code == 403
