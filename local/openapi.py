@@ -4,9 +4,9 @@
 
 Methods, paths and who needs a key come from `template.yaml`, parameters and limits from `rest` and `values`,
 problems from the tree of errors by having `rest.answers.problem` answer each, headers from what that module
-sends. The shapes of answers are written here, and closed: `tests/adapters/test_openapi.py` holds real answers against
-them, and schemathesis a whole stack. Decided against deriving them too: from examples they would be guesses,
-and a library of models costs every cold start.
+sends. The shapes of answers are written here, and closed: `tests/adapters/test_openapi.py` holds real answers
+against them, and schemathesis a whole stack. Decided against deriving them too: from examples they would be
+guesses, and a library of models costs every cold start.
 
 A resource is described as clients meet it, so the gateway's own answers are in it as well.
 """

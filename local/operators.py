@@ -1,4 +1,5 @@
-"""What an operator's tools need of moto and do not find: tags and usage of keys, and a filter that means "or".
+"""What an operator's tools need of moto and do not find: tags and usage of keys, and a filter that means
+"or".
 
 - API Gateway's TagResource, UntagResource and GetTags know only stages in moto 5.2.5. On AWS they take every
   resource that can be tagged, API keys and usage plans among them

@@ -206,9 +206,7 @@ class TestFamilies:
 
     def test_a_target_of_the_other_family_is_left_out_and_named(self, knock: Knock) -> None:
         tag_families(knock, "bastion", "ipv4")
-        answer = knock.request(
-            "POST", "/knock", body={"targets": ["bastion", "web"]}, caller="2001:db8::7"
-        )
+        answer = knock.request("POST", "/knock", body={"targets": ["bastion", "web"]}, caller="2001:db8::7")
         assert (answer.status, answer.json["left_out"]) == (201, ["bastion"])
         assert [target["name"] for target in answer.json["targets"]] == ["web"]
 

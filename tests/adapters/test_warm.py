@@ -1,4 +1,6 @@
-"""The event of the rule Warmth, which keeps the functions that people wait for warm: answered, and nothing more."""
+"""The event of the rule Warmth, which keeps the functions that people wait for warm: answered, and nothing
+more.
+"""
 
 from __future__ import annotations
 

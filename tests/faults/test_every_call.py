@@ -303,7 +303,8 @@ def calls_of(run: Run) -> list[tuple[str, int]]:
 
 
 def is_tried(call: str, store: str) -> bool:
-    """Say whether a call is failed on a store: on DynamoDB its own alone, since the others are as on SimpleDB.
+    """Say whether a call is failed on a store: on DynamoDB its own alone, since the others are as on
+    SimpleDB.
 
     KNOCK_FAULTS=all has all of them failed on both, as `make soak` does.
     """
