@@ -89,7 +89,7 @@ format: $(VENV)/.dev ## put the code in shape
 	$(BIN)/ruff format .
 
 openapi: $(VENV)/.run ## write docs/openapi.json anew, from the code
-	PYTHONPATH=functions $(BIN)/python -m local.openapi docs/openapi.json
+	PYTHONPATH=functions $(BIN)/python -m tools.openapi docs/openapi.json
 
 deploy: $(VENV)/.run .venv-sam/.done ## deploy to your AWS account (ARGS="--file knock.toml" asks nothing)
 	@$(BIN)/python -m tools.deploy $(ARGS)
@@ -107,16 +107,16 @@ audit: $(VENV)/.dev ## look the pinned libraries up among known vulnerabilities 
 	  $(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $$name.txt || exit 1; done
 
 cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
-	PYTHONPATH=functions $(BIN)/python -m tests.cost.page
+	PYTHONPATH=functions $(BIN)/python -m tools.cost
 
 mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test names, and see that it notices
-	@$(BIN)/python -m tests.mutants $(ARGS)
+	@$(BIN)/python -m tools.mutants $(ARGS)
 
 soak: $(VENV)/.dev ## try random schedules for hours (ARGS="--hours 8 --from 123"; "--hostile": on a hostile AWS)
-	@PYTHONPATH=functions:clients $(BIN)/python -m tests.proofs.soak $(ARGS)
+	@PYTHONPATH=functions:clients $(BIN)/python -m tools.soak $(ARGS)
 
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
-	$(BIN)/python -m tests.upgrades.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
+	$(BIN)/python -m tools.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
 
 dist: $(VENV)/.run ## build what a release gives to users, into dist/: the wheel, knock.pyz, knock.sh, checksums
 	@$(BIN)/python -m tools.dist $(ARGS)

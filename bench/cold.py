@@ -29,11 +29,11 @@ from bench.scale import BenchError, Scale
 from bench.stacks import ROOT
 from grants import ledger
 from grants.values import Ports, Principal, Target
-from local import bytecode
 from local.deployment import Deployment
 from local.lambdas import environment
 from local.stack import REGION
 from local.template import Place, load
+from tools import bytecode
 
 SOURCE = "203.0.113.7/32"
 

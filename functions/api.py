@@ -1,7 +1,7 @@
-"""The knock API: REST proxy events in, JSON out. Faces the network, and can touch no EC2.
+"""The knock API: REST proxy events in, JSON out. Faces the network, and has no rights on EC2.
 
-API Gateway has checked the key and routed the request by the time it is here, so a table of
-(method, resource) is all the routing there is. Errors are application/problem+json (RFC 9457).
+API Gateway has checked the key and the route before it calls this function, so a table of (method, resource)
+is all the routing here. Errors are application/problem+json (RFC 9457).
 
 The source is `requestContext.identity.sourceIp`, the address API Gateway's connection came from, never a
 header. The request context also carries the key's value: no event is logged whole.
@@ -70,18 +70,17 @@ from rest.requests import (
 
 STATUSES = ("live", "all", *ENDS)
 OPENS_WITHIN = 5.0  # seconds a knock waits for its ingress before it answers 202
-# Seconds between two looks whether it is open: most open within the first third of a second, where authorize
-# is warm, and are looked for more often than the rest; a person then waits for half a pause too long in the
-# mean.
+# Seconds between two reads of whether a grant is open. Most open within the first third of a second, where
+# authorize is warm, so the first reads are closer together; a person waits half a pause too long on average.
 FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWS = 0.03, 0.1, 1.3
 SETTLES_WITHIN = 2.0  # seconds a DELETE waits for an authorization under way to close what it opened
-ENDS_WITHIN = 20.0  # seconds one DELETE /grants spends on ending grants; API Gateway gives up after 29
+ENDS_WITHIN = 20.0  # seconds a DELETE /grants spends on ending grants; API Gateway times out after 29
 SHOWS_WITHIN = 3.0  # seconds in which Step Functions may not show an execution that has just started
-JUST_NOW = timedelta(minutes=2)  # a grant named so lately may have an execution, and no record yet
+JUST_NOW = timedelta(minutes=2)  # a grant whose id is younger may have an execution, and no record yet
 
 
 class ApiWiring(Wiring):
-    """What only the API needs beside the rest."""
+    """The clients and settings that only the API needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +116,7 @@ prepare(lambda: (wiring().rights, wiring().trail, wiring().executions, wiring().
 
 
 class Started(Exception):
-    """A knock answered with an error though its grant has started, or may have: the answer names it."""
+    """A knock fails though its grant has started, or may have: the answer names the grant."""
 
     def __init__(self, grant_id: str, error: KnockError) -> None:
         super().__init__(str(error))
@@ -126,7 +125,7 @@ class Started(Exception):
 
 
 def _read_rights(request: Request) -> Rights:
-    """Read what the caller's key may do. Raises RightsUnavailable, and NotAllowed, which is recorded."""
+    """Read the caller's rights. Raises RightsUnavailable, and NotAllowed, which is put on record."""
     try:
         return wiring().rights.of_key(request.key_id)
     except NotAllowed as error:
@@ -146,20 +145,20 @@ def _show_whole(record: Record, request: Request) -> dict[str, Any]:
 
 
 def knock(request: Request) -> dict[str, Any]:
-    """Start a grant's execution, which records it and opens the ingress."""
-    asked = read_knock(request.body)
+    """Start a grant: its execution records it and opens the ingress."""
+    requested = read_knock(request.body)
     # All three are read at the same time: a person waits for the slowest, not for their sum.
     counting = wiring().aside.submit(wiring().trail.count_live, request.key_id, now())
     listing = wiring().aside.submit(wiring().rights.targets)
     rights = _read_rights(request)
     targets, faults = listing.result()
     for fault in (*rights.faults, *faults):
-        logger.error("tag_cannot_be_read", extra={"fault": fault})
+        logger.error("unreadable_tag", extra={"fault": fault})
     try:
         grant = policy.decide(
-            asked, rights, targets, request.caller, wiring().limits, now(), secrets.token_hex(8)
+            requested, rights, targets, request.caller, wiring().limits, now(), secrets.token_hex(8)
         )
-        renewed = _renewed(asked.renews, request)
+        renewed = _renewed(requested.renews, request)
         _refuse_excess(rights, counting.result(), renewed)
     except (NotAllowed, InvalidKnock, GrantNotFound, TooManyGrants, WrongFamily) as error:
         _record_refusal(request, rights.principal, error)
@@ -167,25 +166,27 @@ def knock(request: Request) -> dict[str, Any]:
     logger.append_keys(grant_id=grant.id)
     _start(grant)
     logger.info("started", extra={"source": grant.source, "expires_at": show_second(grant.expires_at)})
-    return _await_ingress(grant, request, _left_out(asked, rights, targets, grant))
+    return _await_ingress(grant, request, _left_out(requested, rights, targets, grant))
 
 
 def knock_without_body(request: Request) -> dict[str, Any]:
-    """Start a grant for a client that can only GET: everything by default. Raises InvalidKnock for a body."""
+    """Start a grant with every default, for a client that can only GET. A body is refused."""
     if request.body:
         raise InvalidKnock("body", "a GET has no body: what it asks for would not count; POST it")
     return knock(request)
 
 
-def _left_out(asked: Knock, rights: Rights, targets: Mapping[str, Target], grant: Grant) -> dict[str, Any]:
+def _left_out(
+    requested: Knock, rights: Rights, targets: Mapping[str, Target], grant: Grant
+) -> dict[str, Any]:
     """Name the targets of a knock that its grant is not for: they have no address of the source's family."""
-    names = asked.targets or [target.name for target in policy.openable(rights, targets)]
+    names = requested.targets or [target.name for target in policy.openable(rights, targets)]
     left_out = sorted(set(names) - {target.name for target in grant.targets})
     return {"left_out": left_out} if left_out else {}
 
 
 def _renewed(grant_id: str | None, request: Request) -> Record | None:
-    """Find the grant that a knock renews: the key's own. Raises GrantNotFound for another's."""
+    """Find the grant that a knock renews. Raises GrantNotFound for one that is not the key's own."""
     if grant_id is None:
         return None
     record = _find(grant_id) if GRANT_ID.fullmatch(grant_id) else None
@@ -217,40 +218,40 @@ def _record_refusal(request: Request, principal: Principal, error: KnockError) -
 
 
 def _start(grant: Grant) -> None:
-    """Start a grant's execution; one that got no answer is tried again, which is the same one.
+    """Start a grant's execution, and once more after a failure: both starts are one execution.
 
-    If that fails too it may have started all the same, so it is asked to be closed. Raises Started.
+    If the second fails too, the execution may still have started, so its closing is started. Raises Started.
     """
     try:
         try:
             wiring().executions.start(grant)
         except EngineUnavailable:
-            logger.warning("start_tried_again", exc_info=True)
+            logger.warning("start_retried", exc_info=True)
             wiring().executions.start(grant)
     except EngineUnavailable as error:
         by = {"id": "", "name": "knock"}
         wiring().closer.start(grant.id, closing_payload("failed", grant.as_input(), by, str(error)))
-        said = f"{error}. If it has started all the same, it is being closed"
-        raise Started(grant.id, EngineUnavailable(said)) from error
+        detail = f"{error}. If it has started all the same, it is being closed"
+        raise Started(grant.id, EngineUnavailable(detail)) from error
 
 
-def _await_ingress(asked: Grant, request: Request, more: dict[str, Any]) -> dict[str, Any]:
-    """Answer 201 once the ingress is open, 202 when that takes longer, or how it failed. Raises Started."""
+def _await_ingress(grant: Grant, request: Request, more: dict[str, Any]) -> dict[str, Any]:
+    """Answer 201 once the ingress is open, or 202 after OPENS_WITHIN. Raises Started, and why it failed."""
     deadline, pause = time.monotonic() + OPENS_WITHIN, FIRST_PAUSE
-    pending = Record(asked, events=(Event(asked.requested_at, "requested", asked.principal.name),))
+    pending = Record(grant, events=(Event(grant.requested_at, "requested", grant.principal.name),))
     while True:
         time.sleep(pause)
         try:
-            record = wiring().trail.get(asked.id) or pending
+            record = wiring().trail.get(grant.id) or pending
         except (StoreUnavailable, StoreRefused):
-            record = pending  # it has started: whether it is open yet, a later look may tell
+            record = pending  # it has started: a later read may tell whether it is open
         late = time.monotonic() > deadline
         if record.state not in ("live", "expired", "superseded"):
-            if record.closed_at or late:  # a caller who is told "no" finds nothing left behind
+            if record.closed_at or late:  # a failure is answered once no rule is left
                 error = _failure(record)
                 if record.closed_at and error.status != 503:
                     raise error
-                raise Started(asked.id, error)
+                raise Started(grant.id, error)
         elif record.authorized_at:
             return answer(201, _show(record, request) | more)
         if late:
@@ -259,19 +260,15 @@ def _await_ingress(asked: Grant, request: Request, more: dict[str, Any]) -> dict
 
 
 def _failure(record: Record) -> KnockError:
-    """Say why a grant did not open, by the error's name that the trail recorded of one that failed.
+    """Give the error that kept a grant from opening, by the name that the trail has of a failed grant.
 
-    The reason of one that was revoked is somebody's own words, and no error's name.
+    The reason of a revoked grant is a person's text, and no error's name.
     """
     name, _, detail = record.end_reason.partition(": ")
-    known = getattr(errors, name, None) if record.state == "failed" else None
-    said_before_it_began = (InvalidKnock, NotAllowed)
-    if (
-        isinstance(known, type)
-        and issubclass(known, KnockError)
-        and not issubclass(known, said_before_it_began)
-    ):
-        return known(detail or name)
+    kind = getattr(errors, name, None) if record.state == "failed" else None
+    before_start = (InvalidKnock, NotAllowed)
+    if isinstance(kind, type) and issubclass(kind, KnockError) and not issubclass(kind, before_start):
+        return kind(detail or name)
     return EngineUnavailable(f"the grant was {record.state} before it was open: {record.end_reason}")
 
 
@@ -279,7 +276,7 @@ def _failure(record: Record) -> KnockError:
 
 
 def list_grants(request: Request) -> dict[str, Any]:
-    """List grants, newest first: the key's own; for operators, everyone's."""
+    """List grants, newest first: the key's own grants; for operators, everyone's."""
     rights, query = _read_rights(request), request.query
     status = query.get("status", "live")
     if status not in STATUSES:
@@ -296,7 +293,7 @@ def list_grants(request: Request) -> dict[str, Any]:
 
 
 def _filters(request: Request, rights: Rights) -> dict[str, str | None]:
-    """Read whose grants, and which. Raises InvalidKnock, and NotAllowed, which is put on record."""
+    """Read the filters of a list. Raises InvalidKnock, and NotAllowed, which is put on record."""
     principal, source, target = (read_text(request.query, name) for name in FILTERS)
     if principal is not None and not rights.operator:
         error = NotAllowed(TAG_OPERATOR, "only an operator may ask for a principal's grants")
@@ -313,17 +310,16 @@ def _filters(request: Request, rights: Rights) -> dict[str, str | None]:
 def _find(grant_id: str) -> Record | None:
     """Read a grant from the trail, or, where it is not recorded yet, from its execution.
 
-    Step Functions may not show an execution that has just started, so a grant named lately is asked for
-    again.
+    Step Functions may not show an execution that has just started, so for a young id it is asked again.
     """
     record = wiring().trail.get(grant_id)
-    named = when_named(grant_id)
-    if record or named is None:
+    requested_at = when_named(grant_id)
+    if record or requested_at is None:
         return record
-    lately = abs(now() - named) < JUST_NOW
+    young = abs(now() - requested_at) < JUST_NOW
     deadline = time.monotonic() + SHOWS_WITHIN
     while (execution := wiring().executions.describe(grant_id)) is None:
-        if not lately or time.monotonic() > deadline:
+        if not young or time.monotonic() > deadline:
             return None
         time.sleep(0.2)
     record = wiring().trail.get(grant_id)  # recorded meanwhile, perhaps
@@ -331,7 +327,7 @@ def _find(grant_id: str) -> Record | None:
 
 
 def _started(grant_id: str, status: str, text: str) -> Record | None:
-    """Make a record of an execution that has none: pending while it runs, else over, with nothing open."""
+    """Make a record of an execution that has none: pending while it runs, else ended, with no rules."""
     try:
         grant = Grant.from_input(json.loads(text))
     except (ValueError, InvalidGrant):
@@ -345,8 +341,8 @@ def _started(grant_id: str, status: str, text: str) -> Record | None:
 def _visible(request: Request) -> tuple[Record, Rights | None]:
     """Find the grant in the path, if the caller may see it: the key's own, or any for an operator.
 
-    Showing and ending one's own grant needs no rights, so none are read for it. Raises GrantNotFound, which
-    does not tell another's grant from none.
+    A key needs no rights to show and end its own grants, so none are read for that. Raises GrantNotFound,
+    alike for another key's grant and for none.
     """
     record = _find(request.grant_id)
     if record and record.grant.principal.id == request.key_id:
@@ -369,9 +365,9 @@ def show_grant(request: Request) -> dict[str, Any]:
 
 
 def end_grant(request: Request) -> dict[str, Any]:
-    """End one grant early; answers after its rules are gone. The second time answers the same.
+    """End one grant early; answers once its rules are closed. A second call answers the same.
 
-    What the key may open today does not matter: a key may end what it may see.
+    Needs no right to open: a key may end every grant that it may see.
     """
     reason = read_text(request.query, "reason") or ""
     record, rights = _visible(request)
@@ -382,10 +378,10 @@ def end_grant(request: Request) -> dict[str, Any]:
 
 
 def end_grants(request: Request) -> dict[str, Any]:
-    """End every live grant that matches: for an operator whose colleague lost a laptop.
+    """End every live grant that matches the filters; for operators.
 
-    Answers with the ended grants, and `more` when time ran out: the same call goes on. One that cannot be
-    closed at once keeps no other from being ended; the answer is then its 503, and the same call goes on too.
+    Answers with the ended grants, and `more` when time ran out: repeat the call to continue. A grant that
+    cannot be closed at once does not keep others from being ended: the answer is then 503, repeat the call.
     """
     reason = read_text(request.query, "reason") or ""
     rights = _read_rights(request)
@@ -418,7 +414,7 @@ def end_grants(request: Request) -> dict[str, Any]:
 
 
 def _end(record: Record, by: Principal, reason: str) -> None:
-    """Close a grant early; what cannot be finished now goes on in the closings' machine. Raises its error."""
+    """End a grant early; the closings' machine goes on where that fails. Raises what `Closer.close` does."""
     payload = closing_payload("revoked", record.grant.as_input(), by.as_json(), reason)
     wiring().closer.close(record.id, payload, SETTLES_WITHIN)
     logger.info("revoked", extra={"revoked_grant_id": record.id, "by": by.name})
@@ -428,7 +424,7 @@ def _end(record: Record, by: Principal, reason: str) -> None:
 
 
 def whoami(request: Request) -> dict[str, Any]:
-    """Tell a person who they are to Knock, and what they may do."""
+    """Show the caller's principal, source and rights."""
     rights = _read_rights(request)
     targets, _ = wiring().rights.targets()
     default = wiring().limits.default_duration
@@ -473,7 +469,7 @@ def console(_request: Request) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers a method on a resource, and the query parameters it takes; None passes over them all."""
+    """The handler of a method on a resource, and the query parameters it takes; None ignores all of them."""
 
     call: Callable[[Request], dict[str, Any]]
     query: tuple[str, ...] | None = ()
@@ -492,7 +488,7 @@ ROUTES: dict[tuple[str, str], Route] = {
 
 
 def dispatch(method: str, resource: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    """Read an event and have its route answer it. Raises what the call does."""
+    """Read an event and call its route's handler. Raises what that raises."""
     route, request = ROUTES[method, resource], Request.read(event)
     if route.query is not None:
         request.only(route.query)
@@ -501,16 +497,16 @@ def dispatch(method: str, resource: str, event: Mapping[str, Any]) -> dict[str, 
 
 @metrics.log_metrics
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Answer one request. Every error of Knock's own becomes a problem; any other is a 500 without detail."""
+    """Answer a request. Every error of Knock's own becomes a problem; any other is a 500 without detail."""
     if event == WARM:
         return {}
     logger.append_keys(request_id=event["requestContext"].get("requestId"), grant_id=None)
     route = (event["httpMethod"], event["resource"])
     try:
         return dispatch(*route, event)
-    except Started as known:
-        logger.exception("started_and_failed", extra={"route": " ".join(route)})
-        return problem(known.error, known.grant_id)
+    except Started as started:
+        logger.exception("failed_after_start", extra={"route": " ".join(route)})
+        return problem(started.error, started.grant_id)
     except Unavailable as error:
         logger.exception("unavailable", extra={"route": " ".join(route)})
         return problem(error)
@@ -519,4 +515,4 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
         return problem(error)
     except Exception:  # noqa: BLE001  # the caller gets an answer, the log the trouble
         logger.exception("failed", extra={"route": " ".join(route)})
-        return problem(KnockError("this is a fault of Knock's; its log says more"))
+        return problem(KnockError("this is a fault in Knock; its log says more"))

@@ -21,7 +21,7 @@ LARGEST_STATE = 128 * 1024
 
 
 class AuthorizeWiring(Wiring):
-    """What only this task needs beside the rest."""
+    """The settings that only this task needs."""
 
     @cached_property
     def opening(self) -> Operations:
@@ -38,12 +38,12 @@ def handler(event: dict[str, Any], _context: object) -> list[dict[str, object]]:
     """Authorize the grant in `event["grant"]`; the answer is the state's `$.rules`.
 
     Twice adds nothing. Raises InvalidGrant, GrantEnded, PoolExhausted, SourceFull, TargetGone,
-    IngressRefused, StoreRefused, or an error worth another try.
+    IngressRefused, StoreRefused, or a transient error.
     """
     if event == WARM:
         return []
     if len(json.dumps(event["grant"])) > LARGEST_STATE:
-        raise InvalidGrant("the execution's input is too large to hold what is added to it")
+        raise InvalidGrant("the execution's input is too large: no room is left for the rules")
     grant = Grant.from_input(event["grant"])
     logger.append_keys(grant_id=grant.id)
     opened = authorize(wiring().opening, grant)

@@ -14,10 +14,10 @@ prepare(lambda: wiring().operations)
 
 @metrics.log_metrics
 def handler(_event: dict[str, Any], _context: object) -> dict[str, list[dict[str, str]]]:
-    """Compare trail, ledgers, rules and executions, mend what has drifted, and tell: mostly of nothing.
+    """Compare trail, ledgers, rules and executions, repair drift, and report it: mostly there is none.
 
-    Each finding is logged as soon as it is made, so that what was mended before a failure is told. The
-    metric DriftFound is written every time, 0 too: an alarm can then tell silence from calm.
+    Each finding is logged as soon as it is made, so that repairs before a failure are reported. The metric
+    DriftFound is written every time, 0 too: an alarm then notices a guard that does not run.
     """
     findings: list[dict[str, str]] = []
     try:

@@ -1,15 +1,15 @@
-"""Tells EventBridge and a topic of grants that opened, ended or failed, and of drift, where asked for.
+"""Tells EventBridge and a topic of grants that opened, ended or failed, and of drift. An option of the stack.
 
-It reads what the other functions write to their logs, by CloudWatch Logs' subscriptions, and asks the trail
-for the rest. So they do nothing for it: no call of theirs can hang, fail or cost a revocation a second
-because somebody wants to hear of it. The alternative, PutEvents at the end of each task, needs a timeout
-that covers name resolution too, and a grant would fail to open when its task runs out of time.
+It reads the other functions' logs, by CloudWatch Logs' subscriptions, and the trail for the rest. So they do
+nothing for it, and no revocation can hang, fail or wait for a notification. The alternative, PutEvents at
+the end of each task, needs a timeout that covers name resolution too, and a grant would fail to open when its
+task runs out of time.
 
-It publishes to the topic itself. A rule of EventBridge was the other way, but it supports no condition in
-a topic's policy, so that rules of every account could have published there.
+It publishes to the topic itself. The alternative, a rule of EventBridge, supports no condition in a topic's
+policy, so that rules of every account could have published there.
 https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-resource-based.html#eb-sns-permissions
 
-What it says is documented in docs/notifications.md, with a schema. It is best effort, and at least once.
+The events are documented in docs/notifications.md, with a schema. Delivery is best effort, and at least once.
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/SubscriptionFilters.html
 """
 
@@ -44,7 +44,7 @@ MOST_ENTRIES = 10
 
 
 class NotifyWiring(Wiring):
-    """What only this function needs beside the rest."""
+    """The clients that only this function needs."""
 
     @cached_property
     def events(self) -> Any:
@@ -64,15 +64,17 @@ class NotTold(KnockError):
 
 
 def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
-    """Tell of what a batch of log lines says. Raises StoreUnavailable, StoreRefused, NotTold, botocore's."""
+    """Tell of the grants and drift in a batch of log lines. Raises StoreUnavailable, StoreRefused, NotTold,
+    and botocore's errors, for Lambda to retry the batch.
+    """
     batch = json.loads(gzip.decompress(base64.b64decode(event["awslogs"]["data"])))
     details = [detail for line, at in _lines(batch) for detail in _details(line, at)]
-    left = iter(details)
-    while some := list(islice(left, MOST_ENTRIES)):
-        said = wiring().events.put_events(Entries=[_entry(detail) for detail in some])
-        if said["FailedEntryCount"]:
-            codes = sorted({entry["ErrorCode"] for entry in said["Entries"] if "ErrorCode" in entry})
-            raise NotTold(f"EventBridge did not take {said['FailedEntryCount']} events: {', '.join(codes)}")
+    remaining = iter(details)
+    while chunk := list(islice(remaining, MOST_ENTRIES)):
+        answer = wiring().events.put_events(Entries=[_entry(detail) for detail in chunk])
+        if answer["FailedEntryCount"]:
+            codes = sorted({entry["ErrorCode"] for entry in answer["Entries"] if "ErrorCode" in entry})
+            raise NotTold(f"EventBridge did not take {answer['FailedEntryCount']} events: {', '.join(codes)}")
     topic = required(os.environ, "NOTIFICATION_TOPIC")
     for detail in details:
         wiring().topic.publish(TopicArn=topic, Message=_text(detail))
@@ -88,18 +90,18 @@ def _text(detail: Mapping[str, Any]) -> str:
 
 
 def _lines(batch: Mapping[str, Any]) -> Iterator[tuple[object, datetime]]:
-    """Give the lines that are JSON, and when each was written. A CONTROL_MESSAGE only tries the way."""
+    """Give the lines that are JSON, and when each was written. A CONTROL_MESSAGE only tests the delivery."""
     for logged in batch["logEvents"] if batch["messageType"] == "DATA_MESSAGE" else ():
         try:
             line = json.loads(logged["message"])
         except ValueError:
-            logger.warning("line_not_read")
+            logger.warning("line_unreadable")
         else:
             yield line, datetime.fromtimestamp(logged["timestamp"] / 1000, timezone.utc)
 
 
 def _details(line: object, at: datetime) -> Iterable[dict[str, Any]]:
-    """Make of one line what there is to tell: nothing, one event, or several."""
+    """Make the events of one line: none, one, or several."""
     match line:
         case {"message": "authorized", "grant_id": str(grant_id)}:
             return _of_opening(grant_id)
@@ -111,7 +113,7 @@ def _details(line: object, at: datetime) -> Iterable[dict[str, Any]]:
 
 
 def _of_opening(grant_id: str) -> Iterator[dict[str, Any]]:
-    """Tell that a grant opened, and that the one it renewed ended: that has no line of its own."""
+    """Tell that a grant opened, and that the grant it renewed ended, which has no line of its own."""
     record = wiring().trail.get(grant_id)
     if record is None or record.authorized_at is None:
         return
@@ -140,12 +142,12 @@ def _of_drift(finding: Mapping[str, str], at: datetime) -> Iterator[dict[str, An
     """Tell of a finding of the drift guard's, and of the grant it ended."""
     try:
         record = wiring().trail.get(finding["grant_id"]) if finding["grant_id"] else None
-    except StoreRefused:  # a record that cannot be read may be what was found
-        logger.warning("record_not_read", exc_info=True)
+    except StoreRefused:  # a record that cannot be read may be the finding
+        logger.warning("record_unreadable", exc_info=True)
         record = None
-    found = {name: finding[name] or None for name in ("kind", "rule", "did")}
-    detail = _detail("drift", show_time(at), record.grant if record else None) | {"finding": found}
-    # One grant may have several, in one run or in several.
+    fields = {name: finding[name] or None for name in ("kind", "rule", "did")}
+    detail = _detail("drift", show_time(at), record.grant if record else None) | {"finding": fields}
+    # A grant may have several findings, in one run of the guard or in several.
     name = "/".join((finding["grant_id"] or "none", "drift", detail["at"], finding["kind"], finding["rule"]))
     yield detail | {"id": name}
     if record and record.ended_at and record.ended_by == BY:
@@ -153,7 +155,7 @@ def _of_drift(finding: Mapping[str, str], at: datetime) -> Iterator[dict[str, An
 
 
 def _detail(event: str, at: str, grant: Grant | None) -> dict[str, Any]:
-    """Write what every event has. `id` is the same when one is told twice."""
+    """Write the fields that every event has. `id` is the same when an event is told twice."""
     return {
         "version": VERSION,
         "event": event,

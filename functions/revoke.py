@@ -1,4 +1,4 @@
-"""Closes a grant: for its execution's tasks, for early revocation, and for whatever ended it from outside.
+"""Closes a grant: for its execution's tasks, for early revocation, and after an end from outside.
 
 | `how` | from | with |
 |---|---|---|
@@ -8,8 +8,9 @@
 | `close`, `force-close` | the closings' machine | `closing`: an event, or a payload as for `revoked` |
 
 Nothing of a payload is trusted: an input under another grant's id closes nothing, and ids of rules count only
-where EC2 shows them as Knock's own and as this grant's. What is no such payload is refused and logged, since
-another try would not mend it. How long a closing goes on is its state machine's to know.
+where EC2 shows them as Knock's own and as this grant's. A payload of another shape is logged and closes
+nothing: it raises no error, since a retry would not help. How long a closing is retried, its state machine
+says.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from grants.wiring import Wiring, count, logger, metrics, now, prepare
 wiring = cache(Wiring)
 prepare(lambda: wiring().operations)
 
-# As which a payload ends a grant early; as any other it is revoked.
+# How a payload may end a grant early; any other `how` is revoked.
 EARLY: dict[str, State] = {"superseded": "superseded", "failed": "failed"}
 
 RULE_ID = re.compile(r"sgr-[0-9a-f]{1,40}", re.ASCII)
 
-# Who stopped an execution is in CloudTrail only: the event does not say.
+# The event does not name the operator who stopped an execution: only CloudTrail does.
 STOPPED: dict[str, tuple[State, str]] = {
     "ABORTED": ("revoked", "an AWS operator"),
     "FAILED": ("failed", "knock"),
@@ -59,24 +60,23 @@ STOPPED: dict[str, tuple[State, str]] = {
 def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
     """Close a grant as `event["how"]` says. Twice is once.
 
-    Running executions of earlier deployments call this with the payloads of theirs. Raises what is worth
-    another try, and what only an operator can mend: the state machines try again for long either way.
+    Running executions of earlier deployments call this with their payloads. Raises transient errors, and
+    permanent ones that only an operator can resolve: the state machines retry both for days.
     """
     how = event["how"]
     try:
-        done = _close(how, event)
+        revocation = _close(how, event)
     except InvalidGrant as error:
-        logger.error("input_is_no_grant", extra={"detail": str(error), "by_task": cut(str(how), 80)})
-        done = Revocation(_id_of(event.get("grant")), "failed")
-    if done.closed_now:
+        logger.error("invalid_grant", extra={"detail": str(error), "by_task": cut(str(how), 80)})
+        revocation = Revocation(_id_of(event.get("grant")), "failed")
+    if revocation.closed_now:
         count("GrantEnded")
-        if done.state == "expired" and done.expires_at:
-            lag = (now() - done.expires_at).total_seconds() * 1000
+        if revocation.state == "expired" and revocation.expires_at:
+            lag = (now() - revocation.expires_at).total_seconds() * 1000
             count("RevocationLag", max(lag, 0), MetricUnit.Milliseconds)
-    logger.info(
-        "closed", extra=done.as_json() | {"how": done.state, "by_task": how, "closed_now": done.closed_now}
-    )
-    return done.as_json()
+    state = {"how": revocation.state, "by_task": how, "closed_now": revocation.closed_now}
+    logger.info("closed", extra=revocation.as_json() | state)
+    return revocation.as_json()
 
 
 def _close(how: object, event: Mapping[str, Any]) -> Revocation:
@@ -85,7 +85,7 @@ def _close(how: object, event: Mapping[str, Any]) -> Revocation:
         closing, forced = _object(event.get("closing")), how == "force-close"
         if "detail" in closing:
             return _close_stopped(_object(closing["detail"]), forced=forced)
-        return _close_handed_over(closing, forced=forced)
+        return _close_started(closing, forced=forced)
     if how == "revoked":
         return _close_early(event, forced=False)
     if how in ("expired", "failed", "force"):
@@ -100,14 +100,14 @@ def _object(value: object) -> Mapping[str, Any]:
 
 
 def _id_of(value: object) -> str:
-    """Read a grant's id as it may be answered and logged, whatever it is."""
+    """Read a payload's grant id as it may be answered and logged, of any type and length."""
     return cut(str(value.get("grant_id")), 80) if isinstance(value, Mapping) else ""
 
 
 def _name(value: object) -> str:
-    """Read a grant's id where it stands alone. EC2 would read others of its letters as wildcards."""
+    """Read a grant's id that stands alone. EC2's filters would read other characters as wildcards."""
     if not isinstance(value, str) or not GRANT_ID.fullmatch(value):
-        raise InvalidGrant("the payload names a grant by what is no grant's id")
+        raise InvalidGrant("the payload names a grant by a text that is no grant's id")
     return value
 
 
@@ -118,7 +118,7 @@ def _close_own(how: str, state: Mapping[str, Any]) -> Revocation:
     logger.append_keys(grant_id=_id_of(state))
     grant, forced = Grant.from_input(state), how == "force"
     failed = how == "failed" or "rules" not in state
-    # A failed AuthorizeIngress has answered nothing: what stands there then is of whoever started this.
+    # A failed AuthorizeIngress has no answer: `rules` are then from the input, which may be forged.
     opened = {} if failed or "rollback_error" in state else _own_rules(state, grant)
     end = End("failed" if failed else "expired", "knock", _reason(state) if failed else "", closer=how)
     if not forced:
@@ -130,7 +130,7 @@ def _close_own(how: str, state: Mapping[str, Any]) -> Revocation:
 
 
 def _own_rules(state: Mapping[str, Any], grant: Grant) -> dict[RuleKey, str]:
-    """Read the rules AuthorizeIngress answered with, foreign ones left out; none that cannot be read."""
+    """Read AuthorizeIngress's answer: its rules, foreign ones left out; none where it cannot be read."""
     with suppress(KeyError, TypeError, ValueError):
         opened = [Opened.from_json(rule, grant.source) for rule in state.get("rules", ())]
         own = [rule for rule in opened if not rule.foreign and RULE_ID.fullmatch(rule.rule_id)]
@@ -155,7 +155,7 @@ def _reason(state: Mapping[str, Any]) -> str:
 
 
 def _close_early(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
-    """Close a grant that somebody ended, or that a newer one renewed; then stop its execution."""
+    """Close a grant that a principal ended, or that a newer one renewed; then stop its execution."""
     operations, value = wiring().forcing if forced else wiring().operations, _object(payload.get("grant"))
     by = cut(str(_object(payload.get("by")).get("name")), 256)
     reason = cut(str(payload.get("reason") or ""), 1000)
@@ -166,19 +166,19 @@ def _close_early(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
     grant_id = grant.id if grant else _name(value.get("grant_id"))
     if grant is None:
         with _or_by_tag(operations, grant_id, forced=forced):
-            done = close_by_id(operations, grant_id, end)
+            revocation = close_by_id(operations, grant_id, end)
     else:
-        done = force(operations, grant, end) if forced else close(operations, grant, end)
+        revocation = force(operations, grant, end) if forced else close(operations, grant, end)
     cause = f"{how} by {by}" + (f": {reason}" if reason else "")
     operations.executions.stop(grant_id, how.capitalize(), cause)
-    return done
+    return revocation
 
 
 # ---------------------------------------------------------------------------- from outside
 
 
-def _close_handed_over(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
-    """Close what the API, a renewal or a stack's deletion could not close at once."""
+def _close_started(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
+    """Close a grant for a closing that the API, a renewal or a stack's deletion started."""
     try:
         return _close_early(payload, forced=forced)
     except GrantNotFound:  # its execution never started
@@ -189,8 +189,8 @@ def _close_handed_over(payload: Mapping[str, Any], *, forced: bool) -> Revocatio
 def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
     """Close the grant of an execution that was stopped, that failed or that timed out.
 
-    Its grant is the one its input is of, whose id mostly is its name. One that was started under another name
-    is its grant's timer all the same, unless the grant's own execution runs.
+    Its input says which grant that is; the grant's id mostly is the execution's name. An execution under
+    another name is its grant's timer all the same, unless the grant's own execution runs.
     """
     operations = wiring().forcing if forced else wiring().operations
     name, status = _name(detail.get("name")), detail.get("status")
@@ -198,14 +198,13 @@ def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
     if status not in STOPPED:
         raise InvalidGrant("the event is not of an execution that was stopped, failed or timed out")
     how, by = STOPPED[status]
-    said = ": ".join(str(text) for text in (detail.get("error"), detail.get("cause")) if text)
-    end = End(
-        how, by, f"execution {status.lower()}{f' ({said})' if said else ''}", closer=f"stopped {status}"
-    )
+    cause = ": ".join(str(text) for text in (detail.get("error"), detail.get("cause")) if text)
+    reason = f"execution {status.lower()}" + (f" ({cause})" if cause else "")
+    end = End(how, by, reason, closer=f"stopped {status}")
     grant = _stopped_grant(operations, name, detail.get("input"))
     grant_id = grant.id if grant else name
     if grant_id != name and _runs(operations, grant_id):
-        logger.warning("grant_has_its_own_execution", extra={"input_of": grant_id})
+        logger.warning("grant_has_own_execution", extra={"input_of": grant_id})
         return Revocation(grant_id, "live")
     try:
         record = operations.trail.get(grant_id)
@@ -215,17 +214,17 @@ def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
     except Exception:
         if not forced:
             raise
-        logger.exception("trail_not_read")  # force goes without it
+        logger.exception("trail_not_read")  # force does without the trail
     if grant is None:
         return _close_unknown(operations, grant_id, forced=forced)
     try:
         return force(operations, grant, end) if forced else close(operations, grant, end)
-    except GrantNotFound:  # an event made by hand, or an execution under another name that recorded nothing
+    except GrantNotFound:  # a forged event, or an execution under another name that recorded nothing
         return _close_unknown(operations, grant_id, forced=forced)
 
 
 def _stopped_grant(operations: Operations, name: str, text: object) -> Grant | None:
-    """Read a stopped execution's grant, None where its input is no grant's. An event lacks a large input."""
+    """Read a stopped execution's grant, None where its input is no grant's. Events leave out large inputs."""
     if text is None:
         execution = operations.executions.describe(name)
         text = execution.input if execution else ""
@@ -245,17 +244,17 @@ def _runs(operations: Operations, grant_id: str) -> bool:
 
 
 def _close_unknown(operations: Operations, grant_id: str, *, forced: bool) -> Revocation:
-    """Close by the rules' tags what neither the event nor the trail can tell of; mostly there is nothing."""
+    """Close a grant's rules by their tags where neither event nor trail has it; mostly there are none."""
     logger.warning("grant_not_in_trail")
-    done = Revocation(grant_id, "unknown")
+    revocation = Revocation(grant_id, "unknown")
     with _or_by_tag(operations, grant_id, forced=forced):
-        done.revoked = close_tagged(operations, grant_id)
-    return done
+        revocation.revoked = close_tagged(operations, grant_id)
+    return revocation
 
 
 @contextmanager
 def _or_by_tag(operations: Operations, grant_id: str, *, forced: bool) -> Iterator[None]:
-    """By force, revoke what carries a grant's tag where trail or ledger fails; the error is still raised."""
+    """By force, revoke rules by a grant's tag where trail or ledger fails; the error is still raised."""
     try:
         yield
     except (StoreUnavailable, StoreRefused):

@@ -47,7 +47,8 @@ Open the door for ten seconds:
 
   curl -X POST -H "x-api-key: {alice}" {api_url}/knock -d '{{"duration": "10s"}}'
 
-For `knock`, and for `aws` to see what AWS's own consoles would show, in a second terminal:
+In a second terminal, for `knock`, for `knock-admin` (the pages of docs/operators.md can be typed as they
+are), and for `aws` to see what AWS's own consoles would show:
 
   export KNOCK_URL={api_url} KNOCK_API_KEY={alice}
   export AWS_ENDPOINT_URL={aws_endpoint_url} AWS_DEFAULT_REGION={region}

@@ -294,7 +294,7 @@ def compiling() -> list[str]:
             f"--bytecode needs {RUNTIME} on the PATH, since the functions run on it and take no other's "
             "bytecode. Install it, or deploy without: the functions then start some tenths slower."
         )
-    return [RUNTIME, "-m", "local.bytecode", "--for", RUNTIME, ".aws-sam/build"]
+    return [RUNTIME, "-m", "tools.bytecode", "--for", RUNTIME, ".aws-sam/build"]
 
 
 def plan(wanted: Wanted, existing: Existing | None, who: tuple[str, str, str], lines: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ few services have it, and it checks permissions instead of listing calls.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ SIGNING_IN = ("sts", "sso", "sso-oidc", "signin")
 # The services that have no dual-stack endpoint: with AWS_USE_DUALSTACK_ENDPOINT botocore makes one up.
 # https://docs.aws.amazon.com/vpc/latest/userguide/aws-ipv6-support.html
 SINGLE_STACK = ("apigateway", "sdb")
+
+# What these log for debugging holds whole answers, and API Gateway's hold keys' values.
+LOUD = ("boto3", "botocore", "urllib3")
 
 # IAM's prefix where it is not the endpoint's.
 IAM_SERVICE = {"monitoring": "cloudwatch"}
@@ -98,6 +102,8 @@ class Aws:
         dry_run: bool = False,
     ) -> None:
         self.calls = Calls(dry_run)
+        for library in LOUD:
+            logging.getLogger(library).setLevel(logging.WARNING)
         self._endpoint_url = endpoint_url
         self._session = boto3.Session(profile_name=profile, region_name=region)
         self._clients: dict[tuple[str, str | None], Any] = {}

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from knock_admin import inside, keys, tags, targets, trail
-from knock_admin.errors import AdminError, Unreachable, translated
+from knock_admin.errors import AdminError, Unreachable, code_of, translated
 from knock_admin.output import Result, count, table, visible
 from knock_admin.stores import equal
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 REFUSALS = 5
 """The last ones, which are shown."""
+LOGGED = 100
+"""As many are counted there."""
 LOG_DAYS = timedelta(days=1)
 """How far back the gateway's log is asked."""
 
@@ -231,19 +233,30 @@ def _refusals(stack: Stack, each: keys.Key) -> Iterator[Answer]:
 
 
 def _gateway(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
-    """Look for what the gateway refused by itself: nothing of Knock's has seen those requests."""
-    logs = stack.aws.client("logs")
-    groups = logs.describe_log_groups(logGroupNamePrefix=f"/knock/{stack.name}/")["logGroups"]
-    access = [group["logGroupName"] for group in groups if group["logGroupName"].endswith("/access")]
-    if not access:
-        yield Answer("warn", "gateway", "there is no access log to look into (SetApiGatewayLogRole)")
+    """Look for what the gateway refused by itself: nothing of Knock's has seen those requests.
+
+    The log's `error` is the gateway's own message, and `-` where a function answered.
+    """
+    group = f"/knock/{stack.name}/access"
+    found = stack.aws.pages(
+        "logs",
+        "filter_log_events",
+        "events",
+        logGroupName=group,
+        startTime=int((now - LOG_DAYS).timestamp() * 1000),
+        filterPattern=f'{{ $.apiKeyId = "{each.id}" && $.status = "403" && $.error != "-" }}',
+    )
+    try:
+        number = sum(1 for _ in islice(found, LOGGED))
+    except ClientError as error:
+        if code_of(error) != "ResourceNotFoundException":
+            raise
+        yield Answer("warn", "gateway", f"there is no access log {group} to look into")
         return
-    asked: dict[str, Any] = {
-        "logGroupName": access[0],
-        "startTime": int((now - LOG_DAYS).timestamp() * 1000),
-        "filterPattern": f'{{ $.apiKeyId = "{each.id}" && $.status = "403" }}',
-        "limit": 100,
-    }
-    events = logs.filter_log_events(**asked)["events"]
-    if events:
-        yield Answer("warn", "gateway", f"it answered 403 to {count(len(events), 'request')} in the last day")
+    if number:
+        most = " at least" if number == LOGGED else ""
+        yield Answer(
+            "warn", "gateway", f"it answered 403 to {count(number, 'request')}{most} in the last day"
+        )
+    else:
+        yield Answer("ok", "gateway", "it answered 403 to no request with this key in the last day")

@@ -3,14 +3,14 @@ claims.
 
     close                                     force, where trail or ledger cannot be had
     end in the trail: the first writer wins   revoke the rules tagged with the grant's id, and the ids that
-    release in the ledger                     its execution's state names, whoever else claims them
+    release in the ledger                     its execution's state names, also where other grants claim them
     revoke what is closing, by id             once the ledger answers: those ids are lost, and close
     revoked in the ledger
     closed in the trail
 
 A close is done when, in one reading of the ledger, the grant holds no claim and none of its rules is closing.
-Its rules are every key of its targets: not what its claim named, which is gone by then. Every step may have
-been done before, by this run or another; whatever was done stays done, so that a close that is cut off makes
+Its rules are every key of its targets: not those its claim named, which is gone by then. Every step may have
+been done before, by this run or another, and is recorded as it is done, so that a close that is cut off makes
 progress.
 """
 
@@ -47,16 +47,14 @@ from .values import Grant, Record, Rule, RuleKey, State
 
 logger = logging.getLogger("knock")
 
-# Sweeps over a source's closing rules, and late claims of the grant's own, that one run puts up with.
+# Sweeps over a source's closing rules, and late claims of the grant's own, before a run gives up.
 SWEEPS = 50
 LATE_CLAIMS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a grant ends, by whom and why; `closer` names the request, so that a second try knows its own
-    writing.
-    """
+    """How a grant ends, by whom and why; `closer` names the request, so that a retry recognizes its write."""
 
     how: State
     by: str
@@ -66,9 +64,9 @@ class End:
 
 @dataclass(slots=True)
 class Revocation:
-    """What closing a grant came to: rules revoked by id, and keys kept for other live grants.
+    """The result of closing a grant: rules revoked, by id, and keys kept for other live grants.
 
-    `closed_now` is False when the grant had been closed before by another request.
+    `closed_now` is False when another request had closed the grant before.
     """
 
     grant_id: str
@@ -96,25 +94,25 @@ def close(
     """End a grant and close it. The first end recorded stands; twice is once.
 
     `opened` are the ids of its own rules, where its execution's state names them. Raises GrantNotFound for a
-    grant that was neither recorded nor started; RuleUnsettled while what an attempt came to cannot be known;
-    other Unavailables; IngressRefused, StoreRefused.
+    grant that was neither recorded nor started; RuleUnsettled while an attempt's result is not known; other
+    transient errors; IngressRefused, StoreRefused.
     """
     _end(operations, grant, end)
-    done = Revocation(grant.id, end.how, grant.expires_at)
+    revocation = Revocation(grant.id, end.how, grant.expires_at)
     rule_keys = set(grant.rule_keys)
     for _ in range(LATE_CLAIMS):
         snapshot = _release(operations, grant, opened or {}, rule_keys)
-        snapshot = finish_closing(operations, grant.source, rule_keys, snapshot, done.revoked)
+        snapshot = finish_closing(operations, grant.source, rule_keys, snapshot, revocation.revoked)
         if grant.id in snapshot.ledger.released and grant.id not in snapshot.ledger.claims:
-            break  # this reading is of the ledger that the claim was released in
+            break  # this reading is of the ledger in which the claim was released
     else:
-        raise RuleUnsettled(f"what the ledger of {grant.source} knows of {grant.id} changes again and again")
-    done.kept = sorted(snapshot.ledger.rules.keys() & rule_keys)
-    kept = [str(key) for key in done.kept]
-    done.closed_now = operations.trail.close(
-        grant.id, operations.clock(), end.closer or end.how, done.revoked, kept
+        raise RuleUnsettled(f"{grant.id} is claimed again and again in the ledger of {grant.source}")
+    revocation.kept = sorted(snapshot.ledger.rules.keys() & rule_keys)
+    kept = [str(key) for key in revocation.kept]
+    revocation.closed_now = operations.trail.close(
+        grant.id, operations.clock(), end.closer or end.how, revocation.revoked, kept
     )
-    return done
+    return revocation
 
 
 def close_by_id(operations: Operations, grant_id: str, end: End) -> Revocation:
@@ -128,7 +126,7 @@ def close_by_id(operations: Operations, grant_id: str, end: End) -> Revocation:
 
 
 def closed_before(record: Record) -> Revocation:
-    """Say of a grant that is closed that there was nothing to do."""
+    """Give the result for a grant that is closed on record: nothing to do."""
     return Revocation(record.id, record.state, record.grant.expires_at)
 
 
@@ -138,10 +136,10 @@ def own_rules(record: Record) -> dict[RuleKey, str]:
 
 
 def _end(operations: Operations, grant: Grant, end: End) -> None:
-    """Record the end, as the first thing. Where there is no record yet, an ended one keeps a late run from
-    opening.
+    """Record the end, before anything else. Where there is no record yet, an ended one is written, so that a
+    late authorize opens nothing.
 
-    None is written for a grant without an execution: its input could be anybody's.
+    None is written for a grant without an execution: its input could be forged.
     """
     now = operations.clock()
     try:
@@ -157,56 +155,53 @@ def _end(operations: Operations, grant: Grant, end: End) -> None:
 def _release(
     operations: Operations, grant: Grant, opened: Mapping[RuleKey, str], rule_keys: set[RuleKey]
 ) -> Snapshot:
-    """Drop a grant's claim. Where the ledger knows nothing of it, what it has opened is found first, and
-    recorded.
+    """Drop a grant's claim. Where the ledger has no trace of it, search for its rules and record them first.
 
-    In the same write, so that the released grant on record says that this was done. The keys of what was
-    found are added to `rule_keys`. Raises RuleUnsettled while an attempt that the ledger lost could go
-    unseen.
+    One write does both, so that a released grant on record proves the search. The keys that the search adds
+    are added to `rule_keys`. Raises RuleUnsettled while a rule of an attempt that the ledger lost may be
+    hidden.
     """
-    found: dict[RuleKey, set[str]] = {}
-    searched = unseen = False
+    lost_ids: dict[RuleKey, set[str]] = {}
+    searched = may_be_hidden = False
 
     def transition(ledger: Ledger) -> Ledger:
-        if not ledger.has_trace(grant.id) and (unseen or not searched):
-            return record_found(ledger, found, operations.clock())
-        return record_found(release(ledger, grant.id, operations.clock()), found, operations.clock())
+        if not ledger.has_trace(grant.id) and (may_be_hidden or not searched):
+            return record_found(ledger, lost_ids, operations.clock())
+        return record_found(release(ledger, grant.id, operations.clock()), lost_ids, operations.clock())
 
     snapshot = operations.change(grant.source, transition)
     if not snapshot.ledger.has_trace(grant.id):
-        found, unseen = _find_lost(operations, grant, opened)
+        lost_ids, may_be_hidden = _find_lost(operations, grant, opened)
         searched = True
-        rule_keys.update(found)
+        rule_keys.update(lost_ids)
         snapshot = operations.change(grant.source, transition, snapshot)
     if not snapshot.ledger.has_trace(grant.id):
         finish_closing(operations, grant.source, rule_keys, snapshot)
-        raise RuleUnsettled(f"what was authorized for {grant.id} cannot be known yet")
+        raise RuleUnsettled(f"which rules were authorized for {grant.id} is not known yet")
     return snapshot
 
 
 def _find_lost(
     operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]
 ) -> tuple[dict[RuleKey, set[str]], bool]:
-    """Find what a grant has opened that its ledger may have lost; and say whether an attempt could go unseen
-    yet.
-    """
+    """Search for a grant's rules that its ledger may have lost: (ids by key, whether more may be hidden)."""
     record, now = operations.trail.get(grant.id), operations.clock()
     own = own_rules(record) if record else {}
-    found: dict[RuleKey, set[str]] = {}
+    lost_ids: dict[RuleKey, set[str]] = {}
     if record and record.authorized_at and now < record.authorized_at + SETTLES:
-        # EC2 may not show them yet. Later only what it shows counts: the rest was revoked, perhaps by an
-        # earlier try of this close, and a slow close that waited for those ids again would never end.
-        found = {key: {rule_id} for key, rule_id in own.items()}
+        # EC2 may not show them yet. Later only rules that it shows count: the rest were revoked, perhaps by
+        # an earlier try of this close, and a slow close that waited for those ids again would never end.
+        lost_ids = {key: {rule_id} for key, rule_id in own.items()}
     for rule in (*operations.ingress.tagged(grant.id), *_named(operations, grant, {**own, **opened})):
-        found.setdefault(rule.key, set()).add(rule.id)
+        lost_ids.setdefault(rule.key, set()).add(rule.id)
     ended_at = record.ended_at if record and not record.unopened and not record.authorized_at else None
-    return found, bool(ended_at and operations.clock() < ended_at + SETTLES)
+    return lost_ids, bool(ended_at and operations.clock() < ended_at + SETTLES)
 
 
 def _named(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) -> list[Rule]:
     """List the rules that an execution's state names by id, and that are this grant's.
 
-    Anybody may have written that state. So only what EC2 shows counts: Knock's own, made for this grant, or
+    That state may be forged. So only rules count that EC2 shows as Knock's own, and as made for this grant or
     of a key that this grant may have, since it shares such rules with other grants of its source.
     """
     shown, own_keys = operations.ingress.show(opened.values()), grant.rule_keys
@@ -219,17 +214,17 @@ def _named(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) 
 
 @dataclass(slots=True)
 class _Sweep:
-    """What one pass over closing rules came to."""
+    """The results of one pass over closing rules."""
 
     gone: dict[RuleKey, set[str]] = field(default_factory=dict)
-    found: dict[RuleKey, set[str]] = field(default_factory=dict)
+    new_ids: dict[RuleKey, set[str]] = field(default_factory=dict)
     silent: dict[RuleKey, frozenset[str]] = field(default_factory=dict)
     failures: list[KnockError] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
 
     @property
     def progress(self) -> bool:
-        return bool(self.gone or self.found or self.silent)
+        return bool(self.gone or self.new_ids or self.silent)
 
 
 def finish_closing(
@@ -239,11 +234,11 @@ def finish_closing(
     snapshot: Snapshot | None = None,
     revoked: list[str] | None = None,
 ) -> Snapshot:
-    """Revoke those of some rules that are closing, until none is; anybody may. Gives the ledger as it then
-    is.
+    """Revoke those of some rules that are closing, until none is. Gives the ledger as it then is.
 
-    Goes on to the other rules when one fails, and then raises the first failure; RuleUnsettled where what is
-    left cannot be known yet. Ids that EC2 named as removed are added to `revoked`.
+    Every run may, for any grant. Goes on to the other rules when one fails, and then raises the first
+    failure; RuleUnsettled where results are not known yet. Ids that EC2 named as removed are added to
+    `revoked`.
     """
     wanted = frozenset(rule_keys)
     for _ in range(SWEEPS):
@@ -261,21 +256,21 @@ def finish_closing(
             for failure in sweep.failures:
                 raise failure
             break
-    raise RuleUnsettled(f"what became of {len(closing)} rules of {source} cannot be known yet")
+    raise RuleUnsettled(f"whether {len(closing)} rules of {source} are gone is not known yet")
 
 
 def _record(ledger: Ledger, sweep: _Sweep, operations: Operations) -> Ledger:
     now = operations.clock()
     ledger = record_revoked(ledger, sweep.gone, sweep.silent, now)
-    # What was seen as closing may be open by now, and what a list then showed is for its claimants to find.
-    found = {key: ids for key, ids in sweep.found.items() if (rule := ledger.rules.get(key)) and rule.closing}
-    return record_found(ledger, found, now)
+    # A rule that was closing may be open again by now: its ids are then for its claimants' runs to find.
+    closing = {
+        key: ids for key, ids in sweep.new_ids.items() if (rule := ledger.rules.get(key)) and rule.closing
+    }
+    return record_found(ledger, closing, now)
 
 
 def _sweep(operations: Operations, ledger: Ledger, closing: Mapping[RuleKey, LedgerRule]) -> _Sweep:
-    """Revoke what is closing, group by group, and look for what attempts came to. Stops when there is much to
-    record.
-    """
+    """Revoke closing rules, group by group, and look for attempts' rules. Stops after PROGRESS to record."""
     sweep, began = _Sweep(), operations.clock()
     groups: dict[str, dict[RuleKey, LedgerRule]] = {}
     for key, rule in closing.items():
@@ -290,7 +285,7 @@ def _sweep(operations: Operations, ledger: Ledger, closing: Mapping[RuleKey, Led
         if rule.attempts and rule.ids.keys() <= sweep.gone.get(key, set())
     }
     if attempted:
-        _look_for(operations, ledger, attempted, sweep)
+        _find_attempted(operations, ledger, attempted, sweep)
     return sweep
 
 
@@ -321,17 +316,15 @@ def _revoke_group(
         sweep.revoked += sorted(removed)
         for name in batch:
             key, at = ids[name]
-            # EC2 may not know an id yet that it gave a moment ago: NotFound says nothing of a young one.
+            # EC2 may not know an id yet that it gave a moment ago: NotFound proves nothing of a young one.
             if name in removed or operations.clock() >= at + SETTLES:
                 sweep.gone.setdefault(key, set()).add(name)
 
 
-def _look_for(
+def _find_attempted(
     operations: Operations, ledger: Ledger, attempted: Mapping[RuleKey, LedgerRule], sweep: _Sweep
 ) -> None:
-    """Look in EC2 for what attempts without a result came to. Nothing shown proves something when they are
-    quiescent.
-    """
+    """Find the rules of attempts without a result. That EC2 shows none counts once they are quiescent."""
     asked_at = operations.clock()
     try:
         shown = operations.ingress.find({key.group for key in attempted})
@@ -340,16 +333,16 @@ def _look_for(
         return
     for key, rule in attempted.items():
         gone = sweep.gone.get(key, set())
-        there = {
-            one.id
-            for one in shown
-            if one.key == key
-            and operations.ingress.is_ours(one)
-            and one.id not in gone
-            and not ledger.knows(one.id)
+        new_ids = {
+            listed.id
+            for listed in shown
+            if listed.key == key
+            and operations.ingress.is_ours(listed)
+            and listed.id not in gone
+            and not ledger.knows(listed.id)
         }
-        if there:
-            sweep.found[key] = there
+        if new_ids:
+            sweep.new_ids[key] = new_ids
         elif all(quiescent(attempt, asked_at) for attempt in rule.attempts):
             sweep.silent[key] = rule.attempts
 
@@ -362,19 +355,19 @@ def force(
 ) -> Revocation:
     """Close a grant, without trail and ledger if need be.
 
-    With them this is `close`, and what an earlier try revoked by force is recorded as lost. Without them,
-    permanent errors of theirs included, the rules that are certainly this grant's own go, whoever else claims
-    them: access may then end early, never late. The error is raised all the same, so that this runs again
-    until the trail can tell.
+    With them this is `close`, and the ids that an earlier try revoked by force are recorded as lost. Without
+    them, on their permanent errors too, the rules that are certainly this grant's own are revoked, also where
+    other grants claim them: access may then end early, never late. The error is raised all the same, so that
+    the task is retried until the close is on record.
     """
     try:
         _record_forced(operations, grant, opened or {})
         return close(operations, grant, end, opened)
     except (IngressRefused, IngressThrottled, IngressUnavailable, RuleUnsettled):
-        raise  # trail and ledger are there, and EC2 is what holds things up
+        raise  # trail and ledger answer: the failure is EC2's
     except (GrantNotFound, EngineUnavailable):
-        raise  # the trail is there, and knows of no such grant
-    except Exception:  # whatever is wrong with trail or ledger, the door is closed
+        raise  # the trail answers, and holds no such grant
+    except Exception:  # whatever fails in trail or ledger, the rules are revoked
         operations.count("RevocationForced", 1)
         logger.exception("revoking_by_force", extra={"grant_id": grant.id})
         revoke_own(operations, grant.id, lambda: _shared(operations, grant, opened or {}))
@@ -382,10 +375,10 @@ def force(
 
 
 def _shared(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) -> list[Rule]:
-    """List the rules that a grant has though they may carry another's tag: by its state, and by the trail if
-    it answers.
+    """List a grant's rules that may carry another's tag: by its execution's state, and by the trail if it
+    answers.
 
-    The state of a stopped execution is not at hand, and it may be the ledger alone that cannot be had.
+    An event of a stopped execution carries no state, and the ledger may fail while the trail answers.
     """
     with suppress(KnockError):
         record = operations.trail.get(grant.id)
@@ -394,7 +387,7 @@ def _shared(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str])
 
 
 def _record_forced(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) -> None:
-    """Record as lost those of the execution's own ids that EC2, asked long after, does not show any more."""
+    """Record as lost those of the execution's own ids that EC2, SETTLES after their record, does not show."""
     if not opened:
         return
     snapshot = operations.ledgers.read(grant.source)
@@ -417,17 +410,17 @@ def _record_forced(operations: Operations, grant: Grant, opened: Mapping[RuleKey
 def revoke_own(operations: Operations, grant_id: str, named: Callable[[], list[Rule]] = list) -> list[str]:
     """Revoke the rules that EC2 shows as Knock's and as this grant's: by its tag, and by its state.
 
-    Nothing else of the source is touched, so that a door that opens later is not shut by a try that comes
-    again. Goes on when one fails, and then raises the first failure.
+    No other rule of the source is touched, so that a retry closes no grant that opened meanwhile. Goes on
+    when one fails, and then raises the first failure.
     """
     ingress = operations.ingress
     failures: list[KnockError] = []
     rules: dict[str, Rule] = {}
     revoked: list[str] = []
-    looks: list[Callable[[], list[Rule]]] = [lambda: ingress.tagged(grant_id), named]
-    for look in looks:
+    listings: list[Callable[[], list[Rule]]] = [lambda: ingress.tagged(grant_id), named]
+    for list_rules in listings:
         try:
-            rules |= {rule.id: rule for rule in look()}
+            rules |= {rule.id: rule for rule in list_rules()}
         except KnockError as error:
             failures.append(error)
     for rule in rules.values():
@@ -445,22 +438,22 @@ def revoke_own(operations: Operations, grant_id: str, named: Callable[[], list[R
 def close_tagged(operations: Operations, grant_id: str) -> list[str]:
     """Close, through their sources' ledgers, the rules that carry the tag of a grant that has no record.
 
-    What such a grant claims there is released. Gives the ids revoked.
+    Such a grant's claims there are released. Gives the ids revoked.
     """
     revoked: list[str] = []
     by_source: dict[str, dict[RuleKey, set[str]]] = {}
     for rule in operations.ingress.tagged(grant_id):
         by_source.setdefault(rule.key.cidr, {}).setdefault(rule.key, set()).add(rule.id)
-    for source, found in by_source.items():
+    for source, tagged in by_source.items():
         snapshot = operations.change(
             source,
-            lambda ledger, f=found: _found_without_claim(ledger, f, grant_id, operations.clock()),  # type: ignore[misc]
+            lambda ledger, t=tagged: _release_and_record(ledger, t, grant_id, operations.clock()),  # type: ignore[misc]
         )
-        finish_closing(operations, source, found, snapshot, revoked)
+        finish_closing(operations, source, tagged, snapshot, revoked)
     return revoked
 
 
-def _found_without_claim(
-    ledger: Ledger, found: Mapping[RuleKey, set[str]], grant_id: str, now: datetime
+def _release_and_record(
+    ledger: Ledger, ids_by_key: Mapping[RuleKey, set[str]], grant_id: str, now: datetime
 ) -> Ledger:
-    return record_found(release(ledger, grant_id, now), found, now)
+    return record_found(release(ledger, grant_id, now), ids_by_key, now)

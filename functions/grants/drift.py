@@ -1,13 +1,13 @@
 """The drift guard: compares the trail, the ledgers, the rules tagged for this stack and running executions.
 
-It is a smoke detector, not a sweeper: nothing depends on it but what a lost stop event left, and it is
-expected to find nothing. It closes what should be closed, through the ledger as everybody does, and never
+It is a smoke detector, not a sweeper: only a grant whose stop event was lost depends on it, and it is
+expected to find nothing. It closes what should be closed through the ledger, as every close does, and never
 touches a foreign rule.
 
-Each step stands alone: one that fails is a finding, and the others go on. What cannot be read, and times in
-the future, are findings too. What happened in the last GRACE is left alone: its own machinery is at work on
-it. Rules are listed before the ledgers are read: a claim is written before its rule, so the ledgers explain
-every rule in the list.
+Each step stands alone: one that fails is a finding, and the others go on. Items that cannot be read, and
+times in the future, are findings too. Changes of the last GRACE are left alone: their own runs and retries
+may not be done. Rules are listed before the ledgers are read: a claim is written before its rule, so the
+ledgers explain every rule in the list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .values import Record, Rule, RuleKey, State, show_time, when_named
 
 logger = logging.getLogger("knock")
 
-BY = "the drift guard"  # who ended a grant, in the trail
+BY = "the drift guard"  # as the trail names it, in `ended_by`
 
 UNCLAIMED_RULE = "rule without a live claim"
 GONE_EXECUTION = "live grant without an execution"
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that should not be, and what was done about it."""
+    """One drift, and what the guard did about it."""
 
     kind: str
     grant_id: str
@@ -58,10 +58,10 @@ class Finding:
 
 
 def guard(operations: Operations) -> Iterator[Finding]:
-    """Find every drift and mend it, one at a time; each finding is given as soon as it is made.
+    """Find every drift and repair it, one at a time; each finding is given as soon as it is made.
 
-    Twice finds nothing the second time, but for what is only reported: a live claim whose rule is missing,
-    since somebody took it away by hand and may have meant it, what cannot be read, and times in the future.
+    A second run finds nothing but what the first only reported: a live claim whose rule is missing, since an
+    operator may have removed it on purpose, items that cannot be read, and times in the future.
     """
     return _Guard(operations).findings()
 
@@ -74,62 +74,62 @@ class _Guard:
     running: dict[str, datetime] | None = None
     records: dict[str, Record] = field(default_factory=dict)
     ledgers: dict[str, Snapshot] = field(default_factory=dict)
-    unread: set[str] = field(default_factory=set)  # grants whose records cannot be read
-    unknown: set[str] | None = None  # sources whose ledgers cannot be read; None where none could be listed
+    unreadable_grants: set[str] = field(default_factory=set)  # grants whose records cannot be read
+    unreadable_sources: set[str] | None = None  # sources whose ledgers cannot be read; None: not listed
 
     def __post_init__(self) -> None:
         self.now = self.operations.clock()
 
     def findings(self) -> Iterator[Finding]:
         operations = self.operations
-        self.rules = yield from self._look("rules", operations.ingress.ours)
-        self.running = yield from self._look("executions", lambda: dict(operations.executions.running()))
-        records = yield from self._look("trail", lambda: list(operations.trail.unclosed()))
-        ledgers = yield from self._look("ledgers", lambda: list(operations.ledgers.all()))
+        self.rules = yield from self._list_side("rules", operations.ingress.ours)
+        self.running = yield from self._list_side("executions", lambda: dict(operations.executions.running()))
+        records = yield from self._list_side("trail", lambda: list(operations.trail.unclosed()))
+        ledgers = yield from self._list_side("ledgers", lambda: list(operations.ledgers.all()))
         for item in (*(records or ()), *(ledgers or ())):
             if isinstance(item, Unreadable):
                 yield Finding(UNREADABLE, item.name, "", f"reported: {item.why}"[:300])
         if ledgers is not None:
-            self.unknown = {item.name for item in ledgers if isinstance(item, Unreadable)}
-        self.unread = {item.name for item in records or () if isinstance(item, Unreadable)}
+            self.unreadable_sources = {item.name for item in ledgers if isinstance(item, Unreadable)}
+        self.unreadable_grants = {item.name for item in records or () if isinstance(item, Unreadable)}
         self.records = {item.id: item for item in records or () if isinstance(item, Record)}
         self.ledgers = {item.ledger.source: item for item in ledgers or () if isinstance(item, Snapshot)}
         for record in self.records.values():
-            yield from self._each(record.id, self._of_record(record))
+            yield from self._step(record.id, self._of_record(record))
         if records is not None and ledgers is not None:
             for snapshot in self.ledgers.values():
-                yield from self._each(snapshot.ledger.source, self._of_ledger(snapshot))
+                yield from self._step(snapshot.ledger.source, self._of_ledger(snapshot))
             for rule in self.rules or ():
-                yield from self._each(rule.grant_id or "", self._of_rule(rule))
+                yield from self._step(rule.grant_id or "", self._of_rule(rule))
         for name, started in sorted((self.running or {}).items()):
-            if name not in self.records.keys() | self.unread:
-                yield from self._each(name, self._of_execution(name, started))
+            if name not in self.records.keys() | self.unreadable_grants:
+                yield from self._step(name, self._of_execution(name, started))
 
-    def _look(self, what: str, look: Callable[[], T]) -> Generator[Finding, None, T | None]:
-        """Look at one side of the comparison; None, and a finding, where that fails."""
+    def _list_side(self, side: str, listing: Callable[[], T]) -> Generator[Finding, None, T | None]:
+        """List one side of the comparison; None, and a finding, where that fails."""
         try:
-            return look()
+            return listing()
         except KnockError as error:
-            logger.exception("drift_not_looked_for", extra={"what": what})
-            yield Finding(NOT_LOOKED, "", "", f"failed: the {what} could not be listed: {error}")
+            logger.exception("drift_check_failed", extra={"side": side})
+            yield Finding(NOT_LOOKED, "", "", f"failed: the {side} could not be listed: {error}")
             return None
 
-    def _each(self, name: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    def _step(self, name: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Give the findings of one step; one that fails is a finding too, and stops no other step."""
         try:
             yield from findings
         except KnockError as error:
-            logger.exception("drift_not_looked_for", extra={"grant_id": name})
+            logger.exception("drift_check_failed", extra={"grant_id": name})
             yield Finding(NOT_LOOKED, name, "", f"failed: {error}")
 
     def _recent(self, at: datetime) -> bool:
         return abs(self.now - at) < GRACE
 
-    def _future(self, grant_id: str, what: str, times: Iterable[datetime | None]) -> Iterator[Finding]:
-        """Report a time that is still to come: what waits for it would wait for as long."""
+    def _future(self, grant_id: str, source: str, times: Iterable[datetime | None]) -> Iterator[Finding]:
+        """Report a time that is still to come: steps that wait for it would wait for as long."""
         at = max((at for at in times if at), default=self.now)
         if at >= self.now + GRACE:
-            yield Finding(FUTURE, grant_id, what, f"reported: {show_time(at)}")
+            yield Finding(FUTURE, grant_id, source, f"reported: {show_time(at)}")
 
     # ------------------------------------------------------------------ one grant, one ledger, one rule, …
 
@@ -153,22 +153,23 @@ class _Guard:
         yield from self._of_live(record)
 
     def _of_live(self, record: Record) -> Iterator[Finding]:
-        """Report what a live grant lacks: its claim, or a rule somebody took away."""
+        """Report what a live grant lacks: its claim, or a rule that was removed by hand."""
         snapshot = self.ledgers.get(record.grant.source)
         if not record.authorized_at or self.rules is None:
             return
         claim = snapshot.ledger.claims.get(record.id) if snapshot else None
-        own, found = own_rules(record), list[Finding]()
-        if claim is None and own and self.unknown is not None and record.grant.source not in self.unknown:
-            found.append(Finding(MISSING_CLAIM, record.id, "", "reported: its rules are closed at its end"))
-        there = {rule.key for rule in self.rules}
-        for key in sorted(own.keys() - there):
+        own, lacking = own_rules(record), list[Finding]()
+        unreadable = self.unreadable_sources
+        if claim is None and own and unreadable is not None and record.grant.source not in unreadable:
+            lacking.append(Finding(MISSING_CLAIM, record.id, "", "reported: its rules are closed at its end"))
+        listed = {rule.key for rule in self.rules}
+        for key in sorted(own.keys() - listed):
             if not any(rule.key == key for rule in self.operations.ingress.find([key.group])):
-                found.append(Finding(MISSING_RULE, record.id, str(key), "reported"))
-        if found:
-            now = self.operations.trail.get(record.id)
-            if now and now.state == "live":  # else it has ended since it was listed, and rightly lacks both
-                yield from found
+                lacking.append(Finding(MISSING_RULE, record.id, str(key), "reported"))
+        if lacking:
+            current = self.operations.trail.get(record.id)
+            if current and current.state == "live":  # else it ended since it was listed
+                yield from lacking
 
     def _close(self, kind: str, record: Record, how: State, reason: str) -> Finding:
         end = End(how, BY, reason, closer=BY)
@@ -176,10 +177,10 @@ class _Guard:
         def act() -> str:
             return _closed(close(self.operations, record.grant, end, own_rules(record)).revoked)
 
-        return _mend(kind, record.id, "", act)
+        return _repair(kind, record.id, "", act)
 
     def _of_ledger(self, snapshot: Snapshot) -> Iterator[Finding]:
-        """Release claims of grants that are over, finish what is closing, and drop what time has ended."""
+        """Release claims of ended grants, finish what is closing, and tidy the ledger."""
         operations, source, ledger = self.operations, snapshot.ledger.source, snapshot.ledger
         rules = ledger.rules.values()
         attempts = {attempted_at(attempt) for rule in rules for attempt in rule.attempts}
@@ -189,21 +190,20 @@ class _Guard:
         )
         for grant_id in sorted(snapshot.ledger.claims):
             if self._is_over(grant_id):
-                yield _mend(
+                yield _repair(
                     LEFT_CLAIM,
                     grant_id,
                     "",
                     lambda name=grant_id: self._release(source, name),  # type: ignore[misc]
                 )
-        old = set() if any(map(self._recent, ledger.released.values())) else self._left_closing(ledger)
-        if old:
-            yield _mend(
-                UNCLAIMED_RULE, "", ", ".join(map(str, sorted(old)))[:300], lambda: self._finish(source, old)
-            )
+        left = set() if any(map(self._recent, ledger.released.values())) else self._left_closing(ledger)
+        if left:
+            keys = ", ".join(map(str, sorted(left)))[:300]
+            yield _repair(UNCLAIMED_RULE, "", keys, lambda: self._finish(source, left))
         operations.change(source, lambda ledger: tidy(ledger, operations.clock()))
 
     def _left_closing(self, ledger: Ledger) -> set[RuleKey]:
-        """Give the rules that are closing, and that nobody is at work on."""
+        """Give the closing rules that no recent run is closing."""
         unclosed = (record for record in self.records.values() if record.grant.source == ledger.source)
         ending = (r.grant for r in unclosed if self._recent(r.ended_at or r.grant.expires_at))
         busy = {key for grant in ending for key in grant.rule_keys}
@@ -214,10 +214,10 @@ class _Guard:
         }
 
     def _is_over(self, grant_id: str) -> bool:
-        """Say whether a claim's grant is over: it has ended, or it has neither a record nor an execution."""
+        """Say whether a claim's grant has ended: it is closed, or has no record and no running execution."""
         at = when_named(grant_id)
-        if grant_id in self.records.keys() | self.unread or (at and self._recent(at)):
-            return False  # an unclosed one is closed by its record, and an unreadable one is reported
+        if grant_id in self.records.keys() | self.unreadable_grants or (at and self._recent(at)):
+            return False  # an unclosed grant is closed by its record, and an unreadable record is reported
         record = self.operations.trail.get(grant_id)
         if record is not None:
             return record.closed_at is not None and not self._recent(record.closed_at)
@@ -237,12 +237,12 @@ class _Guard:
         return _closed(revoked)
 
     def _of_rule(self, rule: Rule) -> Iterator[Finding]:
-        """Find a rule of Knock's that no ledger knows: closed, unless a live grant opened or claims it."""
+        """Close a rule of Knock's that no ledger knows, unless a live grant opened or claims it."""
         if any(snapshot.ledger.knows(rule.id) for snapshot in self.ledgers.values()):
             return
         record = self.records.get(rule.grant_id or "")
         if record and (record.live_at(self.now) or self._recent(record.grant.expires_at)):
-            return  # its own end finds the rule by its tag
+            return  # the grant's own close finds the rule by its tag
         source = record.grant.source if record else rule.key.cidr
         closed: list[str] = []
 
@@ -254,19 +254,19 @@ class _Guard:
             finish_closing(operations, source, {rule.key}, snapshot, closed)
             return _closed(closed)
 
-        finding = _mend(UNCLAIMED_RULE, rule.grant_id or "", f"{rule.id} {rule.key}", act)
+        finding = _repair(UNCLAIMED_RULE, rule.grant_id or "", f"{rule.id} {rule.key}", act)
         if closed or finding.did.startswith("failed"):
             yield finding
 
     def _of_execution(self, name: str, started: datetime) -> Iterator[Finding]:
-        """Stop an execution that outlived its grant: the console's list is of live grants."""
+        """Stop an execution that outlived its grant: running executions are the live grants."""
         record = self.operations.trail.get(name)
         if record is None:
             if not self._recent(started):
                 yield Finding(LEFT_EXECUTION, name, "", "reported: the trail holds no such grant")
         elif record.ended_at and record.closed_at and not self._recent(record.ended_at):
             cause = f"the grant is {record.state}"
-            yield _mend(
+            yield _repair(
                 LEFT_EXECUTION,
                 name,
                 "",
@@ -281,12 +281,12 @@ def _closed(rules: Iterable[str]) -> str:
     return f"closed {names}" if names else "closed; nothing was open"
 
 
-def _mend(kind: str, grant_id: str, rule: str, act: Callable[[], str]) -> Finding:
+def _repair(kind: str, grant_id: str, rule: str, act: Callable[[], str]) -> Finding:
     try:
         did = act()
     except GrantNotFound:
         did = "gone by itself"
     except KnockError as error:
-        logger.exception("drift_not_mended", extra={"grant_id": grant_id, "kind": kind})
+        logger.exception("drift_repair_failed", extra={"grant_id": grant_id, "kind": kind})
         did = f"failed: {error}"
     return Finding(kind, grant_id, rule, did)

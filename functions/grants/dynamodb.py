@@ -1,9 +1,9 @@
 """DynamoDB as a store: one table, its items by `name`. Every method is one call, or one a page.
 
-Only single-item writes with one condition are used, as SimpleDB has no others. What an invariant rests on,
-`get` and every condition, is read from the table, consistently. Queries go by a global secondary index, which
-may lag by about a second: they are for people, for the guard, which looks minutes back, and for how many
-grants are live.
+Only single-item writes with one condition are used, as SimpleDB has no others. `get` and every condition, on
+which invariants rest, read the table consistently. Queries read a global secondary index, which may lag by
+about a second: they are for lists, for the guard, which leaves recent changes alone, and to count live
+grants.
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/HowItWorks.ReadConsistency.html
 
 A single value is a string, a set a string set:
@@ -37,7 +37,7 @@ TRANSIENT = {
 }
 
 # Errors whose message says which table, key or index is wrong. That of a missing permission names the
-# account, which is not for everyone who holds a key.
+# account, which holders of keys are not to see.
 EXPLAINED = {"ResourceNotFoundException", "ValidationException"}
 
 # Each has this attribute as its partition key and `order` as its sort key; the most selective first.
@@ -101,11 +101,11 @@ class DynamoDb:
     ) -> Iterator[tuple[str, Values]]:
         """Walk through items; `newest_first` takes one of INDEXES among the conditions.
 
-        Where an index is used, what has no `order` is not found. Only `=` looks into sets.
+        Where an index is used, items without `order` are left out. Only `=` looks into sets.
         """
         if newest_first and not _index(where):
             raise ValueError("without an index there is no order")
-        # DynamoDB's limit counts what it looks at, not what it finds.
+        # DynamoDB's limit counts the items it reads, before the filter.
         for answer in self._pages(where, newest_first=newest_first, Limit=max(page, SMALLEST_PAGE)):
             for item in answer["Items"]:
                 if "S" not in item.get("name", {}):
@@ -126,18 +126,18 @@ class DynamoDb:
         https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Query.FilterExpression.html
         """
         key = _index(where)
-        if key and any(sum(one.attribute == it for one in where) > 1 for it in (key, "order")):
+        if key and any(sum(w.attribute == name for w in where) > 1 for name in (key, "order")):
             raise ValueError(f"the index of {key} takes one condition on it, and one on order")
         names: dict[str, str] = {}
         texts: dict[str, Any] = {}
         key_terms, terms = [], []
-        for number, one in enumerate(where):
-            name, value = _name(one.attribute, names), f":w{number}"
-            texts[value] = {"S": one.text}
-            term = f"{name} {one.is_} {value}"
-            if key and one.attribute in (key, "order"):
+        for number, condition in enumerate(where):
+            name, value = _name(condition.attribute, names), f":w{number}"
+            texts[value] = {"S": condition.text}
+            term = f"{name} {condition.is_} {value}"
+            if key and condition.attribute in (key, "order"):
                 key_terms.append(term)
-            elif one.is_ == "=":
+            elif condition.is_ == "=":
                 texts[":ss"] = {"S": "SS"}  # an attribute that is a set has the text if it contains it
                 terms.append(f"({term} or (attribute_type({name}, :ss) and contains({name}, {value})))")
             else:
@@ -161,7 +161,7 @@ class DynamoDb:
     def _write(self, operation: str, name: str, expected: Expected | None, **arguments: Any) -> None:
         try:
             self._call(operation, Key=_key(name), **arguments)
-        except _Failed as failed:
+        except _ConditionFailed as failed:
             item = failed.item if failed.item is not None else self.get(name)
             raise Conflict(missing=expected is None or expected.attribute not in item) from failed
 
@@ -172,7 +172,7 @@ class DynamoDb:
             code = error.response["Error"]["Code"]
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code == "ConditionalCheckFailedException":
-                raise _Failed(error.response.get("Item")) from error  # type: ignore[arg-type]
+                raise _ConditionFailed(error.response.get("Item")) from error  # type: ignore[arg-type]
             if code in TRANSIENT or status >= 500:
                 raise StoreUnavailable(f"DynamoDB answered {code} to {operation}") from error
             text = f"DynamoDB answered {code} to {operation} of {self._table}"
@@ -185,13 +185,13 @@ class DynamoDb:
 
 
 def _index(where: Sequence[Where]) -> str | None:
-    """Give the attribute whose index fits a query best, if any does. No key is empty, or asked to be."""
-    equal = {one.attribute for one in where if one.is_ == "=" and one.text}
+    """Give the attribute whose index fits a query best, if any does. A key cannot be an empty text."""
+    equal = {condition.attribute for condition in where if condition.is_ == "=" and condition.text}
     return next((attribute for attribute in INDEXES if attribute in equal), None)
 
 
-class _Failed(Exception):
-    """The condition did not hold; `item` is what there is, where DynamoDB says so."""
+class _ConditionFailed(Exception):
+    """The condition did not hold; `item` is the item as it is, where DynamoDB returns it."""
 
     def __init__(self, item: Mapping[str, Any] | None) -> None:
         super().__init__()
@@ -209,8 +209,8 @@ def _name(attribute: str, names: dict[str, str]) -> str:
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/ReservedWords.html
     """
-    known = next((placeholder for placeholder, name in names.items() if name == attribute), None)
-    placeholder = known or f"#{len(names):x}"
+    used = next((placeholder for placeholder, name in names.items() if name == attribute), None)
+    placeholder = used or f"#{len(names):x}"
     names[placeholder] = attribute
     return placeholder
 
@@ -238,8 +238,8 @@ def _values(item: Mapping[str, Any]) -> Values:
 def _texts(value: Mapping[str, Any]) -> tuple[str, ...]:
     """Read an attribute.
 
-    One of another type was made by hand; as two texts it is a value to no reader, and an item that cannot be
-    read is named, while a list goes on.
+    One of another type was written by hand. As two texts no reader takes it for a value, so its item is
+    reported as unreadable, and a list goes on.
     """
     ((kind, content),) = value.items()
     if kind == "S":

@@ -33,7 +33,7 @@ class Executions:
     def start(self, grant: Grant) -> None:
         """Start the grant's execution. Twice is once: the same name and input are one execution.
 
-        A name that exists with another state is also ours: the id follows from the input.
+        Any execution of this name is the grant's, an ended one too: the id follows from the input.
         https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html
         """
         try:
@@ -87,14 +87,14 @@ class Executions:
 
 
 class Closings:
-    """The executions of the state machine that closes grants from outside theirs, however long that takes."""
+    """The executions of the state machine that closes grants from outside their own executions."""
 
     def __init__(self, client: BaseClient, machine_arn: str) -> None:
         self._client: Any = client
         self._machine_arn = machine_arn
 
     def start(self, grant_id: str, closing: Mapping[str, Any]) -> None:
-        """Start one. Each call is one of its own: closing twice is once."""
+        """Start an execution that closes a grant. Each call starts another: closing twice is once."""
         name = f"{grant_id[:63]}_{os.urandom(8).hex()}"
         try:
             self._client.start_execution(

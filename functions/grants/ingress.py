@@ -1,11 +1,11 @@
 """EC2 security group rules, several of one group a call.
 
-Answers are answers: RuleDuplicate, RuleNotFound, GroupFull and GroupGone say that a call was refused as a
-whole and changed nothing. Every method is one call to EC2, or one a page.
+RuleDuplicate, RuleNotFound, GroupFull and GroupGone say that EC2 refused a call as a whole and changed
+nothing. Every method is one call to EC2, or one a page.
 
-EC2 adds several permissions of one call all or none
-(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_AuthorizeSecurityGroupIngress.html): who hears of
-a refusal tries one at a time.
+EC2 adds the permissions of one call all or none
+(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_AuthorizeSecurityGroupIngress.html): after a
+refusal, `opening` and `closing` send one rule a call.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ GONE = {"InvalidPermission.NotFound", "InvalidSecurityGroupRuleId.NotFound", "In
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A security group as EC2 shows it: its tags, the rules it has, and how many of them count for a
-    family."""
+    """A security group as EC2 shows it: its tags, its rules, and how many count for each IP version."""
 
     id: str
     tags: Mapping[str, str]
@@ -61,7 +60,7 @@ class Ingress:
         try:
             answer = self._client.authorize_security_group_ingress(
                 GroupId=group,
-                IpPermissions=[_permission(one, cidr, grant_id) for one in ports],
+                IpPermissions=[_permission(range_, cidr, grant_id) for range_ in ports],
                 TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": tags}],
             )
         except ClientError as error:
@@ -76,16 +75,16 @@ class Ingress:
         except BotoCoreError as error:
             raise IngressUnavailable(f"EC2 did not answer: {type(error).__name__}") from error
         rules = [rule for value in answer["SecurityGroupRules"] if (rule := _rule(value))]
-        made = {rule.key: rule.id for rule in rules}
-        if made.keys() != {RuleKey(group, one, cidr) for one in ports}:
+        rule_ids = {rule.key: rule.id for rule in rules}
+        if rule_ids.keys() != {RuleKey(group, range_, cidr) for range_ in ports}:
             raise IngressUnavailable(f"EC2's answer about {group} names other rules than were asked for")
-        return made
+        return rule_ids
 
     def revoke(self, group: str, rule_ids: Sequence[str]) -> frozenset[str]:
-        """Remove rules of one group by their ids, in one call. Gives those that EC2 names as removed.
+        """Remove rules of one group by their ids, in one call. Gives the ids that EC2 names as removed.
 
-        EC2 may answer success for what was not there, so an id that the answer does not name counts as not
-        known:
+        EC2 may answer success for an id that it does not know, so one that the answer does not name is not
+        among them:
         https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupIngress.html
         Raises RuleNotFound where it refused the call as a whole; IngressThrottled, IngressUnavailable,
         IngressRefused.
@@ -104,8 +103,7 @@ class Ingress:
         return frozenset(removed & set(rule_ids))
 
     def groups(self, groups: Iterable[str]) -> dict[str, Group]:
-        """Describe those of some groups that there are: tags, rules and room at once. Eventually
-        consistent."""
+        """Describe those of some groups that exist: tags, rules and room at once. Eventually consistent."""
         pages = self._pages("describe_security_groups", "SecurityGroups", "group-id", groups)
         return {value["GroupId"]: _group(value) for value in pages}
 
@@ -118,10 +116,10 @@ class Ingress:
         return self._describe("group-id", groups)
 
     def tagged(self, grant_id: str) -> list[Rule]:
-        """List the rules that were made for a grant, in whatever group. Eventually consistent, as `find`."""
-        made = self._describe(f"tag:{TAG_GRANT}", [grant_id])
+        """List the rules tagged with a grant's id, in all groups. Eventually consistent, as `find`."""
+        matching = self._describe(f"tag:{TAG_GRANT}", [grant_id])
         # A filter reads * and ? as wildcards: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html
-        return [rule for rule in made if self.is_ours(rule) and rule.grant_id == grant_id]
+        return [rule for rule in matching if self.is_ours(rule) and rule.grant_id == grant_id]
 
     def show(self, rule_ids: Iterable[str]) -> list[Rule]:
         """List those of some rules, by id, that EC2 shows. Eventually consistent, as `find`."""
@@ -129,7 +127,7 @@ class Ingress:
         return [rule for rule in self._describe("security-group-rule-id", wanted) if rule.id in wanted]
 
     def ours(self) -> list[Rule]:
-        """List every rule tagged for this stack, in whatever group. Eventually consistent, as `find`."""
+        """List every rule tagged for this stack, in all groups. Eventually consistent, as `find`."""
         return self._describe(f"tag:{TAG_STACK}", [self.stack])
 
     def is_ours(self, rule: Rule) -> bool:
@@ -141,16 +139,16 @@ class Ingress:
         return [rule for value in pages if (rule := _rule(value))]
 
     def _pages(self, operation: str, what: str, name: str, values: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Walk through all that a filter finds, with as many calls as its values and the pages need."""
+        """Walk through what a filter matches, with as many calls as its values and the pages need."""
         wanted = sorted(set(values))
         for at in range(0, len(wanted), MOST_VALUES):
-            asked: dict[str, Any] = {
+            arguments: dict[str, Any] = {
                 "Filters": [{"Name": name, "Values": wanted[at : at + MOST_VALUES]}],
                 "MaxResults": 1000,
             }
             while True:
                 try:
-                    answer = getattr(self._client, operation)(**asked)
+                    answer = getattr(self._client, operation)(**arguments)
                 except ClientError as error:
                     raise _translate(error, operation, "") from error
                 except BotoCoreError as error:
@@ -158,12 +156,12 @@ class Ingress:
                 yield from answer[what]
                 if not answer.get("NextToken"):
                     break
-                asked["NextToken"] = answer["NextToken"]
+                arguments["NextToken"] = answer["NextToken"]
 
 
 def _permission(ports: Ports, cidr: str, grant_id: str) -> dict[str, Any]:
     version = ipaddress.ip_network(cidr).version
-    # The description is for people: what counts are the tags.
+    # The description is for people: Knock reads the tags alone.
     range_ = {"CidrIp" if version == 4 else "CidrIpv6": cidr, "Description": f"Knock {grant_id}"}
     return {
         "IpProtocol": ports.protocol,
@@ -194,8 +192,7 @@ def _group(value: dict[str, Any]) -> Group:
 
 
 def _rule(value: dict[str, Any]) -> Rule | None:
-    """Read an ingress rule, also one that an operator has changed into what Knock would not make; None for
-    egress."""
+    """Read an ingress rule, also one that an operator changed to what Knock never makes; None for egress."""
     if value["IsEgress"]:
         return None
     cidr = value.get("CidrIpv4") or value.get("CidrIpv6")
@@ -218,7 +215,7 @@ def _translate(error: ClientError, operation: str, group: str) -> KnockError:
         return IngressThrottled(f"EC2's request limit is reached ({code})")
     if code in TRANSIENT or status >= 500:
         return IngressUnavailable(f"EC2 answered {code} to {operation}")
-    what = f" on {group}" if group else ""
+    on_group = f" on {group}" if group else ""
     return IngressRefused(
-        f"EC2 answered {code} to {operation}{what}; look at the stack's role and the group's tags"
+        f"EC2 answered {code} to {operation}{on_group}; look at the stack's role and the group's tags"
     )

@@ -1,8 +1,8 @@
 """The ledgers of a stack in a store: one item a source, replaced whole by one conditional write.
 
 A ledger is one text in numbered parts of at most 1,024 bytes (SimpleDB's limit for a value), with their count
-and the token. Parts beyond the count are left from a longer one, and ignored. So a write never needs room
-that the one before did not leave, and the item can become empty.
+and the token. Parts beyond the count are left from a longer text, and ignored. So a write never needs more
+room than the item has, and an empty ledger's item is deleted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Ledgers:
         return _snapshot(source, values) if values else Snapshot(Ledger(source), None)
 
     def write(self, before: Snapshot, after: Ledger) -> Snapshot | None:
-        """Write a ledger if nobody has written since `before` was read; None says that somebody has.
+        """Write a ledger by compare-and-set on the token of `before`; None where that does not hold any more.
 
-        A client's own second try, after an answer that was lost, meets the token it wrote itself: that is
-        success. Raises StoreUnavailable, StoreRefused.
+        A client's retry after a lost answer meets the token that it wrote itself: that is success. Raises
+        StoreUnavailable, StoreRefused.
         """
         expected = Expected("token", before.token)
         if not after:

@@ -2,7 +2,7 @@
 
 What botocore reads to make clients is most of what they cost: EC2's model alone has 750 operations, the list
 of every endpoint is 1.2 MB, and to find a model botocore looks into the folders of 400 services.
-`local/models.py` writes what is needed of it into functions/models; `tests/adapters/test_models.py` compares
+`tools/models.py` writes what is needed of it into functions/models; `tests/adapters/test_models.py` compares
 that with botocore's own.
 
 AWS brings the runtime's botocore up to date unasked, so what is not here is taken from botocore's own folder,

@@ -245,7 +245,7 @@ def _place(
 
 
 def _ensure_attempts(operations: Operations, run: _Run) -> None:
-    """Put this run's attempt in the ledger for every pending key; rules that are closing are revoked first."""
+    """Put this run's attempt in the ledger for every pending key; closing rules are revoked first."""
     keys = {placement.key for placement in run.pending}
     for _ in range(len(keys) + 8):
         rules = run.snapshot.ledger.rules
@@ -312,9 +312,7 @@ def _authorize_one(operations: Operations, run: _Run, placement: _Placement) -> 
         _set_result(run, placement, Made(rule_ids[placement.key]))
 
 
-def _send(
-    operations: Operations, run: _Run, group: str, placements: list[_Placement]
-) -> dict[RuleKey, str]:
+def _send(operations: Operations, run: _Run, group: str, placements: list[_Placement]) -> dict[RuleKey, str]:
     """Make the one call that creates rules: before the grant's end, and within ACTS of the attempt."""
     _refuse_ended(operations, run.grant)
     if operations.clock() >= attempted_at(run.attempt) + ACTS:
@@ -427,9 +425,7 @@ def _finish(operations: Operations, run: _Run) -> list[Opened]:
         is_open = rule and not rule.closing and result.rule_id in rule.ids
         if isinstance(result, Made) and not is_open:
             raise RuleUnsettled(f"the rule {placement.key} was revoked while it was authorized")
-        opened.append(
-            Opened(placement.key, result.rule_id, placement.target, isinstance(result, Foreign))
-        )
+        opened.append(Opened(placement.key, result.rule_id, placement.target, isinstance(result, Foreign)))
     _refuse_ended(operations, run.grant)
     return opened
 

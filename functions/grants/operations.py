@@ -20,7 +20,7 @@ from .ledgers import Snapshot, Unreadable
 from .policy import Limits
 from .values import Execution, Grant, Opened, Ports, Record, Rule, RuleKey, State
 
-# Conflicts in a row before a writer gives up. With a source's 64 claims in flight at once, each gets its turn.
+# Conflicts in a row before a writer gives up: with 64 claims of a source in flight at once, each is written.
 MOST_CONFLICTS = 80
 
 

@@ -385,7 +385,7 @@ def longest_duration(rights: Rights, limits: Limits) -> timedelta:
 def _refuse_faults(rights: Rights, tag: str) -> None:
     for fault in rights.faults:
         if f" {tag} " in fault:
-            raise InvalidTag(tag, f"{fault}. Ask an operator to mend it")
+            raise InvalidTag(tag, f"{fault}. Ask an operator to correct it")
 
 
 def _targets(

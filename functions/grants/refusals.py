@@ -1,7 +1,6 @@
-"""Refusals: what was asked and not given, in a store of their own, which the function that faces the internet
-writes.
+"""Refusals: the calls that were refused, in a store of their own.
 
-So that function needs no right to write the trail.
+The function that faces the internet writes it, and so needs no right to write the trail.
 """
 
 from __future__ import annotations

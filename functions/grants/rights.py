@@ -1,4 +1,4 @@
-"""What keys may do and which targets there are: tags, read through AWS and kept for a minute.
+"""The rights of keys and the targets of the stack: tags, read through AWS and cached for a minute.
 
 Targets are found by the tagging API, not by EC2: the function that faces the network then needs no
 permission on EC2 at all.
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 KEPT = timedelta(seconds=60)
 
-# For how much longer an answer is used while AWS throttles the question. API Gateway's control plane takes
-# ten requests a second for the whole account, deployments and the console included, and the limit cannot be
+# For how much longer an answer is used while AWS throttles the call. API Gateway's control plane takes ten
+# requests a second for the whole account, deployments and the console included, and the limit cannot be
 # raised:
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
 KEPT_WHILE_THROTTLED = timedelta(minutes=10)
@@ -35,15 +35,15 @@ T = TypeVar("T")
 logger = logging.getLogger("knock")
 
 
-class _Kept:
-    """Answers kept for KEPT, and longer while the question is throttled. Failures are not kept."""
+class _Cache:
+    """Answers kept for KEPT, and longer while the call is throttled. Failures are not kept."""
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
         self._answers: dict[str, tuple[datetime, Any]] = {}
 
     def get(self, key: str, ask: Callable[[], T]) -> T:
-        """Give the answer to a question, or raise what asking it does."""
+        """Give the answer kept under a key, or call for it. Raises what the call raises."""
         now, longest = self._clock(), KEPT + KEPT_WHILE_THROTTLED
         self._answers = {name: kept for name, kept in self._answers.items() if now - kept[0] < longest}
         kept = self._answers.get(key)
@@ -53,15 +53,15 @@ class _Kept:
             except RightsThrottled:
                 if kept is None:
                     raise
-                logger.warning("old_rights_used", extra={"of": key, "age": (now - kept[0]).total_seconds()})
+                logger.warning("stale_rights_used", extra={"of": key, "age": (now - kept[0]).total_seconds()})
         answer: T = kept[1]
         return answer
 
 
-def _unavailable(what: str, error: ClientError) -> RightsUnavailable:
+def _unavailable(detail: str, error: ClientError) -> RightsUnavailable:
     code = error.response["Error"]["Code"]
     kind = RightsThrottled if code in THROTTLED else RightsUnavailable
-    return kind(what.format(code))
+    return kind(detail.format(code))
 
 
 class RightsReader:
@@ -75,20 +75,20 @@ class RightsReader:
         self._keys_arn = f"arn:{partition}:apigateway:{region}::/apikeys"
         self._tagging: Any = tagging
         self._stack = stack
-        self._kept = _Kept(clock)
+        self._cache = _Cache(clock)
 
     def of_key(self, key_id: str) -> Rights:
-        """Read what a key may do. Raises NotAllowed for a key that is gone, RightsUnavailable."""
-        return self._kept.get(f"key {key_id}", lambda: self._read_key(key_id))
+        """Read a key's rights. Raises NotAllowed for a key that was deleted, RightsUnavailable."""
+        return self._cache.get(f"key {key_id}", lambda: self._read_key(key_id))
 
     def targets(self) -> tuple[dict[str, Target], list[str]]:
-        """List the stack's targets by name, and what is wrong with their tags. Raises RightsUnavailable."""
-        return self._kept.get("targets", self._read_targets)
+        """List the stack's targets by name, and the faults of their tags. Raises RightsUnavailable."""
+        return self._cache.get("targets", self._read_targets)
 
     def _read_key(self, key_id: str) -> Rights:
-        """Read a key's tags by a call that carries tags alone: GetApiKey can be made to give the value.
+        """Read a key's tags by a call that gives tags alone: GetApiKey can be made to give the value.
 
-        Whether the key is enabled is the gateway's to know: it let the request in.
+        Whether the key is enabled API Gateway has checked: it passed the request on.
         https://docs.aws.amazon.com/apigateway/latest/api/API_GetTags.html
         """
         try:

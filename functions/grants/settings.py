@@ -34,7 +34,7 @@ class BadSetting(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What template.yaml gives every function (docs/architecture.md has the table).
+    """The settings that template.yaml gives every function (docs/architecture.md has the table).
 
     The domains are tables with `dynamodb`.
     """
@@ -81,7 +81,7 @@ def read_limits(environment: Mapping[str, str]) -> Limits:
 
 
 def read_max_duration(environment: Mapping[str, str]) -> Limits:
-    """Read what the second decision holds a grant to. Raises BadSetting."""
+    """Read the limits that the second decision checks a grant against. Raises BadSetting."""
     longest = _duration(environment, "MAX_DURATION")
     return Limits(longest, longest)
 

@@ -1,7 +1,7 @@
 """SimpleDB as a store: one domain. Every method is one call, or one a page.
 
-What passes is StoreUnavailable, what stays is StoreRefused, told apart by the error's code: an outage is
-waited for, while a missing permission or a full item is not.
+A transient error is StoreUnavailable, a permanent one StoreRefused, by the error's code: an outage is worth
+another try, while a missing permission or a full item is not.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SimpleDb:
     ) -> Iterator[tuple[str, Values]]:
         order = (
             [Where("order", "<", "~")]
-            if newest_first and not any(w.attribute == "order" for w in where)
+            if newest_first and not any(condition.attribute == "order" for condition in where)
             else []
         )
         text = self._select("*", [*where, *order])

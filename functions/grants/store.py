@@ -1,7 +1,7 @@
 """What trail, ledger and refusals need of a store: items of named values, and writes with one condition each.
 
-An item has a name and attributes; an attribute has one text, or is a set of texts. One condition a write is
-all there is, since one is all that SimpleDB knows
+An item has a name and attributes; an attribute has one text, or is a set of texts. A write has one condition
+at most, since SimpleDB takes no more
 (https://docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/ConditionalPut.html). Reads are consistent:
 they show every write that was answered before.
 """
@@ -79,7 +79,7 @@ class Store(Protocol):
     def query(
         self, where: Sequence[Where], *, newest_first: bool = False, page: int = 2500
     ) -> Iterator[tuple[str, Values]]:
-        """Walk through the items for which all of `where` holds, by their `order` if asked. One call a
+        """Walk through the items for which all of `where` holds, newest `order` first if asked. One call a
         page."""
         ...
 

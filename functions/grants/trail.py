@@ -1,9 +1,9 @@
 """The trail: the audit record. Entries are only ever added, and how a grant ended is written once.
 
-One item is one grant (docs/architecture.md has the attributes). What rules there are, and who claims them, is
-the ledger's to know. Reads are consistent. Writes that matter carry a condition, so a second writer learns
-that it is second; whoever writes the end first wins, also where the grant was not recorded yet: then an ended
-record is written, and a late authorize finds it.
+One item is one grant (docs/architecture.md has the attributes). Which rules exist, and which grants claim
+them, is the ledger's to say. Reads are consistent. Every write whose order matters carries a condition, so
+that a second writer learns that it is second. The first writer of an end wins, also where the grant was not
+recorded yet: then an ended record is written, and a late authorize finds it.
 """
 
 from __future__ import annotations
@@ -63,27 +63,27 @@ class Trail:
     # ------------------------------------------------------------------ writing
 
     def record(self, grant: Grant) -> Record:
-        """Record a grant before anything is done about it, and give its record: an earlier one stands as it
+        """Record a grant before its rules are authorized, and give its record: an earlier one stands as it
         is."""
         try:
             self._store.put(grant.id, *_new(grant), expected=NOT_RECORDED)
         except Conflict:
-            known = self.get(grant.id)
-            if known is None:  # an item without a kind is none of the trail's own
+            earlier = self.get(grant.id)
+            if earlier is None:  # an item without a kind is none of the trail's own
                 raise StoreRefused(f"the trail's item {grant.id!r} is no grant") from None
-            return known
+            return earlier
         return Record(grant, events=(_requested(grant),))
 
     def authorize(
         self, grant_id: str, at: datetime, opened: Sequence[Opened], left_out: Sequence[str] = ()
     ) -> None:
-        """Record that all is open, while the grant is live. Raises GrantEnded. Twice is once.
+        """Record that the grant's rules are open, while it is live. Raises GrantEnded. Twice is once.
 
         Its event is a single value, which a second writer replaces: a set would grow with every run of the
         same input, until the item has no room for the end. `left_out` names the targets that the knock did
         not name and that could not be opened.
         """
-        event = Event(at, "authorized", "knock", {"left_out": _some(left_out)} if left_out else {})
+        event = Event(at, "authorized", "knock", {"left_out": _fitting(left_out)} if left_out else {})
         values = {"authorized_at": show_time(at), "authorized": _text(event)}
         sets = [("rule", compact_json(rule.as_json())) for rule in opened[:MOST_RULES]]
         try:
@@ -96,8 +96,8 @@ class Trail:
     ) -> bool:
         """Record the end of a grant. The first writer wins: True says that it was this one.
 
-        False says that it had ended before, perhaps by this one, whose first answer was lost. Where it was
-        not recorded yet, `grant` is, as ended; without it that is GrantNotFound.
+        False says that it had ended before, perhaps by this writer, whose first answer was lost. Where the
+        grant was not recorded yet, `grant` is recorded as ended; without `grant`, raises GrantNotFound.
         """
         by, reason = cut(by, 256), cut(reason, 1000)
         detail = {"reason": cut(reason, LONGEST_REASON)} if reason else {}
@@ -113,10 +113,10 @@ class Trail:
                     return False
             if grant is None:
                 raise GrantNotFound(f"the trail holds no grant {grant_id!r}")
-            whole, sets = _new(grant)
+            item, sets = _new(grant)
             try:
-                whole |= values | {"unopened": "true"}
-                self._store.put(grant_id, whole, [*sets, ("event", _text(event))], expected=NOT_RECORDED)
+                item |= values | {"unopened": "true"}
+                self._store.put(grant_id, item, [*sets, ("event", _text(event))], expected=NOT_RECORDED)
                 return True
             except Conflict:
                 continue
@@ -125,11 +125,10 @@ class Trail:
     def close(
         self, grant_id: str, at: datetime, closer: str, revoked: Iterable[str], kept: Iterable[str]
     ) -> bool:
-        """Record that an ended grant's rules are all gone, or another's. True where it was this closer's
-        writing.
+        """Record that an ended grant's rules are all gone, or another's. True where this closer wrote it.
 
-        `closer` names the request, so that one whose answer was lost knows its own writing when it comes
-        again. `revoked` names rules by id, `kept` by the key that other live grants claim.
+        `closer` names the request, so that its retry after a lost answer recognizes its own write. `revoked`
+        names rules by id, `kept` by the key that other live grants claim.
         """
         detail = {"revoked": sorted(revoked)[:20], "kept": sorted(kept)[:4]}
         event = Event(at, "closed", "knock", {key: value for key, value in detail.items() if value})
@@ -147,7 +146,7 @@ class Trail:
         return _record(grant_id, self._store.get(grant_id))
 
     def unclosed(self) -> Iterator[Record | Unreadable]:
-        """Walk through every grant that is live or being closed, and what cannot be read of them."""
+        """Walk through every grant that is live or being closed, and the items that cannot be read."""
         for name, values in self._store.query((Where("closed_at", "=", NOT_YET),)):
             try:
                 record = _record(name, values)
@@ -175,8 +174,8 @@ class Trail:
     ) -> Page:
         """List grants, newest first, from beyond `after`. All conditions given must hold.
 
-        `live_after` keeps those live at that time. What cannot be read is left out, and logged: the guard
-        tells of it. One call, or a few where a page of the store's is shorter than asked.
+        `live_after` keeps those live at that time. An item that cannot be read is left out and logged; the
+        guard reports it. One call, or a few where a page of the store's is shorter than requested.
         """
         equal = {
             "principal_id": principal_id,
@@ -194,7 +193,7 @@ class Trail:
             try:
                 record = _record(name, values)
             except StoreRefused:
-                logger.exception("record_not_read", extra={"grant_id": name})
+                logger.exception("record_unreadable", extra={"grant_id": name})
                 continue
             if record:
                 records.append(record)
@@ -204,7 +203,7 @@ class Trail:
 
 
 def _live(now: datetime) -> list[Where]:
-    # What is live is not closed: a store that keeps an index of the unclosed finds it there.
+    # A live grant is not closed: a store that keeps an index of the unclosed finds it there.
     return [
         Where("closed_at", "=", NOT_YET),
         Where("state", "=", LIVE),
@@ -219,18 +218,18 @@ def _requested(grant: Grant) -> Event:
     return Event(grant.requested_at, "requested", cut(grant.principal.name, LONGEST_NAME))
 
 
-def _some(names: Sequence[str]) -> list[str]:
+def _fitting(names: Sequence[str]) -> list[str]:
     """Give as many of some names as an event holds, from the first."""
-    some: list[str] = []
+    fitting: list[str] = []
     for name in names:
-        if len(compact_json([*some, name]).encode()) > LONGEST_LIST:
+        if len(compact_json([*fitting, name]).encode()) > LONGEST_LIST:
             break
-        some.append(name)
-    return some
+        fitting.append(name)
+    return fitting
 
 
 def _new(grant: Grant) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Write a grant's item as it begins: single values, and sets."""
+    """Write a new grant's item: single values, and sets."""
     values = {
         "kind": "grant",
         "state": LIVE,
@@ -268,22 +267,22 @@ def _text(event: Event) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Make one printable line of a text of somebody's, of so many bytes of UTF-8 at most.
+    """Make one printable line of a caller's text, of so many bytes of UTF-8 at most.
 
-    SimpleDB refuses a value of more than 1,024 bytes, and an end must not fail for its reason.
+    SimpleDB refuses a value of more than 1,024 bytes, and recording an end must not fail for its reason.
     """
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     return line.encode(errors="replace")[:most].decode(errors="ignore")
 
 
 def _record(name: str, values: Values) -> Record | None:
-    """Read an item. None for one that is no grant; StoreRefused for one that cannot be read."""
+    """Read an item. None for one that is no grant; raises StoreRefused for one that cannot be read."""
     if values.get("kind") != ("grant",):
         return None
     try:
-        one = {key: texts[0] for key, texts in values.items()}
-        text = "".join(one[key] for key in sorted(values) if key.startswith("input_"))
-        state = one["state"]
+        single = {key: texts[0] for key, texts in values.items()}
+        text = "".join(single[key] for key in sorted(values) if key.startswith("input_"))
+        state = single["state"]
         if state != LIVE and state not in ENDS:
             raise ValueError(f"unknown state {state!r}")
         grant = _grant(name, json.loads(text))
@@ -293,14 +292,14 @@ def _record(name: str, values: Values) -> Record | None:
         return Record(
             grant,
             state,  # type: ignore[arg-type]  # checked just above
-            parse_time(one["authorized_at"]) if "authorized_at" in one else None,
+            parse_time(single["authorized_at"]) if "authorized_at" in single else None,
             tuple(sorted(rules, key=lambda rule: (rule.target, rule.key))),
-            parse_time(one["ended_at"]) if "ended_at" in one else None,
-            one.get("ended_by", ""),
-            one.get("end_reason", ""),
-            None if one["closed_at"] == NOT_YET else parse_time(one["closed_at"]),
-            one.get("closer", ""),
-            "unopened" in one,
+            parse_time(single["ended_at"]) if "ended_at" in single else None,
+            single.get("ended_by", ""),
+            single.get("end_reason", ""),
+            None if single["closed_at"] == NOT_YET else parse_time(single["closed_at"]),
+            single.get("closer", ""),
+            "unopened" in single,
             tuple(sorted(events, key=lambda event: event.at)),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -3,7 +3,7 @@
 botocore trusts the 120 and more authorities that browsers do, and reads all of them for every new connection:
 20 ms of CPU, four times in a knock that meets closed connections. functions/roots/amazon.pem has the five
 that Amazon names for trust stores such as this one, all five of them as it asks, and takes 1 ms. They are
-certifi's (`local/roots.py`).
+certifi's (`tools/roots.py`).
 https://www.amazontrust.com/repository/
 https://aws.amazon.com/blogs/security/how-to-prepare-for-aws-move-to-its-own-certificate-authority/
 

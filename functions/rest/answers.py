@@ -30,7 +30,7 @@ def answer(status: int, body: object, **headers: str) -> dict[str, Any]:
 def problem(error: KnockError, grant_id: str | None = None) -> dict[str, Any]:
     """Answer with a problem, RFC 9457: what was wrong, in `detail`, for a person.
 
-    `grant_id` names a grant that has started all the same, or may have.
+    `grant_id` names a grant that has started though the answer is an error, or may have.
     """
     name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
     body: dict[str, Any] = {
@@ -54,7 +54,7 @@ def problem(error: KnockError, grant_id: str | None = None) -> dict[str, Any]:
 
 
 def show(record: Record, at: datetime, execution_arn: str, caller: str) -> dict[str, Any]:
-    """Write a grant as the API answers it to `caller`, the CIDR it calls from, at the time `at`."""
+    """Write a grant as an answer at the time `at` has it; `caller` is the CIDR that the call came from."""
     grant = record.grant
     status = record.status_at(at)
     left = (grant.expires_at - at).total_seconds() if status in ("pending", "active") else 0
@@ -77,5 +77,5 @@ def show(record: Record, at: datetime, execution_arn: str, caller: str) -> dict[
 
 
 def show_whole(record: Record, at: datetime, execution_arn: str, caller: str) -> dict[str, Any]:
-    """Write a grant with its events, as the single view does."""
+    """Write a grant with its events, as the answers about a single grant have it."""
     return show(record, at, execution_arn, caller) | {"events": [event.as_json() for event in record.events]}

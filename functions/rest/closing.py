@@ -1,4 +1,4 @@
-"""Closing grants for the API, which may touch no EC2: by the revoke function, or the closings' machine."""
+"""Closes grants for the API, which has no rights on EC2: by the revoke function or the closings' machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PAUSE = 0.3  # seconds between two tries while an authorization is under way
 
 
 def closing_payload(how: str, grant: dict[str, Any], by: dict[str, str], reason: str) -> dict[str, Any]:
-    """Write what the revoke function and the closings' machine are called with.
+    """Write the payload of the revoke function and of the closings' machine.
 
-    `request` names this request, so that its second try knows the first one's writing.
+    `request` names this request, so that a retry recognizes its write.
     """
     return {"how": how, "grant": grant, "by": by, "reason": reason, "request": secrets.token_hex(8)}
 
@@ -39,9 +39,9 @@ class Closer:
     def close(self, grant_id: str, payload: dict[str, Any], patience: float) -> None:
         """Close a grant, trying again for `patience` seconds while an authorization of it is under way.
 
-        The client may not retry, so what cannot be finished now is left to the closings' machine, which goes
-        on for as long as it takes. The error is raised all the same: StoreUnavailable, RuleUnsettled, or
-        another of the kinds that are Unavailable. Twice is once.
+        The client may not retry, so a close that fails is left to the closings' machine, which retries for
+        days. The error is raised all the same: StoreUnavailable, RuleUnsettled, or another Unavailable. Twice
+        is once.
         """
         deadline = time.monotonic() + patience
         try:
@@ -52,25 +52,25 @@ class Closer:
             raise
 
     def start(self, grant_id: str, payload: dict[str, Any]) -> None:
-        """Start a closing. One that cannot be started is logged: the drift guard closes what is left open."""
+        """Start a closing. A failure to is logged: the drift guard then closes what is left open."""
         try:
             self.closings.start(grant_id, payload)
         except EngineUnavailable:
             logger.exception("closing_not_started", extra={"closing_of": grant_id})
 
     def _invoke(self, payload: dict[str, Any], *, patient: bool) -> bool:
-        """Run the revoke function. False, if `patient`: an authorization under way will soon see the end."""
+        """Call the revoke function. False, if `patient`: an authorization under way will soon see the end."""
         try:
-            said = self.functions.invoke(FunctionName=self.revoke_function, Payload=json.dumps(payload))
+            response = self.functions.invoke(FunctionName=self.revoke_function, Payload=json.dumps(payload))
         except (ClientError, BotoCoreError) as error:
             raise EngineUnavailable(f"the revoke function did not answer: {type(error).__name__}") from error
-        if not said.get("FunctionError"):
+        if not response.get("FunctionError"):
             return True
-        failure = json.loads(said["Payload"].read())
+        failure = json.loads(response["Payload"].read())
         name, detail = failure.get("errorType", ""), failure.get("errorMessage", "")
-        known = getattr(errors, name, None)
-        if known is RuleUnsettled and patient:
+        kind = getattr(errors, name, None)
+        if kind is RuleUnsettled and patient:
             return False
-        if isinstance(known, type) and issubclass(known, Unavailable):
-            raise known(f"the grant has ended, and its rules are being closed: {detail}")
-        raise EngineUnavailable(f"the revoke function failed, and goes on trying: {name}")
+        if isinstance(kind, type) and issubclass(kind, Unavailable):
+            raise kind(f"the grant has ended, and its rules are being closed: {detail}")
+        raise EngineUnavailable(f"the revoke function failed, and is called again: {name}")

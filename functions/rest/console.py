@@ -1,4 +1,4 @@
-"""The console page: one file, served byte for byte under a policy that lets nothing else run."""
+"""The console page: one file, served as it is under a policy that allows its own script and style alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parent.parent / "console.html"
 
 @cache
 def read_page() -> tuple[str, str]:
-    """Read the page, and write the policy under which its own script and style run, and nothing else.
+    """Read the page, and write the policy that allows its own script and style alone.
 
     By hashes and not by nonces: the file is then served byte for byte, and a stolen nonce cannot exist.
     Trusted types make the browser refuse every string that would become markup.

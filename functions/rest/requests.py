@@ -1,6 +1,6 @@
-"""Requests as the handlers need them: a REST proxy event, read once. No clock, no AWS.
+"""Requests as the handlers need them: a REST proxy event, parsed once. No clock, no AWS.
 
-What is not read here of an event is ignored, and every text that is read is bounded.
+All other parts of an event are ignored, and every text that is read is bounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CURSOR = re.compile(r"[0-9T:.Z-]{24} [0-9A-Za-z_-]{1,80}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a handler needs of an event: who calls from where, and what they ask."""
+    """The parts of an event that handlers need: the caller's key and address, path, query and body."""
 
     key_id: str
     caller: str
@@ -52,30 +52,30 @@ class Request:
             raw = base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
         except (binascii.Error, UnicodeEncodeError) as error:
             raise InvalidKnock("body", "the body is not text") from error
-        several: Mapping[str, list[str]] = event.get("multiValueQueryStringParameters") or {}
+        parameters: Mapping[str, list[str]] = event.get("multiValueQueryStringParameters") or {}
         return cls(
             identity.get("apiKeyId") or "",
             source_of(identity["sourceIp"]),
             event.get("pathParameters") or {},
             event.get("queryStringParameters") or {},
-            tuple(name for name, values in several.items() if len(values) > 1),
+            tuple(name for name, values in parameters.items() if len(values) > 1),
             raw,
             f"{event['httpMethod']} {event['resource']}",
         )
 
     @property
     def grant_id(self) -> str:
-        """Read the id in the path. Raises GrantNotFound for what cannot be one."""
+        """Read the id in the path. Raises GrantNotFound for a text that cannot be one."""
         grant_id = self.path.get("id", "")
         if not GRANT_ID.fullmatch(grant_id):
             raise GrantNotFound(f"there is no grant {grant_id[:80]!r} that this key may see")
         return grant_id
 
-    def only(self, known: tuple[str, ...]) -> None:
-        """Refuse query parameters that mean nothing here, or come twice: nobody should believe they did."""
+    def only(self, allowed: tuple[str, ...]) -> None:
+        """Refuse query parameters that are unknown or repeated, rather than ignore them."""
         for name in self.query:
-            if name not in known:
-                takes = f"only {', '.join(known)}" if known else "none"
+            if name not in allowed:
+                takes = f"only {', '.join(allowed)}" if allowed else "none"
                 raise InvalidKnock(
                     _quotable(name), f"there is no query parameter {name[:40]!r} here; there are {takes}"
                 )
@@ -84,67 +84,67 @@ class Request:
 
 
 def read_knock(body: bytes) -> Knock:
-    """Read the body of a knock; an empty one asks for everything by default. Raises InvalidKnock."""
+    """Read the body of a knock; without one every field has its default. Raises InvalidKnock."""
     if len(body) > MOST_BYTES:
         raise InvalidKnock("body", f"the body has {len(body)} bytes, and {MOST_BYTES} are the most")
     if not body:
         return Knock()
     try:
-        asked = json.loads(body, object_pairs_hook=_once)
+        fields = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise InvalidKnock("body", "the body is not JSON") from error
-    if not isinstance(asked, dict):
+    if not isinstance(fields, dict):
         raise InvalidKnock("body", "the body must be a JSON object")
-    for name in asked:
+    for name in fields:
         if name not in KNOCK_FIELDS:
             raise InvalidKnock(
                 _quotable(name), f"there is no field {name[:80]!r}; there are {', '.join(KNOCK_FIELDS)}"
             )
     return Knock(
-        read_targets(asked.get("targets")),
-        read_duration(asked.get("duration")),
-        read_text(asked, "source"),
-        read_text(asked, "reason") or "",
-        read_text(asked, "renews") or None,
+        read_targets(fields.get("targets")),
+        read_duration(fields.get("duration")),
+        read_text(fields, "source"),
+        read_text(fields, "reason") or "",
+        read_text(fields, "renews") or None,
     )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of a JSON object's pairs; readers of JSON differ on which of two alike counts."""
-    asked = dict(pairs)
-    if len(asked) < len(pairs):
+    """Make an object of a JSON object's pairs. Repeated names are refused: parsers differ on which counts."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise InvalidKnock("body", "the body names a field twice, and one of them would not count")
-    return asked
+    return fields
 
 
 def _quotable(name: str) -> str:
-    """Give a name somebody sent as it may be answered: half a surrogate pair cannot be encoded."""
+    """Give a name from a request as an answer may quote it: half a surrogate pair cannot be encoded."""
     return name[:80] if name.isprintable() else "?"
 
 
-def read_targets(asked: object) -> tuple[str, ...] | None:
-    if asked is None:
+def read_targets(names: object) -> tuple[str, ...] | None:
+    if names is None:
         return None
-    if not isinstance(asked, list) or not 1 <= len(asked) <= MOST_TARGETS:
+    if not isinstance(names, list) or not 1 <= len(names) <= MOST_TARGETS:
         raise InvalidKnock("targets", f"targets must be a list of 1 to {MOST_TARGETS} target names")
-    for name in asked:
+    for name in names:
         if not isinstance(name, str) or not TARGET_NAME.fullmatch(name):
             raise InvalidKnock("targets", f"{str(name)[:40]!r} is not the name of a target")
-    return tuple(asked)
+    return tuple(names)
 
 
-def read_duration(asked: object) -> timedelta | None:
-    if asked is None:
+def read_duration(value: object) -> timedelta | None:
+    if value is None:
         return None
     try:
-        return parse_duration(asked)
+        return parse_duration(value)
     except ValueError as error:
         raise InvalidKnock("duration", str(error)) from error
 
 
-def read_text(asked: Mapping[str, Any], name: str) -> str | None:
-    """Read a text. Control characters are refused: SimpleDB cannot give them back as they were."""
-    value, longest = asked.get(name), LONGEST[name]
+def read_text(fields: Mapping[str, Any], name: str) -> str | None:
+    """Read a text field. Control characters are refused: SimpleDB does not return them unchanged."""
+    value, longest = fields.get(name), LONGEST[name]
     if value is None:
         return None
     if not isinstance(value, str):
@@ -162,7 +162,7 @@ def read_limit(query: Mapping[str, str]) -> int:
 
 
 def read_cursor(query: Mapping[str, str]) -> str | None:
-    """Read a cursor of ours: the `order` of the last grant of the page before."""
+    """Read a cursor: the `order` of the last grant of the page before."""
     if "cursor" not in query:
         return None
     try:

@@ -852,7 +852,7 @@ class TestUnavailable:
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/api.py:
-        `            logger.warning("start_tried_again", exc_info=True)` -> `            raise`
+        `            logger.warning("start_retried", exc_info=True)` -> `            raise`
         """
         real, names = Executions.start, []
 

@@ -20,10 +20,9 @@ import pytest
 from bench import cold
 from bench.recorded import Recorded
 from bench.scale import BenchError
-from local import bytecode
 from tests.conftest import ROOT, need
 from tests.template.transform import read
-from tools import deploy
+from tools import bytecode, deploy
 
 pytestmark = pytest.mark.enable_socket
 
@@ -129,7 +128,7 @@ def test_bytecode_stands_for_its_source_whatever_times_a_zip_gives_the_files(
 ) -> None:
     """SAM's zip gives every file a time of 1980.
 
-    Mutation: local/bytecode.py: `PycInvalidationMode.UNCHECKED_HASH` -> `PycInvalidationMode.TIMESTAMP`
+    Mutation: tools/bytecode.py: `PycInvalidationMode.UNCHECKED_HASH` -> `PycInvalidationMode.TIMESTAMP`
     """
     assert bytecode.main([str(built)]) == 0
     for source in built.rglob("*.py"):
@@ -165,7 +164,7 @@ def test_deploying_with_bytecode_takes_the_runtimes_own_python(
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if there else None)
     assert read()["Globals"]["Function"]["Runtime"] == deploy.RUNTIME
     if there:
-        command = [deploy.RUNTIME, "-m", "local.bytecode", "--for", deploy.RUNTIME, ".aws-sam/build"]
+        command = [deploy.RUNTIME, "-m", "tools.bytecode", "--for", deploy.RUNTIME, ".aws-sam/build"]
         assert deploy.compiling() == command
         assert deploy.read_options(["--bytecode"]).bytecode
         assert not deploy.read_options([]).bytecode

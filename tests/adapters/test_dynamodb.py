@@ -164,7 +164,7 @@ class TestIndexes:
     )
     def test_one_takes_one_condition_on_each_of_its_keys(self, store: DynamoDb, more: list[Where]) -> None:
         """Mutation: functions/grants/dynamodb.py:
-        `sum(one.attribute == it for one in where) > 1` -> `False`
+        `sum(w.attribute == name for w in where) > 1` -> `False`
         """
         with pytest.raises(ValueError, match="one condition"):
             list(store.query([KIND, *more]))

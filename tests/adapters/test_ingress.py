@@ -389,7 +389,7 @@ class TestAnswers:
         self, rules: list[dict[str, Any]]
     ) -> None:
         """Mutation: functions/grants/ingress.py:
-        `if made.keys() != {RuleKey(group, one, cidr) for one in ports}:` -> `if False:`
+        `if rule_ids.keys() != {RuleKey(group, range_, cidr) for range_ in ports}:` -> `if False:`
         """
         with pytest.raises(IngressUnavailable, match="other rules"):
             over({"SecurityGroupRules": rules})[0].authorize("sg-0a", [HTTP, HTTPS], HERE, "g1")

@@ -15,8 +15,8 @@ from botocore.exceptions import UnknownServiceError
 
 from grants import wiring
 from grants.models import SHARED, SlimLoader
-from local import models
 from tests.conftest import ROOT
+from tools import models
 
 FILES = (*models.OPERATIONS, models.SHARED)
 REGIONS = (
@@ -58,7 +58,7 @@ def slim_session(loader: SlimLoader) -> boto3.Session:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_what_botocores_own_says_today(name: str) -> None:
-    assert models.path(name).read_text() == models.text(name), "run python -m local.models"
+    assert models.path(name).read_text() == models.text(name), "run python -m tools.models"
 
 
 def test_there_is_a_file_for_every_service_and_no_other() -> None:
@@ -74,7 +74,7 @@ def test_the_services_are_those_that_functions_make_clients_of() -> None:
 
 @every_service
 def test_a_model_has_every_operation_that_is_called_and_no_other(service: str) -> None:
-    """Mutation: local/models.py: `"events": ("PutEvents",),` -> `"events": ("PutEvents", "PutRule"),`"""
+    """Mutation: tools/models.py: `"events": ("PutEvents",),` -> `"events": ("PutEvents", "PutRule"),`"""
     file, pattern = CALLED[service]
     found = re.findall(pattern, (ROOT / "functions" / file).read_text())
     called = {name for one in found for name in ([one] if isinstance(one, str) else one) if name}

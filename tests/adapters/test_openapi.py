@@ -15,8 +15,8 @@ from openapi_spec_validator import validate
 import api
 from grants.errors import EngineUnavailable
 from grants.executions import Executions
-from local import openapi
 from tests.harness import Answer, Knock, running
+from tools import openapi
 
 WRITTEN = json.loads(openapi.DOCUMENT.read_text())
 SCHEMAS: dict[str, Any] = WRITTEN["components"]["schemas"]

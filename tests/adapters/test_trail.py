@@ -310,7 +310,7 @@ class TestRoom:
 
     def test_what_was_left_out_is_named_as_far_as_there_is_room(self, trail: Trail) -> None:
         """Mutation: functions/grants/trail.py:
-        `{"left_out": _some(left_out)}` -> `{"left_out": list(left_out)}`
+        `{"left_out": _fitting(left_out)}` -> `{"left_out": list(left_out)}`
         """
         made = recorded(trail)
         trail.authorize(made.id, AT, [OPENED], [f"{n:063}" for n in range(50)])

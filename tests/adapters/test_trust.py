@@ -17,8 +17,8 @@ from grants import trust
 from grants.errors import StoreUnavailable
 from grants.settings import BadSetting
 from grants.trust import ROOTS, roots
-from local import roots as maker
 from tests.adapters.test_wiring import wired
+from tools import roots as maker
 
 BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
@@ -32,7 +32,7 @@ def test_the_file_is_what_certifi_has_of_the_roots_that_amazon_names() -> None:
 
     Mutation: functions/roots/amazon.pem: `# Amazon Root CA 1` -> `# Amazon Root`
     """
-    assert ROOTS.read_text() == maker.text(), "run python -m local.roots"
+    assert ROOTS.read_text() == maker.text(), "run python -m tools.roots"
     assert maker.FILE == ROOTS
     found = certificates(ROOTS)
     assert len(found) == len(set(found)) == 5
@@ -59,7 +59,7 @@ def test_they_are_roots_by_their_names_and_are_valid_for_years() -> None:
 def test_a_certifi_without_one_of_them_writes_no_file(
     bundle: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: local/roots.py: `.hexdigest() != key:` -> `.hexdigest() == "":`"""
+    """Mutation: tools/roots.py: `.hexdigest() != key:` -> `.hexdigest() == "":`"""
     if bundle is None:
         whole = Path(certifi.where()).read_text()
         another = BLOCK.findall(whole)[0]

@@ -18,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -122,6 +123,7 @@ class Scene:
                 "bob", targets=["bastion"], duration="7h59m30s", reason="update"
             ),
             "builds asks for too much": lambda: self.knock("builds", targets=["bastion"]),
+            "a second passes": lambda: time.sleep(1.0),  # what the page asks for ends a second ago
             "alice leaves": lambda: run(["revoke", self.grants["alice"]]),
             "bob leaves": lambda: run(["revoke", self.grants["bob"]]),
             "the stack keeps its trail in DynamoDB": lambda: self.change_store("dynamodb"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
+from knock_admin.aws import LOUD
 from knock_admin.errors import AdminError
 from tests.clients.admin_support import World, at, failing_at, make_world
 
@@ -49,6 +51,25 @@ def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_al
     }
     assert key["enabled"]
     assert in_plan(world) == {key["id"]}
+
+
+def test_no_value_gets_into_a_log_however_much_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Break it: leave botocore's loggers as they are: their debugging has whole answers."""
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    value = add(world).out.strip()
+    (member,) = world.gateway.get_usage_plan_keys(usagePlanId=plan)["items"]
+    assert member["value"] == value, "GetUsagePlanKeys sends values, as on AWS"
+    for library in LOUD:
+        caplog.set_level(logging.NOTSET, logger=library)
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("botocore.parsers").debug("heard")
+    assert "heard" in caplog.text
+    ran = [world.ok("key", "ls"), world.ok("key", "set", "alice", "--max", "1h"), world.run("why", "alice")]
+    assert value not in caplog.text + "".join(each.out + each.err for each in ran)
+    new = world.ok("key", "rotate", "alice").out.strip()
+    assert new not in caplog.text
 
 
 def test_rights_that_were_not_given_leave_no_tag(world: World) -> None:

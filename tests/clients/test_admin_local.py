@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
+import local.operators
 from knock import Client, KeyRejected, NotAllowed
 from knock_admin import doctor, grants
 from knock_admin.cli import main
@@ -81,6 +82,20 @@ def test_several_values_of_a_filter_mean_any_of_them(world: World) -> None:
     assert world.eni in found(world.office[:-1] + "?")
 
 
+def test_the_usage_of_keys_is_what_the_gateway_has_counted(world: World) -> None:
+    plan = world.gateway.get_usage_plans()["items"][0]["id"]
+    keys = [world.gateway.create_api_key(name=name)["id"] for name in ("alice", "bob")]
+    for key in keys:
+        world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=key, keyType="API_KEY")
+    day = {"startDate": "2026-11-23", "endDate": "2026-11-23"}
+    assert world.gateway.get_usage(usagePlanId=plan, **day)["items"] == {}
+    local.operators.count_usage_by(lambda in_plan, key: 12 if (in_plan, key) == (plan, keys[0]) else 0)
+    assert world.gateway.get_usage(usagePlanId=plan, **day)["items"] == {keys[0]: [[12, 4988]]}
+    assert world.gateway.get_usage(usagePlanId=plan, keyId=keys[1], **day)["items"] == {}
+    with pytest.raises(world.gateway.exceptions.NotFoundException):
+        world.gateway.get_usage(usagePlanId="none", **day)
+
+
 # ---------------------------------------------------------------------------- an operator's day
 
 
@@ -113,6 +128,24 @@ def run(
 def cannot_finish(*_: Any) -> Any:
     """Fail as the revoke function does while the trail cannot be reached."""
     raise FunctionFailed("StoreUnavailable", "knock-revoke failed with StoreUnavailable")
+
+
+def test_a_stack_that_has_just_been_started_has_nothing_amiss(run: Callable[..., Ran]) -> None:
+    findings = run("doctor", "--json").json["findings"]
+    assert [each for each in findings if each["level"] != "ok"] == []
+
+
+def test_the_api_counts_what_a_key_has_left_whether_or_not_it_is_enabled(
+    stack: dict[str, Any], run: Callable[..., Ran]
+) -> None:
+    """Break it: ask only the keys that open the stage."""
+    for _ in range(2):
+        Client(stack["api_url"], stack["keys"]["bob"]).whoami()
+    run("key", "disable", "bob")
+    told = run("why", "bob", code=1).out
+    assert "it has made 2 requests of this day's " in told
+    assert "The first no: key: bob" in told
+    run("key", "enable", "bob")
 
 
 def test_an_operators_day(

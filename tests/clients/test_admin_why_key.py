@@ -113,8 +113,13 @@ class TestFirstNo:
         assert "it has made 500 requests of this day's 500" in self.first(world)
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, operation: str, answer: dict[str, Any] | Exception) -> None:
-    """Have AWS answer one operation otherwise."""
+def answers(
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    answer: dict[str, Any] | Exception,
+    asked: list[Any] | None = None,
+) -> None:
+    """Have AWS answer one operation otherwise; `asked` is told what it was asked."""
     from botocore.client import BaseClient
 
     real = BaseClient._make_api_call  # type: ignore[attr-defined]
@@ -122,6 +127,8 @@ def answers(monkeypatch: pytest.MonkeyPatch, operation: str, answer: dict[str, A
     def call(self: Any, name: str, arguments: Any) -> Any:
         if name != operation:
             return real(self, name, arguments)
+        if asked is not None:
+            asked.append(arguments)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -136,27 +143,46 @@ class TestBeside:
         ran = why(world)
         assert (ran.code, "may not open web" in ran.out) == (0, True)
 
-    def test_what_the_gateway_refused_is_counted_from_its_log(self, world: World) -> None:
+    def test_what_the_gateway_refused_is_counted_from_its_log(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         logs, name = client("logs"), "/knock/knock/access"
         logs.create_log_group(logGroupName=name)
         logs.create_log_stream(logGroupName=name, logStreamName="a")
-        line = f'{{"apiKeyId": "{all_keys(world)[0]["id"]}", "status": "403"}}'
+        line = f'{{"apiKeyId": "{all_keys(world)[0]["id"]}", "status": "403", "error": "Forbidden"}}'
         now = int(datetime.now(timezone.utc).timestamp() * 1000)
         logs.put_log_events(
             logGroupName=name, logStreamName="a", logEvents=[{"timestamp": now, "message": line}]
         )
         assert "it answered 403 to 1 request in the last day" in why(world).out
+        monkeypatch.setattr("knock_admin.why_key.LOGGED", 1)
+        assert "it answered 403 to 1 request at least in the last day" in why(world).out
+        logs.delete_log_stream(logGroupName=name, logStreamName="a")
+        assert "it answered 403 to no request with this key in the last day" in why(world).out
+
+    def test_the_log_is_asked_for_the_gateways_own_refusals_of_this_key_and_day(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """moto matches every event, whatever the pattern."""
+        asked: list[Any] = []
+        answers(monkeypatch, "FilterLogEvents", {"events": []}, asked)
+        why(world)
+        (one,) = asked
+        assert one["logGroupName"] == "/knock/knock/access"
+        key = all_keys(world)[0]["id"]
+        pattern = f'{{ $.apiKeyId = "{key}" && $.status = "403" && $.error != "-" }}'
+        assert one["filterPattern"] == pattern
+        since = datetime.now(timezone.utc).timestamp() - one["startTime"] / 1000
+        assert 86_400 <= since < 86_500
 
     def test_without_an_access_log_that_is_said(self, world: World) -> None:
-        assert "there is no access log to look into" in why(world).out
+        assert "there is no access log /knock/knock/access to look into" in why(world).out
 
     def test_a_question_that_may_not_be_asked_is_a_warning_and_the_others_go_on(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        denied = ClientError(
-            {"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "DescribeLogGroups"
-        )
-        answers(monkeypatch, "DescribeLogGroups", denied)
+        denied = ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "FilterLogEvents")
+        answers(monkeypatch, "FilterLogEvents", denied)
         ran = why(world)
         assert (ran.code, "could not be asked" in ran.out) == (0, True)
 

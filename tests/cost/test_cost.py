@@ -7,7 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from tests.cost.page import (
+from tests.template.transform import read
+from tools.cost import (
     DATA,
     PAGE,
     SIZES,
@@ -20,7 +21,6 @@ from tests.cost.page import (
     stores_page,
     warmth,
 )
-from tests.template.transform import read
 
 
 def test_the_page_is_what_the_script_makes_of_the_code_today() -> None:

@@ -15,7 +15,7 @@ from local.stack import Options, StackError
 from tests.conftest import ROOT
 from tests.hostile import life
 from tests.local.test_main import SUMMARY
-from tests.proofs import soak
+from tools import soak
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ class TestMissing:
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/drift.py:
-        `            if now and now.state == "live":` -> `            if True:`
+        `            if current and current.state == "live":` -> `            if True:`
         """
         grant = knock.open(duration="8h")
         knock.clock.advance(LATER)
@@ -364,8 +364,8 @@ class TestWhatCannotBeRead:
         self, knock: Knock, damage: dict[str, str]
     ) -> None:
         """Mutation: functions/grants/drift.py:
-        `            self.unknown = {item.name for item in ledgers if isinstance(item, Unreadable)}` ->
-        `            self.unknown = set()`
+        `            self.unreadable_sources = {item.name for item in ledgers if isinstance(item, Unreadable)}` ->
+        `            self.unreadable_sources = set()`
         """
         broken = knock.open(targets=["bastion"], duration="8h")
         other = knock.open("bob", caller="198.51.100.7", duration="8h")
@@ -477,7 +477,7 @@ class TestEachStepAlone:
         self, knock: Knock, what: str
     ) -> None:
         """Mutation: functions/grants/drift.py:
-        `            yield Finding(NOT_LOOKED, "", "", f"failed: the {what} could not be listed: {error}")` ->
+        `            yield Finding(NOT_LOOKED, "", "", f"failed: the {side} could not be listed: {error}")` ->
         `            raise`
         """
         wanted = self.setting(knock)

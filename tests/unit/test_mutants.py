@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import mutations
+from tools.mutants import mutations
 
 
 class TestMutations:

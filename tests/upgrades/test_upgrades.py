@@ -20,7 +20,7 @@ import pytest
 from grants.values import Grant, cut_to_milliseconds, parse_time, round_up
 from tests.conftest import ROOT
 from tests.harness import MACHINE, Knock, running
-from tests.upgrades.snapshot import newest, snapshot
+from tools.snapshot import newest, snapshot
 
 INPUTS = sorted((ROOT / "tests" / "fixtures" / "inputs").glob("*.json"))
 RELEASE = json.loads(newest().read_text())

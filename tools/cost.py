@@ -92,11 +92,12 @@ def _lambda(calls: Calls) -> float:
         if one["Type"] == "AWS::Lambda::Function" and "MemorySize" in one["Properties"]
     }
     seconds, gb_second = ASSUMED["seconds"], PRICE["lambda_gb_second"]
-    return sum(
+    usd: float = sum(
         count * (PRICE["lambda_request"] + memory[name] * seconds[name] * gb_second)
         for (name, operation), count in calls.items()
         if operation == "invocations"
     )
+    return usd
 
 
 def _simpledb(calls: Calls) -> float:
@@ -284,7 +285,7 @@ def permissions() -> list[tuple[str, str, str]]:
             ]
             found.setdefault(role.lower(), {})[store] = sorted(set(may))
     return [
-        (role, *(", ".join(may[store]) or "nothing" for store in ("simpledb", "dynamodb")))
+        (role, ", ".join(may["simpledb"]) or "nothing", ", ".join(may["dynamodb"]) or "nothing")
         for role, may in found.items()
     ]
 

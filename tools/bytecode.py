@@ -1,6 +1,6 @@
 """Compiles the functions of a build, so that Lambda need not do it at every cold start.
 
-    python3.13 -m local.bytecode --for python3.13 .aws-sam/build     (make deploy ARGS=--bytecode)
+    python3.13 -m tools.bytecode --for python3.13 .aws-sam/build     (make deploy ARGS=--bytecode)
 
 It has to be run by the runtime's own minor version of Python: bytecode of another is passed over, and only
 takes room. `unchecked-hash`, because the zip that SAM makes gives every file a time of 1980, by which
@@ -35,9 +35,9 @@ def write(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m local.bytecode",
+        prog="python -m tools.bytecode",
         description="Compile the functions of a build for the Python that runs this.",
-        epilog="Example: python3.13 -m local.bytecode --for python3.13 .aws-sam/build",
+        epilog="Example: python3.13 -m tools.bytecode --for python3.13 .aws-sam/build",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--for", dest="runtime", metavar="RUNTIME", help="refuse unless this is its Python")

@@ -1,6 +1,6 @@
 """Writes the roots that functions trust as AWS's (`grants/trust.py`), as certifi has them.
 
-    python -m local.roots
+    python -m tools.roots
 
 By their public keys, as Amazon lists them at https://www.amazontrust.com/repository/ : a root may have
 several certificates, and it is the key that is trusted.

@@ -1,6 +1,6 @@
 """Writes botocore's data for the functions, with nothing in it but what they call.
 
-    python -m local.models
+    python -m tools.models
 
 A file a service, with its model (the operations called, the shapes they reach, no documentation), the rules
 for its endpoint, and the pages it is read by; and one of what is no service's: the partitions, and of the
@@ -11,6 +11,7 @@ the functions call.
 
 from __future__ import annotations
 
+import gzip
 import json
 from functools import cache
 from pathlib import Path
@@ -93,8 +94,7 @@ def _shared() -> dict[str, Any]:
 
     A region is in it by its name alone. One that is newer than this is known by its partition's pattern.
     """
-    loader = _loader()
-    endpoints = loader.load_data("endpoints")
+    endpoints = _endpoints()
     prefixes = {_model(service)["metadata"]["endpointPrefix"] for service in OPERATIONS}
     partitions = [
         partition
@@ -108,8 +108,16 @@ def _shared() -> dict[str, Any]:
     ]
     return {
         "endpoints": endpoints | {"partitions": partitions},
-        "partitions": loader.load_data("partitions"),
+        "partitions": _loader().load_data("partitions"),
     }
+
+
+def _endpoints() -> dict[str, Any]:
+    """Read the list of endpoints from its file: botocore's resolver writes into what a loader has given."""
+    plain = Path(Loader.BUILTIN_DATA_PATH) / "endpoints.json"
+    text = plain.read_bytes() if plain.exists() else gzip.decompress(Path(f"{plain}.gz").read_bytes())
+    read: dict[str, Any] = json.loads(text)
+    return read
 
 
 def _undocumented(part: Any) -> Any:

@@ -77,7 +77,8 @@ def permissions(role: str, resources: dict[str, Any]) -> set[str]:
 
 def newest() -> Path:
     """Give the snapshot of the newest release."""
-    return max(RELEASES.glob("*.json"), key=lambda path: [int(part) for part in path.stem.split(".")])
+    releases: list[Path] = list(RELEASES.glob("*.json"))
+    return max(releases, key=lambda path: [int(part) for part in path.stem.split(".")])
 
 
 if __name__ == "__main__":

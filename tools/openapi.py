@@ -1,6 +1,6 @@
 """Writes docs/openapi.json: the knock API in OpenAPI 3.1, derived from the code that answers.
 
-    make openapi        (PYTHONPATH=functions python -m local.openapi docs/openapi.json)
+    make openapi        (PYTHONPATH=functions python -m tools.openapi docs/openapi.json)
 
 Methods, paths and who needs a key come from `template.yaml`, parameters and limits from `rest` and `values`,
 problems from the tree of errors by having `rest.answers.problem` answer each, headers from what that module
