@@ -73,7 +73,7 @@ def patiently(ask: Callable[[], requests.Response]) -> requests.Response:
             return answer
         if answer.status_code == 500:  # Lambda ran as many functions as the account may: nothing has begun
             assert answer.json() == {"message": "Internal server error"}, answer.text
-        elif answer.status_code == 503:
+        if answer.status_code != 429:
             assert "Retry-After" in answer.headers, answer.text
         assert time.monotonic() < deadline, f"refused for too long: {answer.status_code} {answer.text}"
         time.sleep(float(answer.headers.get("Retry-After", "1")) * random.uniform(0.5, 1))  # noqa: S311
