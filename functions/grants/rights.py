@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetRes
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,20 +37,28 @@ logger = logging.getLogger("knock")
 
 
 class _Cache:
-    """Answers kept for KEPT, and longer while the call is throttled. Failures are not kept."""
+    """Answers kept for KEPT, and longer while the call is throttled. Failures are not kept.
+
+    The API reads a key's rights and the targets in two threads at once. A call is made without the lock, so
+    the slower one holds up nobody.
+    """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
         self._answers: dict[str, tuple[datetime, Any]] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: str, ask: Callable[[], T]) -> T:
         """Give the answer kept under a key, or call for it. Raises what the call raises."""
         now, longest = self._clock(), KEPT + KEPT_WHILE_THROTTLED
-        self._answers = {name: kept for name, kept in self._answers.items() if now - kept[0] < longest}
-        kept = self._answers.get(key)
+        with self._lock:
+            self._answers = {name: kept for name, kept in self._answers.items() if now - kept[0] < longest}
+            kept = self._answers.get(key)
         if kept is None or now - kept[0] >= KEPT:
             try:
-                kept = self._answers[key] = now, ask()
+                kept = now, ask()
+                with self._lock:
+                    self._answers[key] = kept
             except RightsThrottled:
                 if kept is None:
                     raise

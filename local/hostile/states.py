@@ -16,6 +16,7 @@ from local.endpoint import Answer, Call, Forward, failure
 from local.hostile.dice import Dice, Moment
 
 _ENDED = ("stopDate", "output", "outputDetails", "error", "cause")
+LONGEST = 5  # seconds
 _STATUSES = ("SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
 
 
@@ -32,7 +33,7 @@ class StatesLag:
         """Hear of an execution's change from the event of it."""
         detail = event["detail"]
         started = detail["status"] == "RUNNING"
-        lag = self._moment.delay(self._dice.throw("states", "started" if started else "ended"), 5)
+        lag = self._moment.delay(self._dice.throw("states", "started" if started else "ended"), LONGEST)
         with self._lock:
             late = self._unseen if started else self._running
             late[detail["executionArn"]] = self._moment.now() + lag

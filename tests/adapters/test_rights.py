@@ -1,0 +1,40 @@
+"""What keys may do, as it is kept: by several threads of one request at once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta, timezone
+
+from grants.rights import _Cache
+
+
+def test_two_threads_may_read_and_keep_answers_at_the_same_time() -> None:
+    """The other thread keeps its answer while this one walks through those that are kept.
+
+    Mutation: functions/grants/rights.py:
+    `threading.Lock()` -> `__import__("contextlib").nullcontext()`
+    """
+    walking, kept = threading.Event(), threading.Event()
+    here = threading.current_thread()
+
+    class Moment(datetime):
+        def __sub__(self, other: object) -> timedelta:  # type: ignore[override]
+            if threading.current_thread() is here and armed:  # as the interpreter may switch at any step
+                walking.set()
+                kept.wait(0.2)
+            return datetime.__sub__(self, other)  # type: ignore[no-any-return, operator]
+
+    armed = False
+    cache = _Cache(lambda: Moment.now(timezone.utc))
+    cache.get("key a", lambda: 1)
+
+    def list_targets() -> None:
+        cache.get("targets", lambda: walking.wait(5))
+        kept.set()
+
+    other = threading.Thread(target=list_targets)
+    other.start()
+    armed = True
+    assert cache.get("key a", lambda: 2) == 1
+    other.join(5)
+    assert cache.get("targets", lambda: None) is True
