@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check quick types lint format bench mutants soak openapi deploy e2e scan audit cost release-snapshot dist requirements clean
+.PHONY: help local test check quick format bench mutants soak openapi deploy e2e scan audit cost release-snapshot dist requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,7 +43,7 @@ node_modules/.done: package.json package-lock.json
 local: $(VENV)/.run ## run Knock on this machine
 	$(BIN)/python -m local up $(ARGS)
 
-test: check .venv-newest/.done ## run every check and test
+test: check .venv-newest/.done ## run the checks and all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 check: ## the quick part of `test`: linters, types and fast scanners
@@ -127,4 +127,4 @@ requirements: $(VENV)/.dev ## pin again what requirements*.in ask for
 	    --upgrade -o $$name.txt $$name.in || exit 1; done
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-sam .venv-checkov .venv-newest node_modules .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-sam .venv-checkov .venv-newest node_modules dist .aws-sam .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

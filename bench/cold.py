@@ -141,7 +141,7 @@ def _ledger(grant: Grant) -> dict[str, dict[str, str]]:
     at, (key,) = grant.requested_at, grant.rule_keys
     attempt = ledger.name_attempt(at, "bench")
     claimed = ledger.claim(ledger.Ledger(SOURCE), grant.id, grant.expires_at, [key], attempt, at)
-    known = ledger.record_results(claimed, grant.id, attempt, {key: ledger.Made(RULE)}, at)
+    known = ledger.record_results(claimed, grant.id, attempt, {key: ledger.Own(RULE)}, at)
     return {SOURCE: {"token": "t", "parts": "1", "part_000": ledger.encode(known).decode()}}
 
 

@@ -35,7 +35,7 @@ from .ledger import (
     Ledger,
     LedgerRule,
     quiescent,
-    record_found,
+    record_ids,
     record_lost,
     record_revoked,
     release,
@@ -166,8 +166,8 @@ def _release(
 
     def transition(ledger: Ledger) -> Ledger:
         if not ledger.has_trace(grant.id) and (may_be_hidden or not searched):
-            return record_found(ledger, lost_ids, operations.clock())
-        return record_found(release(ledger, grant.id, operations.clock()), lost_ids, operations.clock())
+            return record_ids(ledger, lost_ids, operations.clock())
+        return record_ids(release(ledger, grant.id, operations.clock()), lost_ids, operations.clock())
 
     snapshot = operations.change(grant.source, transition)
     if not snapshot.ledger.has_trace(grant.id):
@@ -266,7 +266,7 @@ def _record(ledger: Ledger, sweep: _Sweep, operations: Operations) -> Ledger:
     closing = {
         key: ids for key, ids in sweep.new_ids.items() if (rule := ledger.rules.get(key)) and rule.closing
     }
-    return record_found(ledger, closing, now)
+    return record_ids(ledger, closing, now)
 
 
 def _sweep(operations: Operations, ledger: Ledger, closing: Mapping[RuleKey, LedgerRule]) -> _Sweep:
@@ -456,4 +456,4 @@ def close_tagged(operations: Operations, grant_id: str) -> list[str]:
 def _release_and_record(
     ledger: Ledger, ids_by_key: Mapping[RuleKey, set[str]], grant_id: str, now: datetime
 ) -> Ledger:
-    return record_found(release(ledger, grant_id, now), ids_by_key, now)
+    return record_ids(release(ledger, grant_id, now), ids_by_key, now)

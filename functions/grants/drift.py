@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from .closing import End, close, finish_closing, own_rules
 from .errors import GrantNotFound, KnockError
-from .ledger import Ledger, attempted_at, record_found, release, tidy
+from .ledger import Ledger, attempted_at, record_ids, release, tidy
 from .ledgers import Snapshot, Unreadable
 from .operations import Operations
 from .timing import GRACE
@@ -249,7 +249,7 @@ class _Guard:
         def act() -> str:
             operations = self.operations
             snapshot = operations.change(
-                source, lambda ledger: record_found(ledger, {rule.key: {rule.id}}, operations.clock())
+                source, lambda ledger: record_ids(ledger, {rule.key: {rule.id}}, operations.clock())
             )
             finish_closing(operations, source, {rule.key}, snapshot, closed)
             return _closed(closed)

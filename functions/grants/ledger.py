@@ -128,7 +128,7 @@ def quiescent(attempt: str, now: datetime) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Own:
     """The rule has this id: the attempt authorized it, or met it as one of Knock's own."""
 
     rule_id: str
@@ -142,7 +142,7 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
+class NoRule:
     """The attempt certainly made no rule, since the group is full or gone: the grant claims it no more."""
 
 
@@ -151,7 +151,7 @@ class Unsent:
     """The attempt made no rule: its run sent no call for it. The claim stays for the grant's next run."""
 
 
-Result = Made | Foreign | Nothing | Unsent
+Result = Own | Foreign | NoRule | Unsent
 
 
 # ---------------------------------------------------------------------------- transitions
@@ -221,7 +221,7 @@ def record_results(
     for key, result in results.items():
         rule = rules.get(key, LedgerRule())
         ids = dict(rule.ids)
-        if isinstance(result, Made) and result.rule_id not in ledger.tombstones:
+        if isinstance(result, Own) and result.rule_id not in ledger.tombstones:
             other_key = next((k for k, r in rules.items() if k != key and result.rule_id in r.ids), None)
             if other_key and not rules[other_key].closing:
                 other = rules[other_key]
@@ -233,7 +233,7 @@ def record_results(
         if own_claim and isinstance(result, Foreign):
             foreign = {**own_claim.foreign, key: result.rule_id}
             own_claim = replace(own_claim, rule_keys=own_claim.rule_keys - {key}, foreign=foreign)
-        elif own_claim and isinstance(result, Nothing) and not ids:
+        elif own_claim and isinstance(result, NoRule) and not ids:
             own_claim = replace(own_claim, rule_keys=own_claim.rule_keys - {key})
     if own_claim:
         claims[grant_id] = own_claim
@@ -274,7 +274,7 @@ def record_lost(ledger: Ledger, rule_ids: Iterable[str], now: datetime) -> Ledge
     return record_revoked(ledger, gone, {}, now)
 
 
-def record_found(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
+def record_ids(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
     """Record ids of Knock's own that the ledger lacked: open where a live grant claims the rule, else
     closing.
     """

@@ -36,8 +36,8 @@ from .errors import (
 from .ledger import (
     Foreign,
     Ledger,
-    Made,
-    Nothing,
+    NoRule,
+    Own,
     Result,
     Unsent,
     attempted_at,
@@ -65,7 +65,7 @@ class _Placement:
     target: str
     ports: Ports
     candidates: list[RuleKey]
-    result: Made | Foreign | None = None
+    result: Own | Foreign | None = None
 
     @property
     def key(self) -> RuleKey:
@@ -293,7 +293,7 @@ def _authorize_together(operations: Operations, run: _Run, group: str, placement
     except (RuleDuplicate, GroupFull, GroupGone):
         return False
     for placement in placements:
-        _set_result(run, placement, Made(rule_ids[placement.key]))
+        _set_result(run, placement, Own(rule_ids[placement.key]))
     return True
 
 
@@ -309,7 +309,7 @@ def _authorize_one(operations: Operations, run: _Run, placement: _Placement) -> 
     except (GroupFull, GroupGone):
         return
     else:
-        _set_result(run, placement, Made(rule_ids[placement.key]))
+        _set_result(run, placement, Own(rule_ids[placement.key]))
 
 
 def _send(operations: Operations, run: _Run, group: str, placements: list[_Placement]) -> dict[RuleKey, str]:
@@ -330,12 +330,12 @@ def _send(operations: Operations, run: _Run, group: str, placements: list[_Place
     return rule_ids
 
 
-def _set_result(run: _Run, placement: _Placement, result: Made | Foreign) -> None:
+def _set_result(run: _Run, placement: _Placement, result: Own | Foreign) -> None:
     placement.result = result
     run.results[placement.key] = result
 
 
-def _find_duplicate(operations: Operations, run: _Run, key: RuleKey) -> Made | Foreign:
+def _find_duplicate(operations: Operations, run: _Run, key: RuleKey) -> Own | Foreign:
     """Find the rule that EC2 calls a duplicate: one of Knock's own, or a foreign one.
 
     An id with a tombstone is gone, even while EC2 still lists it or calls its rule a duplicate.
@@ -346,7 +346,7 @@ def _find_duplicate(operations: Operations, run: _Run, key: RuleKey) -> Made | F
         rule = _listed(run, key)
     if rule is None:
         raise RuleUnsettled(f"EC2 has a rule {key} and does not show it yet")
-    return Made(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)
+    return Own(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)
 
 
 def _accept_listed(
@@ -358,7 +358,7 @@ def _accept_listed(
     rule = _listed(run, placement.key)
     if rule is None or rule.id not in ids:
         return False
-    _set_result(run, placement, Made(rule.id))
+    _set_result(run, placement, Own(rule.id))
     return True
 
 
@@ -372,7 +372,7 @@ def _try_next_groups(operations: Operations, run: _Run, placements: list[_Placem
     next.
     """
     for placement in placements:
-        run.results[placement.key] = Nothing()
+        run.results[placement.key] = NoRule()
         full = placement.candidates.pop(0)
         if not placement.candidates:
             placement.candidates = [full]
@@ -423,7 +423,7 @@ def _finish(operations: Operations, run: _Run) -> list[Opened]:
     for placement, result in [(p, p.result) for p in run.placements if p.result]:
         rule = ledger.rules.get(placement.key)
         is_open = rule and not rule.closing and result.rule_id in rule.ids
-        if isinstance(result, Made) and not is_open:
+        if isinstance(result, Own) and not is_open:
             raise RuleUnsettled(f"the rule {placement.key} was revoked while it was authorized")
         opened.append(Opened(placement.key, result.rule_id, placement.target, isinstance(result, Foreign)))
     _refuse_ended(operations, run.grant)

@@ -40,7 +40,7 @@ class _Cache:
     """Answers kept for KEPT, and longer while the call is throttled. Failures are not kept.
 
     The API reads a key's rights and the targets in two threads at once. A call is made without the lock, so
-    the slower one holds up nobody.
+    the slower one does not delay the other.
     """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:

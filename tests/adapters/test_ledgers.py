@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grants.errors import StoreRefused
-from grants.ledger import LARGEST, Ledger, Made, claim, encode, name_attempt, record_results, release
+from grants.ledger import LARGEST, Ledger, Own, claim, encode, name_attempt, record_results, release
 from grants.ledgers import PART, Ledgers, Snapshot, Unreadable
 from grants.refusals import Refusals
 from grants.store import Store
@@ -31,9 +31,7 @@ def ledger(rules: int = 1, grant: str = "g1", source: str = HERE) -> Ledger:
     end = NOW.replace(microsecond=0) + timedelta(days=1)
     attempt = name_attempt(NOW, "00000001")
     made = claim(Ledger(source), grant, end, keys, attempt, NOW)
-    return record_results(
-        made, grant, attempt, {key: Made(f"sgr-{n:017}") for n, key in enumerate(keys)}, NOW
-    )
+    return record_results(made, grant, attempt, {key: Own(f"sgr-{n:017}") for n, key in enumerate(keys)}, NOW)
 
 
 def written(ledgers: Ledgers, after: Ledger, before: Snapshot | None = None) -> Snapshot:

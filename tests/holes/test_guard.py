@@ -85,7 +85,7 @@ class TestGuard:
         `            except StoreRefused as error:` -> `            except ValueError as error:`
 
         Mutation: functions/grants/trail.py:
-        `                logger.exception("record_not_read", extra={"grant_id": name})` ->
+        `                logger.exception("record_unreadable", extra={"grant_id": name})` ->
         `                raise`
         """
         knock.deliveries.drop(lambda _event: True)

@@ -228,7 +228,7 @@ class TestWhatIsTold:
 
     def test_what_cannot_be_read_is_told_of_by_its_name_alone(self, told: Told) -> None:
         """Mutation: functions/notify.py:
-        `    except StoreRefused:  # a record that cannot be read may be what was found` ->
+        `    except StoreRefused:  # a record that cannot be read may be the finding` ->
         `    except ZeroDivisionError:`
         """
         grant = told.knock.open(targets=["bastion"])

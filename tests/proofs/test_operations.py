@@ -122,7 +122,7 @@ class TestAuthorization:
         assert world.ingress.made[KEY] == 1
 
     def test_a_run_whose_grant_ended_meanwhile_closes_what_it_made(self, world: World) -> None:
-        """Mutation: functions/grants/opening.py: `    _give_up(operations, run)` -> `    pass`"""
+        """Mutation: functions/grants/opening.py: `    _withdraw(operations, run)` -> `    pass`"""
         grant = knocks(world, "a", ALICE)
         world.listen(
             At("authorize", lambda: world.trail.end(grant.id, "revoked", world.clock(), "alice", ""))

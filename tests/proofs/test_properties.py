@@ -389,8 +389,8 @@ def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
     """And nothing goes wrong for what goes wrong.
 
     Mutation: functions/grants/opening.py:
-        `return Made(there.id) if operations.ingress.is_ours(there) else Foreign(there.id)`
-        -> `return Made(there.id)`
+        `return Own(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)`
+        -> `return Own(rule.id)`
     """
     often = settings(max_examples=300, stateful_step_count=20, deadline=None)
     run_state_machine_as_test(Knocking, settings=often)

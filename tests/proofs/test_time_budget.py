@@ -100,7 +100,7 @@ def test_it_opens_and_closes_one_rule_at_a_time() -> None:
         `PROGRESS = timedelta(seconds=4)` -> `PROGRESS = timedelta(hours=4)`
     Mutation: functions/grants/opening.py:
         `if operations.clock() >= run.recorded_at + PROGRESS:` -> `if False:`
-    Mutation: functions/grants/opening.py: `if known and run.asked >= ASKED and` -> `if False and`
+    Mutation: functions/grants/opening.py: `if ids and run.probes >= MOST_PROBES and` -> `if False and`
     """
     world = World()
     grant = largest(world)

@@ -33,7 +33,7 @@ from tests.statemachine.definition import (
 
 ASL_VALIDATOR = ROOT / "node_modules" / ".bin" / "asl-validator"
 SECOND_ENGINE = ROOT / "node_modules" / "stepfunctions-local"
-HOW_TO_GET_NODE = "npm ci, or make set-up"
+HOW_TO_GET_NODE = "`make check` installs it"
 
 
 MACHINES = {"grant": GRANT, "close": CLOSING}

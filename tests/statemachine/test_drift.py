@@ -364,8 +364,8 @@ class TestWhatCannotBeRead:
         self, knock: Knock, damage: dict[str, str]
     ) -> None:
         """Mutation: functions/grants/drift.py:
-        `            self.unreadable_sources = {item.name for item in ledgers if isinstance(item, Unreadable)}` ->
-        `            self.unreadable_sources = set()`
+        `self.unreadable_sources = {item.name for item in ledgers if isinstance(item, Unreadable)}` ->
+        `self.unreadable_sources = set()`
         """
         broken = knock.open(targets=["bastion"], duration="8h")
         other = knock.open("bob", caller="198.51.100.7", duration="8h")

@@ -24,8 +24,8 @@ from grants.ledger import (
     Foreign,
     Ledger,
     LedgerRule,
-    Made,
-    Nothing,
+    NoRule,
+    Own,
     Result,
     Unsent,
     attempted_at,
@@ -34,7 +34,7 @@ from grants.ledger import (
     encode,
     name_attempt,
     quiescent,
-    record_found,
+    record_ids,
     record_lost,
     record_results,
     record_revoked,
@@ -78,7 +78,7 @@ def opened(*keys: RuleKey, **changes: Any) -> Ledger:
     """A ledger in which a grant's rules are open: each has the id `sgr-<its port>`."""
     ledger = claimed(*keys, **changes)
     grant, attempt = changes.get("grant", "alice"), changes.get("attempt", ONE)
-    results: dict[RuleKey, Result] = {one: Made(rule_id(one)) for one in keys}
+    results: dict[RuleKey, Result] = {one: Own(rule_id(one)) for one in keys}
     return record_results(ledger, grant, attempt, results, changes.get("now", NOW))
 
 
@@ -216,33 +216,33 @@ class TestBounds:
 class TestResults:
     def test_an_id_is_recorded_with_its_time_and_the_attempt_is_over(self) -> None:
         at = NOW + timedelta(seconds=1, microseconds=7)
-        ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Made("sgr-1")}, at)
+        ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Own("sgr-1")}, at)
         assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW + SECOND})
         assert ledger.rules[WEB].attempts == {ONE}
 
     def test_a_rule_that_was_made_without_a_claim_is_closing(self) -> None:
         """Mutation: functions/grants/ledger.py: `rule.closing or key not in claimed` -> `rule.closing`"""
         ledger = release(claimed(SSH), "alice", NOW)
-        assert record_results(ledger, "alice", ONE, {SSH: Made("sgr-1")}, NOW).rules[SSH].closing
-        assert record_results(EMPTY, "alice", ONE, {SSH: Made("sgr-1")}, NOW).rules[SSH].closing
+        assert record_results(ledger, "alice", ONE, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
+        assert record_results(EMPTY, "alice", ONE, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
 
     def test_one_that_was_closing_stays_so_whoever_claims_it(self) -> None:
         ledger = release(opened(SSH), "alice", NOW)
         ledger = claimed(SSH, ledger=ledger, grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Made("sgr-2")}, NOW)
+        ledger = record_results(ledger, "bob", TWO, {SSH: Own("sgr-2")}, NOW)
         assert ledger.rules[SSH].closing
         assert set(ledger.rules[SSH].ids) == {rule_id(SSH), "sgr-2"}
 
     def test_the_time_of_an_ids_first_record_stands(self) -> None:
         ledger = claimed(SSH, ledger=opened(SSH), grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Made(rule_id(SSH))}, NOW + SECOND)
+        ledger = record_results(ledger, "bob", TWO, {SSH: Own(rule_id(SSH))}, NOW + SECOND)
         assert ledger.rules[SSH].ids == {rule_id(SSH): NOW}
 
     def test_an_id_with_a_tombstone_is_not_there(self) -> None:
         """Mutation: functions/grants/ledger.py: `and result.rule_id not in ledger.tombstones:` -> `:`"""
         gone = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
         ledger = claimed(SSH, ledger=gone, grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Made(rule_id(SSH))}, NOW)
+        ledger = record_results(ledger, "bob", TWO, {SSH: Own(rule_id(SSH))}, NOW)
         assert SSH not in ledger.rules
 
     def test_a_foreign_rule_is_no_rule_of_the_ledgers(self) -> None:
@@ -253,13 +253,13 @@ class TestResults:
     @pytest.mark.parametrize("others", [False, True])
     def test_nothing_made_is_nothing_claimed_unless_the_rule_is_there(self, others: bool) -> None:
         before = opened(SSH, grant="bob", attempt=TWO) if others else EMPTY
-        ledger = record_results(claimed(SSH, ledger=before), "alice", ONE, {SSH: Nothing()}, NOW)
+        ledger = record_results(claimed(SSH, ledger=before), "alice", ONE, {SSH: NoRule()}, NOW)
         assert ledger.claims["alice"].rule_keys == ({SSH} if others else set())
         assert (SSH in ledger.rules) is others
 
     def test_what_was_not_sent_is_claimed_still(self) -> None:
         """Mutation: functions/grants/ledger.py:
-        `elif own_claim and isinstance(result, Nothing) and not ids:` -> `elif own_claim and not ids:`
+        `elif own_claim and isinstance(result, NoRule) and not ids:` -> `elif own_claim and not ids:`
         """
         ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Unsent()}, NOW)
         assert ledger.claims["alice"].rule_keys == {SSH, WEB}
@@ -267,7 +267,7 @@ class TestResults:
 
     def test_another_attempt_is_not_over(self) -> None:
         ledger = claimed(SSH, ledger=claimed(SSH), attempt=TWO)
-        ledger = record_results(ledger, "alice", ONE, {SSH: Nothing()}, NOW)
+        ledger = record_results(ledger, "alice", ONE, {SSH: NoRule()}, NOW)
         assert ledger.rules[SSH].attempts == {TWO}
 
 
@@ -324,7 +324,7 @@ class TestRevoked:
         assert ledger.knows(rule_id(SSH))
 
     def test_a_rule_with_another_id_or_an_attempt_stays(self) -> None:
-        ledger = record_found(release(opened(SSH), "alice", NOW), {SSH: ["sgr-2"]}, NOW)
+        ledger = record_ids(release(opened(SSH), "alice", NOW), {SSH: ["sgr-2"]}, NOW)
         ledger = record_revoked(ledger, {SSH: [rule_id(SSH)]}, {}, NOW)
         assert ledger.rules[SSH] == LedgerRule(True, {"sgr-2": NOW})
         ledger = release(claimed(SSH, ledger=opened(SSH), attempt=TWO), "alice", NOW)
@@ -365,22 +365,22 @@ class TestLost:
 
 class TestFound:
     def test_an_id_is_open_where_a_live_grant_claims_the_rule_and_else_closing(self) -> None:
-        ledger = record_found(claimed(SSH), {SSH: ["sgr-1"], WEB: ["sgr-2"]}, NOW)
+        ledger = record_ids(claimed(SSH), {SSH: ["sgr-1"], WEB: ["sgr-2"]}, NOW)
         assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW}, frozenset({ONE}))
         assert ledger.rules[WEB] == LedgerRule(True, {"sgr-2": NOW})
 
     def test_a_claim_that_ended_claims_nothing(self) -> None:
-        assert record_found(claimed(SSH), {SSH: ["sgr-1"]}, END + SKEW).rules[SSH].closing
+        assert record_ids(claimed(SSH), {SSH: ["sgr-1"]}, END + SKEW).rules[SSH].closing
 
     def test_what_the_ledger_knows_is_not_found(self) -> None:
         """Mutation: functions/grants/ledger.py: `if ledger.knows(rule_id):` -> `if False:`"""
         gone = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
-        assert record_found(gone, {SSH: [rule_id(SSH)]}, NOW) == gone
-        assert record_found(opened(SSH), {WEB: [rule_id(SSH)]}, NOW + SECOND) == opened(SSH)
+        assert record_ids(gone, {SSH: [rule_id(SSH)]}, NOW) == gone
+        assert record_ids(opened(SSH), {WEB: [rule_id(SSH)]}, NOW + SECOND) == opened(SSH)
 
     def test_one_of_a_rule_that_is_closing_is_closing(self) -> None:
         ledger = claimed(SSH, ledger=release(opened(SSH), "alice", NOW), grant="bob", attempt=TWO)
-        found = record_found(ledger, {SSH: ["sgr-2"]}, NOW)
+        found = record_ids(ledger, {SSH: ["sgr-2"]}, NOW)
         assert found.rules[SSH].closing
         assert set(found.rules[SSH].ids) == {rule_id(SSH), "sgr-2"}
 
@@ -408,7 +408,7 @@ class TestTime:
         """
         late = name_attempt(NOW + SECOND, "00000003")
         ledger = claimed(SSH, ledger=claimed(SSH, ledger=claimed(SSH, WEB), attempt=TWO), attempt=late)
-        ledger = record_found(ledger, {SSH: ["sgr-1"]}, NOW)
+        ledger = record_ids(ledger, {SSH: ["sgr-1"]}, NOW)
         assert tidy(ledger, NOW + SETTLES - MOMENT) == ledger
         assert tidy(ledger, NOW + SETTLES).rules[SSH].attempts == {TWO, late}
         assert tidy(ledger, NOW + SETTLES + SECOND).rules[SSH].attempts == {late}
@@ -443,7 +443,7 @@ class TestText:
             RuleKey("sg-1", Ports(-1, -1, "-1"), "pl-1234"),
             RuleKey("sg-1", Ports(-1, -1, "47"), ""),
         ]
-        ledger = record_found(EMPTY, {one: [f"sgr-{n}"] for n, one in enumerate(odd)}, NOW)
+        ledger = record_ids(EMPTY, {one: [f"sgr-{n}"] for n, one in enumerate(odd)}, NOW)
         assert decode(encode(ledger), SOURCE) == ledger
         assert set(ledger.rules) == set(odd)
 
@@ -455,9 +455,8 @@ class TestText:
         ).map(lambda value: json.dumps(value).encode())
     )
     def test_anything_else_is_refused(self, text: bytes) -> None:
-        with pytest.raises(
-            ValueError, match=r"ledger|Expecting|Extra|Untermin|Invalid|decode|JSON|expected|literal"
-        ):
+        reasons = r"ledger|Expecting|Extra|Unterminated|Invalid|decode|JSON|expected|literal"
+        with pytest.raises(ValueError, match=reasons):
             decode(text, SOURCE)
 
     @given(st.data())
@@ -511,7 +510,7 @@ def steps(draw: st.DrawFn) -> tuple[Step, timedelta]:
         new = name_attempt(now, f"{number:08x}")
         attempt = known[number % len(known)] if known and number % 3 else new
         results: dict[RuleKey, Result] = {
-            one: [Made(rule_id(one, number % 3)), Foreign("sgr-9"), Nothing(), Unsent()][(number + n) % 4]  # type: ignore[misc]
+            one: [Own(rule_id(one, number % 3)), Foreign("sgr-9"), NoRule(), Unsent()][(number + n) % 4]  # type: ignore[misc]
             for n, one in enumerate(keys)
         }
         transitions: dict[str, Transition] = {
@@ -522,7 +521,7 @@ def steps(draw: st.DrawFn) -> tuple[Step, timedelta]:
             "release": lambda one: release(one, grant, now, attempt if number % 2 else None),
             "revoked": lambda one: record_revoked(one, ids, dict.fromkeys(keys, (attempt,)), now),
             "lost": lambda one: record_lost(one, [name for names in ids.values() for name in names], now),
-            "found": lambda one: record_found(one, ids, now),
+            "found": lambda one: record_ids(one, ids, now),
             "tidy": lambda one: tidy(one, now),
         }
         return transitions[kind]
@@ -631,7 +630,7 @@ class Room:
         rules = self.ledger.rules.items()
         for number, attempt in enumerate(sorted({name for _, rule in rules for name in rule.attempts})):
             made: dict[RuleKey, Result] = {
-                one: Made(rule_id(one, number)) for one, rule in rules if attempt in rule.attempts
+                one: Own(rule_id(one, number)) for one, rule in rules if attempt in rule.attempts
             }
             self.step(record_results(self.ledger, "another", attempt, made, self.now))
         self.write()
@@ -639,7 +638,7 @@ class Room:
             self.step(release(self.ledger, grant, self.now))
         self.write()
         found = {one: [f"sgr-{number:017}"] for number, one in enumerate(self.ledger.rules)}
-        self.step(record_found(self.ledger, found, self.now))
+        self.step(record_ids(self.ledger, found, self.now))
         self.write()
         while self.ledger.rules:
             closing = list(self.ledger.closing(self.ledger.rules).items())[:64]
@@ -723,7 +722,7 @@ class TestRoom:
                 room.step(claim(room.ledger, grant, END, keys, attempt, room.now))
             except SourceFull:
                 break
-            made: dict[RuleKey, Result] = {one: Made(rule_id(one, number)) for one in keys}
+            made: dict[RuleKey, Result] = {one: Own(rule_id(one, number)) for one in keys}
             room.step(record_results(room.ledger, grant, attempt, made, room.now))
             room.step(release(room.ledger, grant, room.now))
             room.step(
@@ -740,7 +739,7 @@ class TestRoom:
     def test_a_ledger_that_would_not_fit_is_refused_whole(self) -> None:
         room = Room(WIDE)
         found = {long_key(n): [f"sgr-{n:08x}{m:09x}" for m in range(60)] for n in range(100)}
-        room.step(record_found(room.ledger, found, NOW))
+        room.step(record_ids(room.ledger, found, NOW))
         with pytest.raises(StoreRefused, match="longer than an item"):
             room.write()
         assert room.ledgers.read(WIDE) == Snapshot(Ledger(WIDE), None)
@@ -762,9 +761,9 @@ class TestChangedByHand:
     """EC2's ModifySecurityGroupRules changes a rule's ports or CIDR, and keeps its id."""
 
     def test_an_id_goes_with_the_key_that_ec2_shows(self) -> None:
-        before = record_results(claimed(SSH), "alice", ONE, {SSH: Made("sgr-1")}, NOW)
+        before = record_results(claimed(SSH), "alice", ONE, {SSH: Own("sgr-1")}, NOW)
         asked = claim(before, "bob", END, [WEB], TWO, NOW)
-        after = record_results(asked, "bob", TWO, {WEB: Made("sgr-1")}, NOW)
+        after = record_results(asked, "bob", TWO, {WEB: Own("sgr-1")}, NOW)
         assert {key: set(rule.ids) for key, rule in after.rules.items()} == {WEB: {"sgr-1"}}
 
     def test_one_that_is_closing_under_another_key_is_no_result(self) -> None:
@@ -773,9 +772,9 @@ class TestChangedByHand:
         Mutation: functions/grants/ledger.py:
             `if not other_key or not rules[other_key].closing:` -> `if True:`
         """
-        before = record_results(claimed(SSH), "alice", ONE, {SSH: Made("sgr-1")}, NOW)
+        before = record_results(claimed(SSH), "alice", ONE, {SSH: Own("sgr-1")}, NOW)
         asked = claim(release(before, "alice", NOW), "bob", END, [WEB], TWO, NOW)
-        after = record_results(asked, "bob", TWO, {WEB: Made("sgr-1")}, NOW)
+        after = record_results(asked, "bob", TWO, {WEB: Own("sgr-1")}, NOW)
         assert after.rules[SSH].closing
         assert set(after.rules[SSH].ids) == {"sgr-1"}
         assert WEB not in after.rules

@@ -164,7 +164,8 @@ class TestDuration:
 
     def test_beyond_the_keys_maximum_is_refused_naming_the_right(self) -> None:
         """
-        Mutation: functions/grants/policy.py: `if requested > longest:` -> `if requested > limits.max_duration:`
+        Mutation: functions/grants/policy.py:
+            `if requested > longest:` -> `if requested > limits.max_duration:`
         """
         with pytest.raises(NotAllowed, match="longer than the key allows: 8h") as refusal:
             ask(Knock(duration=timedelta(hours=8, seconds=1)))
