@@ -37,7 +37,6 @@ from local.lambdas import Runtime, environment
 from local.serving import Server, bind
 from local.stepfunctions_local import Engine as OtherEngine
 from local.stepfunctions_local import Npm, NpmEngine
-from local.surroundings import furnish
 from local.template import Place, load
 
 if TYPE_CHECKING:
@@ -199,6 +198,8 @@ class Stack:
                 self.aws.schedule(rule)
         targets, keys = self._make_targets(), self._make_keys()
         if options.furnished:
+            from local.surroundings import furnish
+
             furnish(self.client, self.deployment, {name: made["groups"] for name, made in targets.items()})
         api = self.deployment.rest_api
 

@@ -10,14 +10,15 @@
 | group `reports`, on an interface | no target | adopt-groups |
 | the template's alarms, none of which ever goes off | | check-the-deployment |
 
-Everything is made through the AWS API, as a person would. Only `python -m local up` asks for it: a stack
-that a test runs by itself starts a fifth of a second sooner.
+Only `python -m local up` asks for it: a stack that a test runs by itself starts a quarter of a second sooner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from moto.rds.models import rds_backends
 
 from local.deployment import Deployment
 
@@ -42,19 +43,24 @@ def furnish(
     _instance(ec2, "bastion", BASTION, subnets[0], [servers, *targets["bastion"]])
     _instance(ec2, "jump", JUMP, subnets[0], [admin])
     ec2.create_network_interface(SubnetId=subnets[0], Groups=[reports], Description="reports")
+    balancers = client("elbv2")
     for name, groups in (("web", [servers, *targets["web"]]), ("shop", [servers])):
-        client("elbv2").create_load_balancer(Name=name, Subnets=subnets, SecurityGroups=groups)
-    client("rds").create_db_instance(
-        DBInstanceIdentifier="orders",
-        DBInstanceClass="db.t4g.micro",
-        Engine="postgres",
-        AllocatedStorage=20,
-        MasterUsername="orders",
-        ManageMasterUserPassword=True,
-        VpcSecurityGroupIds=[servers],
+        balancers.create_load_balancer(Name=name, Subnets=subnets, SecurityGroups=groups)
+    place = deployment.place
+    rds_backends[place.account][place.region].create_db_instance(  # a client of RDS is slow to make
+        {
+            "db_instance_identifier": "orders",
+            "db_instance_class": "db.t4g.micro",
+            "engine": "postgres",
+            "allocated_storage": 20,
+            "master_username": "orders",
+            "manage_master_user_password": True,
+            "vpc_security_group_ids": [servers],
+        }
     )
+    cloudwatch = client("cloudwatch")
     for alarm in deployment.alarms:
-        client("cloudwatch").put_metric_alarm(**alarm)
+        cloudwatch.put_metric_alarm(**alarm)
 
 
 def _group(ec2: Any, name: str) -> str:

@@ -16,7 +16,7 @@ authorization that had read its tags before has ended, and when no rule of Knock
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
     from knock_admin.tags import Ports
     from knock_admin.targets import Group
+    from knock_admin.trail import Entry
 
 FLIGHT = 40.0
 """Seconds after which no authorization is under way that has read older tags: the functions' ACTS (20 s),
@@ -156,7 +157,7 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
         )
     chosen = [group for group in groups if not wanted or group in wanted]
     # A grant of the target may have its rule in another group of the pool; that of the trail has all of them.
-    entries = [entry for entry in inside.live(stack, name, now) if _is_in(entry.rules, chosen)]
+    entries = [entry for entry in inside.live(stack, name, chosen, now) if _is_in(entry, chosen)]
     if entries and not revoke:
         raise inside.refusal(
             name,
@@ -179,7 +180,7 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
     )
     if not aws.calls.dry_run:
         _await_flight()
-        _refuse_rules(stack, name, chosen)
+        _refuse_rules(stack, chosen)
     ec2.delete_tags(Resources=chosen, Tags=[{"Key": tags.STACK}, {"Key": tags.LEAVING}])
     rest = sorted(group.id for group in pool if group.id not in chosen)
     lines = [*ended, *(f"released {group}" for group in chosen)]
@@ -194,10 +195,10 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
     return Result({"target": name, "released": chosen, "ended": ended}, lines)
 
 
-def _is_in(rules: Sequence[dict[str, Any]], chosen: Sequence[str]) -> bool:
+def _is_in(entry: Entry, chosen: Sequence[str]) -> bool:
     """Say whether a grant has a rule in one of these groups, or may have: one that is opening has none on
     record."""
-    return not rules or any(rule.get("group") in chosen for rule in rules)
+    return not entry.rules or bool(entry.groups & set(chosen))
 
 
 def _await_flight() -> None:
@@ -208,7 +209,7 @@ def _await_flight() -> None:
         time.sleep(min(left, 10.0))
 
 
-def _refuse_rules(stack: Stack, name: str, groups: Sequence[str]) -> None:
+def _refuse_rules(stack: Stack, groups: Sequence[str]) -> None:
     """Raise AdminError while a group holds a rule of Knock's."""
     left = [
         rule["SecurityGroupRuleId"]
@@ -220,5 +221,5 @@ def _refuse_rules(stack: Stack, name: str, groups: Sequence[str]) -> None:
             f"Knock still has {count(len(left), 'rule')} there "
             f"({', '.join(left[:5])}{' …' * (len(left) > 5)}), of a knock that was on its way or a grant "
             "that is closing. Nobody can knock for it any more: run the same command again in a minute, "
-            f"with --revoke if `knock-admin grants --target {name}` shows somebody."
+            "with --revoke to end whoever is in by it."
         )

@@ -255,7 +255,7 @@ def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
     if not found:
         yield Finding("warn", "keys", "there are none, so nobody can knock; see `knock-admin key add`")
     for key in found:
-        who = f"{key.name} ({key.id})"
+        who = key.who
         faults = keys.faults_of(key)
         yield from (Finding("fail", "keys", f"{who}: {fault}; it gives no right") for fault in faults)
         if faults:
@@ -295,7 +295,7 @@ def _opens(key: keys.Key, now: datetime) -> bool:
 
 def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
     """Look at what a key may do: does it open anything, and for as long as somebody meant?"""
-    who = f"{key.name} ({key.id})"
+    who = key.who
     if lacks := [tag for tag in (tags.TARGETS, tags.MAX_DURATION) if tag not in key.tags]:
         yield Finding("warn", "keys", f"{who} opens nothing: it has no tag {' and no tag '.join(lacks)}")
     else:

@@ -18,24 +18,55 @@ from knock_admin.output import count, table, warn
 from knock_admin.stores import equal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from knock_admin.stack import Stack
     from knock_admin.trail import Entry
 
-
-def live(stack: Stack, target: str, now: datetime) -> list[Entry]:
-    """List the live grants of a target, the one that ends first at the top."""
-    where = [equal("target_name", target), *trail.live(now)]
-    return sorted(trail.grants(stack, where, None), key=lambda entry: entry.one("expires_at"))
+_UNKNOWN = "Nothing was changed: who is in by the key cannot be said, so nobody could be ended."
 
 
-def of_key(stack: Stack, key_id: str, now: datetime) -> list[Entry]:
-    """List a key's live grants, by their ends; a trail that cannot be read is warned of."""
-    where = [equal("principal_id", key_id), *trail.live(now)]
-    found = _tolerated(stack, lambda: list(trail.grants(stack, where, None)))
+def live(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry]:
+    """List the live grants of a target, or with a rule in its groups, the one that ends first at the top.
+
+    The second are those of a target that was renamed: they have its old name on record until their end.
+    """
+    ids = set(groups)
+    found = (
+        entry
+        for entry in trail.grants(stack, trail.live(now), None)
+        if target in entry.values.get("target_name", ()) or ids & entry.groups
+    )
     return sorted(found, key=lambda entry: entry.one("expires_at"))
+
+
+def of_keys(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry]:
+    """List the live grants of keys, named by id, by their ends. Raises AdminError, or what botocore
+    raises.
+    """
+    found = [
+        entry
+        for key_id in keys
+        for entry in trail.grants(stack, [equal("principal_id", key_id), *trail.live(now)], None)
+    ]
+    return sorted(found, key=lambda entry: entry.one("expires_at"))
+
+
+def told_of_keys(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry] | None:
+    """List the live grants of keys where that decides nothing; None, with a warning, where it is unknown."""
+    return _tolerated(stack, lambda: of_keys(stack, keys, now))
+
+
+def before_ending(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry]:
+    """List the live grants of keys that are to be ended. Raises AdminError where that is unknown."""
+    try:
+        return of_keys(stack, keys, now)
+    except AdminError as error:
+        raise type(error)(f"{_UNKNOWN}\n{error}") from error
+    except (BotoCoreError, ClientError) as error:
+        failure = translated(error, stack.aws.calls.last)
+        raise type(failure)(f"{_UNKNOWN}\n{failure}") from error
 
 
 def who(entries: Sequence[Entry], now: datetime) -> Iterator[str]:
@@ -84,24 +115,26 @@ def refusal(target: str, entries: Sequence[Entry], now: datetime, choices: str) 
     return AdminError("\n".join([*lines, f"Nothing was changed. {choices}"]))
 
 
-def end_or_refuse(stack: Stack, target: str, now: datetime, *, revoke: bool, choices: str) -> list[str]:
+def end_or_refuse(
+    stack: Stack, target: str, groups: Iterable[str], now: datetime, *, revoke: bool, choices: str
+) -> list[str]:
     """End whoever is in by a target, or refuse and say who it is. Gives a line for each that was ended."""
-    entries = live(stack, target, now)
+    entries = live(stack, target, groups, now)
     if entries and not revoke:
         raise refusal(target, entries, now, choices)
     return end(stack, entries, f"the target {target} is taken away")
 
 
-def told(stack: Stack, target: str, now: datetime) -> list[Entry]:
-    """List who is in where that decides nothing; a trail that cannot be read is warned of."""
-    return _tolerated(stack, lambda: live(stack, target, now))
+def told(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry] | None:
+    """List who is in where that decides nothing; None, with a warning, where the trail cannot be read."""
+    return _tolerated(stack, lambda: live(stack, target, groups, now))
 
 
-def _tolerated(stack: Stack, ask: Callable[[], list[Entry]]) -> list[Entry]:
+def _tolerated(stack: Stack, ask: Callable[[], list[Entry]]) -> list[Entry] | None:
     try:
         return ask()
     except AdminError as error:
         warn(f"who is in cannot be said: {error}")
     except (BotoCoreError, ClientError) as error:
         warn(f"who is in cannot be said: {translated(error, stack.aws.calls.last)}")
-    return []
+    return None

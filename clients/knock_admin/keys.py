@@ -20,19 +20,21 @@ working, and nothing is deleted while its successor is missing. Nothing ends the
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from knock_admin import inside, tags
 from knock_admin.errors import AdminError
-from knock_admin.output import Result, table, warn
+from knock_admin.output import Result, table, visible, warn
 from knock_admin.targets import all_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from knock_admin.stack import Stack
+    from knock_admin.trail import Entry
 
 # The functions keep rights for about a minute.
 SOON = "The API knows of it within about a minute."
@@ -49,15 +51,18 @@ class Key:
     made_at: datetime | None
 
     @property
+    def who(self) -> str:
+        """Name it in a line for people; whoever made it may have put anything into its name."""
+        return f"{visible(self.name)} ({self.id})"
+
+    @property
     def retires_at(self) -> datetime | None:
         """Give the time after which a rotated key may be deleted. Raises AdminError on a bad tag."""
         text = self.tags.get(tags.RETIRES_AT)
         try:
             return tags.parse_time(text) if text else None
         except ValueError as error:
-            raise AdminError(
-                f"The tag {tags.RETIRES_AT} of the key {self.name} ({self.id}): {error}"
-            ) from error
+            raise AdminError(f"The tag {tags.RETIRES_AT} of the key {self.who}: {error}") from error
 
     @property
     def until(self) -> datetime | None:
@@ -158,7 +163,7 @@ def named(stack: Stack, text: str) -> list[Key]:
 
 
 def no_key(stack: Stack, named: str) -> AdminError:
-    return AdminError(f"The stack {stack.name} has no key {named}; see `knock-admin key ls`.")
+    return AdminError(f"The stack {stack.name} has no key {visible(named)}; see `knock-admin key ls`.")
 
 
 def _arn(stack: Stack, key_id: str) -> str:
@@ -212,7 +217,7 @@ def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
     return Result(
         {"id": key_id, "name": name, "value": value},
         [value],
-        notes=[f"The key {name} ({key_id}). This is its value; it is not shown again:", *notes],
+        notes=[f"The key {visible(name)} ({key_id}). This is its value; it is not shown again:", *notes],
     )
 
 
@@ -242,7 +247,7 @@ def show(stack: Stack, names: Sequence[str], now: datetime) -> Result:
     rows = []
     for key in keys:
         for fault in faults_of(key):
-            warn(f"{key.name} ({key.id}): {fault}; it gives no right")
+            warn(f"{key.who}: {visible(fault)}; it gives no right")
         notes = [] if key.enabled else ["disabled"]
         if key.until:
             notes.append(f"{'until' if now < key.until else 'ended'} {key.tags[tags.UNTIL]}")
@@ -296,7 +301,7 @@ def change(
             gateway.untag_resource(resourceArn=_arn(stack, key.id), tagKeys=gone)
         changed.append({"id": key.id, "name": key.name, "set": new, "removed": gone})
         what = [f"{tag} is {value}" for tag, value in new.items()] + [f"{tag} is gone" for tag in gone]
-        lines.append(f"{key.name} ({key.id}): {', '.join(what) or 'nothing to change'}")
+        lines.append(f"{key.who}: {', '.join(what) or 'nothing to change'}")
     return Result({"keys": changed}, lines, notes=[SOON])
 
 
@@ -307,18 +312,16 @@ def _targets(key: Key, more: Sequence[str], fewer: Sequence[str]) -> dict[str, s
     may = key.tags.get(tags.TARGETS, "").split()
     if {"*", tags.EVERY_TARGET} & set(may):
         raise AdminError(
-            f"{key.name} ({key.id}) may open every target: there is none to add, and to take one away name "
+            f"{key.who} may open every target: there is none to add, and to take one away name "
             "those it shall have, with --targets."
         )
     names = [name for name in dict.fromkeys((*may, *more)) if name not in fewer]
     if not names:
-        raise AdminError(
-            f"{key.name} ({key.id}) could open nothing then; `key disable` or `key rm` it instead."
-        )
+        raise AdminError(f"{key.who} could open nothing then; `key disable` or `key rm` it instead.")
     try:
         return {tags.TARGETS: tags.parse_targets(" ".join(names))}
     except ValueError as error:
-        raise AdminError(f"{key.name} ({key.id}): {error}") from error
+        raise AdminError(f"{key.who}: {error}") from error
 
 
 def enable(stack: Stack, name: str) -> Result:
@@ -330,8 +333,9 @@ def enable(stack: Stack, name: str) -> Result:
 def disable(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
     """Stop a key, or every key of that name, from knocking; its live grants keep their end, or are ended."""
     found = named(stack, name)
+    known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
     lines = _switch(stack, found, enabled=False)
-    ended, notes = _inside(stack, found, now, "the key is disabled", revoke=revoke)
+    ended, notes = _inside(stack, found, now, "the key is disabled", known)
     return Result(_switched(found, enabled=False), [*lines, *ended], notes=[SOON, *notes])
 
 
@@ -347,22 +351,42 @@ def _switch(stack: Stack, keys: Sequence[Key], *, enabled: bool) -> list[str]:
                 apiKey=key.id,
                 patchOperations=[{"op": "replace", "path": "/enabled", "value": str(enabled).lower()}],
             )
-        lines.append(f"{key.name} ({key.id}) is {word}{' already' if key.enabled == enabled else ''}")
+        lines.append(f"{key.who} is {word}{' already' if key.enabled == enabled else ''}")
     return lines
 
 
 def _inside(
-    stack: Stack, keys: Sequence[Key], now: datetime, reason: str, *, revoke: bool
+    stack: Stack, keys: Sequence[Key], now: datetime, reason: str, known: Sequence[Entry] | None
 ) -> tuple[list[str], list[str]]:
-    """Say who is in by some keys, and how to end that; or end it: (lines of what was ended, notes)."""
-    live = [entry for key in keys for entry in inside.of_key(stack, key.id, now)]
-    if revoke:
-        return inside.end(stack, live, reason, done="what was asked for the key is done"), []
+    """Say who is in by some keys, and how to end that; or end it: (lines of what was ended, notes).
+
+    `known` are those that were in before the keys were touched, where they are to be ended. They are, with
+    whoever has come in since; raises AdminError where it cannot be said who has.
+    """
+    live = inside.told_of_keys(stack, [key.id for key in keys], now)
+    names = dict.fromkeys(
+        key.name if key.name == key.recorded_name and not _needs_quotes(key.name) else key.id for key in keys
+    )
+    ways = " and ".join(f"`knock-admin revoke --principal {name}`" for name in names)
+    if known is not None:
+        ended = inside.end(
+            stack, known if live is None else live, reason, done="what was asked for the key is done"
+        )
+        if live is None:
+            raise AdminError(
+                "\n".join([f"Who came in while {reason} is not known; {ways} ends that later.", *ended])
+            )
+        return ended, []
+    if live is None:
+        return [], [f"Who is in by it now is not known; {ways} ends whoever is."]
     if not live:
         return [], ["Nobody is in by it now."]
-    names = dict.fromkeys(key.name if key.name == key.recorded_name else key.id for key in keys)
-    ways = " and ".join(f"`knock-admin revoke --principal {name}`" for name in names)
     return [], [f"Still in, until its end ({ways} ends it now):", *inside.who(live, now)]
+
+
+def _needs_quotes(name: str) -> bool:
+    """Say whether a shell would not take a name as it is."""
+    return shlex.quote(name) != name
 
 
 def rotate(stack: Stack, name: str, *, overlap: timedelta, now: datetime) -> Result:
@@ -373,7 +397,7 @@ def rotate(stack: Stack, name: str, *, overlap: timedelta, now: datetime) -> Res
         key_id,
         value,
         f"The old one ({old.id}) works on; after {retires_at}, end it with "
-        f"`knock-admin key rotate {old.name} --finish`.",
+        f"`knock-admin key rotate {visible(old.name)} --finish`.",
     )
 
 
@@ -426,19 +450,18 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
         if not successor:
             waiting.append(key.id)
             lines.append(
-                f"The key {key.name} ({key.id}) has no successor: "
-                f"run `knock-admin key rotate {key.name}` again."
+                f"The key {key.who} has no successor: run `knock-admin key rotate {visible(key.name)}` again."
             )
         elif key.retires_at and now < key.retires_at:
             waiting.append(key.id)
             lines.append(
-                f"The key {key.name} ({key.id}) retires at {key.tags[tags.RETIRES_AT]}; "
+                f"The key {key.who} retires at {key.tags[tags.RETIRES_AT]}; "
                 f"`knock-admin key rm {key.id}` does not wait for that."
             )
         else:
             stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
             deleted.append(key.id)
-            lines.append(f"deleted the old key {key.name} ({key.id})")
+            lines.append(f"deleted the old key {key.who}")
     return Result(
         {"deleted": deleted, "waiting": waiting},
         lines or ["No key is being rotated."],
@@ -449,11 +472,12 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
 def remove(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
     """Delete a key, or every key of that name, for good; its live grants keep their end, or are ended."""
     found = named(stack, name)
+    known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
     for key in found:
         stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
-    ended, notes = _inside(stack, found, now, "the key is deleted", revoke=revoke)
+    ended, notes = _inside(stack, found, now, "the key is deleted", known)
     return Result(
         {"deleted": [{"id": key.id, "name": key.name} for key in found]},
-        [*(f"deleted the key {key.name} ({key.id})" for key in found), *ended],
+        [*(f"deleted the key {key.who}" for key in found), *ended],
         notes=notes,
     )

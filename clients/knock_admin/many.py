@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from knock_admin import keys, tags
 from knock_admin.errors import AdminError, UsageError
-from knock_admin.output import Result, count, progress, visible
+from knock_admin.output import Result, cell, count, progress, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,14 +50,7 @@ def read(file: str) -> dict[str, dict[str, str]]:
         raise UsageError(f"--from {file}: {error}") from error
     lines = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
     try:
-        columns = lines.fieldnames or ()
-        if missing := [name for name in REQUIRED if name not in columns]:
-            raise UsageError(f"--from {file}: its first line names no column {', '.join(missing)}")
-        if strange := [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]:
-            known = ", ".join((*REQUIRED, *OPTIONAL))
-            raise UsageError(
-                f"--from {file}: there is no column {visible(', '.join(strange))}; there are {known}"
-            )
+        _check_columns(file, list(lines.fieldnames or ()))
         people: dict[str, dict[str, str]] = {}
         faults = []
         for line in lines:
@@ -75,6 +68,19 @@ def read(file: str) -> dict[str, dict[str, str]]:
     if not 0 < len(people) <= MOST:
         raise UsageError(f"--from {file}: it has {len(people)} lines, and 1 to {MOST} were expected")
     return people
+
+
+def _check_columns(file: str, columns: list[str]) -> None:
+    """Raise UsageError unless the first line names what there is, each once."""
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise UsageError(f"--from {file}: its first line names no column {', '.join(missing)}")
+    if strange := [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]:
+        known = ", ".join((*REQUIRED, *OPTIONAL))
+        raise UsageError(
+            f"--from {file}: there is no column {visible(', '.join(strange))}; there are {known}"
+        )
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UsageError(f"--from {file}: its first line names the column {', '.join(twice)} twice")
 
 
 def _person(line: Mapping[str, str | None]) -> tuple[str, dict[str, str]]:
@@ -116,7 +122,7 @@ def keeper(file: str | None, command: str | None, dry_run: bool) -> Keep:
 def _in_file(path: Path) -> Keep:
     """Append values to a file that nobody else can read; each is on the disk before its key is usable."""
     try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
         raise UsageError(f"--values {path}: {error.strerror or error}") from error
     kept = os.fdopen(number, "w", encoding="utf-8", newline="")
@@ -124,21 +130,33 @@ def _in_file(path: Path) -> Keep:
     if os.name == "posix" and (not stat.S_ISREG(state.st_mode) or state.st_mode & 0o077):
         kept.close()
         raise UsageError(f"--values {path}: others can read it; `chmod 600` it, or name another file")
+    if os.name == "posix" and state.st_uid != os.geteuid():
+        kept.close()
+        raise UsageError(f"--values {path}: it is another user's, who can read it; name another file")
     writer = csv.writer(kept, lineterminator="\n")
     if state.st_size == 0:
         writer.writerow(("name", "id", "value"))
+    elif not _ends_a_line(kept.fileno()):  # a full disk cut the last one off
+        kept.write("\n")
+        kept.flush()  # or a run that stops before its first value writes it after another's
 
     def keep(name: str, key_id: str, value: str) -> None:
         try:
-            writer.writerow((name, key_id, value))
+            writer.writerow((cell(name), key_id, value))
             kept.flush()
             os.fsync(kept.fileno())
         except OSError as error:
             raise AdminError(
-                f"The value of {name} could not be written to {path}: {error.strerror or error}"
+                f"The value of {visible(name)} could not be written to {path}: {error.strerror or error}"
             ) from error
 
     return keep
+
+
+def _ends_a_line(number: int) -> bool:
+    """Say whether a file that is not empty ends with a line's end. What is appended goes to its end still."""
+    os.lseek(number, -1, os.SEEK_END)
+    return os.read(number, 1) == b"\n"
 
 
 def _by_command(command: str) -> Keep:
@@ -147,6 +165,8 @@ def _by_command(command: str) -> Keep:
         words = shlex.split(command)
     except ValueError as error:
         raise UsageError(f"--values-to {command!r}: {error}") from error
+    if not words or not words[0]:
+        raise UsageError(f"--values-to {command!r}: it names no command")
 
     def keep(name: str, key_id: str, value: str) -> None:
         environment = {**os.environ, "KNOCK_KEY_NAME": name, "KNOCK_KEY_ID": key_id}
@@ -156,12 +176,14 @@ def _by_command(command: str) -> Keep:
             )
         except subprocess.TimeoutExpired as error:
             raise AdminError(
-                f"{words[0]} took more than {COMMAND_SECONDS} s for the value of {name}."
+                f"{words[0]} took more than {COMMAND_SECONDS} s for the value of {visible(name)}."
             ) from error
         except OSError as error:
             raise AdminError(f"--values-to: {words[0]} cannot be run: {error.strerror or error}") from error
         if done.returncode:
-            raise AdminError(f"{words[0]} failed for the value of {name}, with exit code {done.returncode}.")
+            raise AdminError(
+                f"{words[0]} failed for the value of {visible(name)}, with exit code {done.returncode}."
+            )
 
     return keep
 
@@ -204,16 +226,17 @@ def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Re
     names = list(dict.fromkeys(key.name for key in found))
     for name in names:
         current = [key for key in found if key.name == name and key.retires_at is None]
+        shown = visible(name)
         if name in retiring and current:
             lines.append(
-                f"{name} is being rotated already; `knock-admin key rotate {name} --finish` ends that"
+                f"{shown} is being rotated already; `knock-admin key rotate {shown} --finish` ends that"
             )
             done.append({"name": name, "id": current[0].id, "did": "nothing"})
             continue
-        progress(f"{len(done) + 1} of {len(names)}: {name}")
+        progress(f"{len(done) + 1} of {len(names)}: {shown}")
         with _saying_how_far(name, done, len(names)):
             old, retires_at, key_id, _ = keys.replace(stack, name, overlap=overlap, now=now, keep=keep)
-        lines.append(f"{name} ({key_id}); the old one ({old.id}) retires {retires_at}")
+        lines.append(f"{shown} ({key_id}); the old one ({old.id}) retires {retires_at}")
         done.append({"name": name, "id": key_id, "did": "rotated"})
     return _result(done, lines, "rotated")
 
@@ -225,7 +248,7 @@ def _saying_how_far(name: str, done: Sequence[Mapping[str, str]], whole: int) ->
         yield
     except AdminError as error:
         raise AdminError(
-            f"{error}\n{len(done)} of {whole} were done before {name}, whose key opens nothing yet. "
+            f"{error}\n{len(done)} of {whole} were done before {visible(name)}, whose key opens nothing yet. "
             "The same command again goes on there."
         ) from error
 

@@ -64,10 +64,10 @@ def change(
     )
     ended: list[str] = []
     if revoke:
-        entries = inside.live(stack, name, now)
+        entries = inside.live(stack, name, ids, now)
         ended = inside.end(stack, entries, f"the target {name} is changed", "the target is changed")
     elif moved:
-        _stay(stack, name, now, "the old ports")
+        _stay(stack, name, ids, now, "the old ports")
     lines += ended
     if stale or unset:
         lines.append(f"{name}: " + ", ".join(f"{key} is {text or 'gone'}" for key, text in wanted.items()))
@@ -96,9 +96,9 @@ def _warn_of_the_world(stack: Stack, name: str, ports: Sequence[Ports], groups: 
         warn(line)
 
 
-def _stay(stack: Stack, name: str, now: datetime, what: str) -> None:
+def _stay(stack: Stack, name: str, groups: Sequence[str], now: datetime, what: str) -> None:
     """Say who is in, and what they keep."""
-    entries = inside.told(stack, name, now)
+    entries = inside.told(stack, name, groups, now)
     if not entries:
         return
     verb = "keeps" if len(entries) == 1 else "keep"
@@ -135,25 +135,26 @@ def rename(stack: Stack, old: str, new: str, *, now: datetime, revoke: bool) -> 
     for key in named:
         _write(stack, key.id, key.tags[tags.TARGETS], both[key.id])
     ids = [group.id for group in pool]
+    places = ids or [group.id for group in taken]
     if ids:
         stack.aws.client("ec2").create_tags(Resources=ids, Tags=[{"Key": tags.TARGET, "Value": new}])
     for key in named:
         _write(stack, key.id, both[key.id], after[key.id])
     ended: list[str] = []
     if revoke:
-        entries = inside.live(stack, old, now)
+        entries = inside.live(stack, old, places, now)
         ended = inside.end(stack, entries, f"the target {old} is renamed", "the target is renamed")
     else:
-        _stay(stack, old, now, "the old name on record")
-    lines = [*ended, f"{old} is {new} now, with {count(len(ids or taken), 'group')}."]
-    lines += [f"{key.name} ({key.id}): may open {new} in place of {old}" for key in named]
+        _stay(stack, old, places, now, "the old name on record")
+    lines = [*ended, f"{old} is {new} now, with {count(len(places), 'group')}."]
+    lines += [f"{key.who}: may open {new} in place of {old}" for key in named]
     note(MINUTE)
     note(f"Who knocks for {old} by name has to say {new} from now on; a plain `knock` opens it as before.")
     return Result(
         {
             "from": old,
             "target": new,
-            "groups": ids or [group.id for group in taken],
+            "groups": places,
             "keys": [key.id for key in named],
             "ended": ended,
         },
@@ -171,7 +172,7 @@ def _allowed(key: Key, old: str, names: Sequence[str]) -> str:
     try:
         return tags.parse_targets(" ".join(replaced))
     except ValueError as error:
-        raise AdminError(f"The key {key.name} ({key.id}) cannot get the new name: {error}.") from error
+        raise AdminError(f"The key {key.who} cannot get the new name: {error}.") from error
 
 
 def _write(stack: Stack, key_id: str, before: str, after: str) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from knock_admin.errors import AdminError, UsageError
-from knock_admin.output import visible
+from knock_admin.output import visible, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from knock_admin.aws import Aws
 
 MODULES = ("api", "authorize", "revoke", "guard")
+OPTIONAL = ("notify",)
+"""Modules that a stack may have a function for."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Stack:
 
     def setting(self, variable: str) -> str:
         """Give a variable of the functions' environment."""
-        for function in self.functions.values():
-            if value := function["Environment"]["Variables"].get(variable):
+        for module in MODULES:
+            function = self.functions.get(module)
+            if function and (value := function["Environment"]["Variables"].get(variable)):
                 return str(value)
         raise AdminError(f"No function of the stack {self.name} has {variable} in its environment.")
 
@@ -50,8 +53,8 @@ class Stack:
         """Say what keeps trail and ledger: `simpledb` or `dynamodb`."""
         seen = {
             str(store)
-            for function in self.functions.values()
-            if (store := function["Environment"]["Variables"].get("TRAIL_STORE"))
+            for module, function in self.functions.items()
+            if module in MODULES and (store := function["Environment"]["Variables"].get("TRAIL_STORE"))
         }
         if len(seen) > 1 or seen - {"simpledb", "dynamodb"}:
             raise AdminError(
@@ -96,18 +99,43 @@ class Stack:
 
 
 def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: str | None = None) -> Stack:
-    """Find the stack called `name`, or the only one of the region. Raises UsageError when there is none."""
+    """Find the stack called `name`, or the only one of the region. Raises UsageError when there is none.
+
+    Anybody who may make functions may put KNOCK_STACK into their environment. So a function counts when it
+    has the name that template.yaml gives it, which no second one of the region can have; others are warned
+    of, and neither asked nor invoked.
+    """
     stacks: dict[str, dict[str, Any]] = {}
+    strangers: dict[str, list[str]] = {}
     for function in aws.pages("lambda", "list_functions", "Functions"):
         stack = function.get("Environment", {}).get("Variables", {}).get("KNOCK_STACK")
-        if stack:
-            stacks.setdefault(stack, {})[function["Handler"].split(".")[0].split("/")[-1]] = function
+        module = _module(stack, function) if stack else None
+        if module in stacks.get(stack, {}):
+            both = f"{stacks[stack][module]['FunctionArn']} and {function['FunctionArn']}"
+            raise AdminError(f"The stack {stack} has two functions for {module}: {both}.")
+        if module:
+            stacks.setdefault(stack, {})[module] = function
+        elif stack:
+            strangers.setdefault(stack, []).append(function["FunctionName"])
     known = ", ".join(sorted(stacks)) or "none"
     if name is None and len(stacks) != 1:
         raise UsageError(
             f"Which stack? Name it with --stack or KNOCK_STACK. In {aws.region} there are: {known}."
         )
     chosen = name or next(iter(stacks))
+    if chosen in strangers:
+        warn(
+            f"{', '.join(sorted(strangers[chosen]))}: says to be of the stack {visible(chosen)}, and is none "
+            "of its functions by its name; it is left alone"
+        )
     if chosen not in stacks:
         raise UsageError(f"There is no stack {chosen} of Knock in {aws.region}; there are: {known}.")
     return Stack(aws, chosen, stacks[chosen], usage_plan, api_url)
+
+
+def _module(stack: str, function: Mapping[str, Any]) -> str | None:
+    """Give the module that a function runs, if it is one of the stack's."""
+    for module in (*MODULES, *OPTIONAL):
+        if function["FunctionName"] == f"{stack}-{module}":
+            return module
+    return None

@@ -481,13 +481,14 @@ def detach(
             "another first."
         )
     if leave:
-        stay, ended = inside.told(stack, name, now), []
+        stay, ended = inside.told(stack, name, ids, now), []
         if stay:
             warn(f"{inside.count_of(stay)} of the target {name} stay as they are, and reach nothing there")
     else:
         ended = inside.end_or_refuse(
             stack,
             name,
+            ids,
             now,
             revoke=revoke,
             choices="Say --revoke to end them first, or --leave-grants to detach under them: they run to "
@@ -516,7 +517,7 @@ def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -
             f"knock-admin did not make {', '.join(kept)}, so it does not delete: `knock-admin target "
             f"release {name} {' '.join(kept)}` takes Knock's tags off and leaves what was there before."
         )
-    entries = inside.live(stack, name, now)
+    entries = inside.live(stack, name, groups, now)
     if entries and not revoke:
         raise inside.refusal(name, entries, now, f"Say --revoke to end them, and to delete {name} then.")
     holders = attach.attached(aws, groups)

@@ -76,14 +76,21 @@ class Entry:
         """Give an attribute whose values are JSON objects; a value that is none is shown as it is."""
         return [_object(value) for value in self.values.get(name, ())]
 
+    @property
+    def input(self) -> Any:
+        """Read the execution's input; None where it cannot be read."""
+        parts = sorted(name for name in self.values if name.startswith("input_"))
+        try:
+            return json.loads("".join(self.values[part][0] for part in parts))
+        except (ValueError, RecursionError):
+            return None
+
     @cached_property
     def targets(self) -> list[dict[str, Any]]:
         """Read names and ports from the execution's input; names alone where it cannot be read."""
-        parts = sorted(name for name in self.values if name.startswith("input_"))
         try:
-            asked = json.loads("".join(self.values[part][0] for part in parts))["targets"]
-            found = [{"name": target["name"], "ports": target["ports"]} for target in asked]
-        except (ValueError, LookupError, TypeError):
+            found = [{"name": target["name"], "ports": target["ports"]} for target in self.input["targets"]]
+        except (LookupError, TypeError):
             found = [{"name": name} for name in self.values.get("target_name", ())]
         return sorted(found, key=lambda target: str(target["name"]))
 
@@ -97,6 +104,16 @@ class Entry:
         return sorted(
             self.many("rule"), key=lambda rule: [str(rule.get(name)) for name in ("target", "group", "ports")]
         )
+
+    @property
+    def groups(self) -> set[str]:
+        """Give the security groups its rules are in; where none is on record, those they may be put into."""
+        if rules := self.rules:
+            return {str(rule.get("group")) for rule in rules}
+        try:
+            return {str(group) for target in self.input["targets"] for group in target["groups"]}
+        except (LookupError, TypeError):
+            return set()
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
             answers += _asked(stack, step)
     first = next((answer for answer in answers if answer.level == "no"), None)
     verdict = f"The first no: {first.what}: {first.detail}" if first else "Nothing here says no."
-    live = [entry for each in found for entry in inside.of_key(stack, each.id, now)]
+    live = inside.told_of_keys(stack, [each.id for each in found], now)
     lines = [
         *table(
             [(answer.level, answer.what, answer.detail) for answer in answers], ("", "WHAT", "WHAT IT IS")
@@ -73,10 +73,12 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
     ]
     if live:
         lines += ["", "In now:", *inside.who(live, now)]
+    elif live is None:
+        lines += ["", "Who is in now is not known."]
     data = {
         "answers": [{"level": a.level, "what": a.what, "detail": a.detail} for a in answers],
         "first_no": first and {"what": first.what, "detail": first.detail},
-        "live": [entry.as_json(now) for entry in live],
+        "live": None if live is None else [entry.as_json(now) for entry in live],
     }
     return Result(data, lines, exit_code=1 if first else 0)
 
@@ -113,7 +115,7 @@ def _asked(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
 
 
 def _of_key(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
-    who = f"{each.name} ({each.id})"
+    who = each.who
     if not each.enabled:
         yield Answer(
             "no", "key", f"{who} is disabled; `knock-admin key enable {each.id}` lets it knock again"
@@ -123,7 +125,7 @@ def _of_key(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
             "no",
             "key",
             f"{who} is not in the usage plan {stack.plan['name']}, so the gateway refuses it; "
-            f"`knock-admin key add {each.name}` completes one that was begun",
+            f"`knock-admin key add {visible(each.name)}` completes one that was begun",
         )
     else:
         yield Answer("ok", "key", f"{who} is enabled, and in the usage plan {stack.plan['name']}")
@@ -165,7 +167,7 @@ def _rights(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
             "no", "rights", f"it has no tag {tags.MAX_DURATION}, so it may open nothing for any time"
         )
     most = int(each.tags.get(tags.MAX_LIVE) or stack.setting("MAX_LIVE"))
-    held = len(inside.of_key(stack, each.id, now))
+    held = len(inside.of_keys(stack, [each.id], now))
     detail = f"it holds {count(held, 'live grant')}, and may hold {most}"
     yield Answer("no" if held >= most else "ok", "live grants", detail)
 

@@ -33,7 +33,7 @@ import local.engine
 import local.operators
 import local.simpledb
 from grants.dynamodb import DynamoDb
-from grants.ledger import Ledger, Made, claim, name_attempt, record_results
+from grants.ledger import Ledger, Own, claim, name_attempt, record_results
 from grants.ledgers import Ledgers
 from grants.refusals import Refusals
 from grants.simpledb import SimpleDb
@@ -321,7 +321,7 @@ class World:
             mine = keys if number == 0 else []
             attempt = name_attempt(now, str(number))
             after = claim(after, f"grant_{number}", now + timedelta(hours=8), mine, attempt, now)
-            made = {key: Made(f"sgr-{key.ports.first:03}") for key in mine}
+            made = {key: Own(f"sgr-{key.ports.first:03}") for key in mine}
             after = record_results(after, f"grant_{number}", attempt, made, now)
         self.ledgers.write(self.ledgers.read(source), after)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grants import ledger as theirs
-from grants.ledger import Claim, Foreign, Ledger, LedgerRule, Made
+from grants.ledger import Claim, Foreign, Ledger, LedgerRule, Own
 from grants.ledgers import PART
 from grants.values import Ports, RuleKey, show_second, show_time
 from knock_admin import ledger as ours
@@ -152,12 +152,12 @@ def make_busy(world: World) -> World:
     until = NOW + timedelta(hours=8)
     ledger = theirs.claim(Ledger(SOURCE), "alice_1", until, [SSH, WEB], attempt, NOW)
     ledger = theirs.record_results(
-        ledger, "alice_1", attempt, {SSH: Made("sgr-1"), WEB: Foreign("sgr-9")}, NOW
+        ledger, "alice_1", attempt, {SSH: Own("sgr-1"), WEB: Foreign("sgr-9")}, NOW
     )
     ledger = theirs.claim(ledger, "bob_2", until, [SSH], later, NOW)
     ledger = theirs.claim(ledger, "ci_3", NOW + timedelta(hours=1), [WEB], later, NOW)
     ledger = theirs.release(ledger, "ci_3", NOW)
-    ledger = theirs.record_lost(theirs.record_found(ledger, {SSH: ["sgr-2"]}, NOW), ["sgr-2"], NOW)
+    ledger = theirs.record_lost(theirs.record_ids(ledger, {SSH: ["sgr-2"]}, NOW), ["sgr-2"], NOW)
     world.ledgers.write(world.ledgers.read(SOURCE), ledger)
     return world
 

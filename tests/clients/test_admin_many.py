@@ -70,16 +70,17 @@ class TestAdding:
     ) -> None:
         """Break it: put a key into the plan before its value is kept."""
         file = tmp_path / "keys.csv"
+        codes = []
         for number in range(1, 7):
-            with monkeypatch.context() as patch:
-                failing_at(patch, number, after=after)
-                world.run("key", "add", "--from", people, "--values", str(file))
+            with failing_at(monkeypatch, number, after=after):
+                codes.append(world.run("key", "add", "--from", people, "--values", str(file)).code)
             usable = [key for key in all_keys(world) if key["id"] in in_plan(world)]
             kept = values_in(file) if file.exists() else {}
             assert all(kept[key["name"]] == key["value"] for key in usable)
         world.ok("key", "add", "--from", people, "--values", str(file))
         usable = {key["name"]: key["value"] for key in all_keys(world) if key["id"] in in_plan(world)}
         assert usable == values_in(file)
+        assert codes.count(1) >= 3, "it was stopped at a key's making, at its way into the plan, and between"
 
     def test_a_value_that_cannot_be_kept_leaves_no_usable_key_and_says_how_far_it_came(
         self, world: World, people: str

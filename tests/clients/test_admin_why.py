@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from grants.ledger import Foreign, Ledger, Made, claim, name_attempt, record_results, release
+from grants.ledger import Foreign, Ledger, Own, claim, name_attempt, record_results, release
 from grants.values import Grant, Ports, RuleKey
 from tests.clients.admin_support import STACK, World, make_world
 
@@ -45,7 +45,7 @@ class Door:
         for number, grant in enumerate(grants):
             attempt = name_attempt(now, str(number))
             after = claim(after, grant.id, grant.expires_at, [key], attempt, now)
-            result = Foreign(self.rule) if foreign else Made(self.rule)
+            result = Foreign(self.rule) if foreign else Own(self.rule)
             after = record_results(after, grant.id, attempt, {key: result}, now)
         if released:
             after = release(after, released, now)

@@ -2,16 +2,19 @@
 
 The runner gives a step its inputs as INPUT_*, what an earlier step of the same action noted as STATE_*,
 and files to write states and outputs to; it reads these however the step ended. What a step prints at
-the start of a line after two colons is a command. https://github.com/actions/runner, `ActionRunner.cs`
+the start of a line, blanks aside, after two colons is a command. https://github.com/actions/runner, `ActionRunner.cs`
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +171,7 @@ def test_a_step_that_is_cancelled_while_it_asks_hears_the_answer(job: MakeJob, d
     assert "cancelled; the post step ends what was opened" in mine.log
     assert mine.state["id"] in double.grants
     assert mine.run("post") == 0
-    assert (double.live("alice"), double.calls("GET")) == ([], 0)
+    assert double.live("alice") == []
 
 
 @pytest.mark.parametrize("name", ["key", "url"])
@@ -241,6 +244,45 @@ def test_a_pending_grant_is_waited_for_and_one_that_fails_is_told(job: MakeJob, 
     assert failed.log.endswith(f"failed: {failed.state['id']}\n")
 
 
+def test_a_lost_second_knock_is_found_behind_the_grant_that_failed_first(
+    job: MakeJob, double: Double
+) -> None:
+    double.opens_after, double.fails = 0.2, "PoolExhausted: full"
+    others = double.knock("bob", {})[2]["id"]
+    mine = job(key=double.keys["alice"], wait="5m")
+
+    def open_and_be_lost(handler: BaseHTTPRequestHandler) -> None:
+        double.opens_after, double.fails = 0, ""
+        double.knock("alice", json.loads(double.seen[-1][3]))
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        handler.close_connection = True
+
+    running = mine.start("main")
+    wait_until(lambda: double.calls("GET") == 1)
+    double.faults = [open_and_be_lost]
+    assert mine.end(running) == 1
+    assert double.calls("POST") == 2, mine.log
+    first, second = (grant for grant in double.grants.values() if grant["id"] != others)
+    assert (mine.state["id"], first["status"], second["status"]) == (first["id"], "failed", "active")
+    double.faults = [(404, {}, {"title": "No such grant", "detail": "x"})]  # nor does this keep it open
+    assert mine.run("post") == 0
+    assert second["status"] == "revoked", mine.log
+    assert f"::warning::grant {first['id']} could not be ended" in mine.log
+    assert f"\nrevoked: {second['id']}\n" in mine.log
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_room_knocks_no_more(job: MakeJob, double: Double) -> None:
+    mine = job(key=double.keys["alice"], wait="5m")
+    double.faults = [(409, {}, FULL)]
+    running = mine.start("main")
+    assert running.stdout is not None
+    while "there is no room" not in (line := running.stdout.readline()):
+        assert line, "it ended"
+    running.send_signal(signal.SIGINT)
+    assert mine.end(running) == 1
+    assert (double.calls("POST"), double.grants) == (1, {})
+
+
 def test_a_grant_that_may_have_been_opened_is_ended(job: MakeJob, double: Double) -> None:
     grant = double.knock("alice", {})[2]["id"]
     lost = {"type": "urn:knock:problem:engine-unavailable", "title": "Try again", "detail": "x"}
@@ -267,6 +309,18 @@ def test_the_post_step_tries_again_and_at_last_warns_without_failing_the_job(
     )
 
 
+@pytest.mark.parametrize(
+    "words", ["  ::set-env name=PATH::/tmp", "\n ::stop-commands::x", " ##[add-path]/tmp"]
+)
+def test_no_status_is_a_command_to_the_runner(job: MakeJob, double: Double, words: str) -> None:
+    mine = job(key=double.keys["alice"])
+    assert mine.run("main") == 0
+    double.faults = [(200, {}, {"id": mine.state["id"], "status": words})]
+    assert mine.run("post") == 0
+    commands = [line for line in mine.log.splitlines() if line.lstrip().startswith("::") or "##[" in line]
+    assert commands == [f"::add-mask::{double.keys['alice']}"] * 2, mine.log
+
+
 NASTY = "\x1b[2J\u202e\n::set-env name=PATH::/tmp\n##[add-path]/tmp"
 
 
@@ -287,7 +341,7 @@ def test_no_answer_is_a_command_to_the_runner(job: MakeJob, double: Double) -> N
         mine = job(key=double.keys["bob"])
         assert mine.run("main") == (0 if answer == odd else 1), (mine.log, answer)
         assert re.fullmatch(r"[\x20-\x7e\n]*", mine.log), mine.log
-        commands = [line for line in mine.log.splitlines() if line.startswith("::")]
+        commands = [line for line in mine.log.splitlines() if line.lstrip().startswith("::")]
         assert all(line.startswith(KNOWN) for line in commands), mine.log
         assert "##[" not in mine.log
         assert "\n" not in "".join(mine.outputs.values())

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import CLIENTS, Api, Done, wait_until
-from tests.clients.double import Double
+from tests.clients.double import Double, is_live
 from tests.conftest import need, program
 
 SCRIPT = CLIENTS / "knock.sh"
-SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
+SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"], "mksh": ["mksh"]}
 SETSID = shutil.which("setsid") or "setsid"  # found before a test has only busybox's programs
 Run = Callable[..., Done]
 
@@ -299,6 +299,8 @@ def test_refusals_exit_with_1_and_say_why(sh: Run, as_alice: Api, monkeypatch: p
         ["show"], ["show", "a", "b"], ["ls", "x"], ["whoami", "x"], ["--nonsense"], ["--for"],
         ["ls", "--renews", "x"], ["revoke", "x", "--renews", "y"], ["--renews"],
         ["run", "bastion"], ["run", "bastion", "--"], ["run"], ["ls", "--", "x"], ["ls", "--wait", "1s"],
+        ["revoke", "x", "--marked", "y"], ["revoke", "--all", "--marked", "y"], ["ls", "--marked", "y"],
+        ["revoke", "--marked", "ü"], ["revoke", "--marked", "a\\b"], ["revoke", "--marked", ""],
         ["run", "bastion", "--renews", "x", "--", "true"], ["revoke", "x", "--all"],
         ["bastion", "--wait", "5"], ["bastion", "--wait", "h"], ["bastion", "--wait", "1h30m"],
         ["ls", "--for", "1h"], ["revoke", "x", "--source", "y"], ["bastion", "--all"], [""], ["a\nb"],
@@ -499,6 +501,12 @@ def test_the_key_is_in_no_process_list_and_in_no_environment_of_curl(
     monkeypatch.setenv("KNOCK_URL", double.url)
     monkeypatch.setenv("KNOCK_API_KEY", double.keys["alice"])
     double.faults = [10]
+    # No printf of the machine's is needed for what holds the key: there it would be an argument of a program.
+    spy = home / "bin" / "printf"
+    spy.parent.mkdir()
+    spy.write_text(f'#!/bin/sh\necho "$*" >>{home}/spied\nprintf "$@"\n')
+    spy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{spy.parent}{os.pathsep}{os.environ['PATH']}")
     with subprocess.Popen([*shell, str(SCRIPT), "bastion"], stdout=subprocess.PIPE) as running:
         wait_until(lambda: double.calls("POST") == 1)
         listed = subprocess.run(
@@ -512,6 +520,8 @@ def test_the_key_is_in_no_process_list_and_in_no_environment_of_curl(
         running.wait(timeout=5)
     assert len(curls) == 1
     assert double.keys["alice"] not in listed
+    if shell[-1] == "mksh" or (home / "spied").exists():
+        assert double.keys["alice"] not in (home / "spied").read_text()
     for environment in environments:
         assert double.keys["alice"].encode() not in environment
 
@@ -540,6 +550,79 @@ def test_a_pending_grant_is_waited_for(sh: Run, double: Double, monkeypatch: pyt
     double.fails = "IngressRefused: no"
     assert sh("bastion", "--wait", "1s").code == 1
     assert double.calls("POST") == 4
+
+
+PENDING = {"id": "alice_1", "status": "pending"}
+DOWN = {"type": "urn:knock:problem:store-unavailable", "title": "Try again", "detail": "no answer"}
+
+
+def with_a_short_minute(home: Path) -> Path:
+    text = SCRIPT.read_text()
+    assert text.count("minute=60") == 1
+    short = home / "knock.sh"
+    short.write_text(text.replace("minute=60", "minute=2"))
+    return short
+
+
+def test_a_look_that_fails_does_not_lose_a_pending_grant(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    double.opens_after = 0.2
+    double.faults = [0, "drop", (503, {}, DOWN), (429, {}, {"message": "Too Many Requests"}), (200, {}, {})]
+    done = sh("bastion")
+    assert (done.code, done.err) == (0, ""), done
+    assert done.out.startswith("open: bastion from")
+    assert double.calls("GET", "/grants/") == 5
+
+
+@one_shell
+@pytest.mark.parametrize(
+    ("fault", "code", "why"),
+    [
+        ("drop", 3, r"whether grant alice_1 is open is not known: cannot reach the API at \S+;"),
+        ((503, {}, DOWN), 1, "whether grant alice_1 is open is not known: Try again: no answer;"),
+        ((200, {}, PENDING), 1, "grant alice_1 is still pending after a minute:"),
+    ],
+)
+def test_a_grant_that_stays_pending_is_named_and_remembered(
+    shell: list[str],
+    double: Double,
+    as_alice_on_double: None,
+    home: Path,
+    spawn: Run,
+    fault: Any,
+    code: int,
+    why: str,
+) -> None:
+    short = with_a_short_minute(home)
+    double.faults = [(202, {}, PENDING)] + [fault] * 5
+    done = spawn(*shell, str(short), "bastion")
+    look = "look with knock.sh show alice_1, end it with knock.sh revoke alice_1"
+    assert (done.code, done.out) == (code, "")
+    assert re.fullmatch(rf"knock\.sh: {why} {look}\n", done.err), done.err
+    assert [file.name for file in home.rglob("sh/*")] == ["alice_1"], "so revoke without an id ends it"
+    double.faults = [(202, {}, PENDING)] + [fault] * 5
+    told = json.loads(spawn(*shell, str(short), "bastion", "--json").err)
+    assert (told["grant_id"], told["exit_code"]) == ("alice_1", code)
+    double.faults = [(202, {}, PENDING), fault, fault, fault, (200, {}, PENDING | {"status": "revoked"})]
+    assert spawn(*shell, str(short), "run", "bastion", "--", "true").code == code
+    assert double.calls("DELETE", "/grants/alice_1") == 1
+
+
+@one_shell
+def test_a_pending_grant_is_named_at_ctrl_c(
+    sh: Run, shell: list[str], double: Double, as_alice_on_double: None, home: Path
+) -> None:
+    double.opens_after = 60
+    command = [*shell, str(SCRIPT), "bastion"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        wait_until(lambda: double.calls("GET") == 1)
+        os.killpg(running.pid, signal.SIGINT)
+        _, told = running.communicate(timeout=10)
+    (grant,) = double.grants
+    assert running.returncode == 130
+    assert told.endswith(f"end it with knock.sh revoke {grant}\n")
+    assert sh("revoke").out == f"revoked: {grant}\n"
 
 
 # ---------------------------------------------------------------------- words
@@ -853,6 +936,54 @@ def test_run_asks_again_when_the_answer_to_the_end_is_lost(
     done = sh("run", "-q", "bastion", "--", "true")
     assert done.code == 0
     assert re.search(r"grant \S+ could not be ended: end it with knock.sh revoke \S+, or leave it", done.err)
+
+
+@one_shell
+@pytest.mark.parametrize("words", [(), ("run",)])
+def test_a_knock_that_a_proxy_answers_may_be_open_and_that_is_said(
+    sh: Run, double: Double, as_alice_on_double: None, words: tuple[str, ...]
+) -> None:
+    command = ("--", "echo", "not run") if words else ()
+    for status, answer, code in (
+        (200, b"<html>please log in</html>", 3), (200, {}, 3), (502, b"<html>bad gateway</html>", 3),
+        (503, b"<html>", 3), (504, {"message": "Endpoint request timed out"}, 1),
+    ):  # fmt: skip
+        double.faults = [(status, {}, answer)]
+        done = sh(*words, "bastion", "--wait", "1s", *command)
+        assert (done.code, done.out) == (code, "")
+        assert "whether something is open now is not known: look with knock.sh ls, end it with" in done.err
+    for status, answer in ((404, b"<html>"), (302, b""), (503, {"message": "Service Unavailable"})):
+        double.faults = [(status, {}, answer)]
+        assert "not known" not in sh(*words, "bastion", *command).err
+    assert double.calls("POST") == 8
+
+
+def test_revoke_marked_ends_the_keys_own_grants_whose_reason_ends_so(
+    sh: Run, double: Double, as_alice_on_double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alices = opened(sh("bastion", "--reason", "x [job 1]"))
+    monkeypatch.setenv("KNOCK_API_KEY", double.keys["operator"])
+    mine = {opened(sh("web", "--reason", "[job 1]")), opened(sh("web", "--reason", 'a "b" ü [job 1]'))}
+    others = {opened(sh("web", "--reason", text)) for text in ("[job 11]", "[job 1] x", "[job 1", " ")}
+    double.page = 1
+    done = sh("revoke", "--marked", "[job 1]")
+    assert done.code == 0
+    assert {line.removeprefix("revoked: ") for line in done.out.splitlines()} == mine
+    assert {alices, *others} == {grant["id"] for grant in double.grants.values() if is_live(grant)}
+
+
+@one_shell
+def test_revoke_marked_waits_for_what_is_listed_a_moment_later_and_finds_nothing_without_a_fault(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    late = opened(sh("bastion", "--reason", "x [job 2]"))
+    double.faults = [0, (200, {}, {"grants": [], "cursor": None})]
+    assert sh("revoke", "--marked", "[job 2]").out == f"revoked: {late}\n"
+    done = sh("revoke", "--marked", "[job 2]")
+    told = "knock.sh: no live grant of this key has a reason that ends with [job 2]\n"
+    assert done == Done(0, "", told)
+    double.faults = [0, "drop"]
+    assert sh("revoke", "--marked", "[job 2]").code == 3
 
 
 def test_run_ends_a_grant_that_may_have_been_opened(

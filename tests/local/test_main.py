@@ -14,6 +14,7 @@ import pytest
 
 from local import __main__ as command
 from local.lambdas import FunctionNotLoaded
+from local.serving import PortInUse
 from local.stack import Options, StackError, Summary
 from local.stepfunctions_local import EngineNotFound
 
@@ -28,7 +29,7 @@ SUMMARY = Summary(
     trail_domain="knock-trail",
     ledger_domain="knock-ledger",
     refusals_domain="knock-refusals",
-    keys={"alice": "a-key", "operator": "another"},
+    keys={"alice": "a-key", "operator": "another", "ci": "third"},
     targets={"bastion": {"ports": ["22/tcp"], "groups": ["sg-1", "sg-2"]}},
 )
 
@@ -81,6 +82,7 @@ def test_options_reach_the_stack(fake: type[FakeStack]) -> None:
     options = fake.options
     assert (options.port, options.aws_port, options.duration) == (1, 2, "8h")
     assert (options.engine, options.store) == ("stepfunctions-local", "dynamodb")
+    assert options.furnished, "the operators' pages name what that makes"
     command.main(["up"])
     assert fake.options.store is None  # the template's default
     assert (fake.options.port, fake.options.duration, fake.options.engine) == (8080, "24h", "moto")
@@ -92,7 +94,11 @@ def test_the_page_has_urls_keys_and_a_line_to_paste(
     fake.signals = (signal.SIGINT,)
     assert command.main(["up", "--verbose"]) == 0
     page = capsys.readouterr().out
-    assert "alice     a-key" in page
+    assert "alice     a-key  bastion and web for 24h\n" in page
+    assert "operator  another  every target for 24h, sees and ends everyone's grants\n" in page
+    assert (
+        "ci        third  every target for 24h, for any source of /28 or /60, 1000 grants at once\n" in page
+    )
     assert "bastion   22/tcp on sg-1, sg-2" in page
     assert 'curl -X POST -H "x-api-key: a-key" http://127.0.0.1:8080/v1/knock -d' in page
     assert "export KNOCK_URL=http://127.0.0.1:8080/v1 KNOCK_API_KEY=a-key" in page
@@ -113,6 +119,27 @@ def test_a_stack_that_cannot_start_says_why_and_is_1(
     assert said.out == ""
     assert said.err.startswith("The local stack cannot start: ")
     assert "why" in said.err
+
+
+@pytest.mark.parametrize("ports", [["--port", "8080"], ["--port", "0", "--aws-port", "5000"], []])
+def test_a_port_that_is_taken_is_answered_with_how_to_have_another(
+    fake: type[FakeStack], ports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failure = PortInUse("port 8080 of 127.0.0.1 is in use by another program")
+    assert command.main(["up", *ports]) == 1
+    said = capsys.readouterr().err
+    assert "is in use by another program. On any free port instead: " in said
+    assert 'make local ARGS="--port 0"' in said
+
+
+def test_where_no_port_at_all_is_free_no_other_is_proposed(
+    fake: type[FakeStack], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failure = PortInUse("no port is free on both 127.0.0.1 and ::1")
+    assert command.main(["up", "--port", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "The local stack cannot start: no port is free on both 127.0.0.1 and ::1\n"
+    )
 
 
 def test_being_stopped_while_starting_is_no_error(fake: type[FakeStack]) -> None:
@@ -168,4 +195,6 @@ def test_a_command_line_that_makes_no_sense_is_2(
 def test_the_help_has_an_example(capsys: pytest.CaptureFixture[Any]) -> None:
     with pytest.raises(SystemExit):
         command.main(["up", "--help"])
-    assert "Example: python -m local up" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Example: python -m local up" in said
+    assert "nothing is kept when it stops" in said, "who looks for --keep finds why there is none"

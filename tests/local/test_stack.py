@@ -442,7 +442,10 @@ def test_the_command_says_what_is_wrong_and_what_to_do() -> None:
         for listening in taken:
             listening.close()
     assert process.returncode == 1
-    assert errors == f"The local stack cannot start: port {port} of 127.0.0.1 is in use by another program\n"
+    assert errors == (
+        f"The local stack cannot start: port {port} of 127.0.0.1 is in use by another program. On any free"
+        ' port instead: make local ARGS="--port 0", or python -m local up --port 0.\n'
+    )
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "http"])

@@ -253,6 +253,12 @@ def test_the_functions_are_the_templates(real: Deployment) -> None:
     assert functions["guard.handler"].on_failure == PLACE.arn("sqs", real.queues[0].name)
 
 
+def test_the_alarms_are_read_as_cloudwatch_takes_them(real: Deployment) -> None:
+    alarms = {alarm["AlarmName"]: alarm for alarm in real.alarms}
+    assert {"knock-RevocationLate", "knock-RevocationFailing", "knock-DriftFound"} <= set(alarms)
+    assert all(alarm["AlarmDescription"] and alarm["AlarmActions"] for alarm in alarms.values())
+
+
 def test_a_function_that_only_cloudformation_calls_is_left_out(real: Deployment) -> None:
     assert "knock-setup" not in {function.name for function in real.functions}
 

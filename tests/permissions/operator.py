@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -48,8 +50,10 @@ def work(world: World) -> None:
     world.ok("key", "set", "alice", "--targets", "bastion", "shop", "--operator", "--max-live", "9")
     world.ok("key", "set", "alice", "--no-operator")
     world.ok("key", "ls")
+    world.run("why", "alice")
     world.ok("key", "disable", "alice")
     world.ok("key", "enable", "alice")
+    many(world)
     world.ok("key", "rotate", "alice", "--overlap", "1s")
     time.sleep(1.1)  # an overlap is a whole number of seconds
     world.ok("key", "rotate", "alice", "--finish")
@@ -73,6 +77,19 @@ def work(world: World) -> None:
     world.ok("target", "detach", "shop", "--all")
     world.ok("target", "rm", "bastion")
     world.ok("key", "rm", "alice")
+
+
+def many(world: World) -> None:
+    """Make and replace many keys at once, and end what is open by one that goes."""
+    with TemporaryDirectory() as folder:
+        people = Path(folder) / "people.csv"
+        people.write_text("name,targets,max,until\ncarol,shop,8h,2099-01-15\ndave,shop,8h,\n")
+        world.ok("key", "add", "--from", str(people), "--values", f"{folder}/keys.csv")
+        world.ok("key", "rotate", "--all", "--overlap", "1d", "--values", f"{folder}/new-keys.csv")
+    world.ok("key", "set", "carol", "dave", "--add-targets", "bastion", "--no-until")
+    for key in world.gateway.get_api_keys()["items"]:
+        if "knock:retires-at" in key["tags"]:
+            world.ok("key", "rm", key["id"], "--revoke")
 
 
 def move(world: World) -> None:
@@ -153,7 +170,7 @@ def grant_a_test(world: World) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of knock-admin's, and the tags that the groups in it had then."""
+    """One call of knock-admin's, and the tags that the groups in it, or its key, had then."""
 
     service: str
     region: str
@@ -176,6 +193,8 @@ def recording() -> Iterator[list[Call]]:
             if groups and not operation.startswith("Describe"):
                 found = real(client, "DescribeSecurityGroups", {"GroupIds": sorted(groups)})["SecurityGroups"]
                 tags = {one["GroupId"]: {tag["Key"]: tag["Value"] for tag in one["Tags"]} for one in found}
+            elif service == "apigateway" and (key := asked.get("apiKey")):
+                tags = {key: real(client, "GetApiKey", {"apiKey": key})["tags"]}
             calls.append(Call(service, client.meta.region_name, operation, dict(asked), tags))
         return real(client, operation, asked)
 

@@ -66,9 +66,8 @@ RETAGGED = (
 )
 
 
-def tagging(key: str, value: str, **more: str) -> dict[str, Any]:
+def tagging(**given: str) -> dict[str, Any]:
     """Say what AWS tells a policy of a call that sets tags."""
-    given = {key: value, **more}
     asked: dict[str, Any] = {f"aws:RequestTag/{name}": text for name, text in given.items()}
     return asked | {"aws:TagKeys": sorted(given)}
 
@@ -178,6 +177,7 @@ def _apigateway(call: Call) -> Checks:
     """By the method and the path, as API Gateway's permissions are."""
     given = call.asked
     paths = {
+        "GetUsage": ("GET", "/usageplans/{usagePlanId}/usage"),
         "GetUsagePlans": ("GET", "/usageplans"),
         "GetUsagePlanKeys": ("GET", "/usageplans/{usagePlanId}/keys"),
         "GetApiKeys": ("GET", "/apikeys"),
@@ -192,7 +192,23 @@ def _apigateway(call: Call) -> Checks:
     method, path = paths[call.operation]
     values = {name: str(value) for name, value in given.items()}
     forms = {path.format(**{name: way(value) for name, value in values.items()}) for way in (_quoted, str)}
-    return [(f"apigateway:{method}", GATEWAY + form, {}) for form in sorted(forms)]
+    context = key_tagged(**call.tags.get(given.get("apiKey", ""), {}))
+    context |= tagging(**given["tags"]) if "tags" in given else {}
+    context |= {"aws:TagKeys": given["tagKeys"]} if "tagKeys" in given else {}
+    return [(f"apigateway:{method}", GATEWAY + form, context) for form in sorted(forms)]
+
+
+def key_forms() -> list[str]:
+    """Give a key's ARN in both forms that a path below `/tags` may have."""
+    return [_quoted(arn := f"{GATEWAY}/apikeys/k"), arn]
+
+
+def key_tagged(**tags: str) -> dict[str, Any]:
+    """Say what AWS tells a policy of the key that a call is about; of `/tags` it tells nothing of the kind.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonapigatewaymanagement.html
+    """
+    return {f"aws:ResourceTag/{key}": value for key, value in tags.items()}
 
 
 def _quoted(value: str) -> str:
@@ -275,6 +291,13 @@ READ = {
     ],
     "cloudwatch": lambda call: [
         (f"cloudwatch:{call.operation}", f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:*", {})
+    ],
+    "logs": lambda call: [
+        (
+            f"logs:{call.operation}",
+            f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{call.asked['logGroupName']}:log-stream:",
+            {},
+        )
     ],
     # AWS gives this one to everybody: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
     "sts": lambda call: [(f"sts:{call.operation}", "*", {})],
@@ -368,13 +391,13 @@ class TestThePolicy:
             ("ec2:DeleteSecurityGroup", group, {}),
             ("ec2:CreateTags", group, ours),
             ("ec2:CreateTags", group, {"aws:RequestTag/knock:stack": STACK}),
-            *(("ec2:CreateTags", group, ours | tagging(key, value)) for key, value in RETAGGED),
+            *(("ec2:CreateTags", group, ours | tagging(**{key: value})) for key, value in RETAGGED),
             (
                 "ec2:CreateTags",
                 group,
-                {"ec2:ResourceTag/knock:stack": "other"} | tagging("knock:stack", STACK),
+                {"ec2:ResourceTag/knock:stack": "other"} | tagging(**{"knock:stack": STACK}),
             ),
-            ("ec2:CreateTags", group, tagging("knock:stack", STACK, Name="mine")),
+            ("ec2:CreateTags", group, tagging(**{"knock:stack": STACK}, Name="mine")),
             ("ec2:DeleteTags", group, ours | {"aws:TagKeys": ["Name", "knock:stack"]}),
             ("ec2:DeleteSecurityGroup", group, ours),
             ("ec2:DeleteSecurityGroup", group, {"ec2:ResourceTag/knock:made-by": "knock-admin"}),
@@ -392,12 +415,61 @@ class TestThePolicy:
             ("apigateway:PATCH", f"{GATEWAY}/usageplans/p", {}),
             ("apigateway:PATCH", f"{GATEWAY}/restapis/a", {}),
             ("apigateway:POST", f"{GATEWAY}/usageplans/another/keys", {}),
+            (
+                "logs:FilterLogEvents",
+                f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/{STACK}-api:",
+                {},
+            ),
             ("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/r", {}),
         ]
         requests = [Request("operator", *way) for way in ways]
         answers = judge(requests, {"operator": [day.policy]})
         pairs = zip(requests, answers, strict=True)
         assert [request for request, answer in pairs if answer.allowed] == []
+
+    def test_it_makes_nothing_of_another_stacks_and_changes_no_key_tagged_for_one(self, day: Day) -> None:
+        """Mutation: `StringEqualsIfExists` or `ForAllValues` taken out of docs/operator-policy.json: of
+        FinishGroups, TagGroupsAsTheyAreMade, MakeKeys or KeepKeys.
+        """
+        group, key = f"{EC2}:security-group/sg-0", f"{GATEWAY}/apikeys/k"
+        unfinished = {"knock:unfinished": f"{STACK}/x"}
+        making = {"ec2:CreateAction": "CreateSecurityGroup"}
+        finishing = {"ec2:ResourceTag/knock:unfinished": f"{STACK}/x"}
+        theirs = {"knock:stack": "other", "knock:target": "bastion"}
+        ways: list[tuple[str, str, dict[str, Any]]] = [
+            ("ec2:CreateTags", group, making | tagging(**unfinished, **theirs)),
+            ("ec2:CreateTags", group, making | tagging(**unfinished, **{"knock:stack": STACK})),
+            ("ec2:CreateTags", group, making | tagging(**unfinished, access="admin")),
+            ("ec2:CreateTags", group, finishing | tagging(**theirs)),
+            ("ec2:CreateTags", group, finishing | tagging(access="admin")),
+            ("ec2:CreateTags", group, finishing | tagging(**{"knock:unfinished": "other/x"})),
+            ("apigateway:POST", f"{GATEWAY}/apikeys", tagging(**theirs)),
+            *((f"apigateway:{how}", key, key_tagged(**theirs)) for how in ("PATCH", "DELETE")),
+            *(("apigateway:PUT", f"{GATEWAY}/tags/{form}", tagging(**theirs)) for form in key_forms()),
+        ]
+        assert denied(Day(requests := [Request("operator", *way) for way in ways], day.policy)) == requests
+
+    def test_it_allows_what_the_page_warns_of(self, day: Day) -> None:
+        """SECURITY.md, *By a permission of their own*: what no condition of AWS's can keep from operators."""
+        group = f"{EC2}:security-group/sg-0"
+        ours = {"ec2:ResourceTag/knock:stack": STACK}
+        adopted = {"knock:stack": STACK, "knock:target": "theirs", "knock:ports": "1-65535/tcp"}
+        ways: list[tuple[str, str, dict[str, Any]]] = [
+            (
+                "apigateway:POST",
+                f"{GATEWAY}/apikeys",
+                tagging(**{"knock:stack": STACK, "knock:targets": "@all"}),
+            ),
+            ("ec2:CreateTags", group, ours | tagging(**{"knock:ports": "1-65535/tcp"})),
+            ("ec2:CreateTags", group, tagging(**adopted)),
+            ("ec2:ModifyNetworkInterfaceAttribute", f"{EC2}:network-interface/eni-0", {}),
+            *(
+                ("apigateway:PUT", f"{GATEWAY}/tags/{form}", tagging(**{"knock:operator": "true"}))
+                for form in key_forms()
+            ),
+            ("apigateway:DELETE", f"{GATEWAY}/apikeys/without-tags", {}),
+        ]
+        assert denied(Day([Request("operator", *way) for way in ways], day.policy)) == []
 
     def test_its_placeholders_are_those_the_page_names(self) -> None:
         text = (ROOT / "docs" / "operator-policy.json").read_text()
