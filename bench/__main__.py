@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import calls, cold, knocks, lag, listing, plots, report, starts
+from bench import calls, cold, knocks, lag, listing, plots, report, starts, stores
 from bench.scale import FULL, QUICK, BenchError, Scale
 from bench.stacks import ROOT
 
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Scale], list[report.Table]]] = {
     "knock": knocks.knock,
     "lag": lag.lag,
     "calls": calls.calls,
+    "stores": stores.stores,
     "list": listing.listing,
     "load": knocks.load,
 }

@@ -106,7 +106,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="knock-bench-") as folder,
         Path(os.devnull).open("wb") as output,
-        running(template=template(Path(folder)), output=output) as stack,
+        running(template=template(Path(folder)), output=output, store=sys.argv[1]) as stack,
     ):
         print(json.dumps(stack.summary.as_json()), flush=True)
         calm_collector()  # as `python -m local up` does

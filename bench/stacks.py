@@ -153,9 +153,9 @@ def local_up() -> Iterator[Stack]:
 
 
 @contextmanager
-def instrumented() -> Iterator[Stack]:
+def instrumented(store: str = "simpledb") -> Iterator[Stack]:
     """Run a stack that has an empty function and counts its AWS calls."""
-    with _started(["-m", "bench.instrumented"]) as stack:
+    with _started(["-m", "bench.instrumented", store]) as stack:
         yield stack
 
 
