@@ -83,8 +83,8 @@ class TestExamples:
         job = workflow["jobs"]["deploy"]
         role = yaml.safe_load(re.sub(r"!(\w+) ", "", ROLE.read_text()))
         assert job["environment"] == role["Parameters"]["Environment"]["Default"]
-        name = role["Resources"]["Deployer"]["Properties"]["RoleName"]
-        assert job["steps"][-2]["with"]["role-to-assume"].endswith(f":role/{name}")
+        made = role["Resources"]["Deployer"]["Properties"]
+        assert job["steps"][-2]["with"]["role-to-assume"].endswith(f":role{made['Path']}{made['RoleName']}")
         assert job["steps"][-1]["run"] == 'make deploy ARGS="--file knock.toml"'
 
     def test_the_file_names_parameters_that_there_are(self) -> None:
@@ -96,21 +96,25 @@ class TestExamples:
 
 
 class TestDeploying:
-    def test_the_policy_with_everything_put_in_its_place_is_one(self, tmp_path: Path) -> None:
-        """Mutation: one more name in capitals in docs/deployer-policy.json."""
-        (command,) = (line for line in "".join(blocks(DEPLOYING)).splitlines() if line.startswith("sed "))
-        script = f"cd '{tmp_path}'; {command.replace('docs/', f'{ROOT}/docs/')}"
-        subprocess.run(["bash", "-c", script], check=True)
-        text = (tmp_path / "deployer.json").read_text()
-        arns = re.findall(r'"(arn:[^"]*)"', text)
-        assert len(arns) > 20
-        assert [arn for arn in arns if re.search(r"[A-Z]{4,}", arn)] == []
-        json.loads(text)
+    def test_the_policies_with_everything_put_in_its_place_are_some(self, tmp_path: Path) -> None:
+        """Mutation: one more name in capitals in docs/deployer-policy.json, or the policy for boundaries."""
+        commands = [line for line in "".join(blocks(DEPLOYING)).splitlines() if line.startswith("sed ")]
+        for command in commands:
+            script = f"cd '{tmp_path}'; {command.replace('docs/', f'{ROOT}/docs/')}"
+            subprocess.run(["bash", "-c", script], check=True)
+        for name, fewest in {"deployer.json": 20, "boundary.json": 3}.items():
+            text = (tmp_path / name).read_text()
+            arns = re.findall(r'"(arn:[^"]*)"', text)
+            assert len(arns) > fewest
+            assert [arn for arn in arns if re.search(r"[A-Z]{4,}", arn)] == []
+            json.loads(text)
 
     def test_its_commands_are_the_clis(self) -> None:
         """The AWS CLI checks its options, and asks nobody, when it has only to show what it would answer."""
         aws = program("aws", "make check puts it into .venv", str(ROOT / ".venv" / "bin" / "aws"))
-        put = next(line for line in "".join(blocks(DEPLOYING)).splitlines() if "put-role-policy" in line)
+        lines = "".join(blocks(DEPLOYING)).splitlines()
+        put, second = (line for line in lines if "put-role-policy" in line)
+        assert second == put.replace("deployer.json", "boundary.json").replace(" deploy ", " boundary ")
         asked = words(put.replace("file://deployer.json", "'{}'"))[1:]
         done = subprocess.run(
             [aws, *asked, "--generate-cli-skeleton", "output"], capture_output=True, text=True, check=False

@@ -249,6 +249,14 @@ class TestWhatIsTold:
         assert send([{"timestamp": 0, "message": line}] * 23) == {"told": 23}
         assert len(told.entries) == len(told.messages) == 23
 
+    def test_a_finding_made_up_by_who_invokes_it_is_told_and_is_of_no_grant(self, told: Told) -> None:
+        """As SECURITY.md has it: the log line alone says what the guard found."""
+        finding = {"grant_id": "unknown", "kind": "made up", "rule": "", "did": "nothing"}
+        line = json.dumps({"message": "drift_found", "finding": finding})
+        assert send([{"timestamp": 0, "message": line}]) == {"told": 1}
+        detail = json.loads(told.messages[-1])
+        assert (detail["event"], detail["finding"]["kind"], detail["grant"]) == ("drift", "made up", None)
+
 
 class TestWhatIsNot:
     @pytest.mark.parametrize(

@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import pytest
+import yaml
 
 from local.template import Place, Resource, Template, load
 from tests.conftest import ROOT
@@ -25,8 +29,17 @@ from tests.template.test_template import schema
 from tests.template.transform import STORES, TEMPLATE, read
 
 POLICY = ROOT / "docs" / "deployer-policy.json"
+BOUNDARY_POLICY = ROOT / "docs" / "deployer-boundary-policy.json"
+ROLE = ROOT / "docs" / "examples" / "deployer-role.yaml"
 STACK, REGION, ACCOUNT, BUCKET = "knock", "eu-central-1", "123456789012", "uploads"
-PLACES = {"REGION": REGION, "ACCOUNT": ACCOUNT, "STACK": STACK, "BUCKET": BUCKET}
+PLACES = {
+    "REGION": REGION,
+    "ACCOUNT": ACCOUNT,
+    "STACK": STACK,
+    "BUCKET": BUCKET,
+    "BOUNDARY": "boundary",
+}
+BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
 GATEWAY = f"arn:aws:apigateway:{REGION}::"
 KEPT = (
     "AWS::DynamoDB::Table",
@@ -36,7 +49,7 @@ EVERYTHING = {
     "AlarmEmail": "ops@example.com",
     "EnableNotifications": "true",
     "KeepWarm": "on",
-    "PermissionsBoundary": f"arn:aws:iam::{ACCOUNT}:policy/boundary",
+    "PermissionsBoundary": BOUNDARY,
     "ReservedForRevoke": "20",
     "SampleKeys": "true",
 }
@@ -93,9 +106,9 @@ ELSEWHERE = {
 PUBLIC = {"Effect": "Allow", "Principal": "*", "Action": "lambda:GetLayerVersion", "Resource": LAYER}
 
 
-def policy() -> dict[str, Any]:
-    text = POLICY.read_text()
-    for name, value in PLACES.items():
+def policy(path: Path = POLICY, **places: str) -> dict[str, Any]:
+    text = path.read_text()
+    for name, value in (PLACES | places).items():
         text = text.replace(name, value)
     document: dict[str, Any] = json.loads(text)
     return document
@@ -218,6 +231,11 @@ def every() -> list[Request]:
     return list({repr(one): one for store in STORES for one in requests(store)}.values())
 
 
+def granted() -> Iterator[dict[str, Any]]:
+    """Give the statements that allow something."""
+    return (one for one in policy()["Statement"] if one["Effect"] == "Allow")
+
+
 def allowed(asked: list[Request]) -> list[bool]:
     """Say of each request whether the policy allows it.
 
@@ -233,7 +251,7 @@ def _matches(asked: Request) -> bool:
     return any(
         asked.action in listed(statement["Action"])
         and any(fnmatchcase(asked.resource, pattern) for pattern in listed(statement["Resource"]))
-        for statement in policy()["Statement"]
+        for statement in granted()
     )
 
 
@@ -259,10 +277,10 @@ def test_every_type_of_the_template_says_what_it_calls() -> None:
 def test_nothing_is_allowed_that_nothing_calls() -> None:
     """Mutation: an action added to docs/deployer-policy.json."""
     called = {one.action for one in every()}
-    granted = {action for statement in policy()["Statement"] for action in listed(statement["Action"])}
-    assert not {action for action in granted if "*" in action}
-    assert {action for action in granted - called if not action.startswith(tuple(BESIDE))} == set()
-    assert all(any(action.startswith(name) for action in granted) for name in BESIDE)
+    actions = {action for statement in granted() for action in listed(statement["Action"])}
+    assert not {action for action in actions if "*" in action}
+    assert {action for action in actions - called if not action.startswith(tuple(BESIDE))} == set()
+    assert all(any(action.startswith(name) for action in actions) for name in BESIDE)
 
 
 def test_every_reason_for_leaving_one_out_is_for_something_named() -> None:
@@ -313,15 +331,90 @@ def test_who_deploys_can_neither_knock_nor_read_the_trail() -> None:
     denied([Request("deployer", action, arn) for one in asked for action, arn in one.items()])
 
 
-def test_every_statement_says_what_it_is_for_and_an_inline_policy_holds_them() -> None:
-    """A role's inline policies hold 10,240 characters, a managed policy 6,144.
+# Every way to give a role rights, or somebody a role.
+TAKING_OVER = (
+    "iam:AttachRolePolicy",
+    "iam:CreateRole",
+    "iam:DeleteRolePermissionsBoundary",
+    "iam:DeleteRolePolicy",
+    "iam:DetachRolePolicy",
+    "iam:PassRole",
+    "iam:PutRolePermissionsBoundary",
+    "iam:PutRolePolicy",
+    "iam:UpdateAssumeRolePolicy",
+)
+ADMINISTRATOR = "arn:aws:iam::aws:policy/AdministratorAccess"
+
+
+@pytest.mark.parametrize("stack", [STACK, "deploy", "deployers"])
+def test_the_deployers_role_is_out_of_its_own_reach_whatever_the_stack_is_called(stack: str) -> None:
+    """Mutation: docs/examples/deployer-role.yaml without `Path`, or docs/deployer-policy.json without
+    NotItself. Not even what else the role may be given takes the second back.
+    """
+    made = yaml.safe_load(re.sub(r"!(\w+) ", "", ROLE.read_text()))["Resources"]["Deployer"]["Properties"]
+    itself = f"arn:aws:iam::{ACCOUNT}:role{made.get('Path', '/')}{made['RoleName']}"
+    context = {
+        "iam:PassedToService": "lambda.amazonaws.com",
+        "iam:PermissionsBoundary": BOUNDARY,
+        "iam:PolicyARN": ADMINISTRATOR,
+    }
+    asked = [Request("deployer", action, itself, context) for action in TAKING_OVER]
+    answers = judge(asked, {"deployer": [policy(STACK=stack)]})
+    assert {one.result for one in answers} == {"ExplicitlyDenied"}
+    without = policy(STACK=stack)
+    without["Statement"] = [one for one in without["Statement"] if one["Effect"] == "Allow"]
+    assert not any(one.allowed for one in judge(asked, {"deployer": [without]}))
+
+
+class TestWithTheBoundaryRequired:
+    """docs/deployer-boundary-policy.json beside the other one, as docs/deploying.md has it."""
+
+    def judge(self, asked: list[Request]) -> list[bool]:
+        both = {"deployer": [policy(), policy(BOUNDARY_POLICY)]}
+        return [answer.allowed for answer in judge(asked, both)]
+
+    def test_the_stack_can_be_made_updated_and_deleted_with_its_boundary(self) -> None:
+        """Mutation: `policy/BOUNDARY` of NoRoleWithoutTheBoundary -> `policy/STACK-BOUNDARY`."""
+        bounded = {"iam:PermissionsBoundary": BOUNDARY}
+        asked = [
+            replace(one, context={**one.context, **bounded})
+            for one in every()
+            if one.action.startswith("iam:") and one.action != "iam:DeleteRolePermissionsBoundary"
+        ]
+        assert {"iam:CreateRole", "iam:PutRolePermissionsBoundary"} < {one.action for one in asked}
+        assert [one for one, yes in zip(asked, self.judge(asked), strict=True) if not yes] == []
+
+    def test_no_role_gets_rights_without_it_nor_loses_it(self) -> None:
+        """Mutation: any action taken out of docs/deployer-boundary-policy.json."""
+        role = f"arn:aws:iam::{ACCOUNT}:role/{STACK}-ApiRole-1"
+        giving = set(TAKING_OVER) - {"iam:PassRole", "iam:DeleteRolePolicy", "iam:DetachRolePolicy"}
+        boundaries = [{}, {"iam:PermissionsBoundary": ADMINISTRATOR}]
+        asked = [
+            Request("deployer", action, role, {**boundary, "iam:PolicyARN": ADMINISTRATOR})
+            for action in sorted(giving)
+            for boundary in boundaries
+        ]
+        asked.append(Request("deployer", "iam:DeleteRolePermissionsBoundary", role, boundaries[1]))
+        assert self.judge(asked) == [False] * len(asked)
+
+    @pytest.mark.parametrize("name", ["boundary", f"{STACK}-boundary"])
+    def test_the_boundary_itself_cannot_be_changed_not_even_under_an_unlucky_name(self, name: str) -> None:
+        both = {"deployer": [policy(BOUNDARY=name), policy(BOUNDARY_POLICY, BOUNDARY=name)]}
+        actions = ("CreatePolicyVersion", "DeletePolicy", "DeletePolicyVersion", "SetDefaultPolicyVersion")
+        arn = f"arn:aws:iam::{ACCOUNT}:policy/{name}"
+        asked = [Request("deployer", f"iam:{action}", arn) for action in actions]
+        assert not any(answer.allowed for answer in judge(asked, both))
+
+
+def test_every_statement_says_what_it_is_for_and_inline_policies_hold_them() -> None:
+    """A role's inline policies hold 10,240 characters together, a managed policy 6,144.
 
     https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
     """
-    document = policy()
-    sids = [statement["Sid"] for statement in document["Statement"]]
+    documents = [policy(), policy(BOUNDARY_POLICY)]
+    sids = [statement["Sid"] for document in documents for statement in document["Statement"]]
     assert len(set(sids)) == len(sids)
-    longest = json.dumps(document, separators=(",", ":")).replace(STACK, "s" * 40)
+    longest = "".join(json.dumps(one, separators=(",", ":")) for one in documents).replace(STACK, "s" * 40)
     assert len(longest) <= 10_240
 
 

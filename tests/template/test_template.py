@@ -1068,7 +1068,7 @@ class TestReserve:
     def test_nothing_is_reserved_unless_asked_for_and_then_for_what_closes_alone(
         self, template: dict[str, Any]
     ) -> None:
-        assert template["Parameters"]["ReservedForRevoke"]["Default"] == 0
+        assert template["Parameters"]["ReservedForRevoke"]["Default"] == "0"
         reserved = {
             name: function["ReservedConcurrentExecutions"]
             for name, function in of_type(template["Resources"], "AWS::Lambda::Function").items()
@@ -1081,6 +1081,15 @@ class TestReserve:
     def test_it_is_what_the_parameter_says(self, asked: str, made: str | None) -> None:
         here = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
         assert here.resources["RevokeFunction"].properties.get("ReservedConcurrentExecutions") == made
+
+    @pytest.mark.parametrize("asked", ["1", "9", "00", "01", "1001", "-1", "1.5", ""])
+    def test_too_few_for_one_keys_deletes_not_to_take_them_all_are_refused(self, asked: str) -> None:
+        with pytest.raises(TemplateError, match="must be 0, or 10 to 1000"):
+            resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
+
+    @pytest.mark.parametrize("asked", ["10", "99", "100", "999", "1000"])
+    def test_ten_and_more_are_taken(self, asked: str) -> None:
+        resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
 
 
 BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
