@@ -23,7 +23,7 @@ usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR] [-
        knock.sh run [TARGET...] [--for 1h] [--reason TEXT] [--source CIDR] [--wait 5m] -- COMMAND...
        knock.sh ls [--all]
        knock.sh show ID
-       knock.sh revoke [ID... | --all] [--reason TEXT]
+       knock.sh revoke [ID... | --all | --marked TEXT] [--reason TEXT]
        knock.sh whoami
 options of every command: --json, -q or --quiet (ids only), -4 and -6 (call over IPv4, IPv6)
 
@@ -36,7 +36,8 @@ command ends; its exit code is the command's. Should run itself be killed, the g
 Each knock is a grant of its own: --renews ID names an own grant that ends once the new one is open. revoke
 without an ID ends what was opened from here by hand: not with run, --quiet or --json, which are jobs' and end by
 id. What another grant of the same key keeps open is said on standard error, of an address that has no more than
-100 live grants. --wait tries again for so long while there is no room.
+100 live grants. --wait tries again for so long while there is no room. revoke --marked TEXT ends the key's own live
+grants whose reason ends with TEXT: so a job that lost the answer to its knock ends what it may have opened.
 
   KNOCK_URL        the API's URL, https://HOST/STAGE     (or the file ~/.config/knock/url)
   KNOCK_API_KEY    the key       (or KNOCK_KEY_FILE, or the file ~/.config/knock/key, mode 0600)
@@ -147,6 +148,20 @@ guard() {
     [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ] || unset_up "$1 belongs to another user, who can change it"
 }
 
+# Print the header with the key, for curl's standard input. Where printf is a program, as in mksh and so on Android,
+# the key would be in its arguments: a here-document is in nobody's. Elsewhere it is not used, since some shells write
+# it to a file.
+key_header() {
+    case $(command -v printf) in
+    printf) printf 'header = "x-api-key: %s"\n' "$key" ;;
+    *)
+        cat <<END
+header = "x-api-key: $key"
+END
+        ;;
+    esac
+}
+
 # request METHOD PATH [BODY]: sets $status and $answer. Redirects are not followed: the key is for one host.
 request() {
     method=$1 path=$2 proxies=''
@@ -160,7 +175,7 @@ request() {
         [ -z "$uninterrupted" ] || trap '' HUP INT TERM
         {
             {
-                printf 'header = "x-api-key: %s"\n' "$key" |
+                key_header |
                     curl -q --config - ${family:+"$family"} --silent --show-error --proto '=https,http' ${proxies:+--noproxy '*'} \
                         --connect-timeout 10 --max-time "$patience" --max-filesize 8000000 \
                         --header 'accept: application/json' --write-out '\n%{http_code}' \
@@ -168,7 +183,7 @@ request() {
                     printf '\nfailed %s' "$?" >&4
             } | if [ -n "$json" ]; then cat >/dev/null; else printable >&2; fi
         } 4>&1 | tr -d '\000-\010\013-\037\177'
-    )
+    ) || : # interrupted: mksh would leave before the trap
     status=${answer##*"
 "}
     answer=${answer%"
@@ -179,7 +194,7 @@ request() {
     esac
     case $status$answer in
     2??'{'*'}') ;; # JSON, as the API answers
-    2??*) not_knock "something that is not from the Knock API; does a hotspot want a login?" ;;
+    2??*) not_knock "with something that is not from the Knock API; does a hotspot want a login?" ;;
     esac
 }
 
@@ -192,7 +207,17 @@ unreached() {
     fail 3 AnswerLost "cannot reach the API at $url; whether it was done is not known: look with knock.sh ls; $1"
 }
 
-not_knock() { fail 3 UnexpectedAnswer "$url answered with $1"; }
+# not_knock WORDS: end with an answer that is not the Knock API's.
+not_knock() { fail 3 UnexpectedAnswer "$url answered $1$(unsure)"; }
+
+# unsure: say what may be open after an answer that tells nothing: a proxy's, or a gateway's that did not wait.
+unsure() {
+    case $method$status in
+    POST2?? | POST5??)
+        printf '%s' "; whether something is open now is not known: look with knock.sh ls, end it with knock.sh revoke ID; another knock opens one beside it"
+        ;;
+    esac
+}
 
 # call METHOD PATH [BODY]: as request, but what is refused ends it.
 call() {
@@ -216,7 +241,13 @@ no_room() {
 # passing: whether the same knock may succeed later, and certainly opened nothing now.
 passing() {
     case $status in
-    429 | 503) [ -z "$(field grant_id)" ] ;;
+    429) [ -z "$(field grant_id)" ] ;;
+    503)
+        case $answer in
+        *'"title"'* | *'"message"'*) [ -z "$(field grant_id)" ] ;;
+        *) return 1 ;; # a proxy's: what became of the knock is not known
+        esac
+        ;;
     *) no_room ;;
     esac
 }
@@ -260,9 +291,13 @@ refused() {
         name=Refusal
         [ "$status" != 429 ] || name=Throttled
         case $status in 5??) name=Unavailable ;; esac
-        fail 1 "$name" "the gateway says: $(field message) ($status)" ", \"status\": $status"
+        case $status in
+        503) doubt='' ;; # nothing was asked
+        *) doubt=$(unsure) ;;
+        esac
+        fail 1 "$name" "the gateway says: $(field message) ($status)$doubt" ", \"status\": $status"
         ;;
-    *) fail 3 UnexpectedAnswer "$url answered $status with something that is not from the Knock API" ;;
+    *) not_knock "$status with something that is not from the Knock API" ;;
     esac
 }
 
@@ -438,16 +473,17 @@ open_grant() {
         *)
             passing || refused
             [ "$waited" -lt "$wait" ] || refused
+            why="$(field title): $(field detail)"
             ;;
         esac
         case $status in
         2??) # a grant that failed: it opened nothing
-            [ "$waited" -lt "$wait" ] || fail 4 GrantNotOpened "grant $grant is failed: $why"
+            [ "$waited" -lt "$wait" ] || fail 4 GrantNotOpened "grant $grant is failed: $why" "$(about_grant)"
             grant=
             ;;
         esac
         [ -z "$caught" ] || exit "$caught"
-        [ "$waited" != 0 ] || note "not now ($(field title): $(field detail)); trying again for $wait s"
+        [ "$waited" != 0 ] || note "not now ($why); trying again for $wait s"
         [ "$pause" -le $((wait - waited)) ] || pause=$((wait - waited))
         nap "$pause"
         waited=$((waited + pause)) pause=$((pause * 2))
@@ -456,26 +492,59 @@ open_grant() {
 }
 
 # await_grant: whether the grant in $answer opens. One that failed for want of room may be asked for again; any
-# other end is an error.
+# other end is an error. A look that is not answered changes nothing of what was asked for: the next one may be.
 await_grant() {
     grant=$(field id)
-    plain_id "$grant" || not_knock "a grant that is none of the Knock API's"
-    tries=0
-    while [ "$(field status)" = pending ]; do
+    plain_id "$grant" || not_knock "with a grant that is none of the Knock API's"
+    [ -n "$json$quiet$uninterrupted" ] || remember
+    minute=60 failed='' now_is=$(field status)
+    until=$(($(date +%s) + minute))
+    while [ "$now_is" = pending ]; do
         [ -z "$caught" ] || exit "$caught"
-        tries=$((tries + 1))
-        [ "$tries" -le 60 ] || fail 1 GrantNotOpened "grant $grant is still pending after a minute"
+        [ "$(date +%s)" -lt "$until" ] || not_decided
         nap 1
-        call GET "/grants/$grant"
+        if look; then now_is=$(field status); fi
     done
-    [ "$(field status)" != active ] || return 0
-    now_is=$(field status)
+    [ "$now_is" != active ] || return 0
+    forget "$grant"
     why=$(scalars | sed -n 's/^events\.[0-9]*\.reason //p' | sed -n '$p' | printable | cut -c 1-2000)
     case $now_is$why in
     failedPoolExhausted:* | failedSourceFull:*) return 1 ;;
     esac
-    fail 1 GrantNotOpened "grant $grant is $now_is${why:+: $why}"
+    fail 1 GrantNotOpened "grant $grant is $now_is${why:+: $why}" "$(about_grant)"
 }
+
+# look: ask for $grant again, and set $answer; or $failed and $code, to why there is none.
+look() {
+    code=0
+    told=$(print_grant 2>&1) || code=$?
+    if [ "$code" = 0 ]; then
+        answer=$told failed=''
+        return 0
+    fi
+    failed=$(printf '%s\n' "$told" | sed -n 's/^knock\.sh: //p' | sed 1q)
+    return 1
+}
+
+# print_grant: print the API's JSON of $grant, or why there is none. Made for a shell of its own.
+print_grant() {
+    trap - EXIT
+    json='' patience=10
+    call GET "/grants/$grant"
+    [ "$(field id)" = "$grant" ] || not_knock "with something that is not grant $grant"
+    printf '%s\n' "$answer"
+}
+
+# not_decided: the minute is up.
+not_decided() {
+    set -- "look with knock.sh show $grant, end it with knock.sh revoke $grant"
+    [ -n "$failed" ] || fail 1 GrantNotOpened "grant $grant is still pending after a minute: $1" "$(about_grant)"
+    name=GrantNotOpened
+    [ "$code" != 3 ] || name=CannotReach
+    fail "$code" "$name" "whether grant $grant is open is not known: $failed; $1" "$(about_grant)"
+}
+
+about_grant() { printf ', "grant_id": "%s"' "$grant"; }
 
 say_open() {
     names=$(scalars | sed -n 's/^targets\.[0-9]*\.name //p' | tr '\n' ' ' | printable)
@@ -485,7 +554,6 @@ say_open() {
 
 open_targets() {
     open_grant
-    [ -n "$json$quiet" ] || remember
     trap '' PIPE
     show_opened || fail 1 OutputGone "standard output cannot be written; end what is open with knock.sh revoke $grant"
     [ -z "$json$quiet" ] || return 0
@@ -624,7 +692,7 @@ gather() {
         list=$(page)
         case $list in
         *:*) ;;
-        *) not_knock "something that is not from the Knock API" ;;
+        *) not_knock "with something that is not from the Knock API" ;;
         esac
         after=${list##*"
 ":}
@@ -650,21 +718,39 @@ list_grants() {
     [ -z "$after" ] || fail 1 Incomplete "there are more grants than these, which are the newest"
 }
 
-# Print the ids of the key's own live grants, an operator's too: not everyone's.
+# Print the ids of the key's own live grants, an operator's too: not everyone's. With --marked, those whose reason ends
+# so; a grant is listed a moment after it has begun.
 own_ids() {
     call GET /whoami
     me=$(field principal.id)
-    gather ''
-    [ -z "$after" ] || fail 1 Incomplete "there are too many grants to end at once: name them"
-    scalars | awk -v me="$me" '
-        $1 ~ /^grants\.[0-9]+\.id$/ { id = $2 ~ /^[A-Za-z0-9_-]+$/ ? $2 : "" }
-        $1 ~ /^grants\.[0-9]+\.principal\.id$/ && $2 == me && id != "" { print id }'
+    looks=1
+    [ -z "$mark" ] || looks=4
+    while :; do
+        gather ''
+        [ -z "$after" ] || fail 1 Incomplete "there are too many grants to end at once: name them"
+        own=$(scalars | awk -v me="$me" -v mark="$mark" '
+            { split($1, part, "."); value = substr($0, length($1) + 2) }
+            part[1] != "grants" { next }
+            { k = part[2] + 0; if (k >= n) n = k + 1 }
+            { its[k, part[3] (part[4] == "" ? "" : "." part[4])] = value }
+            END {
+                for (k = 0; k < n; k++) {
+                    if (its[k, "principal.id"] != me || its[k, "id"] !~ /^[A-Za-z0-9_-]+$/) continue
+                    said = its[k, "reason"]
+                    if (substr(said, length(said) - length(mark) + 1) == mark) print its[k, "id"]
+                }
+            }')
+        looks=$((looks - 1))
+        if [ -n "$own" ] || [ "$looks" = 0 ]; then break; fi
+        sleep 1
+    done
+    [ -z "$own" ] || printf '%s\n' "$own"
 }
 
 # A refusal of one does not keep the others open; without an answer there is no point in going on. Of what was
 # opened from here, what has ended since and what is another key's is passed over.
 revoke_grants() {
-    if [ -n "$all" ]; then
+    if [ -n "$all$mark" ]; then
         ids=$(own_ids) || exit "$?"
         # shellcheck disable=SC2086 # ids hold no blanks and no wildcards
         set -- $ids
@@ -702,6 +788,10 @@ revoke_grants() {
     done
     [ -z "$json" ] || print_json "{\"grants\": [$listed]}"
     if [ -z "$done_ids" ] && [ "$worst" = 0 ]; then
+        if [ -n "$mark" ]; then
+            note "no live grant of this key has a reason that ends with $mark"
+            exit 0
+        fi
         if [ -n "$all" ]; then
             fail 1 NothingToRevoke "nothing to revoke: this key has no live grant"
         fi
@@ -794,7 +884,7 @@ main() {
         ;;
     esac
     [ -z "$json" ] || [ -z "$quiet" ] || misused "--json and --quiet contradict each other: use one"
-    targets='' duration='' reason='' source='' renews='' wait=0 all='' words=0 parted=''
+    targets='' duration='' reason='' source='' renews='' wait=0 all='' mark='' words=0 parted=''
     # Words that are no options are put back behind the others: after the loop they are all that is left. Of run
     # they are not: what is left is the command behind --.
     count=$#
@@ -807,7 +897,7 @@ main() {
             usage
             exit 0
             ;;
-        --for | --reason | --source | --renews | --wait)
+        --for | --reason | --source | --renews | --wait | --marked)
             [ "$count" -gt 0 ] || misused "$word wants a value"
             check_text "$1"
             case $command$word in
@@ -822,6 +912,12 @@ main() {
             open--renews) renews=$1 ;;
             open--reason | run--reason | revoke--reason) reason=$1 ;;
             open--wait | run--wait) wait=$(seconds "$1") || misused "--wait $1: say how long, like 90s, 5m or 1h" ;;
+            revoke--marked)
+                case $1 in
+                *[!\ -~]* | *\"* | *\\*) misused "--marked takes printable ASCII without quotes and backslashes" ;;
+                esac
+                mark=$1
+                ;;
             *) misused "$command takes no $word" ;;
             esac
             shift
@@ -852,6 +948,7 @@ main() {
             ;;
         esac
     done
+    [ -z "$mark" ] || [ "$words$all" = 0 ] || misused "name grants, or say --all, or --marked: one of them"
     case $command$words$all in
     open* | ls0* | whoami0 | show1 | revoke0*) ;;
     run*)
@@ -884,7 +981,7 @@ main() {
 interrupted() {
     [ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null || :
     case $command in
-    open) fail 130 Interrupted "interrupted; something may be open all the same: look with knock.sh ls, end it with knock.sh revoke ID" ;;
+    open) fail 130 Interrupted "interrupted; something may be open all the same: look with knock.sh ls, end it with knock.sh revoke ${grant:-ID}" ;;
     revoke) fail 130 Interrupted "interrupted; what has ended is not known: look with knock.sh ls" ;;
     *) fail 130 Interrupted "interrupted" ;;
     esac

@@ -2,8 +2,9 @@
 //
 // There are no dependencies, so what runs is what is here. The key is a request's header and nothing else: it is
 // in no file, and masked in the log before the first call. What an answer holds is never printed as it came: a
-// line that begins with :: is a command to the runner, and a ##[ is one anywhere.
+// line that begins with ::, also behind blanks, is a command to the runner, and a ##[ is one anywhere.
 //
+// https://github.com/actions/runner, ActionCommand.cs
 // https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
 "use strict";
 
@@ -35,7 +36,8 @@ function isId(text) {
 
 /** Make a text safe for a line of the log: printable ASCII, and no command to the runner. */
 function plain(text) {
-  return String(text).replace(/[^\x20-\x7e]/g, "?").replace(/##\[/g, "# #[").replace(/^::/, ": :").slice(0, 2000);
+  const ascii = String(text).replace(/[^\x20-\x7e]/g, "?");
+  return ascii.replace(/##\[/g, "# #[").replace(/^\s*::/, ": :").slice(0, 2000);
 }
 
 function say(text) {

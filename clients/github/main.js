@@ -47,6 +47,7 @@ async function open(api, asked, waits) {
       if (!full || Date.now() >= until || cancelled) throw error;
       say(`there is no room: ${error.message}; trying again`);
       await pause(Math.min(wait, until - Date.now()));
+      if (cancelled) throw error;
     }
   }
 }

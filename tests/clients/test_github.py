@@ -2,7 +2,8 @@
 
 The runner gives a step its inputs as INPUT_*, what an earlier step of the same action noted as STATE_*,
 and files to write states and outputs to; it reads these however the step ended. What a step prints at
-the start of a line, blanks aside, after two colons is a command. https://github.com/actions/runner, `ActionRunner.cs`
+the start of a line, blanks aside, after two colons is a command.
+https://github.com/actions/runner, `ActionRunner.cs`, `ActionCommand.cs`
 """
 
 from __future__ import annotations
