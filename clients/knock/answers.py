@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from .errors import UnexpectedAnswer
+from .errors import MAYBE_MADE, UnexpectedAnswer
 from .names import is_name
 from .values import Grant, Principal, Target, Whoami, parse_time
 
@@ -44,7 +44,19 @@ def read_grant(value: Mapping[str, Any]) -> Grant:
             json=value,
         )
     except _WRONG as error:
-        raise UnexpectedAnswer(f"the answer is not a grant as this client knows it: {error!r}") from error
+        raise UnexpectedAnswer(
+            f"the answer is not a grant as this client knows it: {_words(error)}"
+        ) from error
+
+
+def read_opened(value: Mapping[str, Any]) -> Grant:
+    """Read the answer to a knock. Raises UnexpectedAnswer, which names the grant if its id can be read."""
+    try:
+        return read_grant(value)
+    except UnexpectedAnswer as error:
+        if is_name(grant_id := value.get("id")):
+            raise UnexpectedAnswer(str(error), grant_id=str(grant_id)) from error
+        raise UnexpectedAnswer(f"{error}. {MAYBE_MADE}") from error
 
 
 def read_whoami(value: Mapping[str, Any]) -> Whoami:
@@ -65,7 +77,11 @@ def read_whoami(value: Mapping[str, Any]) -> Whoami:
             json=value,
         )
     except _WRONG as error:
-        raise UnexpectedAnswer(f"the answer does not say who is calling: {error!r}") from error
+        raise UnexpectedAnswer(f"the answer does not say who is calling: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else repr(error)
 
 
 def _id(value: object) -> str:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .answers import read_grant, read_whoami
+from .answers import read_grant, read_opened, read_whoami
 from .errors import CannotReach, GrantNotOpened, Unavailable, UnexpectedAnswer
 from .transport import ANSWER_TIMEOUT, CONNECT_TIMEOUT, TRIES, Path, Transport
 
@@ -142,7 +142,7 @@ class Client:
             body["reason"] = reason
         if renews:
             body["renews"] = renews
-        grant = read_grant(self._transport.call("POST", "/knock", body=body))
+        grant = read_opened(self._transport.call("POST", "/knock", body=body))
         return self.wait_until_active(grant, wait) if wait > 0 else grant
 
     def wait_until_active(self, grant: Grant, wait: float = 60.0) -> Grant:

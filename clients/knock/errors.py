@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from .values import Grant
 
 
+MAYBE_MADE = "The grant may have been made: look with `knock ls`; another knock opens one beside it"
+"""What is said where a knock was sent, and its answer tells of no grant."""
+
+
 class KnockError(Exception):
     """The root. Catch it to catch everything this package raises on purpose."""
 
@@ -77,9 +81,16 @@ class AnswerLost(CannotReach):
 
 
 class UnexpectedAnswer(KnockError):
-    """Something answered, and it was not the Knock API: a wrong URL, a proxy, a hotspot's login page."""
+    """Something answered, and it was not the Knock API: a wrong URL, a proxy, a hotspot's login page.
+
+    With a `grant_id` it answers a knock, in a way that this client cannot read: that grant may be open.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, grant_id: str | None = None) -> None:
+        super().__init__(message + (_may_be_open(grant_id) if grant_id else ""))
+        self.grant_id = grant_id
 
 
 class Problem(KnockError):
@@ -100,12 +111,7 @@ class Problem(KnockError):
                 text += f" ({name}: {value})"
         grant_id = problem.get("grant_id")
         self.grant_id = str(grant_id) if is_name(grant_id) else None
-        if self.grant_id:
-            text += (
-                f". Grant {self.grant_id} may be open all the same: look with `knock ls`, and end it with "
-            )
-            text += f"`knock revoke {self.grant_id}`"
-        super().__init__(text)
+        super().__init__(text + (_may_be_open(self.grant_id) if self.grant_id else ""))
 
 
 class Refusal(Problem):
@@ -194,6 +200,13 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, grant_id: str | None = None) -> None:
         super().__init__(message)
         self.grant_id = grant_id
+
+
+def _may_be_open(grant_id: str) -> str:
+    return (
+        f". Grant {grant_id} may be open all the same: look with `knock ls`, and end it with "
+        f"`knock revoke {grant_id}`"
+    )
 
 
 def _text(value: object) -> str | None:

@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING
 
 from .cli import parser
 from .commands import add_knock_options, check_targets
-from .errors import CannotReach, GrantNotFound, GrantNotOpened, KnockError, Unavailable
+from .errors import (
+    CannotReach,
+    GrantNotFound,
+    GrantNotOpened,
+    KnockError,
+    Unavailable,
+    UnexpectedAnswer,
+)
 from .screen import Screen, say_open, show_time
 from .session import FULL, LONGEST_PAUSE, WAIT, Session, passes
 
@@ -154,6 +161,10 @@ class Run:
                 )
                 with self._interruptible():
                     self.grant = self.api.client.wait_until_active(self.grant, args.wait or WAIT)
+            except UnexpectedAnswer as error:
+                if error.grant_id:
+                    self.maybe_open.append(error.grant_id)
+                raise
             except (*FULL, Unavailable, GrantNotOpened) as error:
                 if isinstance(error, Unavailable) and error.grant_id:
                     self.maybe_open.append(error.grant_id)

@@ -20,6 +20,7 @@ from .errors import (
     SourceFull,
     TargetGone,
     TooManyGrants,
+    UnexpectedAnswer,
     WrongFamily,
 )
 
@@ -116,6 +117,8 @@ class Screen:
                 told |= error.json
             if isinstance(error, GrantNotOpened):
                 told["grant"] = error.grant.json
+            if isinstance(error, UnexpectedAnswer) and error.grant_id:
+                told["grant_id"] = error.grant_id
             status = {"status": error.status} if isinstance(error, Problem) else {}
             self.json_error(type(error).__name__, error.exit_code, **status, **without(told, *OURS))
             return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import config, network, state
 from .client import Client
 from .errors import (
+    AnswerLost,
     CannotReach,
     GrantNotFound,
     GrantNotOpened,
@@ -375,6 +376,8 @@ class Knock:
         self.client.family = family
         try:
             grant = self.client.knock(*self.targets, renews=renews, **self.asked)
+        except AnswerLost:
+            raise
         except CannotReach as error:
             self.client.family = None
             self.session.screen.note(f"to knock over IPv{family} was tried: {error}")

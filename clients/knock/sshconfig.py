@@ -57,6 +57,11 @@ def run_ssh_config(words: list[str]) -> int:
     for host in args.hosts:
         if not re.fullmatch(r"[A-Za-z0-9_*?.:-]+", host) or host.startswith("-"):
             raise ConfigurationError(f"{host!r} is not a host name or pattern")
+        if args.proxy_command and _is_pattern(host):
+            raise ConfigurationError(
+                f"{host!r}: --proxy-command takes no pattern. ssh puts the name it was given into the "
+                "command, which a shell reads, and a pattern lets anything through: name each host"
+            )
     text = block(args)
     from .screen import Screen
 
@@ -87,13 +92,17 @@ def block(args: argparse.Namespace) -> str:
         )
     # One host is named to the hook, so that it can tell which address ssh will use. ssh's own %h could be
     # anything that a pattern lets through, and a shell reads it.
-    if len(args.hosts) == 1 and not set("*?") & set(args.hosts[0]):
+    if len(args.hosts) == 1 and not _is_pattern(args.hosts[0]):
         options += ["--host", args.hosts[0]]
     return (
         "# knock: opens before ssh connects. Keep this above the Host blocks of the same hosts:\n"
         '# "Match host" compares with HostName, once that is set.\n'
         f'Match host {hosts.replace(" ", ",")} exec "{_command("ssh-hook", options)}"\n'
     )
+
+
+def _is_pattern(host: str) -> bool:
+    return bool(set("*?") & set(host))
 
 
 def _command(name: str, options: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ What is tried again, twice at most, with a growing pause or the one that Retry-A
     429 of the gateway (not a used-up quota)    yes           yes: the API never saw it
     503 with Retry-After                        yes           yes: the API says nothing was opened
     503 that names a grant                      -             no: that grant may be open
-    other 5xx                                   yes           no
+    other 5xx                                   yes           no: a fault, the gateway's words, or no JSON is
+                                                              an answer lost, as is a 2xx that is no JSON
 
 A knock that was sent and not answered is not sent again by itself: the grant may exist, and each knock
 opens one of its own. Whether to open another beside it is for the person to say; the error tells them.
@@ -39,6 +40,7 @@ from urllib.parse import urlencode, urlsplit
 
 from . import __version__
 from .errors import (
+    MAYBE_MADE,
     AnswerLost,
     CannotReach,
     GrantNotFound,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 
 TRIES = 3
 LONGEST_PAUSE = 20.0  # seconds; a longer Retry-After is for the caller to wait out
+GATEWAY = "The gateway says"
 LARGEST_ANSWER = 8 * 1024 * 1024
 
 # The gateway gives up on a function after 29 s and says so; waiting longer gains nothing.
@@ -218,8 +221,10 @@ class Transport:
         self._compare_clocks(answered.get("date"), began)
         if len(content) > LARGEST_ANSWER:
             self.close()  # the rest is still to come
-            raise UnexpectedAnswer(f"{self.host} answered with more than {LARGEST_ANSWER} bytes")
-        return self._judge(status, answered, content)
+            raise self._unexpected(
+                method, status, f"{self.host} answered with more than {LARGEST_ANSWER} bytes"
+            )
+        return self._judge(method, status, answered, content)
 
     # ------------------------------------------------------------------ connecting
 
@@ -261,7 +266,7 @@ class Transport:
             else f"the connection to {self.host} was lost before the answer ({words(error)})"
         )
         if method == "POST":
-            what += ". The grant may have been made: look with `knock ls`; another knock opens one beside it"
+            what += f". {MAYBE_MADE}"
         return AnswerLost(what, passing=not late)
 
     def _compare_clocks(self, date: str | None, began: float) -> None:
@@ -277,18 +282,43 @@ class Transport:
 
     # ------------------------------------------------------------------ answers
 
-    def _judge(self, status: int, headers: http.client.HTTPMessage, content: bytes) -> dict[str, Any]:
+    def _judge(
+        self, method: str, status: int, headers: http.client.HTTPMessage, content: bytes
+    ) -> dict[str, Any]:
         try:
             answer = json.loads(content, parse_constant=_no_number)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise UnexpectedAnswer(self._not_the_api(status, headers))
+            raise self._unexpected(method, status, self._not_the_api(status, headers))
         if 200 <= status < 300:
             return answer
         if 300 <= status < 400:
             raise UnexpectedAnswer(self._not_the_api(status, headers))
-        raise self._problem(status, answer, _retry_after(headers.get("retry-after")))
+        retry_after = _retry_after(headers.get("retry-after"))
+        problem = self._problem(status, answer, retry_after)
+        if method == "POST" and isinstance(problem, Unavailable) and self._may_have_begun(problem):
+            raise AnswerLost(f"{self.host} answered {status}: {problem}. {MAYBE_MADE}")
+        raise problem
+
+    @staticmethod
+    def _may_have_begun(problem: Unavailable) -> bool:
+        """Say whether a knock may have been done, and nothing names its grant.
+
+        That is so of a fault in the function, and where the gateway speaks for it: it failed, or took too
+        long. A 503 of the API's own names the grant, or says that nothing was opened.
+        """
+        if problem.status < 500 or problem.grant_id or problem.retry_after is not None:
+            return False
+        return problem.status == 500 or problem.title == GATEWAY
+
+    def _unexpected(self, method: str, status: int, what: str) -> KnockError:
+        """Make the error for what is no answer of the API's. Behind a 2xx or a 5xx a knock may have come
+        through: a proxy wrote it, or the gateway.
+        """
+        if method == "POST" and (200 <= status < 300 or status >= 500):
+            return AnswerLost(f"{what}. {MAYBE_MADE}")
+        return UnexpectedAnswer(what)
 
     def _not_the_api(self, status: int, headers: http.client.HTTPMessage) -> str:
         what = f"{self.host} answered {status}"
@@ -319,7 +349,7 @@ class Transport:
                     "detail": "it is wrong, disabled or another API's",
                 }
                 return KeyRejected(status, answer)
-            answer = {"title": "The gateway says", "detail": message}
+            answer = {"title": GATEWAY, "detail": message}
         if status == 429:
             return Throttled(status, answer, retry_after)
         if status >= 500:

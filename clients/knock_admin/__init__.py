@@ -18,5 +18,5 @@ on: what a deployment is made of is asked of the deployment (`stack.py`).
 | `stores.py`, `simpledb.py`, `dynamodb.py` | what the stack keeps its records in, and the two there are |
 | `trail.py`, `ledger.py` | what is on record, and the commands that show it |
 | `doors.py`, `report.py` | when doors were open, and a month of that |
-| `trailcopy.py` | carries the record from one store to the other |
+| `trailcopy.py`, `genuine.py` | carries the record from one store to the other, if it is as Knock makes it |
 """

@@ -356,13 +356,14 @@ def _finish(result: Result, calls: Calls, args: argparse.Namespace) -> int:
     if args.json and result.data is not None:
         print(json.dumps(result.data, indent=2, default=str))
         return result.exit_code
-    from knock_admin.output import visible_lines
+    from knock_admin.output import visible
 
+    # Each is one line: a line's end in it is from a name that somebody else chose.
     for note in result.notes:
-        print(visible_lines(note), file=sys.stderr)
+        print(visible(note), file=sys.stderr)
     sys.stderr.flush()
     for line in result.lines:
-        print(visible_lines(line))
+        print(visible(line))
     return result.exit_code
 
 

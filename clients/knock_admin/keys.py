@@ -226,8 +226,9 @@ def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
     for key in keys_of(stack):
         if key.name == name:
             raise AdminError(
-                f"The stack {stack.name} has a key {key.name} already ({key.id}): change it with `key set`, "
-                f"or `key rotate` it. If nobody has seen its value, `key rm {key.id}` and add it again."
+                f"The stack {stack.name} has a key {visible(key.name)} already ({key.id}): change it with "
+                f"`key set`, or `key rotate` it. If nobody has seen its value, `key rm {key.id}` and add "
+                "it again."
             )
     check_targets(stack, rights[tags.TARGETS])
     return _told(name, *make(stack, name, own_tags(stack, name, rights)))
@@ -417,13 +418,15 @@ def replace(
     retiring = [key for key in found if key.retires_at is not None]
     if len(current) > 1:
         raise AdminError(
-            f"Several keys are called {name}: say which by id, {', '.join(key.id for key in current)}."
+            f"Several keys are called {visible(name)}: say which by id, "
+            f"{', '.join(key.id for key in current)}."
         )
     if current and retiring:
         raise AdminError(
-            f"The key {name} is being rotated: the old one ({retiring[0].id}) retires at "
-            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {name} --finish` ends that. "
-            f"If nobody has seen the new one's value, `knock-admin key rm {current[0].id}` and rotate again."
+            f"The key {visible(name)} is being rotated: the old one ({retiring[0].id}) retires at "
+            f"{retiring[0].tags[tags.RETIRES_AT]}. `knock-admin key rotate {visible(name)} --finish` ends "
+            f"that. If nobody has seen the new one's value, `knock-admin key rm {current[0].id}` and rotate "
+            "again."
         )
     old = (current or retiring)[0]
     retires_at = old.tags.get(tags.RETIRES_AT) or tags.show_time(now + overlap)
@@ -443,7 +446,7 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
     keys = keys_of(stack)
     retiring = [key for key in keys if key.retires_at is not None and name in (None, key.name, key.id)]
     if name and not retiring:
-        raise AdminError(f"No key called {name} is being rotated; see `knock-admin key ls`.")
+        raise AdminError(f"No key called {visible(name)} is being rotated; see `knock-admin key ls`.")
     lines, deleted, waiting = [], [], []
     for key in retiring:
         successor = [each for each in keys if each.name == key.name and each.retires_at is None]

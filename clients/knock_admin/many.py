@@ -134,14 +134,16 @@ def _in_file(path: Path) -> Keep:
         kept.close()
         raise UsageError(f"--values {path}: it is another user's, who can read it; name another file")
     writer = csv.writer(kept, lineterminator="\n")
-    if state.st_size == 0:
-        writer.writerow(("name", "id", "value"))
-    elif not _ends_a_line(kept.fileno()):  # a full disk cut the last one off
-        kept.write("\n")
-        kept.flush()  # or a run that stops before its first value writes it after another's
+    begun = False  # the first line is written with the first value: a run may stop before it
 
     def keep(name: str, key_id: str, value: str) -> None:
+        nonlocal begun
         try:
+            if not begun and os.fstat(kept.fileno()).st_size == 0:
+                writer.writerow(("name", "id", "value"))
+            elif not begun and not _ends_a_line(kept.fileno()):  # a full disk cut the last one off
+                kept.write("\n")
+            begun = True
             writer.writerow((cell(name), key_id, value))
             kept.flush()
             os.fsync(kept.fileno())

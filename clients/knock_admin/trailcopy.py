@@ -11,6 +11,9 @@ Both sides are read in one order, so what is there already costs a read and no w
     destination  a       c       x      b and d are written; x is of the new store
 
 Then both are read once more: the check is that everything there was to copy is there.
+
+A record that is not as Knock makes it (`genuine.py`) is named and not copied. For what the others say of the
+past the old store is trusted, as it was before.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from knock_admin import dynamodb, simpledb, stores
+from knock_admin import dynamodb, genuine, simpledb, stores
 from knock_admin.errors import AdminError, UsageError, translated
 from knock_admin.output import Result, count, note, progress, table, visible
 from knock_admin.stores import DYNAMODB, REFUSALS, SIMPLEDB, TITLES, TRAIL, equal
@@ -29,6 +32,7 @@ from knock_admin.stores import DYNAMODB, REFUSALS, SIMPLEDB, TITLES, TRAIL, equa
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
+    from datetime import datetime
 
     from knock_admin.stack import Stack
     from knock_admin.stores import Store, Values
@@ -85,7 +89,7 @@ def copy(stack: Stack, args: Namespace) -> Result:
         )
     tallies = [Tally(kind, *each) for kind, each in _places(stack, args).items()]
     for tally in tallies:
-        _copy(stack, tally)
+        _copy(stack, tally, args.now)
     if not stack.aws.calls.dry_run:
         for tally in tallies:
             _check(tally)
@@ -188,8 +192,8 @@ def _paired(tally: Tally) -> Iterator[Pair]:
         yield name, values, ahead[1] if ahead and ahead[0] == name else None
 
 
-def _copy(stack: Stack, tally: Tally) -> None:
-    """Copy what can no longer change. One item that cannot be written is told, and stops no other."""
+def _copy(stack: Stack, tally: Tally, now: datetime) -> None:
+    """Copy what can no longer change. An item that is not Knock's, or cannot be written, stops no other."""
     stack.aws.calls.uncounted = True  # there may be any number, and all of them may be done again
     try:
         for name, values, held in _paired(tally):
@@ -199,23 +203,33 @@ def _copy(stack: Stack, tally: Tally) -> None:
             tally.found += 1
             if tally.found % TOLD_EACH == 0:
                 progress(f"{PLURALS[tally.kind]}: {tally.found} looked at, {tally.copied} copied")
-            if held is None and not stack.aws.calls.dry_run:
-                held = _write(stack, tally, name, values)
-            elif held is None:
-                tally.copied += 1
-            if held is not None and _same(held, values):
-                tally.there += 1
-            elif held is not None:
-                tally.different.append(name)
+            if wrong := genuine.fault(tally.kind, name, values, now):
+                tally.failed[name] = wrong
+                continue
+            _carry(stack, tally, name, values, held)
     finally:
         stack.aws.calls.uncounted = False
     if stack.aws.calls.dry_run and tally.left:
         note(f"not closed, and left where they are: {_some(tally.left)}")
+    if stack.aws.calls.dry_run and tally.failed:
+        note(f"not as Knock records it, and not copied: {_some(list(tally.failed))}")
     if stack.aws.calls.dry_run and tally.copied:
         stack.aws.calls.plan(
             "dynamodb:PutItem" if stack.store == DYNAMODB else "sdb:PutAttributes",
             {"into": tally.destination.where, "times": tally.copied, "kind": tally.kind},
         )
+
+
+def _carry(stack: Stack, tally: Tally, name: str, values: Values, held: Values | None) -> None:
+    """Write a record unless the destination holds it, and count what became of it."""
+    if held is None and not stack.aws.calls.dry_run:
+        held = _write(stack, tally, name, values)
+    elif held is None:
+        tally.copied += 1
+    if held is not None and _same(held, values):
+        tally.there += 1
+    elif held is not None:
+        tally.different.append(name)
 
 
 def _may_change(tally: Tally, values: Values) -> bool:
@@ -288,6 +302,8 @@ def _lines(tallies: list[Tally], *, well: bool) -> Iterator[str]:
             yield f"recorded anew in the meantime, and left as they are there: {_some(each.different)}"
         for name, why in list(each.failed.items())[:MOST_NAMED]:
             yield f"NOT copied: {visible(name)}: {visible(why)}"
+        if others := list(each.failed)[MOST_NAMED:]:
+            yield f"NOT copied either: {', '.join(map(visible, others))}"
         if each.missing:
             yield f"NOT there, though it was written: {_some(each.missing)}"
     if well:

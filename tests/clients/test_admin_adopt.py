@@ -160,7 +160,7 @@ def test_a_released_targets_grants_are_ended_while_the_functions_may_still_touch
 
 
 def test_a_rule_of_knocks_keeps_the_tag_without_which_nobody_could_close_it(world: World) -> None:
-    """Mutation: clients/knock_admin/adopt.py: `    _refuse_rules(stack, name, chosen)` -> `    pass`"""
+    """Mutation: clients/knock_admin/adopt.py: `    _refuse_rules(stack, chosen)` -> `    pass`"""
     group = adopted(world)
     made = world.ec2.authorize_security_group_ingress(
         GroupId=group,

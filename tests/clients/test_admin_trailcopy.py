@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from grants.store import Values
-from knock_admin import aws, trailcopy
+from knock_admin import aws, genuine, trailcopy
 from knock_admin.dynamodb import SETS, DynamoDb
 from tests.clients.admin_support import (
     DOMAINS,
@@ -178,9 +178,12 @@ def test_a_copy_that_was_stopped_goes_on(
     assert summary(world.ok("trail", "copy", "--to", "dynamodb", "--json"))["grant"] == (4, 2, 2)
 
 
-def test_an_item_that_cannot_be_written_is_named_and_the_others_are_copied(world: World) -> None:
+def test_an_item_that_cannot_be_written_is_named_and_the_others_are_copied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Break it: let it end the copy, or be left out without a word."""
     record_history(world, closed=2)
+    monkeypatch.setattr(genuine, "fault", lambda *_: None)
     odd = {"kind": "grant", "closed_at": "2026", "order": "2026 odd", "principal_id": ""}
     world.store(TRAIL).put("odd", odd)
     world.change_store()
@@ -226,6 +229,94 @@ def test_how_far_it_has_come_is_told_on_a_terminal(world: World, monkeypatch: py
     world.ok("trail", "copy", "--to", "dynamodb")
     assert said[:2] == ["grants: 1 looked at, 0 copied", "grants: 2 looked at, 1 copied"]
     assert said[-1] == "refusals: checking"
+
+
+# ---------------------------------------------------------------------------- what is not Knock's
+
+
+INVENTED = "bob_198-51-100-7_20261101T000000Z_0000000000000000"
+
+
+def test_a_record_that_is_not_as_knock_makes_it_is_named_and_not_copied(world: World) -> None:
+    """Break it: copy what there is. One is invented, one says that it is closed and live."""
+    record_history(world, closed=2)
+    item = next(iter(held(world, TRAIL).items()))[1] | {"principal_name": ("bob",)}
+    forge(world, INVENTED, item)
+    live = world.record("carol").id
+    world.store(TRAIL).put(
+        live, {"closed_at": "2026-01-01T00:00:00.000Z", "expires_at": "2099-01-01T00:00:00Z"}
+    )
+    forge(world, "refusal_odd", {"kind": ("refusal",), "order": ("2026 refusal_odd",)}, REFUSALS)
+    world.change_store()
+    words = ("trail", "copy", "--to", "dynamodb")
+    assert f"not as Knock records it, and not copied: {INVENTED}" in world.ok(*words, "--dry-run").err
+    for _ in range(2):
+        ran = world.run(*words, "--json")
+        assert (ran.code, ran.json["complete"]) == (1, False)
+        failed = [one["failed"] for one in ran.json["records"]]
+        assert [sorted(one) for one in failed] == [sorted([INVENTED, live]), ["refusal_odd"]]
+        assert failed[0][live] == "it is no grant as Knock records it: its input has another expires_at"
+        assert set(held(world, TRAIL)) & {INVENTED, live} == set()
+        assert len(held(world, TRAIL)) == 2
+    assert f"NOT copied: {INVENTED}: it is no grant as Knock records it: " in world.run(*words).out
+
+
+def forge(world: World, name: str, values: Any, domain: str = TRAIL) -> None:
+    """Put an item as whoever may write the domain can."""
+    attributes = [{"Name": key, "Value": text} for key, texts in values.items() for text in texts]
+    world.sdb.put_attributes(DomainName=domain, ItemName=name, Attributes=attributes)
+
+
+def test_each_thing_that_the_digest_or_the_shape_tells_is_told(world: World) -> None:
+    """Break it: leave out any of the checks of `genuine.py`."""
+    grant = world.record("Zoë", at=NOW - timedelta(hours=9), reason="on call 🚪" * 20, renews="zoe_1")
+    close(world, grant)
+    world.refuse("refusal_1", at=NOW)
+    (name, item), *_ = held(world, TRAIL).items()
+    (_, refusal), *_ = held(world, REFUSALS).items()
+    assert genuine.fault("grant", name, item, NOW) is None
+    assert genuine.fault("refusal", "refusal_1", refusal, NOW) is None
+    asked = "".join(item[key][0] for key in sorted(item) if key.startswith("input_"))
+    parts = {key: ("",) for key in item if key.startswith("input_")}
+    far = (NOW + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"principal_name": ("bob",)}, "has another principal_name"),
+        ({"principal_id": ("",)}, "its principal_id is empty"),
+        ({"source": ("0.0.0.0/0",)}, "has another source"),
+        ({"reason": ("none",)}, "has another reason"),
+        ({"renews": ("other",)}, "has another renews"),
+        ({"expires_at": ("2099-01-01T00:00:00Z",)}, "has another expires_at"),
+        ({"target_name": ("web",)}, "other targets"),
+        ({"state": ("live",)}, "its state is 'live'"),
+        ({"state": ("open",)}, "its state is 'open'"),
+        ({"state": ("revoked", "live")}, "state has several values"),
+        ({"closed_at": ("x",)}, "its closed_at is 'x', which is no time"),
+        ({"closed_at": (far,)}, "which is yet to come"),
+        ({"closed_at": ("2026-01-01T00:00:00Z",)}, "before it was asked for"),
+        ({"ended_at": None}, "'ended_at' is missing"),
+        ({"authorized_at": ("soon",)}, "its authorized_at is 'soon'"),
+        ({"order": ("2026",)}, "its `order` is '2026'"),
+        ({"event": ("[]",)}, ""),
+        ({"event": ('{"at": "2026-01-01T00:00:00Z", "event": 1}',)}, "an event has no name"),
+        ({"rule": ('{"rule": "sgr-1"}',)}, "'group' is missing"),
+        ({"rule": ('{"rule": "sgr-1", "group": 1, "ports": "", "target": ""}',)}, "a rule is not written"),
+        (parts, "its input cannot be read"),
+        (parts | {"input_00": (asked.replace('"nonce":""', '"nonce":"1"'),)}, "is not the digest of its"),
+        (parts | {"input_00": (asked.replace("sg-0a", "sg-0b"),)}, "is not the digest of its input"),
+        (parts | {"input_00": (asked.replace(name, INVENTED),)}, f"that of '{INVENTED}'"),
+    ]  # fmt: skip
+    for change, said in cases:
+        altered = {key: texts for key, texts in (item | change).items() if texts is not None}
+        fault = genuine.fault("grant", name, altered, NOW) or "nothing"
+        assert fault.startswith("it is no grant as Knock records it: "), (change, fault)
+        assert said in fault, (change, fault)
+    other = name.replace("Zo", "Al")
+    moved = {key: tuple(text.replace(name, other) for text in texts) for key, texts in item.items()}
+    assert "is not the digest" in str(genuine.fault("grant", other, moved, NOW)), "who it names counts"
+    for key in ("call", "principal_id", "requested_at"):
+        without = {name: texts for name, texts in refusal.items() if name != key}
+        assert f"'{key}' is missing" in str(genuine.fault("refusal", "refusal_1", without, NOW))
+    assert "its id is none" in str(genuine.fault("refusal", "a\nb", refusal, NOW))
 
 
 # ---------------------------------------------------------------------------- which is the source

@@ -110,6 +110,15 @@ def test_an_api_without_that_family_leaves_the_refusal_and_says_what_was_tried(
         Client(double.url, double.keys["alice"], family=6).whoami()
 
 
+def test_an_answer_lost_over_the_other_family_is_not_told_as_a_refusal(run: Run, two_ways: Double) -> None:
+    """Break it: give the first refusal whatever became of the second knock."""
+    two_ways.families = {"bastion": ["ipv6"]}
+    two_ways.faults = [0, "drop"]
+    done = run("bastion")
+    assert (done.code, two_ways.calls("POST")) == (3, 2)
+    assert "The grant may have been made: look with `knock ls`" in done.err
+
+
 @pytest.mark.parametrize("families", [None, "ipv6", [6], [], {"ipv6": 1}])
 def test_what_the_api_says_of_families_may_be_anything(families: object) -> None:
     refused = WrongFamily(

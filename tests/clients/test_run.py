@@ -295,6 +295,22 @@ def test_what_may_have_opened_though_the_answer_was_an_error_is_ended(run: Run, 
     assert f"ended: grant {grant}" in done.err
 
 
+@pytest.mark.parametrize("answer", [{"status": "active"}, {"targets": [{"name": "bastion"}]}])
+def test_a_grant_whose_answer_cannot_be_read_is_ended_all_the_same(
+    run: Run, double: Double, answer: dict[str, object]
+) -> None:
+    """Break it: read all of an answer before its id."""
+    grant = json.loads(run("bastion", "--json").out)["id"]
+    double.faults = [(201, {}, {"id": grant, **answer})]
+    done = run("run", "bastion", "--", "true")
+    assert (done.code, statuses(double)) == (3, ["revoked"])
+    assert f"ended: grant {grant}" in done.err
+    assert f"' is missing. Grant {grant} may be open all the same: look with `knock ls`" in done.err
+    double.faults = [(201, {}, {"id": grant, **answer})]
+    told = json.loads(run("bastion", "--json").err)
+    assert (told["error"], told["grant_id"], told["exit_code"]) == ("UnexpectedAnswer", grant, 3)
+
+
 def test_an_end_that_cannot_be_asked_for_is_said_and_the_code_is_the_commands(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,6 +213,15 @@ def test_a_host_that_a_shell_could_read_otherwise_is_refused(run: Run, host: str
     assert (done.code, done.out) == (2, "")
 
 
+@pytest.mark.parametrize("host", ["*", "*.example.com", "web?"])
+def test_a_pattern_is_refused_where_ssh_would_put_any_name_into_a_command(run: Run, host: str) -> None:
+    """Break it: take a pattern for a host in both forms."""
+    done = run("ssh-config", "--proxy-command", "bastion", host)
+    assert (done.code, done.out) == (2, "")
+    assert "takes no pattern" in done.err
+    assert run("ssh-config", host).code == 0
+
+
 def test_a_double_quote_is_refused_where_ssh_cannot_write_it(run: Run) -> None:
     assert "leave out" in run("ssh-config", "bastion", "--reason", 'say "hi"').err
     assert "leave out" in run("ssh-config", "bastion", "--reason", "it's").err, "a shell would need one"

@@ -113,13 +113,66 @@ def test_a_knock_is_tried_again_only_where_the_api_says_that_nothing_was_opened(
     assert double.calls("POST") == 3
     for status, more, answer in (
         (503, {}, BUSY),
-        (500, {}, BUSY),
-        (504, {}, {"message": "Endpoint timed out"}),
+        (500, {}, BUSY | {"grant_id": "a_b"}),
     ):
         double.faults, double.seen = [(status, more, answer)], []
         with pytest.raises(Unavailable):
             client.knock("bastion")
         assert double.calls("POST") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "said"),
+    [
+        (
+            200,
+            b"<html>a proxy</html>",
+            "that is not the Knock API",
+        ),
+        (201, b"[]", "that is not the Knock API"),
+        (201, {"message": "hello"}, "the answer is not a grant as this client knows it: 'id' is missing"),
+        (
+            500,
+            {"title": "A fault", "detail": "its log says more"},
+            "answered 500: A fault: its log says more",
+        ),
+        (502, b"<html>bad gateway</html>", "answered 502 with"),
+        (502, {"message": "Internal server error"}, "answered 502: The gateway says: Internal server error"),
+        (504, {"message": "Endpoint timed out"}, "answered 504: The gateway says: Endpoint timed out"),
+    ],
+)
+def test_a_knock_that_no_answer_of_the_apis_tells_of_may_have_opened(
+    double: Double, client: Client, pauses: list[float], status: int, answer: Any, said: str
+) -> None:
+    """Break it: take it for a refusal, or for a call that did not come through."""
+    double.faults = [(status, {}, answer)]
+    with pytest.raises(
+        (AnswerLost, UnexpectedAnswer), match="may have been made: look with `knock ls`"
+    ) as told:
+        client.knock("bastion")
+    assert said in str(told.value)
+    assert (double.calls("POST"), told.value.exit_code) == (1, 3)
+
+
+def test_a_knock_that_cannot_have_come_through_says_nothing_of_what_may_be_open(
+    double: Double, client: Client
+) -> None:
+    for status, answer in ((302, b""), (403, b"<html>no</html>"), (407, b"")):
+        double.faults = [(status, {}, answer)]
+        with pytest.raises(UnexpectedAnswer, match="that is not the Knock API") as told:
+            client.knock("bastion")
+        assert "may have been made" not in str(told.value)
+
+
+def test_the_id_of_a_grant_is_read_though_the_rest_cannot_be(double: Double, client: Client) -> None:
+    """Break it: look at the id with all other fields."""
+    double.faults = [(201, {}, {"id": "a_b", "status": "active"}), (201, {}, {"id": "$(id)"})]
+    with pytest.raises(UnexpectedAnswer, match="end it with `knock revoke a_b`") as told:
+        client.knock("bastion")
+    assert told.value.grant_id == "a_b"
+    with pytest.raises(UnexpectedAnswer, match="may have been made") as told:
+        client.knock("bastion")
+    assert told.value.grant_id is None
 
 
 def test_a_used_up_quota_is_not_tried_again(double: Double, client: Client, pauses: list[float]) -> None:
