@@ -557,6 +557,8 @@ def test_a_dry_run_lists_the_knock_too_and_makes_nothing(well: World) -> None:
         "knock:POST /knock",
         "ec2:DeleteTags",
         "apigateway:DeleteApiKey",
+        "ec2:CreateTags",
+        "ec2:DeleteTags",
         "ec2:DeleteSecurityGroup",
     ]
     assert leftovers(well) == []
