@@ -15,7 +15,7 @@ from bench.report import Table, put_on_page, rank, spread
 from tests.conftest import ROOT
 from tests.template.transform import read
 
-PARTS = {"start", "functions", "cold", "clients", "knock", "lag", "calls", "list", "load"}
+PARTS = {"start", "functions", "cold", "clients", "knock", "lag", "calls", "stores", "list", "load"}
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +172,19 @@ def test_a_part_is_put_on_a_page_between_its_marks(tmp_path: Path) -> None:
     assert ("|   2 |" in text, "|   1 |" in text, "old" in text) == (True, False, False)
     with pytest.raises(ValueError, match="no marks of the part calls"):
         put_on_page(page, "calls", [])
+
+
+def test_a_grant_costs_as_many_calls_on_either_store(done: tuple[str, dict[str, Any]]) -> None:
+    times, calls = tables(done, "stores")
+    assert [(row["knocks"], row["store"]) for row in times] == [
+        ("1 rule", "SimpleDB"),
+        ("1 rule", "DynamoDB"),
+        ("3 rules", "SimpleDB"),
+        ("3 rules", "DynamoDB"),
+    ]
+    what, *columns = calls[-1]
+    assert (what, calls[-1]["what"]) == ("what", "all")
+    assert [calls[-1][column] for column in columns] == [16, 18, 16, 18]
 
 
 def test_the_page_takes_every_part_and_no_quick_one() -> None:
