@@ -26,10 +26,7 @@ INPUTS = sorted((ROOT / "tests" / "fixtures" / "inputs").glob("*.json"))
 RELEASE = json.loads(newest().read_text())
 
 # Logical ids of the newest release that are gone or replaced on purpose: why no running grant needs them.
-RETIRED = {
-    "GrantChanged": "the notify function publishes to the topic itself; grants need no notifications",
-    "NotificationsPolicy": "the notify function publishes to the topic itself; grants need no notifications",
-}
+RETIRED: dict[str, str] = {}
 # What roles of the newest release could do and need not any more: {role: {permission: why}}.
 SHRUNK: dict[str, dict[str, str]] = {}
 WHAT_TO_DO = (
