@@ -130,11 +130,25 @@ def store_arn(here: Deployed, kind: str) -> str:
 def keys_of(action: str) -> tuple[set[str], dict[str, set[str]]]:
     """Look up what AWS documents: an action's own condition keys, and those of each resource type of its."""
     service, _, name = action.partition(":")
-    data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data" / "actions" / f"{service}.json"
-    found = json.loads(data.read_text())[name.lower()]
+    data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data"
+    found = json.loads((data / "actions" / f"{service}.json").read_text())[name.lower()]
+    types: dict[str, Any] = {}
+    if service == "apigateway":  # whose actions list none: its keys are those of the resource types
+        types = json.loads((data / "resourceTypes" / f"{service}.json").read_text())
     return set(found["conditionKeys"]), {
-        one["name"]: set(one["conditionKeys"]) for one in found["resourceTypes"]
+        one["name"]: {*one["conditionKeys"], *types.get(one["name"].lower(), {}).get("conditionKeys", ())}
+        for one in found["resourceTypes"]
     }
+
+
+# API Gateway's ARNs are paths, and tell the kind of a resource by that.
+PATHS = {"/apikeys/": "ApiKey", "/apikeys": "ApiKeys", "/tags/": "Tags"}
+
+
+def kind_of(resource: str) -> str:
+    """Give the resource type that an ARN is of."""
+    own = resource.split(":", 5)[-1]
+    return next((PATHS[path] for path in PATHS if own.startswith(path)), re.split("[:/]", own)[0])
 
 
 def unknown_keys(statement: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -142,15 +156,22 @@ def unknown_keys(statement: Mapping[str, Any]) -> set[tuple[str, str]]:
 
     A condition on such a key fails for ever, or, under ForAllValues, holds for ever.
     """
-    asked = {key for test in statement.get("Condition", {}).values() for key in test}
-    wrong = set()
+    wrong, known_of_any = set(), set()
+    tests = statement.get("Condition", {})
     for action in listed(statement["Action"]):
         own, by_type = keys_of(action)
         for resource in listed(statement["Resource"]):
-            kind = re.split("[:/]", resource.split(":", 5)[-1])[0]
-            known = {key.partition("/")[0] for key in own | by_type.get(kind, set())}
-            wrong |= {(action, key) for key in asked if key.partition("/")[0] not in known}
-    return wrong
+            known = {key.partition("/")[0] for key in own | by_type.get(kind_of(resource), set())}
+            known_of_any |= known
+            wrong |= {
+                (action, key)
+                for test, keys in tests.items()
+                for key in keys
+                if not test.endswith("IfExists") and key.partition("/")[0] not in known
+            }
+    # IfExists lets pass what has no such key: some of the statement's requests have to have it.
+    lenient = {key for test, keys in tests.items() if test.endswith("IfExists") for key in keys}
+    return wrong | {("any", key) for key in lenient if key.partition("/")[0] not in known_of_any}
 
 
 class TestConditions:
