@@ -57,6 +57,8 @@ are), and for `aws` to see what AWS's own consoles would show:
   aws stepfunctions list-executions --state-machine-arn {state_machine_arn}
 """
 
+LOOKS_EVERY = 0.25  # seconds
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
@@ -181,7 +183,10 @@ def _up(asked: argparse.Namespace) -> int:
                 flush=True,
             )
             _calm_collector()
-            stopping.wait()
+            # Python runs a signal's handler in this thread alone, and a signal that another thread has taken
+            # does not wake it: so it looks.
+            while not stopping.wait(LOOKS_EVERY):
+                pass
         finally:
             _give_up_in(STOPS_WITHIN)
             stack.stop()
