@@ -44,7 +44,7 @@ local: $(VENV)/.run ## run Knock on this machine
 	$(BIN)/python -m local up $(ARGS)
 
 test: check .venv-newest/.done ## run the checks and all tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 check: ## the quick part of `test`: linters, types and fast scanners
 	@$(MAKE) --no-print-directory -j 2 .check-types .check-sam .check-template .check-code .check-machines
