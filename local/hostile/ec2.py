@@ -35,12 +35,15 @@ _PAGE = "1000"
 Form = dict[str, str]
 _Key = tuple[str, str, str, str, str]  # group, protocol, first port, last port, CIDR
 
+# Requests at once, and a second after that.
+CHANGES, LISTS = (50, 5), (100, 20)
+
 
 class Ec2Throttle:
     """Changes of security groups: 50, then 5 a second; lists: 100, then 20 a second."""
 
     def __init__(self, moment: Moment) -> None:
-        self._changes, self._lists = Bucket(moment.now, 50, 5), Bucket(moment.now, 100, 20)
+        self._changes, self._lists = Bucket(moment.now, *CHANGES), Bucket(moment.now, *LISTS)
 
     def __call__(self, call: Call, forward: Forward) -> Answer:
         bucket = self._lists if call.operation.startswith(_DESCRIBES) else self._changes

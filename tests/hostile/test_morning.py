@@ -27,7 +27,9 @@ def test_what_knock_promises_holds_through_a_morning_on_a_hostile_aws(store: str
     assert lost, "a stop that nobody heard of was the guard's to close"
 
 
-def test_it_holds_in_a_storm_that_uses_up_ec2s_requests() -> None:
+def test_it_holds_in_a_storm_that_uses_up_ec2s_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bucket that a busy machine, which is slower than it is filled again, uses up too."""
+    monkeypatch.setattr("local.hostile.ec2.CHANGES", (20, 2))
     morning = live_through(Plan(1), steps=2, storm=70)
     assert morning.aws.met["ec2-throttle"] > 0
     assert len(morning.held) > 60
