@@ -186,12 +186,6 @@ def _as_json(each: Door, first: datetime, last: datetime, now: datetime) -> dict
 
 
 def _row(each: Door, first: datetime, last: datetime, now: datetime) -> list[object]:
-    entry, times = each.entry, _times(each, first, last)
-    special = {
-        "id": entry.id,
-        "status": entry.status(now),
-        "principal": entry.one("principal_name"),
-        "targets": entry.target_names,
-        **{name: "" if value is None else value for name, value in times.items()},
-    }
-    return [special.get(column, entry.one(column)) for column in _COLUMNS]
+    times = _times(each, first, last)
+    shown = {name: "" if value is None else value for name, value in times.items()}
+    return each.entry.row(now, _COLUMNS, shown)

@@ -115,12 +115,49 @@ def faults_of(key: Key) -> list[str]:
     return faults
 
 
-def all_keys(stack: Stack) -> list[Key]:
-    """List every API key of the account and region, of this stack or not, without values."""
+@dataclass(frozen=True)
+class Listing:
+    """One look at the API keys of the account and region: those in the stack's usage plan, and the others.
+
+    It takes two lists of API Gateway, which takes ten requests a second of the whole account: what works on
+    many keys looks once.
+    """
+
+    inside: list[Key]
+    """By name, and one that retires before its successor: two may be of one second, so age alone does not
+    tell."""
+    outside: list[Key]
+
+    def named(self, stack: Stack, text: str) -> list[Key]:
+        """Find the key of the plan with this id, or every key with this name: two, while one is rotated.
+
+        Raises AdminError when there is none.
+        """
+        found = [key for key in self.inside if key.id == text]
+        found = found or [key for key in self.inside if key.name == text]
+        if not found:
+            raise no_key(stack, text)
+        return found
+
+    def begun(self, stack: Stack, name: str) -> Key | None:
+        """Find a key of this name that was made for the stack and is not in its plan yet."""
+        return next(
+            (key for key in self.outside if key.name == name and key.tags.get(tags.STACK) == stack.name), None
+        )
+
+
+def look(stack: Stack) -> Listing:
+    """List the API keys of the account and region, without values."""
+    members = {
+        each["id"]
+        for each in stack.aws.pages(
+            "apigateway", "get_usage_plan_keys", "items", usagePlanId=stack.plan["id"]
+        )
+    }
     found = stack.aws.pages(
         "apigateway", "get_api_keys", "items", includeValues=False, PaginationConfig={"PageSize": 500}
     )
-    return [
+    keys = [
         Key(
             each["id"],
             each.get("name") or each["id"],
@@ -130,36 +167,19 @@ def all_keys(stack: Stack) -> list[Key]:
         )
         for each in found
     ]
-
-
-def keys_of(stack: Stack) -> list[Key]:
-    """List the keys in the stack's usage plan, by name, and one that retires before its successor.
-
-    Their age alone does not tell: two keys may be of one second.
-    """
-    members = {
-        each["id"]
-        for each in stack.aws.pages(
-            "apigateway", "get_usage_plan_keys", "items", usagePlanId=stack.plan["id"]
-        )
-    }
     oldest = datetime.min.replace(tzinfo=timezone.utc)
-    return sorted(
-        (key for key in all_keys(stack) if key.id in members),
-        key=lambda key: (key.name, tags.RETIRES_AT not in key.tags, key.made_at or oldest, key.id),
+    return Listing(
+        sorted(
+            (key for key in keys if key.id in members),
+            key=lambda key: (key.name, tags.RETIRES_AT not in key.tags, key.made_at or oldest, key.id),
+        ),
+        [key for key in keys if key.id not in members],
     )
 
 
-def named(stack: Stack, text: str) -> list[Key]:
-    """Find the key with this id, or every key with this name: two, while one is rotated.
-
-    Raises AdminError when there is none.
-    """
-    keys = keys_of(stack)
-    found = [key for key in keys if key.id == text] or [key for key in keys if key.name == text]
-    if not found:
-        raise no_key(stack, text)
-    return found
+def keys_of(stack: Stack) -> list[Key]:
+    """List the keys in the stack's usage plan, by name, and one that retires before its successor."""
+    return look(stack).inside
 
 
 def no_key(stack: Stack, named: str) -> AdminError:
@@ -186,22 +206,18 @@ def make(
     wanted: Mapping[str, str],
     made: Callable[[str], object] = lambda _id: None,
     keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
+    listing: Listing | None = None,
 ) -> tuple[str, str]:
     """Make a key with these tags and put it into the usage plan, or complete one that is not in it.
 
     Gives its id and its value; `made` is told the id as soon as there is one. `keep` gets name, id and value
     before the key can be used: what it raises leaves a key that opens nothing, and that the next run
-    completes.
+    completes. `listing` is a look from before, which saves one.
     """
     gateway, plan = stack.aws.client("apigateway"), stack.plan["id"]
-    members = {key.id for key in keys_of(stack)}
-    begun = [
-        key
-        for key in all_keys(stack)
-        if key.name == name and key.tags.get(tags.STACK) == stack.name and key.id not in members
-    ]
+    begun = (listing or look(stack)).begun(stack, name)
     if begun:
-        key_id = begun[0].id
+        key_id = begun.id
         value = gateway.get_api_key(apiKey=key_id, includeValue=True)["value"]
         gateway.tag_resource(resourceArn=_arn(stack, key_id), tags=dict(wanted))
     else:
@@ -223,7 +239,8 @@ def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
 
 def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
     """Make a key with its rights and put it into the stack's usage plan; its value is shown once."""
-    for key in keys_of(stack):
+    listing = look(stack)
+    for key in listing.inside:
         if key.name == name:
             raise AdminError(
                 f"The stack {stack.name} has a key {visible(key.name)} already ({key.id}): change it with "
@@ -231,7 +248,7 @@ def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
                 "it again."
             )
     check_targets(stack, rights[tags.TARGETS])
-    return _told(name, *make(stack, name, own_tags(stack, name, rights)))
+    return _told(name, *make(stack, name, own_tags(stack, name, rights), listing=listing))
 
 
 def own_tags(stack: Stack, name: str, rights: Mapping[str, str]) -> dict[str, str]:
@@ -287,7 +304,8 @@ def change(
     which its grants are on record gets that too. All names are looked up, and all new lists checked, before
     the first change. Twice changes nothing the second time.
     """
-    found = list({key.id: key for name in names for key in named(stack, name)}.values())
+    listing = look(stack)
+    found = list({key.id: key for name in names for key in listing.named(stack, name)}.values())
     planned = [(key, {**wanted, **_targets(key, more, fewer), **key.name_tag}) for key in found]
     if wanted.get(tags.TARGETS) or more:
         check_targets(stack, wanted.get(tags.TARGETS) or " ".join(more))
@@ -327,13 +345,13 @@ def _targets(key: Key, more: Sequence[str], fewer: Sequence[str]) -> dict[str, s
 
 def enable(stack: Stack, name: str) -> Result:
     """Let a disabled key, or every key of that name, knock again."""
-    found = named(stack, name)
+    found = look(stack).named(stack, name)
     return Result(_switched(found, enabled=True), _switch(stack, found, enabled=True), notes=[SOON])
 
 
 def disable(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
     """Stop a key, or every key of that name, from knocking; its live grants keep their end, or are ended."""
-    found = named(stack, name)
+    found = look(stack).named(stack, name)
     known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
     lines = _switch(stack, found, enabled=False)
     ended, notes = _inside(stack, found, now, "the key is disabled", known)
@@ -409,11 +427,13 @@ def replace(
     overlap: timedelta,
     now: datetime,
     keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
+    listing: Listing | None = None,
 ) -> tuple[Key, str, str, str]:
-    """Make a key's successor: (the old one, when it retires, the new one's id and value). `keep` as in
-    `make`.
+    """Make a key's successor: (the old one, when it retires, the new one's id and value). `keep` and
+    `listing` as in `make`.
     """
-    found = named(stack, name)
+    listing = listing or look(stack)
+    found = listing.named(stack, name)
     current = [key for key in found if key.retires_at is None]
     retiring = [key for key in found if key.retires_at is not None]
     if len(current) > 1:
@@ -438,7 +458,7 @@ def replace(
         tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
     }
     wanted = {**old.name_tag, **rights, tags.STACK: stack.name}
-    return old, retires_at, *make(stack, old.name, wanted, keep=keep)
+    return old, retires_at, *make(stack, old.name, wanted, keep=keep, listing=listing)
 
 
 def finish(stack: Stack, name: str | None, now: datetime) -> Result:
@@ -474,7 +494,7 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
 
 def remove(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
     """Delete a key, or every key of that name, for good; its live grants keep their end, or are ended."""
-    found = named(stack, name)
+    found = look(stack).named(stack, name)
     known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
     for key in found:
         stack.aws.client("apigateway").delete_api_key(apiKey=key.id)

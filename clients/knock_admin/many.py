@@ -192,7 +192,8 @@ def _by_command(command: str) -> Keep:
 
 def add(stack: Stack, people: Mapping[str, Mapping[str, str]], keep: Keep) -> Result:
     """Make a key for each, and keep its value; one that is there already is left as it is. Twice is once."""
-    there = {key.name: key for key in keys.keys_of(stack)}
+    listing = keys.look(stack)
+    there = {key.name: key for key in listing.inside}
     keys.check_targets(stack, " ".join(dict.fromkeys(_named_targets(people))))
     done: list[dict[str, str]] = []
     lines = []
@@ -203,7 +204,8 @@ def add(stack: Stack, people: Mapping[str, Mapping[str, str]], keep: Keep) -> Re
             continue
         progress(f"{len(done) + 1} of {len(people)}: {name}")
         with _saying_how_far(name, done, len(people)):
-            key_id, _ = keys.make(stack, name, keys.own_tags(stack, name, rights), keep=keep)
+            wanted = keys.own_tags(stack, name, rights)
+            key_id, _ = keys.make(stack, name, wanted, keep=keep, listing=listing)
         lines.append(f"{name} ({key_id})")
         done.append({"name": name, "id": key_id, "did": "made"})
     return _result(done, lines, "made")
@@ -221,7 +223,8 @@ def _differs(key: keys.Key, rights: Mapping[str, str]) -> str:
 
 def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Result:
     """Make a successor for every key that is not being rotated, and keep its value. Twice is once."""
-    found = keys.keys_of(stack)
+    listing = keys.look(stack)
+    found = listing.inside
     retiring = {key.name for key in found if key.retires_at is not None}
     done: list[dict[str, str]] = []
     lines = []
@@ -237,7 +240,9 @@ def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Re
             continue
         progress(f"{len(done) + 1} of {len(names)}: {shown}")
         with _saying_how_far(name, done, len(names)):
-            old, retires_at, key_id, _ = keys.replace(stack, name, overlap=overlap, now=now, keep=keep)
+            old, retires_at, key_id, _ = keys.replace(
+                stack, name, overlap=overlap, now=now, keep=keep, listing=listing
+            )
         lines.append(f"{shown} ({key_id}); the old one ({old.id}) retires {retires_at}")
         done.append({"name": name, "id": key_id, "did": "rotated"})
     return _result(done, lines, "rotated")

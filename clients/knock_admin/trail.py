@@ -25,7 +25,7 @@ from knock_admin.stores import REFUSALS, TRAIL, Where, equal
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from knock_admin.stack import Stack
     from knock_admin.stores import AnyOf, Order
@@ -157,15 +157,20 @@ class Entry:
             entry[name] = self.one(name) or None
         return entry | {"targets": self.targets, "rules": self.rules, "events": self.events}
 
-    def row(self, now: datetime) -> list[str]:
-        """Write it as one row of `_COLUMNS`."""
+    def row(
+        self, now: datetime, columns: Sequence[str] = _COLUMNS, more: Mapping[str, object] | None = None
+    ) -> list[object]:
+        """Write it as one row of columns: attributes, what is made of several, and `more` that a caller
+        knows.
+        """
         special = {
             "id": self.id,
             "status": self.status(now),
             "principal": self.one("principal_name"),
             "targets": self.target_names,
+            **(more or {}),
         }
-        return [special.get(column, self.one(column)) for column in _COLUMNS]
+        return [special.get(column, self.one(column)) for column in columns]
 
     def event_rows(self) -> Iterator[list[str]]:
         """Write its events as rows of `_EVENT_COLUMNS`; a refusal is one event."""

@@ -48,11 +48,11 @@ class Answer:
 
 def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result:
     """Say of a key, by name or id, whether its holder gets in. Exit code 1 when something says no."""
-    found = _found(stack, name)
+    found, in_plan = _found(stack, name)
     answers: list[Answer] = []
     for each in found:
         steps: tuple[Callable[[], Iterator[Answer]], ...] = (
-            lambda each=each: _of_key(stack, each, now),  # type: ignore[misc]
+            lambda each=each: _of_key(stack, each, now, in_plan=in_plan),  # type: ignore[misc]
             lambda each=each: _quota(stack, each, now),  # type: ignore[misc]
             lambda each=each: _rights(stack, each, now),  # type: ignore[misc]
             lambda each=each: _targets(stack, each, source),  # type: ignore[misc]
@@ -83,20 +83,24 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
     return Result(data, lines, exit_code=1 if first else 0)
 
 
-def _found(stack: Stack, name: str) -> list[keys.Key]:
-    """Find keys by name or id, those outside the usage plan too. Raises AdminError where there is none."""
-    own = keys.keys_of(stack)
-    found = [each for each in own if name in (each.id, each.name, each.recorded_name)]
+def _found(stack: Stack, name: str) -> tuple[list[keys.Key], bool]:
+    """Find keys by name or id: those in the usage plan or, where there is none, others; and say which they
+    are.
+
+    Raises AdminError where there is none at all.
+    """
+    listing = keys.look(stack)
+    found = [each for each in listing.inside if name in (each.id, each.name, each.recorded_name)]
     if found:
-        return found
+        return found, True
     outside = [
         each
-        for each in keys.all_keys(stack)
+        for each in listing.outside
         if name in (each.id, each.name) and each.tags.get(tags.STACK, stack.name) == stack.name
     ]
     if not outside:
         raise keys.no_key(stack, name)
-    return outside
+    return outside, False
 
 
 def _asked(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
@@ -114,13 +118,13 @@ def _asked(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
     return answers
 
 
-def _of_key(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
+def _of_key(stack: Stack, each: keys.Key, now: datetime, *, in_plan: bool) -> Iterator[Answer]:
     who = each.who
     if not each.enabled:
         yield Answer(
             "no", "key", f"{who} is disabled; `knock-admin key enable {each.id}` lets it knock again"
         )
-    elif each.id not in {one.id for one in keys.keys_of(stack)}:
+    elif not in_plan:
         yield Answer(
             "no",
             "key",

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pytest
 
 from knock import Client
 from tests.clients.double import Double
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = ROOT / "clients"
@@ -113,10 +113,7 @@ def spawn(home: Path) -> Callable[..., Done]:
 
 def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
     """Wait until something is true, and fail when it is not in time."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+    wait_for(true, "it did not become true", seconds)
 
 
 # ---------------------------------------------------------------------- one API, two of them

@@ -27,6 +27,7 @@ import requests
 from local.hostile import TRUTH, Plan
 from tests.conftest import ROOT, STORE
 from tests.e2e.conftest import Stack, start, stop
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -114,10 +115,7 @@ def ended(stack: Stack, grant: str) -> dict[str, Any]:
 
 def shut(stack: Stack, cidr: str) -> None:
     """Wait until nothing is open to a source, a minute at most."""
-    deadline = time.monotonic() + MINUTE
-    while left := open_ports(stack, cidr):
-        assert time.monotonic() < deadline, f"open for a minute after its end: {left}"
-        time.sleep(0.3)
+    wait_for(lambda: not open_ports(stack, cidr), "open after its end", MINUTE, pause=0.3, longest=0.3)
 
 
 def end(stack: Stack, grant: str, key: str = "alice") -> None:
