@@ -1,14 +1,14 @@
-"""The embedded AWS's one clock: what time it is, and who wants to be woken when.
+"""The embedded AWS's one clock: the time, and the callbacks that wait for it.
 
-Everything here that waits for a moment (a Wait state, a Retry's pause, an event's next delivery) asks
+Everything here that waits for a time (a Wait state, a Retry's pause, an event's next delivery) waits on
 this clock, so a test can move it forward and an 8 h wait ends in milliseconds. Promises: a callback is
-never called early, and at most a few milliseconds late; `advance` wakes at once whoever it makes due.
+never called early, and at most a few milliseconds late; `advance` at once runs what it makes due.
 
-How long a *task* may run is measured in real seconds (`after`): a function takes the time it takes,
-and a test that jumps 8 h ahead must not time out the tasks that happen to be running.
+A *task*'s timeout is measured in real seconds (`after`): a function runs in real time, and a test that
+jumps 8 h ahead must not time out the tasks that are running.
 
-Decided against `threading.Timer`: that is a thread for each thing that waits. One thread and a heap
-hold any number.
+Decided against `threading.Timer`: it takes a thread for each callback. One thread and a heap hold any
+number.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from datetime import UTC, datetime, timedelta
 
 @dataclass(order=True, slots=True)
 class Timer:
-    """A callback that waits for its moment."""
+    """A callback and the time it is due."""
 
     due: float
     order: int
     callback: Callable[[], None] | None = field(compare=False)
 
     def cancel(self) -> None:
-        """Forget the callback; when it was called already, nothing happens."""
+        """Drop the callback; after it was called, do nothing."""
         self.callback = None
 
 
 class Clock:
-    """UTC, with an offset that only grows; runs callbacks on a thread of its own.
+    """UTC, with an offset that only grows; runs callbacks on a thread of its own, or in `advance`.
 
-    Callbacks must be quick and must not raise: they hand work on, they do not do it.
+    Callbacks must be quick and must not raise: they queue work for other threads.
     """
 
     # A machine that was suspended wakes with a wall clock that jumped while the monotonic clock, which
-    # measures our sleep, stood still. Looking again every second bounds how late that makes anyone.
+    # measures our sleep, stood still. Looking again every second bounds how late a callback can be.
     _LONGEST_SLEEP = 1.0
 
     def __init__(self) -> None:
@@ -59,15 +59,17 @@ class Clock:
         return datetime.fromtimestamp(self._seconds(), UTC)
 
     def advance(self, delta: timedelta) -> None:
-        """Move the time forward and wake everyone who is due by then."""
+        """Move the time forward; return once every callback that is due by then was called."""
         if delta < timedelta(0):
             raise ValueError(f"a clock moves forward only, not by {delta}")
         with self._changed:
             self._offset += delta.total_seconds()
+            due = self._due()
             self._changed.notify()
+        self._call(due)
 
     def at(self, when: datetime, callback: Callable[[], None]) -> Timer:
-        """Call back at an absolute time on this clock; at once when that is past."""
+        """Call back at an absolute time on this clock; at once when that is in the past."""
         return self._add(self._absolute, when.timestamp(), callback)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -75,7 +77,7 @@ class Clock:
         return self._add(self._real, time.monotonic() + seconds, callback)
 
     def close(self) -> None:
-        """Forget everyone who waits and end the thread; the clock still tells the time."""
+        """Drop all callbacks and end the thread; `now` still works."""
         with self._changed:
             self._closed = True
             self._absolute.clear()
@@ -106,10 +108,14 @@ class Clock:
                     if self._closed:
                         return
                     self._changed.wait(self._sleep())
-            for timer in due:
-                if callback := timer.callback:
-                    timer.callback = None
-                    callback()
+            self._call(due)
+
+    @staticmethod
+    def _call(due: list[Timer]) -> None:
+        for timer in due:
+            if callback := timer.callback:
+                timer.callback = None
+                callback()
 
     def _due(self) -> list[Timer]:
         due = []

@@ -43,7 +43,7 @@ from local import dynamodb, ec2, engine, events, operators, simpledb
 from local.aws import make_tables
 from local.clock import Clock
 from local.deployment import Deployment, Table
-from local.invocation import InvocationResult
+from local.invocation import InvocationResult, Workers
 from local.template import Place, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +151,15 @@ class Knock:
     around: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     busy: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.engine.workers = _Counted(self.engine.workers, self)  # type: ignore[assignment]
+        self.deliveries._workers = _Counted(self.deliveries._workers, self)  # type: ignore[assignment]
+
+    def at_work(self) -> bool:
+        """Say whether a function or a delivery of an event is under way, or handed over to a thread."""
+        self.engine.catch_up()
+        return any(self.busy.values())
 
     def client(self, service: Any) -> Any:
         return _client(service)
@@ -383,8 +392,8 @@ class Knock:
     ) -> Any:
         """Poll until `what()` is true, moving the clock by `step` each time; fail with `why` at last.
 
-        The clock does not jump while a function is at work, or its calls would seem to take minutes; unless
-        one is held up on purpose, for half a second.
+        The clock does not jump while anything is at work, or its calls would seem to take minutes; unless
+        a function is held up on purpose, for half a second.
         """
         deadline, jumped = time.monotonic() + seconds, 0.0
         while True:
@@ -392,10 +401,11 @@ class Knock:
             if found:
                 return found
             assert time.monotonic() < deadline, why
-            if step and (not any(self.busy.values()) or time.monotonic() > jumped + 0.5):
+            if step and (not self.at_work() or time.monotonic() > jumped + 0.5):
                 self.clock.advance(step)
                 jumped = time.monotonic()
-            time.sleep(0.01)
+            else:
+                time.sleep(0.005)
 
     def wait_status(
         self, grant_id: str, status: str, seconds: float = 10, step: timedelta | None = None
@@ -479,6 +489,51 @@ class Knock:
         """Have every function start cold: caches are gone."""
         for module in MODULES:
             module.wiring.cache_clear()
+
+
+class _Counted:
+    """Threads of the embedded AWS: their work counts as under way from the moment it is handed over."""
+
+    def __init__(self, workers: Workers, knock: Knock) -> None:
+        self._workers = workers
+        self._knock = knock
+
+    def submit(self, work: Callable[[], None]) -> None:
+        self._count(1)
+
+        def counted() -> None:
+            try:
+                work()
+            finally:
+                self._count(-1)
+
+        self._workers.submit(counted)
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def _count(self, more: int) -> None:
+        with self._knock.lock:
+            self._knock.busy["thread"] += more
+
+
+class Hurried:
+    """The `time` of a module: a pause ends as soon as nothing is at work, since more time changes nothing."""
+
+    def __init__(self, knock: Knock) -> None:
+        self._knock = knock
+        self._spared = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._spared
+
+    def sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._knock.at_work():
+                self._spared += left
+                return
+            time.sleep(min(left, 0.002))
 
 
 class _Functions:

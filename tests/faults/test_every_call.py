@@ -17,7 +17,7 @@ import pytest
 
 from grants.values import parse_time
 from tests.faults.injector import MODES, Injector, injecting
-from tests.harness import CLOSINGS, MACHINE, STACK, Knock, running
+from tests.harness import CLOSINGS, MACHINE, STACK, Hurried, Knock, running
 
 BOTH = ["bastion", "web"]
 FULL = range(1, 61)  # the ports of the static rules that fill a group
@@ -66,8 +66,8 @@ class Run:
         return [name for name in self.knock.running(MACHINE) if name.startswith(of_run)]
 
     def closing(self) -> bool:
-        """Say whether something is being closed from outside."""
-        return bool(self.knock.running(CLOSINGS))
+        """Say whether something is being closed from outside, or an event for that is on its way."""
+        return self.knock.at_work() or bool(self.knock.running(CLOSINGS))
 
     def revoke(self) -> None:
         """End alice's grants early, once: the client may not retry, so what is half done goes on."""
@@ -278,6 +278,8 @@ def test_the_invariants_hold_whatever_fails_at_whichever_call(
     monkeypatch.setattr("api.SETTLES_WITHIN", 0.0)
     monkeypatch.setattr("api.SHOWS_WITHIN", 0.0)
     with running(store) as knock:
+        monkeypatch.setattr("api.time", Hurried(knock))
+        monkeypatch.setattr("rest.closing.time", Hurried(knock))
         prepare(knock)
         clean = run_once(knock, kind, Injector(), 0)
         assert clean.answers == answers
