@@ -1,7 +1,7 @@
 """`python -m bench`: measure Knock on this machine, and print tables.
 
-Nothing here is a test: times depend on the machine and on who else uses it. docs/benchmarks.md says what each
-figure means, and what it does not.
+Nothing here is a test: times depend on the machine and its other load. docs/benchmarks.md explains each
+figure and its limits.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     parser.add_argument("--page", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    asked = parser.parse_args(arguments)
-    if asked.page and asked.quick:
+    args = parser.parse_args(arguments)
+    if args.page and args.quick:
         parser.error("--quick measures too little for the page")
-    scale = QUICK if asked.quick else FULL
-    figures: dict[str, Any] = {"machine": report.machine(), "quick": asked.quick, "parts": {}}
+    scale = QUICK if args.quick else FULL
+    figures: dict[str, Any] = {"machine": report.machine(), "quick": args.quick, "parts": {}}
     print(report.show_machine(), "\n", flush=True)
     failed = 0
-    for name in asked.only or PARTS:
+    for name in args.only or PARTS:
         before, began = report.load(), time.monotonic()
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         try:
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "seconds": round(took, 1),
         }
         for table in tables:
-            print(table.as_markdown() if asked.markdown else table.as_text(), "\n", flush=True)
-        if asked.page:
+            print(table.as_markdown() if args.markdown else table.as_text(), "\n", flush=True)
+        if args.page:
             report.put_on_page(PAGE, name, tables)
-    if asked.page:
+    if args.page:
         plots.write()
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     return failed
 
 

@@ -1,11 +1,11 @@
-"""What a cold start costs: each function's fresh process beside a naive function that does the same work.
+"""The cost of a cold start: each function in a fresh process, beside a naive function for the same work.
 
-From the start of the process through its first invocation, and a second one whose connections AWS has closed
-meanwhile, over TLS, against a recorded AWS (`recorded`). The naive functions are in bench/naive. Both are run
-in turn, and a ratio is of two that ran one after the other, so that a busy machine is as busy for both.
-Figures are CPU time: what Lambda's share of a CPU has to do, whatever else this machine does meanwhile.
+Measured from the start of the process through its first invocation, and for a second invocation after AWS has
+closed the connections; over TLS, against a recorded AWS (`recorded`). The naive functions are in bench/naive.
+Both are run in turn, and each ratio is of two successive runs, so that other load affects both alike. Figures
+are CPU time, which other load on this machine does not add to.
 
-No function finds bytecode of its own, as on Lambda, unless it is what is measured; the libraries have theirs.
+As on Lambda, a function has no bytecode of its own, except in the rows that measure it; the libraries have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tools import bytecode
 
 SOURCE = "203.0.113.7/32"
 
-# Our function, and the naive ones it is compared with.
+# Our function, and the naive functions it is compared with.
 PAIRS = {
     "api": ("api", "api_validating"),
     "authorize": ("authorize",),
@@ -67,7 +67,7 @@ def cold(scale: Scale) -> list[Table]:
 
 
 def measure(folders: dict[str, Path], rounds: int) -> dict[tuple[str, str], Runs]:
-    """Run every function of some folders, and the naive ones, in turn. The keys are kind and function."""
+    """Run every function of some folders, and the naive functions, in turn. Keys: kind and function."""
     with tempfile.TemporaryDirectory(prefix="knock-bench-") as scratch:
         kinds = {"naive": _copy(ROOT / "bench" / "naive", Path(scratch) / "naive")}
         for kind, folder in folders.items():
@@ -87,19 +87,19 @@ def _copy(folder: Path, to: Path) -> Path:
 
 
 def _rounds(aws: Recorded, kinds: dict[str, Path], rounds: int) -> dict[tuple[str, str], Runs]:
-    found: dict[tuple[str, str], Runs] = {}
+    runs_by_function: dict[tuple[str, str], Runs] = {}
     environments = variables()
     for _ in range(rounds):
         for function, naive in PAIRS.items():
             for kind, folder in kinds.items():
                 for module in naive if kind == "naive" else (function,):
-                    runs = found.setdefault((kind, module), Runs())
+                    runs = runs_by_function.setdefault((kind, module), Runs())
                     runs.add(run(aws, folder, module, environments[function], prepared(aws, function))[0])
-    return found
+    return runs_by_function
 
 
 def prepared(aws: Recorded, function: str) -> dict[str, Any]:
-    """Have AWS be as a function finds it, and give the event that it is invoked with."""
+    """Set the recorded AWS's state for a function, and return the event to invoke it with."""
     now = datetime.now(UTC).replace(microsecond=0)
     target = Target("bastion", (Ports.parse("22/tcp"),), (GROUP,))
     grant = Grant.decide(Principal("k1", "alice"), SOURCE, (target,), now, now + timedelta(hours=8))
@@ -108,7 +108,7 @@ def prepared(aws: Recorded, function: str) -> dict[str, Any]:
 
 
 def _event(function: str, grant: dict[str, Any]) -> dict[str, Any]:
-    """Give what each function is invoked with."""
+    """Return the event to invoke a function with."""
     if function == "api":
         return {
             "resource": "/knock",
@@ -136,24 +136,23 @@ def _event(function: str, grant: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ledger(grant: Grant) -> dict[str, dict[str, str]]:
-    """Give the ledger of a grant that is open, as the store has it."""
-
+    """Return the ledger of an open grant, in the store's form."""
     at, (key,) = grant.requested_at, grant.rule_keys
     attempt = ledger.name_attempt(at, "bench")
     claimed = ledger.claim(ledger.Ledger(SOURCE), grant.id, grant.expires_at, [key], attempt, at)
-    known = ledger.record_results(claimed, grant.id, attempt, {key: ledger.Own(RULE)}, at)
-    return {SOURCE: {"token": "t", "parts": "1", "part_000": ledger.encode(known).decode()}}
+    opened = ledger.record_results(claimed, grant.id, attempt, {key: ledger.Own(RULE)}, at)
+    return {SOURCE: {"token": "t", "parts": "1", "part_000": ledger.encode(opened).decode()}}
 
 
 def variables() -> dict[str, dict[str, str]]:
-    """Give every function's environment: the template's, with AWS's own names for its endpoints."""
+    """Return every function's environment: the template's, with AWS's own endpoints."""
     place = Place("knock", REGION)
-    found = {}
+    environments = {}
     for function in Deployment(load(ROOT / "template.yaml", place)).functions:
         variables = environment(function, region=REGION, endpoint_url="")
         del variables["AWS_ENDPOINT_URL"]
-        found[function.handler.partition(".")[0]] = variables | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return found
+        environments[function.handler.partition(".")[0]] = variables | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return environments
 
 
 def run(
@@ -161,8 +160,8 @@ def run(
 ) -> tuple[list[float], str]:
     """Start a function's process and invoke it twice, its connections closed before each.
 
-    Gives the CPU used by then, in milliseconds: when it was loaded, and after each answer; and what was
-    logged. Raises BenchError unless it did its work both times.
+    Returns the CPU used so far, in milliseconds: when it was loaded, and after each answer; and its log.
+    Raises BenchError unless it did its work both times.
     """
     command = [sys.executable, str(ROOT / "bench" / "first.py"), str(folder), module, str(aws.port)]
     with tempfile.TemporaryFile("w+") as log:
@@ -174,25 +173,25 @@ def run(
             stderr=log,
             text=True,
         )
-        said: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
         with process:
-            for line in ("", *[json.dumps(event) + "\n"] * 2):
+            for event_line in ("", *[json.dumps(event) + "\n"] * 2):
                 aws.hang_up()
-                _write(process, line)
+                _write(process, event_line)
                 if not (answer := _read(process)):
                     break
-                said.append(json.loads(answer))
+                lines.append(json.loads(answer))
         log.seek(0)
         logged = log.read()
-    answers = [one["answer"] for one in said[1:]]
-    if len(answers) != 2 or not all(map(_done, answers)):
+    answers = [line["answer"] for line in lines[1:]]
+    if len(answers) != 2 or not all(map(_succeeded, answers)):
         raise BenchError(f"{folder.name} {module} answered {answers}\n{logged[-4000:]}")
-    return [one["cpu"] for one in said], logged
+    return [line["cpu"] for line in lines], logged
 
 
 def _write(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin  # noqa: S101 - asked for
-    with contextlib.suppress(BrokenPipeError):  # it ended: nothing is read of it then
+    with contextlib.suppress(BrokenPipeError):  # it has ended: then `_read` returns nothing
         process.stdin.write(line)
         process.stdin.flush()
 
@@ -202,15 +201,15 @@ def _read(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def _done(answer: Any) -> bool:
-    """Say whether a function did its work: a figure of a failure is none."""
+def _succeeded(answer: Any) -> bool:
+    """Whether a function did its work: a failure has no figure."""
     if isinstance(answer, list):
         return len(answer) == 1
     return answer.get("statusCode") == 201 or answer.get("revoked") == [RULE]
 
 
-def tables(found: dict[tuple[str, str], Runs]) -> list[Table]:
-    """Make the tables: medians, quartiles, and ratios of what ran one after the other."""
+def tables(runs_by_function: dict[tuple[str, str], Runs]) -> list[Table]:
+    """Build the tables: medians, quartiles, and ratios of successive runs."""
     starts = Table(
         "Cold: CPU from the start of a process through its first answer",
         notes=[
@@ -220,18 +219,18 @@ def tables(found: dict[tuple[str, str], Runs]) -> list[Table]:
     )
     again = Table("Warm with closed connections: CPU of a second invocation", notes=list(starts.notes[:1]))
     for function, naive in PAIRS.items():
-        beside = found["naive", naive[-1]]
-        for kind, module in found:
+        beside = runs_by_function["naive", naive[-1]]
+        for kind, module in runs_by_function:
             if module not in (function, *naive):
                 continue
-            runs = found[kind, module]
-            what: dict[str, Cell] = {
+            runs = runs_by_function[kind, module]
+            row: dict[str, Cell] = {
                 "function": f"{kind}: {module.replace('_', ' ')}",
                 "runs": len(runs.first),
             }
             loaded: dict[str, Cell] = {"of it loading ms": round(statistics.median(runs.loaded), 1)}
-            starts.rows.append(what | loaded | _spread(runs.first, beside.first))
-            again.rows.append(what | _spread(runs.second, beside.second))
+            starts.rows.append(row | loaded | _spread(runs.first, beside.first))
+            again.rows.append(row | _spread(runs.second, beside.second))
     return [starts, again]
 
 
@@ -239,7 +238,7 @@ def _spread(values: list[float], beside: list[float]) -> dict[str, Cell]:
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
-    ratios = [one / other for one, other in zip(values, beside, strict=True)]
+    ratios = [value / naive for value, naive in zip(values, beside, strict=True)]
     return {
         "CPU ms": round(middle, 1),
         "quartiles": f"{low:.0f} to {high:.0f}",

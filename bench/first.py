@@ -1,10 +1,9 @@
-"""Run as a function's process: start it, invoke it twice, and say after each what CPU the process has used.
+"""A function's process: loads it, invokes it with each event, and reports the process's CPU time after each.
 
-    python first.py FOLDER MODULE PORT < lines of JSON, one an event > lines of JSON, one a figure
+    python first.py FOLDER MODULE PORT < a line of JSON for each event > a line of JSON for each figure
 
-Stands between the function and the network alone: AWS's names lead to this machine's PORT, and the
-certificate authority in FIRST_CA is trusted beside those that the function chooses. Both cost every function
-the same.
+Changes the function's network only: AWS's host names resolve to this machine's PORT, and the certificate
+authority in FIRST_CA is trusted beside those that the function chooses. Both cost every function the same.
 """
 
 import json
@@ -15,8 +14,8 @@ import ssl
 import sys
 
 
-def lead_home(port: int, ca: str) -> None:
-    """Have AWS's names lead to a port of this machine, and no other name anywhere."""
+def resolve_aws_to(port: int, ca: str) -> None:
+    """Resolve AWS's host names to a port of this machine, and refuse all others."""
 
     def find(host, *_arguments, **_named):
         if not str(host).endswith(".amazonaws.com"):
@@ -34,7 +33,7 @@ def lead_home(port: int, ca: str) -> None:
 
 
 class Context:
-    """What Powertools reads of Lambda's context."""
+    """The part of Lambda's context that Powertools reads."""
 
     function_name = "bench"
     memory_limit_in_mb = 512
@@ -44,19 +43,19 @@ class Context:
 
 def main() -> None:
     folder, module, port = sys.argv[1:]
-    lead_home(int(port), os.environ.pop("FIRST_CA"))
-    said, sys.stdout = sys.stdout, sys.stderr  # what the function logs is no figure
+    resolve_aws_to(int(port), os.environ.pop("FIRST_CA"))
+    figures, sys.stdout = sys.stdout, sys.stderr  # the function's log is no figure
     sys.path.insert(0, folder)
 
-    def say(answer: object) -> None:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        line = {"cpu": (used.ru_utime + used.ru_stime) * 1000, "answer": answer}
-        print(json.dumps(line), file=said, flush=True)
+    def report(answer: object) -> None:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        line = {"cpu": (usage.ru_utime + usage.ru_stime) * 1000, "answer": answer}
+        print(json.dumps(line), file=figures, flush=True)
 
     handler = __import__(module).handler
-    say(None)
+    report(None)
     for line in sys.stdin:
-        say(handler(json.loads(line), Context()))
+        report(handler(json.loads(line), Context()))
 
 
 main()

@@ -1,8 +1,8 @@
-"""Grants put where a measurement needs them: many that end in one second, or many that have ended.
+"""Grants that a measurement needs: many that end in the same second, or many that have ended.
 
-They are made by Knock's own code (functions/grants), past the knock API: it rounds the end up from the moment
-it reads its clock, so knocks cannot all be made to end in one second, and it would take an hour to knock
-100,000 times. From StartExecution on nothing differs from a knock.
+They are created by Knock's own code (functions/grants), without the knock API: that rounds the end up from
+the time it reads, so knocks cannot all end in the same second, and 100,000 knocks would take an hour. From
+StartExecution on nothing differs from a knock.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ USERS = 20
 
 
 def trail(stack: Stack) -> Trail:
-    return Trail(SimpleDb(stack.client("sdb"), stack.said["trail_domain"]))
+    return Trail(SimpleDb(stack.client("sdb"), stack.summary["trail_domain"]))
 
 
 def executions(stack: Stack, machine_arn: str | None = None) -> Executions:
-    return Executions(stack.client("stepfunctions"), machine_arn or stack.said["state_machine_arn"])
+    return Executions(stack.client("stepfunctions"), machine_arn or stack.summary["state_machine_arn"])
 
 
 def new_grant(
     target: str, groups: list[str], at: datetime, expires_at: datetime, source: str | None = None
 ) -> Grant:
-    """Make a grant of one rule, for a source of its own unless one is named."""
+    """Create a grant of one rule, for a new source unless one is named."""
     return Grant.decide(
         Principal("bench00000", "bench"),
         f"{source or new_source()}/32",
@@ -61,24 +61,24 @@ def start(grants: list[Grant], machine: Executions) -> None:
 
 
 def open_all(stack: Stack, grants: list[Grant]) -> None:
-    """Start grants and wait until they are open, or over; as many at a time as this machine opens at once.
+    """Start grants and wait until they are open or have ended; in batches that this machine opens at once.
 
-    More would wait for a function longer than the state machine lets a task run, and be tried again.
+    Larger batches would wait for a function longer than a task's timeout, and would be retried.
     """
-    machine, kept = executions(stack), trail(stack)
+    machine, records = executions(stack), trail(stack)
 
-    def is_settled(grant: Grant) -> bool:
-        known = kept.get(grant.id)
-        return known is not None and (known.authorized_at is not None or known.state != "live")
+    def is_open_or_ended(grant: Grant) -> bool:
+        record = records.get(grant.id)
+        return record is not None and (record.authorized_at is not None or record.state != "live")
 
     for at in range(0, len(grants), BATCH):
         start(grants[at : at + BATCH], machine)
         for grant in grants[at : at + BATCH]:
-            wait_until(partial(is_settled, grant), f"{grant.id} did not open", 120, 0.05)
+            wait_until(partial(is_open_or_ended, grant), f"{grant.id} did not open", 120, 0.05)
 
 
 class _Written:
-    """A store that keeps what is written to one item, as SimpleDB's attributes, and sends nothing."""
+    """A store of a single item that keeps its attributes, in SimpleDB's form, and sends nothing."""
 
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
@@ -86,11 +86,11 @@ class _Written:
 
     def put(
         self,
-        name: str,  # noqa: ARG002 - the item is one
+        name: str,  # noqa: ARG002 - there is a single item
         values: Mapping[str, str],
         sets: Iterable[tuple[str, str]] = (),
         *,
-        expected: Expected | None = None,  # noqa: ARG002 - nobody else writes
+        expected: Expected | None = None,  # noqa: ARG002 - there is no other writer
     ) -> None:
         self._values |= values
         self._sets += sets
@@ -101,68 +101,68 @@ class _Written:
 
 
 class Past:
-    """Grants of the past: like one that just ended, for other people, from elsewhere, at other times.
+    """Ended grants, copied from one that has just ended, with other principals, sources and times.
 
-    The trail's own code writes their items, so they hold what it writes today, and are as long.
+    The trail's own code writes their items, so content and length are those of real items.
     """
 
     def __init__(self, stack: Stack) -> None:
-        """Open a grant for a second, and read its record when it is closed."""
-        self._sdb, self._domain = stack.client("sdb"), stack.said["trail_domain"]
+        """Open a grant for a second, and read its record once it is closed."""
+        self._sdb, self._domain = stack.client("sdb"), stack.summary["trail_domain"]
         answer = stack.call("POST", "/knock", "ci", new_source(), {"targets": ["bastion"], "duration": "1s"})
         if answer.status != 201:
             raise BenchError(f"a knock was answered with {answer.status}: {answer.json}")
-        kept = trail(stack)
+        records = trail(stack)
 
         def closed() -> bool:
-            record = kept.get(answer.json["id"])
+            record = records.get(answer.json["id"])
             return bool(record and record.closed_at)
 
         wait_until(closed, "a grant of 1 s was not closed", 30)
-        self._like = kept.get(answer.json["id"])
+        self._model = records.get(answer.json["id"])
 
     def grant(self, number: int, now: datetime) -> Record:
-        """Make up one: every two minutes back from yesterday, by twenty users in turn."""
-        like = self._like
-        if not (like and like.authorized_at and like.ended_at and like.closed_at):
+        """Build a grant: numbers go back from yesterday by two minutes each, for twenty users in turn."""
+        model = self._model
+        if not (model and model.authorized_at and model.ended_at and model.closed_at):
             raise BenchError("a grant of 1 s was closed before it was open: too slow a machine")
-        later = now - timedelta(days=1, minutes=2 * number) - like.grant.requested_at
+        later = now - timedelta(days=1, minutes=2 * number) - model.grant.requested_at
         grant = Grant.decide(
             Principal(f"user{number % USERS:06}", f"user-{number % USERS:02}"),
             f"{new_source()}/32",
-            like.grant.targets,
-            like.grant.requested_at + later,
-            like.grant.expires_at + later,
-            by_name=like.grant.by_name,
+            model.grant.targets,
+            model.grant.requested_at + later,
+            model.grant.expires_at + later,
+            by_name=model.grant.by_name,
             nonce=secrets.token_hex(8),
         )
         return replace(
-            like,
+            model,
             grant=grant,
-            authorized_at=like.authorized_at + later,
-            ended_at=like.ended_at + later,
-            closed_at=like.closed_at + later,
-            opened=tuple(replace(rule, key=replace(rule.key, cidr=grant.source)) for rule in like.opened),
+            authorized_at=model.authorized_at + later,
+            ended_at=model.ended_at + later,
+            closed_at=model.closed_at + later,
+            opened=tuple(replace(rule, key=replace(rule.key, cidr=grant.source)) for rule in model.opened),
         )
 
     def put(self, grants: list[Record]) -> None:
         """Put grants into the trail, 25 a call."""
 
-        def batch(some: list[Record]) -> None:
-            items = [{"Name": one.id, "Attributes": _attributes(one)} for one in some]
+        def put_batch(records: list[Record]) -> None:
+            items = [{"Name": record.id, "Attributes": _attributes(record)} for record in records]
             self._sdb.batch_put_attributes(DomainName=self._domain, Items=items)
 
-        together(2, batch, [grants[at : at + 25] for at in range(0, len(grants), 25)])
+        together(2, put_batch, [grants[at : at + 25] for at in range(0, len(grants), 25)])
 
 
 def _attributes(record: Record) -> list[dict[str, str]]:
-    """Write the item of a grant from its knock to its end, as Knock writes it in four steps."""
+    """Build the item of an ended grant by the four writes that Knock makes from its knock to its end."""
     if not (record.authorized_at and record.ended_at and record.closed_at):
         raise BenchError(f"{record.id} is not a grant that has ended")
     written = _Written()
-    kept = Trail(written)  # type: ignore[arg-type]  # only what writes is called
-    kept.record(record.grant)
-    kept.authorize(record.id, record.authorized_at, record.opened)
-    kept.end(record.id, record.state, record.ended_at, record.ended_by, record.end_reason)
-    kept.close(record.id, record.closed_at, record.closer, [rule.rule_id for rule in record.opened], ())
+    writer = Trail(written)  # type: ignore[arg-type]  # only its writes are called
+    writer.record(record.grant)
+    writer.authorize(record.id, record.authorized_at, record.opened)
+    writer.end(record.id, record.state, record.ended_at, record.ended_by, record.end_reason)
+    writer.close(record.id, record.closed_at, record.closer, [rule.rule_id for rule in record.opened], ())
     return written.attributes

@@ -1,10 +1,10 @@
 """A local stack with two things added for measuring: an empty function, and a count of its AWS calls.
 
-Its first line on standard output is that of `python -m local up --json`; then it obeys the lines on its
-standard input: `count` begins to count, `counts` ends it and answers with one line of JSON. While nothing is
-counted nothing is watched, so lags are those of the plain stack. It ends on SIGTERM or when its input ends.
+Its first line on standard output is that of `python -m local up --json`. Then it reads commands from standard
+input: `count` starts counting, `counts` stops it and prints a line of JSON. The endpoint is watched only
+while counting, so lags are those of the plain stack. It ends on SIGTERM or when its input ends.
 
-The template is the real one with one function more: in a folder of its own, with links to what it names.
+The template is the real one with a function more, in a temporary folder with links to the files it names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Resources:
 
 
 class Counts:
-    """What the stack's functions ask of AWS, by function and operation, and when rules went."""
+    """The AWS calls of the stack's functions, by function and operation, and when rules were revoked."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -72,7 +72,7 @@ class Counts:
 
 
 def template(folder: Path) -> Path:
-    """Write the template with the empty function into a folder."""
+    """Write the template, with the empty function added, into a folder."""
     for name, place in (
         ("functions", ROOT / "functions"),
         ("statemachine", ROOT / "statemachine"),
@@ -86,7 +86,7 @@ def template(folder: Path) -> Path:
 
 
 def obey(stack: Stack) -> None:
-    """Count when told to, until the input ends."""
+    """Count on command, until the input ends."""
     with ExitStack() as watching:
         counts: Counts | None = None
         for line in sys.stdin:

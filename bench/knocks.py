@@ -1,4 +1,4 @@
-"""From a knock to its 201, and a working day's mix of requests, over HTTP."""
+"""The time from a knock to its 201, and a working day's mix of requests, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def knock(scale: Scale) -> list[Table]:
         targets = _targets(stack, scale.knocks_alone + scale.knocks_together)
         numbers = count()
 
-        def one(_: int) -> Answer:
+        def knock_once(_: int) -> Answer:
             target = targets[next(numbers) // RULES_PER_GROUP]
             return stack.call("POST", "/knock", "ci", new_source(), {"targets": [target], "duration": "8h"})
 
-        one(0)  # the first of a worker reads the key's tags and the targets, and makes its clients
-        table.rows.append(_row("alone, 1 rule", [one(0) for _ in range(scale.knocks_alone)]))
+        # A worker's first request reads the key's tags and the targets, and creates its clients.
+        knock_once(0)
+        table.rows.append(_row("alone, 1 rule", [knock_once(0) for _ in range(scale.knocks_alone)]))
         table.rows.append(_row("alone, 3 rules", [_three(stack) for _ in range(scale.knocks_alone)]))
-        # Once unmeasured: as many workers as a burst needs come up, as they do for the first burst on AWS.
-        together(scale.in_flight, one, range(scale.in_flight))
-        answers = together(scale.in_flight, one, range(scale.knocks_together))
+        # The first burst is not measured: it starts the workers that a burst needs, as on AWS.
+        together(scale.in_flight, knock_once, range(scale.in_flight))
+        answers = together(scale.in_flight, knock_once, range(scale.knocks_together))
         table.rows.append(_row(f"{scale.in_flight} in flight, 1 rule", answers))
     return [table]
 
@@ -43,19 +44,19 @@ def _targets(stack: Stack, knocks: int) -> list[str]:
 
 
 def _three(stack: Stack) -> Answer:
-    """Knock for all that alice may open, 3 rules, and close it again."""
+    """Knock for all of alice's targets, 3 rules, and revoke the grant."""
     answer = stack.call("POST", "/knock", "alice", new_source())
     stack.call("DELETE", f"/grants/{answer.json['id']}", "alice")
     return answer
 
 
-def _row(how: str, answers: list[Answer]) -> dict[str, Cell]:
+def _row(label: str, answers: list[Answer]) -> dict[str, Cell]:
     statuses = Counter(answer.status for answer in answers)
     if set(statuses) - {201, 202}:
         wrong = next(answer for answer in answers if answer.status not in (201, 202))
         raise BenchError(f"a knock was answered with {wrong.status}: {wrong.json}")
     return {
-        "knocks": how,
+        "knocks": label,
         "count": len(answers),
         "201": statuses[201],
         "202": statuses[202],
@@ -64,12 +65,12 @@ def _row(how: str, answers: list[Answer]) -> dict[str, Cell]:
 
 
 def load(scale: Scale) -> list[Table]:
-    """Let many clients do a mix of everything at once, and count what got lost."""
+    """Run many clients with mixed requests at once, and count what they leave behind."""
     with local_up() as stack:
         for name, ports in (("bench-a", "22/tcp"), ("bench-b", "80/tcp 443/tcp")):
             stack.add_target(name, -(-scale.load_clients * 2 // RULES_PER_GROUP), ports)
-        each, more = divmod(scale.load_requests, scale.load_clients)
-        clients = [_Client(stack, number, each + (number < more)) for number in range(scale.load_clients)]
+        share, rest = divmod(scale.load_requests, scale.load_clients)
+        clients = [_Client(stack, number, share + (number < rest)) for number in range(scale.load_clients)]
         together(scale.load_clients, lambda client: client.run(), clients)
         answers = [answer for client in clients for answer in client.answers]
         together(8, lambda client: client.leave(), clients)
@@ -77,7 +78,7 @@ def load(scale: Scale) -> list[Table]:
 
 
 class _Client:
-    """Somebody behind one address, who knocks, looks and revokes in an order of their own."""
+    """A client behind one address that knocks, lists, shows and revokes in a random order of its own."""
 
     def __init__(self, stack: Stack, number: int, requests: int) -> None:
         self.answers: list[tuple[str, Answer]] = []
@@ -96,7 +97,7 @@ class _Client:
             self.answers.append((kind, getattr(self, f"_{kind}")()))
 
     def leave(self) -> None:
-        """End what is still open, as everyone does in the end."""
+        """Revoke all grants that are still open."""
         while self._open:
             self._revoke()
 
@@ -117,7 +118,7 @@ class _Client:
         return self._stack.call("GET", f"/grants/{self._random.choice(self.grants)}", "ci", self._source)
 
     def _revoke(self) -> Answer:
-        grant = self._open.pop(0) if self._open else self.grants[-1]  # a second time is fine, too
+        grant = self._open.pop(0) if self._open else self.grants[-1]  # revoking it again succeeds, too
         return self._stack.call("DELETE", f"/grants/{grant}", "ci", self._source)
 
 
@@ -141,12 +142,12 @@ def _by_kind(answers: list[tuple[str, Answer]], scale: Scale) -> Table:
 
 
 def _end(stack: Stack, clients: list[_Client]) -> Table:
-    """Look at what is left when everybody has revoked: nothing may be open, and no grant lost."""
+    """Count what is left after all clients have revoked: nothing may be open, and no grant lost."""
     wait_until(lambda: not stack.running(), "not all executions ended", 30)
     grants = [grant for client in clients for grant in client.grants]
     shown = [stack.call("GET", f"/grants/{grant}", "operator") for grant in grants]
     events = [{event["event"] for event in answer.json.get("events", ())} for answer in shown]
-    recorded = sum({"requested", "closed"} <= one for one in events)
+    recorded = sum({"requested", "closed"} <= names for names in events)
     rows: list[dict[str, Cell]] = [
         {"at the end": "grants that were answered with 201 or 202", "count": len(grants)},
         {"at the end": "of these, not in the trail as requested and closed", "count": len(grants) - recorded},

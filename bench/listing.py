@@ -1,4 +1,4 @@
-"""What GET /grants costs when the trail is long: ended grants are put straight into its domain."""
+"""The time of GET /grants with a long trail: ended grants are put directly into its domain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIVE = 20
 
 
 def listing(scale: Scale) -> list[Table]:
-    """Measure each way to ask, at each length of the trail."""
+    """Measure each kind of request, at each length of the trail."""
     table = Table(
         "GET /grants, by how many ended grants the trail holds",
         notes=[
@@ -28,17 +28,17 @@ def listing(scale: Scale) -> list[Table]:
         copies = grants.Past(stack)
         past: list[grants.Record] = []
         now = datetime.now(UTC)
-        for wanted in scale.ended:
-            new = [copies.grant(number, now) for number in range(len(past), wanted)]
+        for length in scale.ended:
+            new = [copies.grant(number, now) for number in range(len(past), length)]
             copies.put(new)
             past += new
-            for what, path, query, count in _ways(past, live):
+            for name, path, query, count in _requests(past, live):
                 answers = [stack.call("GET", path, "operator", **query) for _ in range(scale.listings)]
                 _check(answers[-1].status, answers[-1].json, count)
                 table.rows.append(
                     {
-                        "ended grants": wanted,
-                        "GET": what,
+                        "ended grants": length,
+                        "GET": name,
                         "grants in the answer": count,
                         **spread(answer.ms for answer in answers),
                     }
@@ -54,10 +54,10 @@ def _open(stack: Stack) -> str:
     return grant_id
 
 
-def _ways(past: list[grants.Record], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
-    """List the ways to ask: what, path, query, and how many grants the answer must have."""
+def _requests(past: list[grants.Record], live: list[str]) -> list[tuple[str, str, dict[str, str], int]]:
+    """List the kinds of requests: name, path, query, and how many grants the answer must have."""
     middle = base64.urlsafe_b64encode(past[len(past) // 2].grant.order.encode()).decode()
-    one_user = sum(one.grant.principal.name == "user-07" for one in past)
+    of_user = sum(record.grant.principal.name == "user-07" for record in past)
     left = len(past) - len(past) // 2 - 1
     return [
         ("/grants (live)", "/grants", {}, len(live)),
@@ -67,13 +67,13 @@ def _ways(past: list[grants.Record], live: list[str]) -> list[tuple[str, str, di
             "…&principal=user-07",
             "/grants",
             {"status": "all", "principal": "user-07"},
-            min(50, one_user),
+            min(50, of_user),
         ),
         ("/grants/{id}, ended", f"/grants/{past[len(past) // 2].id}", {}, 1),
     ]
 
 
 def _check(status: int, answer: dict[str, object], count: int) -> None:
-    found = answer.get("grants", [answer])
-    if status != 200 or not isinstance(found, list) or len(found) != count:
+    listed = answer.get("grants", [answer])
+    if status != 200 or not isinstance(listed, list) or len(listed) != count:
         raise BenchError(f"GET /grants answered {status}, and not with {count} grants: {str(answer)[:200]}")

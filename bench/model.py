@@ -1,16 +1,15 @@
-"""A model of the time from a knock to its 201 on AWS: each wait in its place, cold and warm, before and
-after.
+"""A model of the time from a knock to its 201 on AWS: the sum of its waits, cold and warm, before and now.
 
-What this machine can measure is CPU (the part `cold`); what AWS takes is assumed, with its date, in
+This machine can measure CPU time (the part `cold`); AWS's latencies are assumptions, dated, in
 docs/cost/latencies.json. The model adds them up along the path that a person waits for:
 
     gateway → api: rights, targets, count (at the same time) → StartExecution
-            → authorize: groups, ledger, trail, EC2, ledger, trail → the API's next look → answer
+            → authorize: groups, ledger, trail, EC2, ledger, trail → the API's next poll → answer
 
-Assumed beside: a function that starts has a whole CPU, and then the share that its memory buys; this
-machine's CPU is as fast as Lambda's; both functions are cold or neither is; connections have been closed, and
-nothing kept is young enough, since small teams knock a few times a day; the API looks half a pause after the
-door is open.
+Further assumptions: a function that starts has a whole CPU, and later the share for its memory; this
+machine's CPU is as fast as Lambda's; both functions are cold, or both are warm; connections have been closed
+and caches have expired, since small teams knock a few times a day; the API polls half a pause after the
+ingress is open.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ PARTS = (
     "waiting to look",
 )
 
-# Of one rule (tests/cost/test_calls.py counts them): what authorize does before the door is on record as
-# open.
+# Calls that authorize makes to the store until a grant of one rule is on record as open;
+# tests/cost/test_calls.py counts them.
 AUTHORIZE_GETS, AUTHORIZE_PUTS = 1, 4
-# Connections that are opened one after the other: the API's rights and Step Functions; authorize's EC2 and
-# store.
+# Connections that are opened in sequence: the API's for rights and Step Functions, authorize's for EC2 and
+# the store.
 CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to knock, and how long each part of it takes."""
+    """A situation of a knock, and how long each part of it takes."""
 
     name: str
     milliseconds: dict[str, float]
@@ -59,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Version:
-    """What differs between versions of the code: CPU by function, and how the API waits."""
+    """The model's inputs that differ by version of the code: CPU by function, and how the API waits."""
 
     name: str
     memory: int
@@ -69,9 +68,7 @@ class Version:
 
 
 def cases(page: str) -> list[Case]:
-    """Give the model's cases, from a figures page and the data file. Raises ValueError where one lacks a
-    figure.
-    """
+    """Return the model's cases, from a figures page and the data file; ValueError for a missing figure."""
     data = json.loads(LATENCIES.read_text())
     before = data["before"]
     versions = (
@@ -134,12 +131,12 @@ def _measured(page: str) -> dict[str, dict[str, float]]:
 
 
 def _memory() -> int:
-    """Read the memory of the functions that people wait for from the template."""
+    """Read the memory of the functions that a person waits for from the template."""
     template = (ROOT / "template.yaml").read_text()
-    found = {
+    sizes = {
         re.findall(rf"^  {name}:.*?^      MemorySize: (\d+)", template, re.MULTILINE | re.DOTALL)[0]
         for name in ("ApiFunction", "AuthorizeFunction")
     }
-    if len(found) != 1:
+    if len(sizes) != 1:
         raise ValueError("the functions that people wait for differ in memory: the model takes one")
-    return int(found.pop())
+    return int(sizes.pop())

@@ -1,11 +1,11 @@
-"""Draws the figures page's tables: docs/plots/*.svg, from docs/benchmarks.md as it stands.
+"""Draws the figures page's tables: docs/plots/*.svg, from docs/benchmarks.md.
 
     python -m bench.plots        (`make bench ARGS=--page` does it at its end)
 
-From the page and not from a run, so that a plot can only show what its table says; a test holds each to the
+From the page and not from a run, so that a plot shows exactly its table; a test compares each plot with the
 page. The drawings follow the reader's light or dark theme, and have no script. pygal because it is pure
-Python, writes SVG with classes that a style sheet can reach, and is kept; decided against matplotlib, whose
-SVG are paths with fixed colours, and which is a hundred times as large.
+Python, writes SVG with classes that a style sheet can select, and is maintained; decided against matplotlib,
+whose SVG has paths with fixed colours, and which is a hundred times as large.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "plots"
 
-# Okabe and Ito's colours, which people who do not see all colours tell apart, and which show on light and
-# dark.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and which are visible on light and dark
+# backgrounds.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -65,15 +65,15 @@ Rows = list[dict[str, str]]
 
 def table(page: str, title: str) -> Rows:
     """Read the page's table under a heading. Raises ValueError where there is none."""
-    found = re.search(rf"^### {re.escape(title)}\n\n((?:\|.*\n)+)", page, re.MULTILINE)
-    if not found:
+    match = re.search(rf"^### {re.escape(title)}\n\n((?:\|.*\n)+)", page, re.MULTILINE)
+    if not match:
         raise ValueError(f"the page has no table under {title!r}")
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in found[1].splitlines()]
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in match[1].splitlines()]
     return [dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]]
 
 
 def lag(page: str) -> str:
-    """Draw how late grants are closed, by how many end in one second, the engine's own part beside it."""
+    """Draw the lag of closing, by how many grants end in one second, beside the engine's own lag."""
     rows = table(page, "From expires_at to the rule's end")
     counts = list(dict.fromkeys(row["at once"] for row in rows))
     chart = _chart(
@@ -86,14 +86,14 @@ def lag(page: str) -> str:
         zero=1,
     )
     chart.x_labels = counts
-    for what, name in (("closed", "Knock: the rule is gone"), ("engine", "the engine alone")):
-        values = {row["at once"]: float(row["p99 ms"]) for row in rows if row["what"] == what}
+    for kind, name in (("closed", "Knock: the rule is gone"), ("engine", "the engine alone")):
+        values = {row["at once"]: float(row["p99 ms"]) for row in rows if row["what"] == kind}
         chart.add(name, [values[count] for count in counts])
     return _drawn(chart)
 
 
 def calls(page: str) -> str:
-    """Draw what a grant asks of AWS, by how many are live, and as the last that a source may hold."""
+    """Draw the AWS calls of a grant, by how many are live, and for the last that a source may hold."""
     rows = table(page, "Per grant: AWS calls, Lambda invocations, states entered")
     situations = [name for name in rows[0] if name not in ("phase", "what") and name.startswith("1 rule")]
     chart = _chart(
@@ -106,19 +106,21 @@ def calls(page: str) -> str:
     chart.x_labels = [name.removeprefix("1 rule, ") for name in situations]
     for phase in ("knock", "authorize", "revoke"):
         parts = [row for row in rows if row["phase"] == phase]
-        chart.add(phase, [round(sum(_one_look(row, name) for row in parts), 1) for name in situations])
+        chart.add(
+            phase, [round(sum(_calls_with_one_poll(row, name) for row in parts), 1) for name in situations]
+        )
     return _drawn(chart)
 
 
-def _one_look(row: dict[str, str], situation: str) -> float:
-    """Give a row's calls; of the API's looks at the trail one, as the page's sum does."""
+def _calls_with_one_poll(row: dict[str, str], situation: str) -> float:
+    """Return a row's calls; the API's polls of the trail count as one call, as in the page's sum."""
     if (row["phase"], row["what"].rpartition(".")[2]) in (("knock", "GetAttributes"), ("knock", "GetItem")):
         return min(1.0, float(row[situation]))
     return float(row[situation])
 
 
 def time_to_201(page: str) -> str:
-    """Draw the model of the time from a knock to its answer, a colour a kind of wait."""
+    """Draw the model of the time from a knock to its answer, with a colour for each kind of wait."""
     cases = model.cases(page)
     chart = _chart(
         pygal.HorizontalStackedBar,
@@ -137,7 +139,7 @@ DRAWINGS = {"lag.svg": lag, "calls.svg": calls, "time-to-201.svg": time_to_201}
 
 
 def _chart(kind: Any, title: str, **options: Any) -> Any:
-    """Make a chart as all of them are: without script, and the same at every run."""
+    """Create a chart with the options of all: no script, and the same output at every run."""
     return kind(
         title=title,
         style=STYLE,
@@ -160,14 +162,14 @@ def _chart(kind: Any, title: str, **options: Any) -> Any:
 
 
 def _drawn(chart: Any) -> str:
-    """Render a chart, with both themes' colours put in."""
+    """Render a chart, with the colours of both themes."""
     text: str = chart.render(is_unicode=True)
     text = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     return text.replace("</defs>", f"{THEMES}</defs>", 1) + "\n"
 
 
 def write() -> None:
-    """Draw all of them anew."""
+    """Draw all plots."""
     PLOTS.mkdir(exist_ok=True)
     page = PAGE.read_text()
     for name, draw in DRAWINGS.items():

@@ -1,9 +1,8 @@
-"""A recorded AWS: answers each call that the cold functions make, over TLS, by a certificate authority of its
-own.
+"""A recorded AWS: fixed answers to the calls of the cold functions, over TLS, with an authority of its own.
 
-It decides nothing and keeps nothing but the last grant that was started, whose record it answers as open. So
-what a function's process costs is the function's own, and a call costs its connection, its signature and its
-parsing, as on AWS. The chain is what AWS's endpoints send: RSA, a leaf and one authority in between.
+Its only state is the last grant that was started, whose record it shows as open. So a function's process
+spends its time on its own work, and a call costs a connection, a signature and parsing, as on AWS. The
+certificate chain has the form of AWS's: RSA, with a leaf and an intermediate authority.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ META = "<ResponseMetadata><RequestId>r</RequestId><BoxUsage>0.0000219907</BoxUsa
 
 
 class Recorded:
-    """The server. `ca` is the authority's certificate; `items` are what GetAttributes answers, by name."""
+    """The server. `ca` is the authority's certificate; `items` are the answers of GetAttributes, by name."""
 
     def __init__(self, folder: Path) -> None:
-        """Make an authority and its certificate in a folder, and listen."""
+        """Create an authority and the server's certificate in a folder, and listen."""
         self.items: dict[str, dict[str, str]] = {}
         self.calls: Counter[str] = Counter()
         self.handshakes = 0
@@ -82,34 +81,34 @@ class Recorded:
         self._server.server_close()
 
     def answer(self, service: str, target: str, body: bytes) -> tuple[str, str]:
-        """Answer one call: the type of the content and the content. Raises KeyError for an unknown one."""
+        """Answer a call: the content's type and the content. Raises KeyError for an unknown operation."""
         if service == "apigateway":
-            return self._said("GetTags", "json", json.dumps({"tags": TAGS}))
+            return self._count_and_type("GetTags", "json", json.dumps({"tags": TAGS}))
         if service in ("tagging", "states"):
             operation = target.rpartition(".")[2]
             if operation == "StartExecution":
                 self._open_at_once(json.loads(body))
-            return self._said(operation, "x-amz-json-1.1", json.dumps(JSON[operation]))
+            return self._count_and_type(operation, "x-amz-json-1.1", json.dumps(JSON[operation]))
         form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
         operation = form["Action"]
         if service == "sdb":
-            return self._said(operation, "xml", self._simpledb(operation, form))
-        return self._said(operation, "xml", _ec2(operation, form))
+            return self._count_and_type(operation, "xml", self._simpledb(operation, form))
+        return self._count_and_type(operation, "xml", _ec2(operation, form))
 
-    def _said(self, operation: str, kind: str, text: str) -> tuple[str, str]:
+    def _count_and_type(self, operation: str, kind: str, text: str) -> tuple[str, str]:
         with self._lock:
             self.calls[operation] += 1
         return f"text/{kind}" if kind == "xml" else f"application/{kind}", text
 
-    def _open_at_once(self, asked: dict[str, Any]) -> None:
-        """Have the trail show a grant that has just been started as open."""
-        grant = json.loads(asked["input"])
-        self.items[asked["name"]] = {
+    def _open_at_once(self, request: dict[str, Any]) -> None:
+        """Record a grant that has just been started as open."""
+        grant = json.loads(request["input"])
+        self.items[request["name"]] = {
             "kind": "grant",
             "state": "live",
             "closed_at": "-",
             "authorized_at": grant["requested_at"],
-            "input_00": asked["input"],
+            "input_00": request["input"],
         }
 
     def _simpledb(self, operation: str, form: dict[str, str]) -> str:
@@ -181,7 +180,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that is gone: its process has ended."""
+        """Ignore a client that has disconnected: its process has ended."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -207,17 +206,17 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _answer  # noqa: N815  # http.server's names
 
     def log_message(self, *_: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 def _certificates(folder: Path) -> tuple[str, Path]:
-    """Make a root, one authority below it and a leaf for AWS's names. Gives the root's PEM, and a file."""
+    """Create a root, an authority below it and a leaf for AWS's names. Returns the root's PEM, and a file."""
     keys = [rsa.generate_private_key(65537, 2048) for _ in range(3)]
     names = [
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         for name in ("bench root", "bench authority", f"{REGION}.amazonaws.com")
     ]
-    made = []
+    certificates = []
     for at in range(3):
         above = max(0, at - 1)
         now = datetime.now(UTC)
@@ -238,8 +237,10 @@ def _certificates(folder: Path) -> tuple[str, Path]:
         if at == 2:
             alternatives = [x509.DNSName(f"*.{REGION}.amazonaws.com")]
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        made.append(builder.sign(keys[above], hashes.SHA256()))
-    root, authority, leaf = (one.public_bytes(serialization.Encoding.PEM) for one in made)
+        certificates.append(builder.sign(keys[above], hashes.SHA256()))
+    root, authority, leaf = (
+        certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates
+    )
     key = keys[2].private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -16,7 +16,7 @@ Cell = str | int | float | None
 
 @dataclass
 class Table:
-    """Rows of figures. A column's name carries its unit; `notes` say what a reader must know."""
+    """Rows of figures. A column's name has its unit; `notes` are for the reader, below the table."""
 
     title: str
     rows: list[dict[str, Cell]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Table:
             )
             return between.join(padded).rstrip()
 
-        # The colon has a page's column of numbers on the right as well.
+        # In Markdown the colon aligns a column of numbers to the right.
         colon = ":" if "|" in between else dash
         rule = between.join(
             dash * (width - 1) + (colon if right else dash)
@@ -66,19 +66,19 @@ def _show(value: Cell) -> str:
 
 
 def spread(values: Iterable[float], name: str = "", *, longest: bool = False) -> dict[str, Cell]:
-    """Give the median and the 99th percentile (nearest rank) of milliseconds; the longest if asked."""
+    """Return median and 99th percentile (nearest rank) of milliseconds; with `longest` the maximum."""
     ordered = sorted(values)
     figures: dict[str, Cell] = {f"{name}p50 ms": rank(ordered, 50), f"{name}p99 ms": rank(ordered, 99)}
     return figures | ({f"{name}max ms": round(ordered[-1], 1)} if longest else {})
 
 
 def rank(ordered: Sequence[float], percent: int) -> float:
-    """Give a percentile of sorted values by nearest rank: always one of them."""
+    """Return a percentile of sorted values by nearest rank, which is one of the values."""
     return round(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)], 1)
 
 
 def machine() -> dict[str, Cell]:
-    """Describe where this runs, by what moves the figures."""
+    """Describe this machine, as far as it affects the figures."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -88,21 +88,21 @@ def machine() -> dict[str, Cell]:
 
 
 def show_machine() -> str:
-    """Describe where this runs on one line."""
+    """Describe this machine on one line."""
     return " · ".join(f"{name} {value}" for name, value in machine().items())
 
 
 def put_on_page(page: Path, part: str, tables: Sequence[Table]) -> None:
-    """Replace what a page has between the marks of a part. Raises ValueError where it has none."""
+    """Replace a page's text between the marks of a part. Raises ValueError where a mark is missing."""
     begin, end = f"<!-- {part}: made by make bench -->", f"<!-- end of {part} -->"
     before, _, rest = page.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
+    _, end_mark, after = rest.partition(end)
+    if not end_mark:
         raise ValueError(f"{page.name} has no marks of the part {part}")
     body = "\n".join([*(table.as_markdown() for table in tables), show_machine()])
     page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
 
 
 def load() -> float:
-    """Give the load average of the last minute: over the number of cores, somebody else was at work too."""
+    """Return the load average of the last minute; above the number of cores, processes had to wait."""
     return round(os.getloadavg()[0], 1)

@@ -1,4 +1,4 @@
-"""How much of everything is measured: in full, or just enough to see that it works."""
+"""The number of runs of each measurement: in full, or just enough to see that it works."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class BenchError(Exception):
-    """A figure that cannot be taken, or a stack that did not do what a figure is about. Says what to do."""
+    """A figure could not be measured. The message says why and, where possible, what to do."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Scale:
     counted: int = 5
     lasts: int = 6  # seconds that a counted grant lasts: it must be open by then
     full_groups: int = 5
-    of_one_source: int = 64  # as many as one may have live
+    of_one_source: int = 64  # the most that a source may have live
     ended: tuple[int, ...] = (100, 10_000, 100_000)
     listings: int = 30
     load_requests: int = 1000

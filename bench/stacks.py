@@ -1,7 +1,7 @@
-"""Stacks to measure, each a process of its own, so that who measures takes no time from what is measured.
+"""Stacks to measure, each in a process of its own, so that measuring takes none of the stack's time.
 
 `local_up()` is `python -m local up`, as a person starts it. `instrumented()` is the same with an empty
-function beside the others and its AWS calls counted when asked (bench/instrumented.py).
+function added, and counts AWS calls on command (bench/instrumented.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _addresses = count(int(IPv4Address("198.18.0.1")))  # RFC 2544: addresses for be
 
 
 def new_source() -> str:
-    """Give an address nobody has knocked from."""
+    """Return an address that has not been a source before."""
     return str(IPv4Address(next(_addresses)))
 
 
@@ -52,10 +52,10 @@ class Answer:
 
 @dataclass
 class Stack:
-    """A running stack, by what its first line says."""
+    """A running stack; `summary` is its first line."""
 
     process: subprocess.Popen[str]
-    said: dict[str, Any]
+    summary: dict[str, Any]
     started_in: float  # seconds to that line
     _threads: threading.local = field(default_factory=threading.local)
 
@@ -68,11 +68,11 @@ class Stack:
         body: Any = None,
         **query: str,
     ) -> Answer:
-        """Call the API on this thread's connection; `source` plays the address that the edge saw."""
-        url = urlsplit(self.said["api_url"])
+        """Call the API on this thread's connection; `source` is the address that the edge would have seen."""
+        url = urlsplit(self.summary["api_url"])
         if not hasattr(self._threads, "connection"):
             self._threads.connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
-        headers = {"x-api-key": self.said["keys"][key]} | ({"X-Forwarded-For": source} if source else {})
+        headers = {"x-api-key": self.summary["keys"][key]} | ({"X-Forwarded-For": source} if source else {})
         target = url.path + path + (f"?{urlencode(query)}" if query else "")
         began = time.perf_counter()
         self._threads.connection.request(method, target, json.dumps(body) if body else None, headers)
@@ -84,60 +84,60 @@ class Stack:
     def client(self, service: Any) -> Any:
         return boto3.client(
             service,
-            endpoint_url=self.said["aws_endpoint_url"],
-            region_name=self.said["region"],
+            endpoint_url=self.summary["aws_endpoint_url"],
+            region_name=self.summary["region"],
             aws_access_key_id="bench",
             aws_secret_access_key="bench",  # noqa: S106 - the local stack checks none
             config=Config(max_pool_connections=50, read_timeout=120, retries={"total_max_attempts": 1}),
         )
 
     def add_target(self, name: str, groups: int, ports: str = "22/tcp") -> list[str]:
-        """Make a target, as an operator does. Before the first knock: the API keeps what it read."""
+        """Create a target, as an operator does. Call before the first knock: the API caches the targets."""
         ec2 = self.client("ec2")
         tags = {"knock:stack": "knock", "knock:target": name, "knock:ports": ports}
         specification = {
             "ResourceType": "security-group",
             "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
         }
-        made = [
+        group_ids = [
             ec2.create_security_group(
                 GroupName=f"{name}-{number}", Description="bench", TagSpecifications=[specification]
             )["GroupId"]
             for number in range(groups)
         ]
-        return sorted(made)
+        return sorted(group_ids)
 
     def running(self) -> list[str]:
         """List the names of the running executions."""
-        pages = self.client("stepfunctions").get_paginator("list_executions")
-        found = pages.paginate(stateMachineArn=self.said["state_machine_arn"], statusFilter="RUNNING")
-        return [execution["name"] for page in found for execution in page["executions"]]
+        paginator = self.client("stepfunctions").get_paginator("list_executions")
+        pages = paginator.paginate(stateMachineArn=self.summary["state_machine_arn"], statusFilter="RUNNING")
+        return [execution["name"] for page in pages for execution in page["executions"]]
 
     def open_rules(self) -> int:
         """Count the ingress rules of all targets' groups."""
-        pages = self.client("ec2").get_paginator("describe_security_group_rules")
-        found = pages.paginate(Filters=[{"Name": "tag:knock:stack", "Values": ["knock"]}])
-        return sum(len(page["SecurityGroupRules"]) for page in found)
+        paginator = self.client("ec2").get_paginator("describe_security_group_rules")
+        pages = paginator.paginate(Filters=[{"Name": "tag:knock:stack", "Values": ["knock"]}])
+        return sum(len(page["SecurityGroupRules"]) for page in pages)
 
     def cpu_ms(self) -> tuple[float, float] | None:
-        """Give the CPU time so far of the stack's own process and of its functions', where /proc tells."""
+        """Return the CPU time so far of the stack's process and of its functions'; None without /proc."""
         if sys.platform != "linux":
             return None
         parents, times = {}, {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                # pid (name) state ppid …: the name may hold anything, so from its end
+                # pid (name) state ppid …: the name may contain anything, so read from its end
                 with suppress(OSError):
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                     parents[int(entry.name)] = int(fields[1])
                     times[int(entry.name)] = sum(map(int, fields[11:13])) * 1000 / os.sysconf("SC_CLK_TCK")
-        own, found = self.process.pid, {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return times[own], sum(times[pid] for pid in found - {own})
+        own, family = self.process.pid, {self.process.pid}
+        while children := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= children
+        return times[own], sum(times[pid] for pid in family - {own})
 
     def ask(self, command: str) -> Any:
-        """Give an instrumented stack a command, and its answer back."""
+        """Send a command to an instrumented stack; return its answer."""
         assert self.process.stdin  # noqa: S101 - instrumented() opened it
         assert self.process.stdout  # noqa: S101
         self.process.stdin.write(command + "\n")
@@ -160,7 +160,7 @@ def instrumented(store: str = "simpledb") -> Iterator[Stack]:
 
 
 def stop(stack: Stack) -> float:
-    """Stop a stack as Ctrl-C does; give the seconds it took."""
+    """Stop a stack as Ctrl-C does; return the seconds it took."""
     began = time.perf_counter()
     stack.process.send_signal(signal.SIGTERM)
     if (code := stack.process.wait(30)) != 0:
@@ -180,7 +180,7 @@ def _started(arguments: list[str]) -> Iterator[Stack]:
         text=True,
     )
     try:
-        assert process.stdout  # noqa: S101 - it was asked for
+        assert process.stdout  # noqa: S101 - it is a pipe
         line = process.stdout.readline()
         if not line:
             raise BenchError(
@@ -201,15 +201,15 @@ def _started(arguments: list[str]) -> Iterator[Stack]:
 
 
 def together(threads: int, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Do work on all items, on so many threads at once; raise the first failure."""
+    """Call `work` on each item, on so many threads; raise the first failure."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, items))
 
 
-def wait_until(done: Callable[[], bool], why: str, seconds: float, step: float = 0.2) -> None:
-    """Poll until `done()`; raise BenchError with `why` after so many seconds."""
+def wait_until(is_done: Callable[[], bool], why: str, seconds: float, step: float = 0.2) -> None:
+    """Poll until `is_done()`; raise BenchError with `why` after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not done():
+    while not is_done():
         if time.monotonic() > deadline:
             raise BenchError(f"{why} within {seconds:g} s")
         time.sleep(step)

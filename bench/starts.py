@@ -1,4 +1,4 @@
-"""What starts: the local stack, each function's process, and the clients."""
+"""Start times: of the local stack, of each function's process, and of the clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from local.lambdas import environment
 from local.stack import REGION
 from local.template import Place, load
 
-# What a function has made by the end of its first invocation, that the later ones do without.
+# The clients and objects that a function creates in its first invocation, and later ones reuse.
 FUNCTIONS = {
     "api": "w.rights, w.trail, w.executions, w.functions, w.closings",
     "authorize": "w.opening",
@@ -41,7 +41,7 @@ made = time.perf_counter()
 print(json.dumps([(imported - began) * 1000, (made - imported) * 1000, peak]))
 """
 
-# MiB. Linux's getrusage counts what the process was before it became this one; /proc does not.
+# MiB. Linux's getrusage includes the process's memory before its exec; /proc does not.
 PEAK = """
 import resource, sys
 if sys.platform == "linux":
@@ -53,7 +53,7 @@ else:
 
 
 def start(scale: Scale) -> list[Table]:
-    """Measure `local up` to its line of JSON, and from SIGTERM to its end."""
+    """Measure `local up` from its start to its line of JSON, and from SIGTERM to its end."""
     ups, downs = [], []
     for _ in range(scale.starts):
         with local_up() as stack:
@@ -61,13 +61,13 @@ def start(scale: Scale) -> list[Table]:
             downs.append(stop(stack) * 1000)
     rows: list[dict[str, Cell]] = [
         {
-            "local up": what,
+            "local up": label,
             "runs": len(values),
             "fastest ms": round(min(values)),
             "median ms": round(statistics.median(values)),
             "slowest ms": round(max(values)),
         }
-        for what, values in (("until it answers", ups), ("until it is gone", downs))
+        for label, values in (("until it answers", ups), ("until it is gone", downs))
     ]
     return [Table("Starting and stopping the local stack", rows)]
 
@@ -93,16 +93,18 @@ def functions(scale: Scale) -> list[Table]:
     ).functions:
         name = function.handler.partition(".")[0]
         variables[name] = environment(function, region=REGION, endpoint_url="http://127.0.0.1:9")
-        del variables[name]["AWS_LAMBDA_INITIALIZATION_TYPE"]  # at which a module makes its clients as well
+        del variables[name][
+            "AWS_LAMBDA_INITIALIZATION_TYPE"
+        ]  # with it, importing a module creates its clients as well
     for name, script in scripts.items():
         command = [sys.executable, "-c", script, str(ROOT / "functions")]
         runs = [_json(command, variables[name]) for _ in range(scale.imports)]
-        imported, made, peak = (statistics.median(values) for values in zip(*runs, strict=True))
+        imported, created, peak = (statistics.median(values) for values in zip(*runs, strict=True))
         table.rows.append(
             {
                 "function": name,
                 "import ms": round(imported),
-                "clients ms": round(made),
+                "clients ms": round(created),
                 "peak memory MiB": round(peak),
             }
         )
@@ -110,17 +112,17 @@ def functions(scale: Scale) -> list[Table]:
 
 
 def _json(command: list[str], variables: dict[str, str]) -> list[float]:
-    done = subprocess.run(  # noqa: S603 - our own interpreter
+    result = subprocess.run(  # noqa: S603 - our own interpreter
         command, env=variables, capture_output=True, text=True, timeout=60, check=False
     )
-    if done.returncode:
-        raise BenchError(f"a function's module cannot be loaded: {done.stderr}")
-    figures: list[float] = json.loads(done.stdout)
+    if result.returncode:
+        raise BenchError(f"a function's module cannot be loaded: {result.stderr}")
+    figures: list[float] = json.loads(result.stdout)
     return figures
 
 
 def clients(scale: Scale) -> list[Table]:
-    """Measure starts of `knock`, which should feel like nothing, beside bare Python's."""
+    """Measure starts of `knock`, which should not be noticeable, beside bare Python's."""
     entry = [sys.executable, "-c", "import sys; from knock.cli import main; sys.exit(main())"]
     with tempfile.TemporaryDirectory(prefix="knock-bench-") as home:
         variables = {
@@ -131,19 +133,22 @@ def clients(scale: Scale) -> list[Table]:
             "XDG_STATE_HOME": str(Path(home) / "state"),
         }
         with local_up() as stack:
-            variables |= {"KNOCK_URL": stack.said["api_url"], "KNOCK_API_KEY": stack.said["keys"]["alice"]}
+            variables |= {
+                "KNOCK_URL": stack.summary["api_url"],
+                "KNOCK_API_KEY": stack.summary["keys"]["alice"],
+            }
             _timed([*entry, "open", "bastion", "--for", "8h"], variables)
-        # The stack is gone: a hook that asked it would fail.
+        # The stack has stopped: a hook that called it would fail.
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "knock --version": [*entry, "--version"],
             "ssh hook, a live grant known": [*entry, "ssh-hook", "--target", "bastion"],
         }
-        taken: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(scale.commands):  # in turn, so that a busy moment is everybody's
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(scale.commands):  # in turn, so that other load affects all commands alike
             for name, command in commands.items():
-                taken[name].append(_timed(command, variables))
-    bare = statistics.median(taken["python -c pass"])
+                times[name].append(_timed(command, variables))
+    bare = statistics.median(times["python -c pass"])
     rows: list[dict[str, Cell]] = [
         {
             "command": name,
@@ -152,17 +157,17 @@ def clients(scale: Scale) -> list[Table]:
             "median ms": round(statistics.median(values), 1),
             "median over bare ms": round(statistics.median(values) - bare, 1),
         }
-        for name, values in taken.items()
+        for name, values in times.items()
     ]
     return [Table("Starts of the client", rows, ["the hook runs without any API to ask"])]
 
 
 def _timed(command: list[str], variables: dict[str, str]) -> float:
     began = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - our own interpreter and client
+    result = subprocess.run(  # noqa: S603 - our own interpreter and client
         command, env=variables, capture_output=True, text=True, timeout=60, check=False
     )
     took = (time.perf_counter() - began) * 1000
-    if done.returncode:
-        raise BenchError(f"{' '.join(command[-3:])} ended with {done.returncode}: {done.stderr}")
+    if result.returncode:
+        raise BenchError(f"{' '.join(command[-3:])} ended with {result.returncode}: {result.stderr}")
     return took

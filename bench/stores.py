@@ -1,6 +1,6 @@
-"""The two stores side by side, in one run: AWS calls of a grant, and the time to its 201.
+"""The two stores compared in one run: AWS calls of a grant, and the time to its 201.
 
-Both stacks run at the same time, and knocks go to them in turn, so that a busy machine is as busy for both.
+Both stacks run at the same time, and knocks go to them in turn, so that other load affects both alike.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from bench.stacks import Stack, instrumented, new_source, wait_until
 STORES = ("simpledb", "dynamodb")
 NAMES = {"simpledb": "SimpleDB", "dynamodb": "DynamoDB"}
 SITUATIONS = {"1 rule": ["bastion"], "3 rules": ["bastion", "web"]}
-# Asked once a minute and worker, and then kept; and how often the API looks is a matter of time.
-KEPT = {"apigateway.GetTags", "tagging.GetResources"}
-LOOKS = {"sdb.GetAttributes", "dynamodb.GetItem"}
+# Read once a minute by each worker, and then cached.
+CACHED = {"apigateway.GetTags", "tagging.GetResources"}
+# Polls of the API, whose number depends on time.
+POLLS = {"sdb.GetAttributes", "dynamodb.GetItem"}
 
 
 def stores(scale: Scale) -> list[Table]:
-    """Measure knocks in turn on a stack of each store, and count what a grant asks of AWS."""
-    with instrumented("simpledb") as one, instrumented("dynamodb") as other:
-        stacks = {"simpledb": one, "dynamodb": other}
+    """Measure knocks in turn on a stack of each store, and count the AWS calls of a grant."""
+    with instrumented("simpledb") as simpledb, instrumented("dynamodb") as dynamodb:
+        stacks = {"simpledb": simpledb, "dynamodb": dynamodb}
         return [_times(stacks, scale), _calls(stacks, scale)]
 
 
@@ -37,7 +38,7 @@ def _times(stacks: dict[str, Stack], scale: Scale) -> Table:
                 answer = stack.call("POST", "/knock", "ci", source, {"targets": targets, "duration": "8h"})
                 if answer.status != 201:
                     raise BenchError(f"a knock was answered with {answer.status}: {answer.json}")
-                if number:  # the first of a worker reads the key's tags, and makes its clients
+                if number:  # a worker's first request reads the key's tags, and creates its clients
                     took[store].append(answer.ms)
                 stack.call("DELETE", f"/grants/{answer.json['id']}", "ci", source)
         for store in STORES:
@@ -52,7 +53,7 @@ def _calls(stacks: dict[str, Stack], scale: Scale) -> Table:
         for store, stack in stacks.items()
         for situation, targets in SITUATIONS.items()
     }
-    operations = sorted({name for one in counted.values() for name in one if name != "all"})
+    operations = sorted({name for counts in counted.values() for name in counts if name != "all"})
     rows: list[dict[str, Cell]] = [
         {"what": name}
         | {
@@ -63,13 +64,13 @@ def _calls(stacks: dict[str, Stack], scale: Scale) -> Table:
     ]
     notes = [
         "per grant, from the knock to its end; of the API's looks at the trail one",
-        f"not counted: {' and '.join(sorted(KEPT))}, which are kept for a minute",
+        f"not counted: {' and '.join(sorted(CACHED))}, which are kept for a minute",
     ]
     return Table("AWS calls of a grant, by store", rows, notes)
 
 
 def _count(stack: Stack, targets: list[str], scale: Scale) -> dict[str, float]:
-    """Count some grants from knock to end: what one comes to."""
+    """Count the AWS calls of some grants from knock to end; return the calls of one."""
     stack.ask("count")
     before = set(stack.running())
     for _ in range(scale.counted):
@@ -81,9 +82,9 @@ def _count(stack: Stack, targets: list[str], scale: Scale) -> dict[str, float]:
     sums: Counter[str] = Counter()
     for function, by_operation in stack.ask("counts")["calls"].items():
         for operation, times in by_operation.items():
-            if operation in LOOKS and function.endswith("-api"):
+            if operation in POLLS and function.endswith("-api"):
                 sums[operation] += scale.counted
-            elif operation not in KEPT:
+            elif operation not in CACHED:
                 sums[operation] += times
     sums["all"] = sum(sums.values())
-    return {what: times / scale.counted for what, times in sums.items()}
+    return {name: times / scale.counted for name, times in sums.items()}

@@ -1,17 +1,17 @@
 #!/bin/sh
 # knock.sh: knock for access with a POSIX shell and curl alone.
 #
-# The key comes from KNOCK_API_KEY or a file, and goes to curl on standard input: it is in no argument, so no
-# process list shows it. ~/.curlrc is not read, since a "verbose" there would print the key; proxies and
-# certificates come from the environment (https_proxy, CURL_CA_BUNDLE). An http URL, which can only be one of
-# this machine, goes through no proxy: that would be sent the key in clear.
+# The key comes from KNOCK_API_KEY or a file, and is passed to curl on standard input: as an argument it would be
+# in process lists. ~/.curlrc is not read, since "verbose" there would print the key; proxies and certificates come
+# from the environment (https_proxy, CURL_CA_BUNDLE). An http URL, which must be of this machine, is called without
+# a proxy, which would get the key in clear text.
 #
-# A key file may be read by others, which is said, but not be written by them. Container platforms mount secrets
-# as links to files that all may read (0444, 0644), so refusing those would only teach people to copy the key;
-# who can write a key file can have somebody else's door opened in one's name.
+# A key file that others can write is refused, since they could replace the key. One that others can read is used,
+# with a warning: container platforms mount secrets as links to files that all may read (0444, 0644), and a refusal
+# would only lead to copies of the key.
 #
-# What an answer holds is shown without control characters, and to a terminal without bytes beyond ASCII: what
-# answers may be a hotspot, or worse.
+# Text of an answer is printed without control characters, and on a terminal without bytes that are not ASCII: the
+# answer may come from a hotspot, or from a hostile server.
 # Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the API, 4 no room now. Of run: the command's.
 set -eu
 LC_ALL=C
@@ -51,13 +51,13 @@ examples:
 END
 }
 
-# say TEXT: on standard error; that it cannot be written changes nothing of what is done.
+# say TEXT: print a line to standard error. A failure is ignored.
 say() { printf 'knock.sh: %s\n' "$*" | printable >&2 || :; }
 
-# note TEXT: say what is no error; programs that asked for ids or JSON get none.
+# note TEXT: print a remark, but not with --quiet or --json.
 note() { [ -n "$json$quiet" ] || say "$*"; }
 
-# fail CODE NAME TEXT [MEMBERS]: end with an error, which is JSON where JSON was asked for.
+# fail CODE NAME TEXT [MEMBERS]: exit with an error, which is JSON with --json.
 fail() {
     if [ -n "$json" ]; then
         printf '{"error": "%s", "exit_code": %s, "detail": %s%s}\n' "$2" "$1" "$(quoted "$3")" "${4:-}" | printable >&2 || :
@@ -74,15 +74,15 @@ misused() {
 
 unset_up() { fail 2 ConfigurationError "$1"; }
 
-# Leave out control characters, and show bytes that are not ASCII as question marks.
+# Remove control characters, and print ? for bytes that are not ASCII.
 printable() { tr -d '\000-\010\013-\037\177' | tr '\200-\377' '?'; }
 
-# Print the API's JSON: to a terminal in what is safe there, to a program as it came.
+# Print the API's JSON: to a terminal in safe characters, else unchanged.
 print_json() {
     if [ -t 1 ]; then printf '%s\n' "$1" | printable; else printf '%s\n' "$1"; fi
 }
 
-# --- what to call, and with what key
+# --- the URL and the key
 
 find_access() {
     folder=${XDG_CONFIG_HOME:-${HOME:-}/.config}/knock
@@ -125,20 +125,20 @@ find_access() {
     case $key in
     *[!!-~]* | *\"* | *\\*) unset_up "the API key holds a character that no key has" ;;
     esac
-    unset KNOCK_API_KEY # no program that this one starts needs a copy; run gives it back to its command
+    unset KNOCK_API_KEY # started programs need no copy; run restores it for its command
 }
 
-# bare URL: without what people leave at its end.
+# bare URL: print it without a slash or /knock at its end.
 bare() {
     set -- "${1%/}"
     set -- "${1%/knock}"
     printf '%s' "$1"
 }
 
-# guard FILE: refuse one that somebody else can change. Links are followed.
+# guard FILE: exit with an error if other users can write it. Links are followed.
 guard() {
     [ -r "$1" ] || unset_up "$1 cannot be read by this user"
-    # A mode and an owner have no portable reader but ls; the name is not parsed.
+    # ls is the only portable way to read mode and owner; the file's name is not parsed.
     # shellcheck disable=SC2012
     owner=$(ls -ldLn -- "$1" | awk '{ print $3; exit }')
     # shellcheck disable=SC2012
@@ -148,9 +148,8 @@ guard() {
     [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ] || unset_up "$1 belongs to another user, who can change it"
 }
 
-# Print the header with the key, for curl's standard input. Where printf is a program, as in mksh and so on Android,
-# the key would be in its arguments: a here-document is in nobody's. Elsewhere it is not used, since some shells write
-# it to a file.
+# Print the header with the key, for curl's standard input. If printf is no builtin, as in mksh and so on Android, the
+# key would be in its arguments: then a here-document is used. Else it is not, since some shells write those to files.
 key_header() {
     case $(command -v printf) in
     printf) printf 'header = "x-api-key: %s"\n' "$key" ;;
@@ -162,7 +161,8 @@ END
     esac
 }
 
-# request METHOD PATH [BODY]: sets $status and $answer. Redirects are not followed: the key is for one host.
+# request METHOD PATH [BODY]: call the API; sets $status and $answer. Redirects are not followed: the key is for one
+# host.
 request() {
     method=$1 path=$2 proxies=''
     shift 2
@@ -170,7 +170,7 @@ request() {
     http:*) proxies=none ;;
     esac
     [ $# = 0 ] || set -- --header 'content-type: application/json' --data-raw "$1"
-    # -q must come first: it keeps ~/.curlrc out. What curl says may quote what answered, so it is made printable.
+    # -q, which ignores ~/.curlrc, must be first. curl's errors may quote the server, so they are made printable.
     answer=$(
         [ -z "$uninterrupted" ] || trap '' HUP INT TERM
         {
@@ -183,7 +183,7 @@ request() {
                     printf '\nfailed %s' "$?" >&4
             } | if [ -n "$json" ]; then cat >/dev/null; else printable >&2; fi
         } 4>&1 | tr -d '\000-\010\013-\037\177'
-    ) || : # interrupted: mksh would leave before the trap
+    ) || : # after an interruption, mksh would exit before the trap
     status=${answer##*"
 "}
     answer=${answer%"
@@ -207,10 +207,10 @@ unreached() {
     fail 3 AnswerLost "cannot reach the API at $url; whether it was done is not known: look with knock.sh ls; $1"
 }
 
-# not_knock WORDS: end with an answer that is not the Knock API's.
+# not_knock WORDS: exit with the error for an answer that is not the Knock API's.
 not_knock() { fail 3 UnexpectedAnswer "$url answered $1$(unsure)"; }
 
-# unsure: say what may be open after an answer that tells nothing: a proxy's, or a gateway's that did not wait.
+# unsure: print what may be open after an answer of a proxy, or of the gateway in place of a function.
 unsure() {
     case $method$status in
     POST2?? | POST5??)
@@ -219,7 +219,7 @@ unsure() {
     esac
 }
 
-# call METHOD PATH [BODY]: as request, but what is refused ends it.
+# call METHOD PATH [BODY]: as request, but exit with an error if the API refuses.
 call() {
     request "$@"
     case $status in
@@ -228,8 +228,7 @@ call() {
     esac
 }
 
-# no_room: whether the answer is that there is no room, in a pool, for a source or for a key: it comes back as
-# grants end.
+# no_room: whether the answer is that there is no room in a pool, for a source or for a key, until grants end.
 no_room() {
     [ "$status" = 409 ] || return 1
     case $(field type) in
@@ -238,21 +237,21 @@ no_room() {
     esac
 }
 
-# passing: whether the same knock may succeed later, and certainly opened nothing now.
+# passing: whether the same knock may succeed later, and has certainly opened nothing.
 passing() {
     case $status in
     429) [ -z "$(field grant_id)" ] ;;
     503)
         case $answer in
         *'"title"'* | *'"message"'*) [ -z "$(field grant_id)" ] ;;
-        *) return 1 ;; # a proxy's: what became of the knock is not known
+        *) return 1 ;; # of a proxy: the API may have got the knock
         esac
         ;;
     *) no_room ;;
     esac
 }
 
-# Print the name of a problem, as the errors of the Python client are called.
+# Print the name of the error that the Python client has for a problem.
 problem() {
     case $status in
     429) echo Throttled ;;
@@ -301,7 +300,7 @@ refused() {
     esac
 }
 
-# An id as the API makes it. Whatever else is said to be one goes into no file's name.
+# plain_id ID: whether it is an id as the API makes them, and so safe in a file's name.
 plain_id() {
     case $1 in
     '' | *[!A-Za-z0-9_-]*) return 1 ;;
@@ -309,10 +308,10 @@ plain_id() {
     [ "${#1}" -le 80 ]
 }
 
-# --- JSON, as much as is needed
+# --- JSON
 
-# Print every scalar of the JSON in $answer as "path value", one a line: targets.0.name bastion. Strings stay
-# escaped, except for \" \\ and \/, so no control character comes out; all of them do after "scalars raw".
+# scalars [raw]: print the scalars of the JSON in $answer as "path value", one a line: targets.0.name bastion. Escapes in
+# strings stay, but for \" \\ and \/ without "raw": so there are no control characters.
 scalars() {
     printf '%s\n' "$answer" | awk -v raw="${1:-}" '
     { text = text $0 " " }
@@ -352,10 +351,10 @@ scalars() {
     }'
 }
 
-# field PATH: its value in $answer, or nothing. It is cut where no value of the API's is as long.
+# field PATH: print its value in $answer, or nothing. It is cut at a length that the API's values do not have.
 field() { scalars | sed -n "s/^$1 //p" | sed 1q | printable | cut -c 1-2000; }
 
-# members PATH...: these of $answer, where it has them, as members of a JSON object.
+# members PATH...: print those that $answer has, as members of a JSON object.
 members() {
     for path in "$@"; do
         value=$(scalars raw | sed -n "s/^$path //p" | sed 1q | cut -c 1-2000)
@@ -363,9 +362,9 @@ members() {
     done
 }
 
-# Print the inside of the list "grants" in $answer on one line, and ":" with the cursor on the next; nothing when
-# there is no such list. All of it stays as the API wrote it. A record is what stands between two quotes, so that
-# no string has to be read character by character: pages are long.
+# Print the content of the list "grants" in $answer in a line, unchanged, and ":" with the cursor in the next; nothing if
+# there is no such list. awk's records are the texts between quotes, so that strings are not read character by
+# character: pages are long.
 page() {
     printf '%s\n' "$answer" | awk '
     BEGIN { RS = "\"" }
@@ -395,10 +394,10 @@ page() {
     END { if (found) printf "\n:%s\n", cursor }'
 }
 
-# Print a text as a JSON string. Control characters are refused before this.
+# Print a text as a JSON string. Control characters were refused before.
 quoted() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; 1s/^/"/; $s/$/"/'; }
 
-# Print a text as a part of a URL. Everything but letters, digits and - . _ ~ is escaped, byte by byte.
+# Print a text as a part of a URL. All bytes but letters, digits and - . _ ~ are escaped.
 escaped() {
     rest=$1
     while [ -n "$rest" ]; do
@@ -411,10 +410,10 @@ escaped() {
     done
 }
 
-# --- what was opened from here
+# --- the grants that were opened from here
 #
-# A file a grant, named by its id, with the API's URL and the grant's end in it. So any number of shells may open and
-# end at once without a lock. Lost or not writable, it costs a revoke without an id, and nothing else.
+# There is a file for each grant, with the API's URL in it; its name is the grant's id. So shells need no lock to open
+# and revoke at the same time. If a file is lost or cannot be written, `revoke` without an id does not know the grant.
 
 records() {
     case ${XDG_STATE_HOME:-} in
@@ -437,7 +436,7 @@ forget() {
     rm -f "$place/$1" 2>/dev/null || :
 }
 
-# Print the ids of what was opened from here through this API.
+# Print the ids of grants that were opened from here through this API.
 remembered() {
     place=$(records) || return 0
     for one in "$place"/*; do
@@ -449,7 +448,7 @@ remembered() {
 
 # --- the commands
 
-# nap SECONDS: sleep, but let a signal be acted on at once.
+# nap SECONDS: sleep, but handle signals at once.
 nap() {
     sleep "$1" <&- >/dev/null 2>&1 &
     sleeper=$!
@@ -457,7 +456,7 @@ nap() {
     kill "$sleeper" 2>/dev/null || :
 }
 
-# open_grant: knock, and wait until it is open; for room too, as long as --wait says. Sets $grant.
+# open_grant: knock, and wait until the grant is active; retry for --wait while there is no room. Sets $grant.
 open_grant() {
     body=
     if [ -n "$targets" ]; then body="\"targets\":[$targets]"; fi
@@ -477,7 +476,7 @@ open_grant() {
             ;;
         esac
         case $status in
-        2??) # a grant that failed: it opened nothing
+        2??) # the grant failed, and opened nothing
             [ "$waited" -lt "$wait" ] || fail 4 GrantNotOpened "grant $grant is failed: $why" "$(about_grant)"
             grant=
             ;;
@@ -491,8 +490,8 @@ open_grant() {
     done
 }
 
-# await_grant: whether the grant in $answer opens. One that failed for want of room may be asked for again; any
-# other end is an error. A look that is not answered changes nothing of what was asked for: the next one may be.
+# await_grant: wait until the grant in $answer is active. Gives 1 if it failed for want of room, and exits with an error
+# for any other end. A call without an answer is repeated.
 await_grant() {
     grant=$(field id)
     plain_id "$grant" || not_knock "with a grant that is none of the Knock API's"
@@ -514,7 +513,7 @@ await_grant() {
     fail 1 GrantNotOpened "grant $grant is $now_is${why:+: $why}" "$(about_grant)"
 }
 
-# look: ask for $grant again, and set $answer; or $failed and $code, to why there is none.
+# look: read $grant anew. Sets $answer, or $failed and $code to the error.
 look() {
     code=0
     told=$(print_grant 2>&1) || code=$?
@@ -526,7 +525,7 @@ look() {
     return 1
 }
 
-# print_grant: print the API's JSON of $grant, or why there is none. Made for a shell of its own.
+# print_grant: print the API's JSON of $grant, or exit with an error; to be run in a subshell.
 print_grant() {
     trap - EXIT
     json='' patience=10
@@ -535,7 +534,7 @@ print_grant() {
     printf '%s\n' "$answer"
 }
 
-# not_decided: the minute is up.
+# not_decided: exit with the error for a grant that was not active within a minute.
 not_decided() {
     set -- "look with knock.sh show $grant, end it with knock.sh revoke $grant"
     [ -n "$failed" ] || fail 1 GrantNotOpened "grant $grant is still pending after a minute: $1" "$(about_grant)"
@@ -571,7 +570,8 @@ show_opened() {
     fi
 }
 
-# run_command COMMAND...: the signals are caught first, so that from the first request on each way out ends the grant.
+# run_command COMMAND...: open, run the command, and revoke. Signals are caught before the first request, so that the
+# grant is revoked however the script ends.
 run_command() {
     case $1 in
     */*)
@@ -588,9 +588,9 @@ run_command() {
     open_grant
     [ -z "$caught" ] || exit "$caught"
     note "$(say_open)"
-    # A shell lets what it starts in the background ignore SIGINT. Where env cannot undo that, a command at a
-    # terminal runs in the foreground: Ctrl-C and a closed terminal reach it there, and what is sent to this shell
-    # alone waits for its end. Away from a terminal it gets SIGTERM in SIGINT's place.
+    # A shell starts background commands with SIGINT ignored. If env cannot restore it, a command at a terminal runs
+    # in the foreground: it gets Ctrl-C and a closed terminal there, and a signal to this shell alone takes effect
+    # after its end. Without a terminal, the command gets SIGTERM in place of SIGINT.
     reset=''
     if env --default-signal=INT,QUIT true 2>/dev/null; then reset='env --default-signal=INT,QUIT'; fi
     code=0
@@ -609,10 +609,15 @@ run_command() {
     exec 3<&-
     trap 'pass HUP' HUP
     trap 'pass TERM' TERM
-    # The terminal sends its SIGINT to the command by itself.
+    # The terminal sends SIGINT to the command as well.
     if [ -t 0 ]; then trap 'caught=130' INT; else trap 'pass INT' INT; fi
-    [ -z "$caught" ] || kill "$child" 2>/dev/null || :
-    # A signal ends the wait, not the command: wait until it is gone.
+    # Pass on what came before these traps were set.
+    case $caught in
+    129) pass HUP ;;
+    130) pass INT ;;
+    143) pass TERM ;;
+    esac
+    # A signal ends the wait, but not the command: wait again.
     while :; do
         caught='' code=0
         wait "$child" || code=$?
@@ -622,7 +627,7 @@ run_command() {
     exit "$code"
 }
 
-# The command's environment is the one that this script was given.
+# Restore the environment that this script was started with, for the command.
 give_back_key() {
     KNOCK_API_KEY=$given
     [ -z "$given" ] || export KNOCK_API_KEY
@@ -634,7 +639,7 @@ pass() {
     kill -s "$1" "$child" 2>/dev/null || :
 }
 
-# End what run opened. An answer that is lost is asked for again: twice is fine.
+# Revoke the grant of run. It is retried after a lost answer: revoking it again changes nothing.
 close_grant() {
     code=$?
     trap '' HUP INT TERM
@@ -653,9 +658,9 @@ close_grant() {
     exit "$code"
 }
 
-# others KIND WORDS: say, after the words, which other grants of the same principal and source are open to the
-# targets of the grant in $answer: to any of them (KIND is "any"), or to all and for longer ("sooner"). Those in
-# $named end by this very command. That the API cannot tell fails nothing: what was asked for is done.
+# others KIND WORDS: print, after the words, the other active grants of the same principal and source that open targets
+# of the grant in $answer: any of them (KIND is "any"), or all of them and for longer ("sooner"). Grants in $named are
+# left out, since this command revokes them. A failure is ignored.
 others() {
     this=$(scalars)
     path="/grants?limit=100&source=$(escaped "$(field source)")"
@@ -682,8 +687,8 @@ others() {
     ) | while IFS= read -r line; do note "$2$line"; done
 }
 
-# gather FILTER: sets $answer to all pages as one, in the shape of the API's answer, once the last is there: so what
-# is printed is whole. Should there be more than 100 pages, the cursor says so, as the API's does, and so does $after.
+# gather FILTER: read all pages of a list, and set $answer to one page with all grants. If there are more than 100 pages,
+# the page and $after have the cursor of the next one.
 gather() {
     filter=$1 grants='' after='' pages=0 most=100
     while [ "$pages" -lt "$most" ]; do
@@ -718,8 +723,8 @@ list_grants() {
     [ -z "$after" ] || fail 1 Incomplete "there are more grants than these, which are the newest"
 }
 
-# Print the ids of the key's own live grants, an operator's too: not everyone's. With --marked, those whose reason ends
-# so; a grant is listed a moment after it has begun.
+# Print the ids of the key's own live grants, also for an operator. With --marked, only of those whose reason ends with
+# the mark; it looks several times, since a grant is listed a moment after its start.
 own_ids() {
     call GET /whoami
     me=$(field principal.id)
@@ -747,8 +752,8 @@ own_ids() {
     [ -z "$own" ] || printf '%s\n' "$own"
 }
 
-# A refusal of one does not keep the others open; without an answer there is no point in going on. Of what was
-# opened from here, what has ended since and what is another key's is passed over.
+# Revoke grants. It goes on after a refusal, and stops if the API does not answer. Of the grants that were opened from
+# here, those that have ended and those of other keys are skipped.
 revoke_grants() {
     if [ -n "$all$mark" ]; then
         ids=$(own_ids) || exit "$?"
@@ -800,8 +805,8 @@ revoke_grants() {
     exit "$worst"
 }
 
-# end_one: end $id by a DELETE of $path, or tell the answer to one that was made. Exits with 9 when it was to end what
-# was opened from here, and that had ended already.
+# end_one: revoke $id with a DELETE of $path, which $from_here has made already, and print the result. Exits with 9 for a
+# grant that was opened from here, and had ended before.
 end_one() {
     [ -n "$from_here" ] || request DELETE "$path"
     case $status in
@@ -819,12 +824,12 @@ end_one() {
     fi
 }
 
-# command_of WORD: whether the first word is a command; one that is nearly one, or another program's, is no target.
-# A target of such a name is opened with "open" before it.
+# command_of WORD: whether the first word is a command. Exits with an error if it resembles one, or is another program's
+# name for one. A target of such a name is opened with "open" before it.
 command_of() {
     case $1 in
     open | run | ls | show | revoke | whoami) return 0 ;;
-    # What other programs call it; as in the Python client.
+    # Names of other programs for these commands, as in the Python client.
     help | usage) set -- "$1" --help ;;
     list | status | dir | grants | sl) set -- "$1" ls ;;
     close | end | stop | delete | rm | lock) set -- "$1" revoke ;;
@@ -885,8 +890,8 @@ main() {
     esac
     [ -z "$json" ] || [ -z "$quiet" ] || misused "--json and --quiet contradict each other: use one"
     targets='' duration='' reason='' source='' renews='' wait=0 all='' mark='' words=0 parted=''
-    # Words that are no options are put back behind the others: after the loop they are all that is left. Of run
-    # they are not: what is left is the command behind --.
+    # Words that are no options are appended again, so that only they are left after the loop. With run they are
+    # not: then the command after -- is left.
     count=$#
     while [ "$count" -gt 0 ]; do
         word=$1
@@ -992,7 +997,7 @@ set_family() {
     family=$1
 }
 
-# seconds TEXT: print a time like 90s, 5m or 1h in seconds. A bare number asks for its unit.
+# seconds TEXT: print a duration like 90s, 5m or 1h in seconds. A number without a unit is an error.
 seconds() {
     [ "$1" != 0 ] || set -- 0s
     case ${1%[smh]} in

@@ -1,1 +1,1 @@
-"""Knock on one machine: the same template, the same functions, on embedded parts. `python -m local up`."""
+"""Knock on one machine: the same template and functions, on an embedded AWS. `python -m local up`."""

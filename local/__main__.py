@@ -1,7 +1,7 @@
 """`python -m local up`: run Knock on this machine until Ctrl-C or SIGTERM.
 
 With `--json` the first line on standard output is one JSON object, printed once everything answers; without
-it, a page for a person. Standard output carries nothing else; what functions print goes to a log file, or
+it, a page for a person. Standard output carries nothing else; the functions' output goes to a log file, or
 with `--verbose` to standard error.
 """
 
@@ -27,7 +27,7 @@ from local.stack import KEYS, Options, Stack, StackError, Summary
 from local.stepfunctions_local import EngineNotFound
 from local.template import TemplateError
 
-STOPS_WITHIN = 4.5  # seconds; after that the process ends without waiting for anybody
+STOPS_WITHIN = 4.5  # seconds; after that the process is ended, stopped or not
 
 PAGE = """\
 Knock runs on this machine. Ctrl-C stops it, and nothing is kept.
@@ -57,7 +57,7 @@ are), and for `aws` to see what AWS's own consoles would show:
   aws stepfunctions list-executions --state-machine-arn {state_machine_arn}
 """
 
-LOOKS_EVERY = 0.25  # seconds
+POLL_SECONDS = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,22 +109,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     up.add_argument(
         "--verbose", action="store_true", help="print requests and what functions print to standard error"
     )
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        asked.plan = _plan(asked)
+        args.plan = _plan(args)
     except ValueError as error:
         up.error(str(error))
-    return _up(asked)
+    return _up(args)
 
 
-def _plan(asked: argparse.Namespace) -> Plan | None:
-    """Read how hostile AWS is to be; None is not at all. Raises ValueError."""
-    if asked.hostile is None and not asked.hostile_only:
+def _plan(args: argparse.Namespace) -> Plan | None:
+    """Read the plan of a hostile AWS; None where AWS is not to be hostile. Raises ValueError."""
+    if args.hostile is None and not args.hostile_only:
         return None
-    seed = asked.hostile or str(secrets.randbelow(1_000_000))
+    seed = args.hostile or str(secrets.randbelow(1_000_000))
     if not seed.isascii() or not seed.isdigit():
         raise ValueError(f"a seed is a number, not {seed!r}")
-    return Plan.of(int(seed), asked.hostile_only, asked.hostile_scale)
+    return Plan.of(int(seed), args.hostile_only, args.hostile_scale)
 
 
 def _port(text: str) -> int:
@@ -133,9 +133,9 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _up(asked: argparse.Namespace) -> int:
+def _up(args: argparse.Namespace) -> int:
     logging.basicConfig(
-        level=logging.INFO if asked.verbose else logging.WARNING, format="%(name)s: %(message)s"
+        level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
     for library in ("moto", "botocore", "urllib3"):
         logging.getLogger(library).setLevel(
@@ -145,7 +145,7 @@ def _up(asked: argparse.Namespace) -> int:
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         if stopping.is_set():
-            os._exit(130)  # asked twice
+            os._exit(130)  # the second signal
         stopping.set()
         if not ready:
             raise KeyboardInterrupt
@@ -155,13 +155,13 @@ def _up(asked: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     with tempfile.NamedTemporaryFile(prefix="knock-local-", suffix=".log") as log:
         options = Options(
-            port=asked.port,
-            aws_port=asked.aws_port,
-            duration=asked.duration,
-            engine=asked.engine,
-            store=asked.store,
-            output=2 if asked.verbose else log.fileno(),
-            hostile=asked.plan,
+            port=args.port,
+            aws_port=args.aws_port,
+            duration=args.duration,
+            engine=args.engine,
+            store=args.store,
+            output=2 if args.verbose else log.fileno(),
+            hostile=args.plan,
             furnished=True,
         )
         try:
@@ -169,8 +169,8 @@ def _up(asked: argparse.Namespace) -> int:
             ready = True
         except (StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded) as error:
             sys.stdout.flush()
-            print(f"The local stack cannot start: {error}{_another_port(error, asked)}", file=sys.stderr)
-            if isinstance(error, FunctionNotLoaded) and not asked.verbose:
+            print(f"The local stack cannot start: {error}{_another_port(error, args)}", file=sys.stderr)
+            if isinstance(error, FunctionNotLoaded) and not args.verbose:
                 sys.stderr.write(Path(log.name).read_text(errors="replace"))
             return 1
         except KeyboardInterrupt:
@@ -178,14 +178,14 @@ def _up(asked: argparse.Namespace) -> int:
         try:
             print(
                 json.dumps(stack.summary.as_json())
-                if asked.json
-                else _page(stack.summary, "standard error" if asked.verbose else log.name),
+                if args.json
+                else _page(stack.summary, "standard error" if args.verbose else log.name),
                 flush=True,
             )
             _calm_collector()
             # Python runs a signal's handler in this thread alone, and a signal that another thread has taken
-            # does not wake it: so it looks.
-            while not stopping.wait(LOOKS_EVERY):
+            # does not wake it. So this thread polls.
+            while not stopping.wait(POLL_SECONDS):
                 pass
         finally:
             _give_up_in(STOPS_WITHIN)
@@ -193,9 +193,9 @@ def _up(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _another_port(error: Exception, asked: argparse.Namespace) -> str:
-    """Say how to have another port, where the one asked for is taken."""
-    if not isinstance(error, PortInUse) or not (asked.port or asked.aws_port):
+def _another_port(error: Exception, args: argparse.Namespace) -> str:
+    """Name the option that picks a free port, where the port given is in use."""
+    if not isinstance(error, PortInUse) or not (args.port or args.aws_port):
         return ""
     return '. On any free port instead: make local ARGS="--port 0", or python -m local up --port 0.'
 
@@ -207,7 +207,7 @@ def _calm_collector() -> None:
 
 
 def _give_up_in(seconds: float) -> None:
-    """End the process, whatever it does then; its functions' processes end with it."""
+    """End the process after so many seconds; its functions' processes end with it."""
 
     def give_up() -> None:
         print(f"The local stack did not stop within {seconds} s, and was ended.", file=sys.stderr, flush=True)
@@ -219,26 +219,26 @@ def _give_up_in(seconds: float) -> None:
 
 
 def _hostile(summary: Summary) -> str:
-    """Say how hostile AWS is, with what has it so again."""
+    """Describe a hostile stack by the options that start the same one again."""
     if not (plan := summary.hostile):
         return ""
-    again = (
+    options = (
         f"--hostile {plan['seed']} --hostile-only {','.join(plan['rows'])} --hostile-scale {plan['scale']:g}"
     )
-    return f"  at its worst  {again}\n"
+    return f"  at its worst  {options}\n"
 
 
-def _may(tags: Mapping[str, str]) -> str:
-    """Say what a key may do, of the tags that say so."""
+def _rights(tags: Mapping[str, str]) -> str:
+    """Describe a key's rights, read from its tags."""
     targets = " and ".join(tags.get("knock:targets", "no target").split()).replace("@all", "every target")
-    said = [f"{targets} for {tags.get('knock:max-duration', 'no time')}"]
+    rights = [f"{targets} for {tags.get('knock:max-duration', 'no time')}"]
     if widths := tags.get("knock:any-source"):
-        said.append(f"for any source of {widths.replace(' ', ' or ')}")
+        rights.append(f"for any source of {widths.replace(' ', ' or ')}")
     if number := tags.get("knock:max-live"):
-        said.append(f"{number} grants at once")
+        rights.append(f"{number} grants at once")
     if tags.get("knock:operator") == "true":
-        said.append("sees and ends everyone's grants")
-    return ", ".join(said)
+        rights.append("sees and ends everyone's grants")
+    return ", ".join(rights)
 
 
 def _page(summary: Summary, log: str) -> str:
@@ -253,7 +253,7 @@ def _page(summary: Summary, log: str) -> str:
                 for name, target in summary.targets.items()
             ),
             "keys": "\n".join(
-                f"  {name:<{width}}  {value}  {_may(KEYS.get(name, {}))}"
+                f"  {name:<{width}}  {value}  {_rights(KEYS.get(name, {}))}"
                 for name, value in summary.keys.items()
             ),
             "alice": summary.keys["alice"],

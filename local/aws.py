@@ -1,9 +1,9 @@
-"""The embedded AWS: moto, mended, holding what the template says.
+"""The embedded AWS: moto, mended, with the template's resources.
 
-`Embedded` puts the mends in place and wires the parts that moto leaves apart: Step Functions' tasks and
-EventBridge's targets run the stack's functions, and so does Lambda's own API. `deploy` then makes, through
-the AWS API like anybody else, everything of the template that a client could look at. moto's state is one for
-the whole process, so there can be one `Embedded` at a time; making one begins with an empty AWS.
+`Embedded` installs the mends and connects the services that moto does not: Step Functions' tasks and
+EventBridge's targets run the stack's functions, and so does Lambda's own API. `deploy` then creates, through
+the AWS API as any client would, every resource of the template that a client can see. moto's state belongs to
+the process, so there is one `Embedded` at a time; creating it empties AWS.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from local.template import Place, TemplateError
 __all__ = ["Client", "Embedded", "deploy", "make_tables"]
 
 Client = Callable[..., Any]
-"""Makes a boto3 client of a service: `client("ec2")`, `client("sdb", region="us-east-1")`."""
+"""Creates a boto3 client of a service: `client("ec2")`, `client("sdb", region="us-east-1")`."""
 
 
 class Embedded:
@@ -58,15 +58,15 @@ class Embedded:
     ) -> None:
         """Mend moto in this process and empty it.
 
-        `start_elsewhere` starts what EventBridge's rules start, where executions run on an engine outside.
+        `start_elsewhere` starts executions for EventBridge's rules, where another engine runs them.
         """
         self._place = place
         self._clock = clock
         self._runtime = runtime
-        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # they take a while
+        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # loading them is slow
         default_user_config["lambda"] = {"use_docker": False}
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
-        setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could ask it
+        setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy; else any web page could call it
         simpledb.install()
         dynamodb.install()
         ec2.install()
@@ -101,13 +101,13 @@ class Embedded:
                     yield Caller(key.id, key.value, limits)
 
     def schedule(self, rule: EventRule) -> None:
-        """Run a scheduled rule's targets by the stack's clock."""
-        found = re.fullmatch(r"rate\((\d+) (minute|hour|day)s?\)", rule.schedule or "")
-        if found is None:
+        """Run a scheduled rule's targets on the stack's clock, from one period from now on."""
+        rate = re.fullmatch(r"rate\((\d+) (minute|hour|day)s?\)", rule.schedule or "")
+        if rate is None:
             raise TemplateError(f"{rule.name} runs at {rule.schedule}; the local stack knows only rate(…).")
         every = (
-            int(found[1])
-            * {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}[found[2]]
+            int(rate[1])
+            * {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}[rate[2]]
         )
 
         def run() -> None:
@@ -130,22 +130,22 @@ class Embedded:
         self._clock.at(self._clock.now() + every, run)
 
     def stop(self) -> None:
-        """Drop executions and deliveries under way. The second time does nothing."""
+        """Drop running executions and undelivered events. A second call does nothing."""
         self.deliveries.shutdown()
         if self.engine:
             self.engine.shutdown()
 
     def _reserved(self, name: str) -> int | None:
-        found = lambda_simple_backends[self._place.account][self._place.region].get_function(name)
-        return None if found.reserved_concurrency is None else int(found.reserved_concurrency)
+        function = lambda_simple_backends[self._place.account][self._place.region].get_function(name)
+        return None if function.reserved_concurrency is None else int(function.reserved_concurrency)
 
 
 class _Dispatcher(werkzeug_app.DomainDispatcherApplication):
-    """Sends each call to its service; which that is by its host is found once a host.
+    """Sends each call to its service, which is looked up once for each host.
 
-    moto lists its own folder for every call, twice, and holds a lock meanwhile: 300 looks at the disk, two
-    thirds of a call's time, and everybody else waits. Most services have one address for all operations, "/",
-    and what Flask adds to a call of those, contexts, signals and a route, takes a quarter of the time left.
+    moto lists its own folder twice for every call, under a lock: 300 disk accesses, two thirds of a call's
+    time, while all other calls wait. Most services have one address, "/", for all operations; for these
+    Flask's contexts, signals and routing, which take a quarter of the rest of the time, are left out.
     """
 
     get_backend_for_host = functools.lru_cache(maxsize=256)(
@@ -170,18 +170,18 @@ class _Dispatcher(werkzeug_app.DomainDispatcherApplication):
 
 @functools.cache
 def _at_root(app: Flask) -> Callable[..., Any]:
-    """Find what answers a POST to "/" in a service's application: what moto has wrapped for Flask."""
+    """Find the callback for a POST to "/" in a service's application, under moto's wrapper for Flask."""
     endpoint, _ = app.url_map.bind("").match("/", "POST")
     view: Any = app.view_functions[endpoint]  # moto's convert_to_flask_response
-    answers: Callable[..., Any] = view.callback
-    return answers
+    callback: Callable[..., Any] = view.callback
+    return callback
 
 
 def _lambda_api(runtime: Runtime) -> Callable[..., bytes]:
     def invoke(
-        self: Any, function_name: str, qualifier: str | None, body: Any, headers: Any, answer: Any
+        self: Any, function_name: str, qualifier: str | None, body: Any, headers: Any, response_headers: Any
     ) -> bytes:
-        """Invoke, in its three kinds; moto 5.2.5 answers with the payload itself."""
+        """Answer Invoke, for its three invocation types; moto 5.2.5 returns the payload it was sent."""
         name = self.get_function(function_name, qualifier).function_name
         payload = body if isinstance(body, bytes) else (body or "{}").encode()
         kind = headers.get("X-Amz-Invocation-Type", "RequestResponse")
@@ -196,9 +196,9 @@ def _lambda_api(runtime: Runtime) -> Callable[..., bytes]:
             if error.code == "ResourceNotFoundException":
                 raise UnknownFunctionException(function_name) from error
             raise _refusal(error) from error
-        answer["x-amz-executed-version"] = "$LATEST"
+        response_headers["x-amz-executed-version"] = "$LATEST"
         if result.function_error:
-            answer["x-amz-function-error"] = result.function_error
+            response_headers["x-amz-function-error"] = result.function_error
         return result.payload
 
     return invoke
@@ -228,14 +228,14 @@ def _limits(plan: Any) -> UsageLimits:
 
 
 def deploy(stack: Deployment, client: Client, *, state_machines: bool) -> None:
-    """Make what the template says; `state_machines` says whether those too, or another engine has them."""
+    """Create the template's resources; its state machines only where the embedded engine runs them."""
     for domain in stack.domains:
         client("sdb", region=domain.region).create_domain(DomainName=domain.name)
     if stack.tables:
         make_tables(stack.tables, client("dynamodb"))
     for queue in stack.queues:
         client("sqs").create_queue(QueueName=queue.name, Attributes=dict(queue.attributes))
-    roles = iam_backends[stack.place.account][stack.place.partition]  # a client of IAM is slow to make
+    roles = iam_backends[stack.place.account][stack.place.partition]  # creating a client of IAM is slow
     for role in stack.roles:
         roles.create_role(role.name, json.dumps(role.trust), "/", None, "", [], "3600")
     _deploy_functions(stack.functions, client("lambda"))
@@ -252,7 +252,7 @@ def deploy(stack: Deployment, client: Client, *, state_machines: bool) -> None:
 
 
 def make_tables(tables: Iterable[Table], dynamodb: Any) -> None:
-    """Make DynamoDB tables, empty, through a client."""
+    """Create empty DynamoDB tables through a client."""
     for table in tables:
         dynamodb.create_table(TableName=table.name, **table.definition)
         if table.backed_up:
@@ -296,13 +296,13 @@ def _zip(directory: Path) -> bytes:
 
 def _deploy_rules(rules: Iterable[EventRule], events_: Any) -> None:
     for rule in rules:
-        what = (
+        trigger = (
             {"EventPattern": json.dumps(rule.pattern)}
             if rule.pattern
             else {"ScheduleExpression": rule.schedule}
         )
         state = "ENABLED" if rule.enabled else "DISABLED"
-        events_.put_rule(Name=rule.name, State=state, Description=rule.description, **what)
+        events_.put_rule(Name=rule.name, State=state, Description=rule.description, **trigger)
         events_.put_targets(Rule=rule.name, Targets=[dict(target) for target in rule.targets])
 
 
@@ -330,15 +330,15 @@ def _deploy_api(stack: Deployment, apigateway: Any) -> None:
         **({"quota": quota} if plan.quota is not None else {}),
     )
     for key in stack.keys:
-        made = apigateway.create_api_key(name=key.name, enabled=key.enabled, tags=dict(key.tags))
+        created = apigateway.create_api_key(name=key.name, enabled=key.enabled, tags=dict(key.tags))
         if key.in_plan:
-            apigateway.create_usage_plan_key(usagePlanId=plan.id, keyId=made["id"], keyType="API_KEY")
+            apigateway.create_usage_plan_key(usagePlanId=plan.id, keyId=created["id"], keyType="API_KEY")
 
 
 def _resource(apigateway: Any, api: str, resources: dict[str, str], path: str) -> str:
-    """Return the id of an API's resource, made with those above it where they are missing."""
+    """Return the id of an API's resource; create it and its parents where they are missing."""
     if path not in resources:
-        above, _, part = path.rpartition("/")
-        parent = _resource(apigateway, api, resources, above or "/")
+        parent_path, _, part = path.rpartition("/")
+        parent = _resource(apigateway, api, resources, parent_path or "/")
         resources[path] = apigateway.create_resource(restApiId=api, parentId=parent, pathPart=part)["id"]
     return resources[path]

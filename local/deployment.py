@@ -1,8 +1,8 @@
-"""What a local stack is made of: the template's resources, read for what they mean on one machine.
+"""The parts of a local stack: the template's resources, as far as they mean something on one machine.
 
 Every resource of the template is either here or on `local.template.NO_LOCAL_EFFECT`, and of the resources
 that are here every property is either read or named as one that changes nothing: anything else is a
-TemplateError. So a change of the template is a change of the local stack, or an error, and never nothing.
+TemplateError. So every change of the template changes the local stack or is an error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _READ = {
 
 @dataclass(frozen=True)
 class Function:
-    """A Lambda function: what its process needs to be as Lambda makes it."""
+    """A Lambda function: its settings, as far as they matter to its process and its queue."""
 
     logical_id: str
     name: str
@@ -65,7 +65,7 @@ class Function:
     reserved: int | None = None  # concurrency
     retries: int = 2  # of an Event invocation, after the first attempt
     max_event_age: int = 21600  # seconds an Event invocation may wait in the queue
-    on_failure: str | None = None  # the ARN of where an Event invocation that failed for good goes
+    on_failure: str | None = None  # the ARN that gets an Event invocation which failed for good
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,20 @@ class Route:
 
 @dataclass(frozen=True)
 class RestApi:
-    """The API: its stage, its routes, and what it answers by itself where the template changes that."""
+    """The API: its stage, its routes, its throttle, and the gateway responses that the template changes."""
 
     id: str
     name: str
     stage: str
     routes: tuple[Route, ...]
-    stage_variables: Mapping[str, str] = field(default_factory=dict)
-    rate: float | None = None  # requests a second to one method by everybody; None is unlimited
+    rate: float | None = None  # requests a second to one method, of all keys together; None is unlimited
     burst: int | None = None
     responses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    binary_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class UsagePlan:
-    """What a key attached to it may do; None is unlimited."""
+    """The limits of each key that is attached to it; None is unlimited."""
 
     id: str
     name: str
@@ -115,7 +113,7 @@ class UsagePlan:
 
 @dataclass(frozen=True)
 class Key:
-    """An API key that the template itself makes."""
+    """An API key that the template itself creates."""
 
     name: str
     enabled: bool
@@ -166,7 +164,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Table:
-    """A DynamoDB table: what CreateTable takes of it, and whether it keeps backups of every moment."""
+    """A DynamoDB table: its arguments of CreateTable, and whether it has point-in-time recovery."""
 
     logical_id: str
     name: str
@@ -175,7 +173,7 @@ class Table:
 
 
 class Deployment:
-    """The parts of one stack. Making it reads them all, so it raises every TemplateError there is."""
+    """The parts of one stack. All are read on creation, which so raises every TemplateError."""
 
     def __init__(self, template: Template) -> None:
         """Read the resolved template."""
@@ -194,12 +192,12 @@ class Deployment:
         self.state_machines = tuple(self._state_machines())
         self.event_rules = tuple(self._event_rules())
         self.queues = tuple(self._queues())
-        self.alarms = tuple(dict(one.properties) for one in template.all("AWS::CloudWatch::Alarm"))
+        self.alarms = tuple(dict(alarm.properties) for alarm in template.all("AWS::CloudWatch::Alarm"))
         self.domains = tuple(self._domains())
         self.tables = tuple(self._tables())
 
     def output(self, name: str) -> str:
-        """Give an output of the stack; raise TemplateError when the template has no such."""
+        """Return an output of the stack; raise TemplateError when the template does not have it."""
         if name not in self._template.outputs:
             raise TemplateError(
                 f"The template has no output {name}, which the local stack tells its clients."
@@ -211,7 +209,7 @@ class Deployment:
             config.properties["FunctionName"]: config
             for config in self._template.all("AWS::Lambda::EventInvokeConfig")
         }
-        # CloudFormation alone runs these, for the template's custom resources.
+        # Only CloudFormation invokes these, for the template's custom resources.
         service_tokens = {
             resource.properties["ServiceToken"]
             for resource in self._template.resources.values()
@@ -264,12 +262,14 @@ class Deployment:
             on_failure=queueing.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination"),
         )
 
-    def _path(self, resource: Resource, what: str, bucket: Any, key: Any) -> Path:
+    def _path(self, resource: Resource, property_name: str, bucket: Any, key: Any) -> Path:
         if bucket != CODE_BUCKET:
-            raise TemplateError(f"{resource.logical_id} has no {what} that is a local path.")
+            raise TemplateError(f"{resource.logical_id} has no {property_name} that is a local path.")
         path: Path = self._template.path.parent / key
         if not path.exists():
-            raise TemplateError(f"{resource.logical_id} has the {what} {key}, and there is no {path}.")
+            raise TemplateError(
+                f"{resource.logical_id} has the {property_name} {key}, and there is no {path}."
+            )
         return path
 
     def _roles(self) -> Iterator[Role]:
@@ -279,31 +279,25 @@ class Deployment:
     def _rest_api(self) -> RestApi:
         api = self._template.one("AWS::ApiGateway::RestApi")
         api.sets_only(
-            "ApiKeySourceType", "BinaryMediaTypes", "Body", "Description", "EndpointConfiguration", "Name",
-            "Parameters", "Tags",
+            "ApiKeySourceType", "Body", "Description", "EndpointConfiguration", "Name", "Parameters", "Tags",
         )  # fmt: skip
         if api.properties.get("ApiKeySourceType", "HEADER") != "HEADER":
             raise TemplateError(f"{api.logical_id} takes keys from an authorizer, and not from x-api-key.")
         stage = self._template.one("AWS::ApiGateway::Stage")
         stage.sets_only(
             "AccessLogSetting", "DeploymentId", "Description", "MethodSettings", "RestApiId", "StageName",
-            "Tags", "TracingEnabled", "Variables",
+            "Tags", "TracingEnabled",
         )  # fmt: skip
         rate, burst = _stage_throttle(stage)
         body = api.properties["Body"]
-        binary = body.get(
-            "x-amazon-apigateway-binary-media-types", api.properties.get("BinaryMediaTypes", [])
-        )
         return RestApi(
             id=api.ref,
             name=api.properties.get("Name") or body["info"]["title"],
             stage=stage.name,
             routes=tuple(_routes(api.logical_id, body)),
-            stage_variables=stage.properties.get("Variables", {}),
             rate=rate,
             burst=burst,
             responses=body.get("x-amazon-apigateway-gateway-responses", {}),
-            binary_types=tuple(binary),
         )
 
     def _usage_plan(self) -> UsagePlan:
@@ -389,13 +383,13 @@ class Deployment:
             )
 
     def _domains(self) -> Iterator[Domain]:
-        """Read the domains, which the setup function makes on AWS."""
+        """Read the domains, which the setup function creates on AWS."""
         for domain in self._template.all("Custom::Domain"):
             domain.sets_only("Name", "Nearest", "Region", "ServiceTimeout", "ServiceToken")
             yield Domain(domain.name, domain.attributes["Region"])
 
     def _tables(self) -> Iterator[Table]:
-        taken = (
+        arguments = (
             "AttributeDefinitions",
             "BillingMode",
             "DeletionProtectionEnabled",
@@ -404,13 +398,13 @@ class Deployment:
             "Tags",
         )
         for table in self._template.all("AWS::DynamoDB::Table"):
-            table.sets_only(*taken, "PointInTimeRecoverySpecification")
+            table.sets_only(*arguments, "PointInTimeRecoverySpecification")
             properties = table.properties
             recovery = properties.get("PointInTimeRecoverySpecification", {})
             yield Table(
                 table.logical_id,
                 table.name,
-                {name: properties[name] for name in taken if name in properties},
+                {name: properties[name] for name in arguments if name in properties},
                 recovery.get("PointInTimeRecoveryEnabled", False),
             )
 
@@ -428,19 +422,24 @@ def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:
                 raise TemplateError(
                     f"{where} is no Lambda proxy integration, the only kind the local front has."
                 )
-            wanted = {name for one in operation.get("security", body.get("security", [])) for name in one}
-            for name in wanted:
+            required = {
+                name
+                for alternative in operation.get("security", body.get("security", []))
+                for name in alternative
+            }
+            for name in required:
                 scheme = schemes.get(name, {})
                 if (scheme.get("in"), scheme.get("name")) != ("header", "x-api-key"):
                     raise TemplateError(
                         f"{where} wants the authorizer {name}; the local front knows API keys only."
                     )
-            yield Route(method.upper(), path, bool(wanted), function[1])
+            yield Route(method.upper(), path, bool(required), function[1])
 
 
 def _stage_throttle(stage: Resource) -> tuple[float | None, int | None]:
-    """Read what everybody together may ask of one method."""
-    throttled = [one for one in stage.properties.get("MethodSettings", []) if "ThrottlingRateLimit" in one]
+    """Read the stage's throttle: rate and burst of each method, for all keys together."""
+    method_settings = stage.properties.get("MethodSettings", [])
+    throttled = [settings for settings in method_settings if "ThrottlingRateLimit" in settings]
     if not throttled:
         return None, None
     settings = throttled[0]

@@ -1,16 +1,16 @@
-"""What moto's DynamoDB lacks: a write that is whole or none, and one of many attributes.
+"""Mends of moto's DynamoDB: atomic writes, and updates of many attributes.
 
 moto reads an item, tests its condition and changes it in place, in as many threads as there are requests. So
-two writers could both find the same condition to hold, and a reader could find an item half written. On AWS a
-write of one item is one step
-(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/HowItWorks.ReadConsistency.html); here one
-request is answered at a time.
+the same condition could hold for two writers, and a reader could read a half-written item. On AWS a write of
+one item is atomic
+(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/HowItWorks.ReadConsistency.html); here
+requests are answered one at a time.
 
-moto also leaves what an update had changed before it failed, and the item that it made for it; here it is
-taken back.
+moto keeps the changes that a failed update had made so far, and the item it had created for the update; here
+both are undone.
 
-moto copies an update's syntax tree, which is as deep as there are attributes, some frames each. So the 252 of
-the largest ledger were too many for Python, while AWS's limit is an expression of 4 KB.
+moto copies an update's syntax tree by recursion, some frames for each attribute. So an update of the largest
+ledger's 252 attributes reached Python's recursion limit, while AWS limits an expression to 4 KB.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _lock = threading.RLock()
 def install() -> None:
     """Mend moto in this process, before a mock or a server starts.
 
-    Calling it again changes nothing; nothing takes it back.
+    A second call changes nothing. The mends cannot be undone.
     """
     if DynamoHandler.call_action is not _one_at_a_time:
         DynamoHandler.call_action = _one_at_a_time  # type: ignore[method-assign]
@@ -45,7 +45,7 @@ def install() -> None:
 def _locked(call: Callable[[DynamoHandler], Any]) -> Callable[[DynamoHandler], Any]:
     @functools.wraps(call)
     def locked(handler: DynamoHandler) -> Any:
-        with _lock:  # the answer is written within it too: it is made of the items themselves
+        with _lock:  # held while the answer is serialized too, which reads the stored items
             before = sys.getrecursionlimit()
             sys.setrecursionlimit(max(before, DEEP))
             try:

@@ -1,18 +1,18 @@
 """EC2 security group rules as EC2 keeps them, on moto.
 
-moto 5.2.5 adds the permissions of one call one after the other, so a call that fails has done half its work
-and a call that works names only the last permission's rules; it counts IPv4 and IPv6 together, compares CIDRs
-as text, takes any port, protocol and description, and does not page. This module replaces AuthorizeSecurity-
+moto 5.2.5 adds the permissions of a call one by one, so a call that fails has added some of its rules, and a
+call that succeeds names only the last permission's rules; it counts IPv4 and IPv6 together, compares CIDRs as
+text, accepts any port, protocol and description, and does not page. This module replaces AuthorizeSecurity-
 GroupIngress, RevokeSecurityGroupIngress, ModifySecurityGroupRules, DescribeSecurityGroupRules and Describe-
-SecurityGroups, and leaves the rules where moto keeps them, so all the rest shows the same. Each function's
-docstring says what is mended;
-`tests/local/test_ec2.py` proves each, and fails when a new moto makes it needless.
+SecurityGroups, and leaves the rules where moto keeps them, so moto's other operations see them too. Each
+function's docstring names its mend; `tests/local/test_ec2.py` proves each, and fails when a new moto makes it
+needless.
 
 Facts are from each operation's page in https://docs.aws.amazon.com/AWSEC2/latest/APIReference/, its page of
 error codes (errors-overview.html), and https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
 (the quota).
 
-One lock holds for every change of a rule: calls happen one after the other, whole.
+One lock guards every change of a rule, so each call is atomic.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _plain_method_names = utils.method_names_from_class
 
 
 def install(*, rules_per_group: int = RULES_PER_GROUP) -> None:
-    """Mend moto's security group rules in this process; called again, only the quota changes."""
+    """Mend moto's security group rules in this process. A second call changes the quota only."""
     global _rules_per_group
     _rules_per_group = rules_per_group
     for owner, name, mended in (
@@ -84,12 +84,12 @@ def install(*, rules_per_group: int = RULES_PER_GROUP) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Permission:
-    """What makes a rule the same rule: protocol, ports and peer. Its description and tags do not."""
+    """The identity of a rule: protocol, ports and peer. Description and tags are no part of it."""
 
     protocol: str
     from_port: int | None
     to_port: int | None
-    family: str  # CidrIp, CidrIpv6, or what else a rule may name: GroupId, PrefixListId
+    family: str  # CidrIp, CidrIpv6, GroupId or PrefixListId
     peer: str
 
     @classmethod
@@ -108,7 +108,7 @@ class _Permission:
 
     @property
     def counts(self) -> set[str]:
-        """The address families whose quota it takes from; a group or a prefix list takes from both."""
+        """The address families whose quota it counts against: both, for a group or a prefix list."""
         return {self.family} if self.family in ("CidrIp", "CidrIpv6") else {"CidrIp", "CidrIpv6"}
 
     def __str__(self) -> str:
@@ -119,36 +119,39 @@ class _Permission:
 
 
 def _authorize(self: Any) -> str:
-    """Add all the rules of a call or none, and name every one.
+    """Add all the rules of a call or none, and name each of them in the answer.
 
-    moto adds until something fails, and answers with the rules of the last permission.
+    moto adds rules until one fails, and answers with the rules of the last permission.
     """
     self.error_on_dryrun()
     tags = _tags(self)
     with _changing:
         group = _group(self)
-        wanted = _permissions(self)
-        there = {_Permission.of(rule) for rule in group.ingress_rules}
-        for permission in wanted:
-            if permission in there:
+        requested = _permissions(self)
+        present = {_Permission.of(rule) for rule in group.ingress_rules}
+        for permission in requested:
+            if permission in present:
                 raise EC2ClientError(
                     "InvalidPermission.Duplicate", f'the specified rule "{permission}" already exists'
                 )
         for family in ("CidrIp", "CidrIpv6"):
-            if sum(family in one.counts for one in (*there, *wanted)) > _rules_per_group and any(
-                family in one.counts for one in wanted
-            ):
+            present_count = sum(family in permission.counts for permission in present)
+            added_count = sum(family in permission.counts for permission in requested)
+            if added_count and present_count + added_count > _rules_per_group:
                 raise RulesPerSecurityGroupLimitExceededError
-        added = [_new_rule(self.ec2_backend, group, one, kept, tags) for one, kept in wanted.items()]
+        added = [
+            _new_rule(self.ec2_backend, group, permission, peer, tags)
+            for permission, peer in requested.items()
+        ]
         group.ingress_rules = [*group.ingress_rules, *added]
         shown = [_shown(rule) for rule in added]
     return _answer("AuthorizeSecurityGroupIngress", {"return": True, "securityGroupRuleSet": shown})
 
 
 def _new_rule(
-    backend: Any, group: SecurityGroup, permission: _Permission, kept: dict[str, Any], tags: dict[str, str]
+    backend: Any, group: SecurityGroup, permission: _Permission, peer: dict[str, Any], tags: dict[str, str]
 ) -> SecurityGroupRule:
-    peer = {"ip_range": None, "source_group": None, "prefix_list_id": None, **kept}
+    peer = {"ip_range": None, "source_group": None, "prefix_list_id": None, **peer}
     return SecurityGroupRule(
         backend,
         permission.protocol,
@@ -162,11 +165,11 @@ def _new_rule(
 
 
 def _revoke(self: Any) -> str:
-    """Remove all the rules of a call or none, with their tags, and name every one.
+    """Remove all the rules of a call or none, with their tags, and name each of them in the answer.
 
-    moto forgets no tags, calls an unknown rule id InvalidPermission.NotFound, and of several permissions
-    removes those before the first that is not there. EC2 says nothing about a permission that is not there
-    when the group is in a default VPC; here it is always an error, the harder case.
+    moto keeps the tags, answers InvalidPermission.NotFound for an unknown rule id, and of several permissions
+    removes those before the first unknown one. In a default VPC EC2 ignores an unknown permission; here it is
+    always an error, the harder case.
     """
     self.error_on_dryrun()
     ids = self._get_param("SecurityGroupRuleIds", [])
@@ -174,30 +177,30 @@ def _revoke(self: Any) -> str:
         group = _group(self)
         if ids:
             by_id = {rule.id: rule for rule in group.ingress_rules}
-            gone = {rule_id: by_id.get(_well_formed(rule_id)) for rule_id in ids}
-            for rule_id, rule in gone.items():
+            named = {rule_id: by_id.get(_well_formed(rule_id)) for rule_id in ids}
+            for rule_id, rule in named.items():
                 if rule is None:
                     raise InvalidSecurityGroupRuleIdNotFoundError(rule_id)
-            removed = [rule for rule in gone.values() if rule]
+            removed = [rule for rule in named.values() if rule]
         else:
-            there = {_Permission.of(rule): rule for rule in group.ingress_rules}
+            present = {_Permission.of(rule): rule for rule in group.ingress_rules}
             try:
-                removed = [there[permission] for permission in _permissions(self)]
+                removed = [present[permission] for permission in _permissions(self)]
             except KeyError as error:
                 raise InvalidPermissionNotFoundError from error
         shown = [{**_shown(rule), "referencedGroupId": rule.source_group.get("GroupId")} for rule in removed]
-        ended = {rule.id for rule in removed}
-        group.ingress_rules = [rule for rule in group.ingress_rules if rule.id not in ended]
-        for rule_id in ended:
+        removed_ids = {rule.id for rule in removed}
+        group.ingress_rules = [rule for rule in group.ingress_rules if rule.id not in removed_ids]
+        for rule_id in removed_ids:
             self.ec2_backend.tags.pop(rule_id, None)
     return _answer("RevokeSecurityGroupIngress", {"return": True, "revokedSecurityGroupRuleSet": shown})
 
 
 def _modify(self: Any) -> str:
-    """Change what rules allow, all of a call or none; their ids and tags stay.
+    """Change all the rules of a call or none; their ids and tags stay.
 
-    moto takes any port and any CIDR as it is typed, passes over an id that is not there, and lets two rules
-    of a group become the same one.
+    moto accepts any port and any CIDR as it is written, ignores an unknown id, and lets two rules of a group
+    become equal.
     """
     self.error_on_dryrun()
     with _changing:
@@ -226,9 +229,9 @@ def _modify(self: Any) -> str:
     return _answer("ModifySecurityGroupRules", {"return": True})
 
 
-def _changed(self: Any, asked: dict[str, Any]) -> tuple[_Permission, dict[str, Any]]:
-    """Read the rule that another is to become; it names one peer, where a permission names lists of them."""
-    description = {"Description": asked["Description"]} if "Description" in asked else {}
+def _changed(self: Any, request: dict[str, Any]) -> tuple[_Permission, dict[str, Any]]:
+    """Read the new value of a rule; it names a single peer, where a permission names lists of peers."""
+    description = {"Description": request["Description"]} if "Description" in request else {}
     lists = {
         "CidrIpv4": ("IpRanges", "CidrIp"),
         "CidrIpv6": ("Ipv6Ranges", "CidrIpv6"),
@@ -236,22 +239,23 @@ def _changed(self: Any, asked: dict[str, Any]) -> tuple[_Permission, dict[str, A
         "PrefixListId": ("PrefixListIds", "PrefixListId"),
     }
     part: dict[str, Any] = {
-        name: asked[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in asked
+        name: request[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in request
     }
-    named = [name for name in lists if name in asked]
+    named = [name for name in lists if name in request]
     if len(named) != 1:
         raise _invalid("A rule names one CIDR block, security group or prefix list")
     plural, singular = lists[named[0]]
     traffic = _traffic(part)
-    ((family, peer, kept),) = _peers(self, {plural: [{singular: asked[named[0]], **description}]})
-    return _Permission(*traffic, family, peer), kept
+    ((family, peer, stored_peer),) = _peers(self, {plural: [{singular: request[named[0]], **description}]})
+    return _Permission(*traffic, family, peer), stored_peer
 
 
 def _describe(self: Any) -> str:
     """Return rules in pages, by id, group and tags; an unknown id or filter is an error.
 
-    moto has no pages and copies every rule of the region to look for one group's. The pages are in the order
-    of the rules' ids, so rules that come and go between two pages neither hide nor repeat others.
+    moto has no pages and copies every rule of the region to find those of one group. The pages are in the
+    order of the rules' ids, so a rule that is added or removed between two pages neither hides nor repeats
+    another.
     """
     self.error_on_dryrun()
     ids = [_well_formed(rule_id) for rule_id in self._get_param("SecurityGroupRuleIds", [])]
@@ -269,9 +273,9 @@ def _describe(self: Any) -> str:
     tests = [_test(self.ec2_backend, name, values) for name, values in filters.items()]
     rules = [rule for rule in _rules(self.ec2_backend, filters) if all(test(rule) for test in tests)]
     if ids:
-        there = {rule.id for rule in _rules(self.ec2_backend, {})}
+        present = {rule.id for rule in _rules(self.ec2_backend, {})}
         for rule_id in ids:
-            if rule_id not in there:
+            if rule_id not in present:
                 raise InvalidSecurityGroupRuleIdNotFoundError(rule_id)
         rules = [rule for rule in rules if rule.id in ids]
     after = _after(self._get_param("NextToken"))
@@ -284,9 +288,9 @@ def _describe(self: Any) -> str:
 
 
 def _describe_groups(self: Any) -> str:
-    """Return groups in pages; an id that is not there or none is an error that names it.
+    """Return groups in pages; an unknown or malformed id is an error that names it.
 
-    moto has no pages, names all ids of a call where one is not there, and takes 0.2 ms a rule to write it.
+    moto has no pages, names all ids of a call where one is unknown, and takes 0.2 ms a rule to write it.
     """
     self.error_on_dryrun()
     ids = self._get_param("GroupIds", [])
@@ -294,18 +298,20 @@ def _describe_groups(self: Any) -> str:
     for group_id in (*ids, *filters.get("group-id", [])):
         if not is_valid_security_group_id(group_id):
             raise _malformed_group(group_id)
-    there = {group.id for groups in list(self.ec2_backend.groups.values()) for group in list(groups.values())}
+    present = {
+        group.id for groups in list(self.ec2_backend.groups.values()) for group in list(groups.values())
+    }
     for group_id in ids:
-        if group_id not in there:
+        if group_id not in present:
             raise InvalidSecurityGroupNotFoundError(group_id)
     size = self._get_int_param("MaxResults")
     if size is not None and size not in _PAGE_SIZES:
         raise _invalid(
             f"Value ( {size} ) for parameter maxResults is invalid. Expecting a value from 5 to 1000."
         )
-    found = self.ec2_backend.describe_security_groups(ids, self._get_param("GroupNames", []), filters)
+    matches = self.ec2_backend.describe_security_groups(ids, self._get_param("GroupNames", []), filters)
     after = _after(self._get_param("NextToken"))
-    groups = sorted((group for group in found if group.id > after), key=lambda group: str(group.id))
+    groups = sorted((group for group in matches if group.id > after), key=lambda group: str(group.id))
     page = groups[:size]
     more = len(page) < len(groups)
     token = base64.urlsafe_b64encode(page[-1].id.encode()).decode() if more else None
@@ -314,7 +320,7 @@ def _describe_groups(self: Any) -> str:
 
 
 def _shown_group(group: SecurityGroup) -> dict[str, Any]:
-    """Describe a group in the names of EC2's XML."""
+    """Describe a group with the element names of EC2's XML."""
     backend = group.ec2_backend
     return {
         "ownerId": group.owner_id,
@@ -332,12 +338,16 @@ def _shown_group(group: SecurityGroup) -> dict[str, Any]:
 def _shown_permissions(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
     shown: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
     for rule in rules:
-        one = _Permission.of(rule)
-        ports = {} if one.from_port is None else {"fromPort": one.from_port, "toPort": one.to_port}
-        permission = shown.setdefault(
-            (one.protocol, one.from_port, one.to_port),
+        permission = _Permission.of(rule)
+        ports = (
+            {}
+            if permission.from_port is None
+            else {"fromPort": permission.from_port, "toPort": permission.to_port}
+        )
+        described = shown.setdefault(
+            (permission.protocol, permission.from_port, permission.to_port),
             {
-                "ipProtocol": one.protocol,
+                "ipProtocol": permission.protocol,
                 **ports,
                 "groups": [],
                 "ipRanges": [],
@@ -345,15 +355,15 @@ def _shown_permissions(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
                 "prefixListIds": [],
             },
         )
-        said = rule.ip_range or rule.source_group or rule.prefix_list_id or {}
-        description = said.get("Description") if isinstance(said, dict) else None
-        user = rule.source_group.get("UserId") if one.family == "GroupId" else None
-        place, name = _PLACES[one.family]
-        permission[place].append({"userId": user, name: one.peer, "description": description})
+        peer = rule.ip_range or rule.source_group or rule.prefix_list_id or {}
+        description = peer.get("Description") if isinstance(peer, dict) else None
+        user = rule.source_group.get("UserId") if permission.family == "GroupId" else None
+        element, name = _PEER_ELEMENTS[permission.family]
+        described[element].append({"userId": user, name: permission.peer, "description": description})
     return list(shown.values())
 
 
-_PLACES = {
+_PEER_ELEMENTS = {
     "CidrIp": ("ipRanges", "cidrIp"),
     "CidrIpv6": ("ipv6Ranges", "cidrIpv6"),
     "GroupId": ("groups", "groupId"),
@@ -362,17 +372,17 @@ _PLACES = {
 
 
 def _do_resources_exist(self: EC2Backend, resource_ids: list[str]) -> bool:
-    """Refuse to tag a rule that is not there; moto tags any id that looks like a rule's."""
+    """Refuse to tag an unknown rule; moto tags any id that has the form of a rule's."""
     rule_ids = [resource_id for resource_id in resource_ids if get_prefix(resource_id) == "sgr"]
-    there = {rule.id for rule in _rules(self, {})} if rule_ids else set()
+    present = {rule.id for rule in _rules(self, {})} if rule_ids else set()
     for rule_id in rule_ids:
-        if rule_id not in there:
+        if rule_id not in present:
             raise InvalidSecurityGroupRuleIdNotFoundError(rule_id)
     return _plain_do_resources_exist(self, resource_ids)
 
 
 def _get_tags(self: Any) -> list[dict[str, str]]:
-    """Return a resource's own tags; moto looks through every tag of the region, with a pattern each."""
+    """Return a resource's own tags; moto matches a pattern against every tag of the region."""
     return [
         {
             "resource_id": self.id,
@@ -390,7 +400,7 @@ def _ec2_methods() -> list[str]:
 
 
 def _method_names(clazz: type) -> list[str]:
-    """List the operations of EC2 once; moto looks through its 700 methods for every call, 1 ms each."""
+    """List EC2's operations once; moto lists the class's 700 methods for every call, 1 ms each."""
     return _ec2_methods() if clazz is EC2Response else _plain_method_names(clazz)
 
 
@@ -399,15 +409,19 @@ def _tags_of(backend: Any, resource_id: str) -> dict[str, str]:
 
 
 def _rules(backend: Any, filters: dict[str, list[str]]) -> Iterator[SecurityGroupRule]:
-    wanted = filters.get("group-id")
+    group_ids = filters.get("group-id")
     for groups in list(backend.groups.values()):
-        chosen = list(groups.values()) if wanted is None else [groups[one] for one in wanted if one in groups]
+        chosen = (
+            list(groups.values())
+            if group_ids is None
+            else [groups[group_id] for group_id in group_ids if group_id in groups]
+        )
         for group in chosen:
             yield from itertools.chain(group.egress_rules, group.ingress_rules)
 
 
 def _test(backend: Any, name: str, values: list[str]) -> Callable[[SecurityGroupRule], bool]:
-    """Return what a filter asks of a rule (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSecurityGroupRules.html)."""
+    """Return the test that a filter makes of a rule (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSecurityGroupRules.html)."""
     match = re.compile("|".join(f"(?:{simple_aws_filter_to_re(value)})" for value in values)).fullmatch
     if name == "group-id":
         for value in values:
@@ -434,7 +448,7 @@ def _after(token: str | None) -> str:
 
 
 def _group(self: Any) -> SecurityGroup:
-    """Find the group a call names. moto takes a name for an id, and knows no malformed ids here."""
+    """Find the group a call names. moto accepts a name as an id, and any text as an id."""
     group_id, name = self._get_param("GroupId"), self._get_param("GroupName")
     if group_id is not None:
         if not is_valid_security_group_id(group_id):
@@ -446,34 +460,34 @@ def _group(self: Any) -> SecurityGroup:
         raise MissingParameterError("groupName or groupId")
     if group is None:
         raise InvalidSecurityGroupNotFoundError(group_id or name)
-    found: SecurityGroup = group
-    return found
+    named_group: SecurityGroup = group
+    return named_group
 
 
 def _permissions(self: Any) -> dict[_Permission, dict[str, Any]]:
-    """Read the rules a call names, each with what moto keeps of its peer, description included."""
+    """Read the rules a call names, each with its peer as moto stores it, description included."""
     parts = self._get_param("IpPermissions", []) or [self._get_params()]
-    found: dict[_Permission, dict[str, Any]] = {}
+    permissions: dict[_Permission, dict[str, Any]] = {}
     for part in parts:
         protocol, from_port, to_port = _traffic(part)
-        for family, peer, kept in _peers(self, part):
+        for family, peer, stored_peer in _peers(self, part):
             permission = _Permission(protocol, from_port, to_port, family, peer)
-            if permission in found:
+            if permission in permissions:
                 raise _invalid("The same permission must not appear multiple times")
-            found[permission] = kept
-    if not found:
+            permissions[permission] = stored_peer
+    if not permissions:
         raise MissingParameterError("ipPermissions")
-    return found
+    return permissions
 
 
 def _traffic(part: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """Read protocol and ports; moto takes any number for a port and any word for a protocol."""
-    given = part.get("IpProtocol")
-    if given is None:
+    """Read protocol and ports; moto accepts any number as a port and any word as a protocol."""
+    protocol_name = part.get("IpProtocol")
+    if protocol_name is None:
         raise _invalid(
             "Invalid value 'null' for protocol. VPC security group rules must specify protocols explicitly."
         )
-    protocol = _PROTOCOLS.get(str(given).lower(), str(given).lower())
+    protocol = _PROTOCOLS.get(str(protocol_name).lower(), str(protocol_name).lower())
     from_port, to_port = part.get("FromPort"), part.get("ToPort")
     if protocol in ("tcp", "udp"):
         return protocol, *_ports(from_port, to_port)
@@ -484,7 +498,7 @@ def _traffic(part: dict[str, Any]) -> tuple[str, int | None, int | None]:
                 raise _invalid(f"ICMP {word} ({value}) out of range")
         return protocol, kind, code
     if protocol != "-1" and not (protocol.isdecimal() and int(protocol) <= 255):
-        raise _invalid(f"Invalid value '{given}' for IP protocol. Unknown protocol.")
+        raise _invalid(f"Invalid value '{protocol_name}' for IP protocol. Unknown protocol.")
     return (protocol, None, None) if protocol == "-1" else (protocol, -1, -1)
 
 
@@ -502,18 +516,18 @@ def _ports(from_port: int | None, to_port: int | None) -> tuple[int, int]:
 def _peers(self: Any, part: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     ranges = [*part.get("IpRanges", []), *part.get("Ipv6Ranges", [])]
     ranges += [{key: part[key]} for key in ("CidrIp", "CidrIpv6") if key in part]
-    for given in ranges:
-        family = "CidrIp" if "CidrIp" in given else "CidrIpv6"
-        cidr = _canonical(given.get(family, ""), 4 if family == "CidrIp" else 6)
-        yield family, cidr, {"ip_range": {family: cidr, **_description(given)}}
-    for given in self.ec2_backend._add_source_group(part.get("UserIdGroupPairs", []), None):
-        yield "GroupId", given["GroupId"], {"source_group": {**given, **_description(given)}}
-    for given in part.get("PrefixListIds", []):
-        yield "PrefixListId", given["PrefixListId"], {"prefix_list_id": given}
+    for peer in ranges:
+        family = "CidrIp" if "CidrIp" in peer else "CidrIpv6"
+        cidr = _canonical(peer.get(family, ""), 4 if family == "CidrIp" else 6)
+        yield family, cidr, {"ip_range": {family: cidr, **_description(peer)}}
+    for peer in self.ec2_backend._add_source_group(part.get("UserIdGroupPairs", []), None):
+        yield "GroupId", peer["GroupId"], {"source_group": {**peer, **_description(peer)}}
+    for peer in part.get("PrefixListIds", []):
+        yield "PrefixListId", peer["PrefixListId"], {"prefix_list_id": peer}
 
 
 def _canonical(cidr: str, version: int) -> str:
-    """Write a CIDR as EC2 does: 203.0.113.9/24 is 203.0.113.0/24. moto compares what was typed."""
+    """Write a CIDR as EC2 does: 203.0.113.9/24 is 203.0.113.0/24. moto compares it as it was sent."""
     address, _, prefix = cidr.partition("/")
     try:
         network = ipaddress.ip_network(cidr, strict=False)
@@ -524,9 +538,9 @@ def _canonical(cidr: str, version: int) -> str:
     return str(network)
 
 
-def _description(given: dict[str, Any]) -> dict[str, str]:
-    """Take a rule's description, up to 255 characters of EC2's set; moto takes anything."""
-    description = given.get("Description")
+def _description(peer: dict[str, Any]) -> dict[str, str]:
+    """Take a rule's description, up to 255 characters of EC2's set; moto accepts anything."""
+    description = peer.get("Description")
     if description is None:
         return {}
     if not _DESCRIPTION.fullmatch(description):
@@ -565,7 +579,7 @@ def _well_formed(rule_id: str) -> str:
 
 
 def _shown(rule: SecurityGroupRule) -> dict[str, Any]:
-    """Describe a rule in the names of EC2's XML."""
+    """Describe a rule with the element names of EC2's XML."""
     backend = rule.ec2_backend
     peer = rule.source_group.get("GroupId")
     return {

@@ -1,8 +1,8 @@
-"""The AWS endpoint of the local stack: moto's services at one address, with a place to watch and to break.
+"""The AWS endpoint of the local stack: moto's services at one address, where calls can be watched and broken.
 
-Everything any program asks of AWS here passes through `Endpoint`: the functions, the engine from outside, the
-AWS CLI. Tests and measurements see each call there, with the function that made it (its access key says so),
-and may delay it, answer in AWS's place, or lose the answer after AWS has acted:
+Every AWS call passes through `Endpoint`, whether from a function, from an engine outside this process or from
+the AWS CLI. Tests and measurements see each call there, with the function that made it (named by its access
+key), and may delay it, answer in AWS's place, or lose the answer after AWS has acted:
 
     def lose_answers(call: Call, forward: Forward) -> Answer:
         answer = forward()
@@ -11,7 +11,7 @@ and may delay it, answer in AWS's place, or lose the answer after AWS has acted:
     with endpoint.watched_by(lose_answers):
         ...
 
-Without a watcher a call costs nothing more than moto's own time.
+Without a watcher a call takes moto's own time only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call is answered with."""
+    """The answer to a call."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -58,15 +58,15 @@ class Answer:
 
 
 Forward = Callable[..., Answer]
-"""Lets the call through, to the next watcher or to AWS. The first watcher there is may pass another body of
-the same service's, and have its answer: a call of its own."""
+"""Sends the call on, to the next watcher or to AWS, and returns the answer. The last watcher before AWS may
+pass another body, of the same service: that makes a call of its own."""
 
 Watcher = Callable[[Call, Forward], Answer]
-"""Sees a call; answers with what `forward` answers, or otherwise. Called from many threads at once."""
+"""Sees a call; returns the answer of `forward`, or another. Called from many threads at once."""
 
 
 def failure(call: Call, code: str, message: str = "injected by a test", status: int = 500) -> Answer:
-    """Make the error answer that `call`'s service would give, in its own protocol."""
+    """Build the error answer of `call`'s service, in its own protocol."""
     if call.service in _XML_ERRORS:
         body = _XML_ERRORS[call.service].format(code=escape(code), message=escape(message))
         return Answer(status, [("Content-Type", "text/xml")], body.encode())
@@ -85,7 +85,7 @@ _XML_ERRORS = {
 
 
 class Endpoint:
-    """A WSGI application that hands each call to moto, past whoever watches."""
+    """A WSGI application that hands each call to moto, through the watchers."""
 
     def __init__(self, aws: WsgiApp, step_functions: Watcher | None = None) -> None:
         """Serve `aws`; `step_functions` takes the calls to Step Functions, where another engine runs them."""
@@ -96,14 +96,14 @@ class Endpoint:
 
     @contextmanager
     def watched_by(self, watcher: Watcher) -> Iterator[None]:
-        """Have every call pass `watcher`; the last one named sees it first."""
+        """Pass every call through `watcher`; the last watcher added sees it first."""
         with self._lock:
             self._watchers = (watcher, *self._watchers)
         try:
             yield
         finally:
             with self._lock:
-                self._watchers = tuple(other for other in self._watchers if other is not watcher)
+                self._watchers = tuple(each for each in self._watchers if each is not watcher)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Answer one call."""

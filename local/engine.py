@@ -1,21 +1,21 @@
-"""Step Functions on moto's interpreter, mended where it lies.
+"""Step Functions on moto's interpreter, mended where it differs from AWS.
 
-moto 5.2.5 executes the States Language for real, but it waits in naive local time, keeps two threads
-for every execution, forgets what StopExecution was told, tells nobody when a status changes, and
-accepts definitions and names that AWS refuses. This module mends that in the running process and
-leaves the interpreter itself alone. Each mend's docstring says what moto does, what AWS does and
-where that is written; `tests/local/test_engine.py` proves each one, and fails when a new moto makes
-it needless or breaks it.
+moto 5.2.5 executes the States Language, but it waits in naive local time, keeps two threads for every
+execution, drops the error and cause given to StopExecution, publishes no status changes, and accepts
+definitions and names that AWS refuses. This module mends that in the running process and leaves the
+interpreter itself alone. Each mend's docstring says what moto does, what AWS does and which page says
+so; `tests/local/test_engine.py` proves each mend, and fails when a new moto makes it needless or
+breaks it.
 
-**How executions run.** All of them run on one thread, each as a greenlet that is parked while its
-execution waits: in a Wait state, before a retry, and while a function answers. So an execution that
-waits costs a few kilobytes, and a thousand that end in one second do not fight for the interpreter's
-lock. What blocks (calling a function; Parallel, Map and service integrations, which stay on moto's
-own threads) is done elsewhere. Everything that changes an execution happens on the one thread, in
-order; that is why StopExecution can answer when the execution has really ended.
+**How executions run.** All of them run on one thread, the engine's, each as a greenlet that is parked
+while its execution waits: in a Wait state, before a retry, and while a function runs. So an execution
+that waits costs a few kilobytes, and a thousand that end in one second do not compete for the
+interpreter's lock. Blocking work (calling a function; Parallel, Map and service integrations, which
+stay on moto's own threads) runs on other threads. Every change of an execution is made on the engine's
+thread, in order; so StopExecution can answer after the execution has ended.
 Decided against: moto's threads with a longer switch interval (two threads an execution, and a lag of
-seconds when a thousand end together), and an interpreter of our own (the point is to test the
-definition with a reading of the language that is not ours).
+seconds when a thousand end together), and an interpreter of our own (the definition is to be tested
+against a reading of the language that is not ours).
 
     engine = install(invoke)             # invoke(function_arn, payload) -> InvocationResult
     engine.clock.advance(timedelta(hours=8))
@@ -38,6 +38,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet._greenlet import enable_optional_cleanup  # the package re-exports it without a type
 from moto.stepfunctions.parser.api import ExecutionStatus, HistoryEventType
 from moto.stepfunctions.parser.asl.component.common.error_name.error_equals_decl import ErrorEqualsDecl
 from moto.stepfunctions.parser.asl.component.common.error_name.error_name import ErrorName
@@ -87,7 +88,7 @@ Publish = Callable[[str, str, dict[str, Any]], None]
 """Puts an event on the default bus: the account, the region, the event as EventBridge delivers it."""
 
 
-# seconds; https://docs.aws.amazon.com/lambda/latest/dg/configuration-timeout.html, and some to answer
+# seconds; https://docs.aws.amazon.com/lambda/latest/dg/configuration-timeout.html, and some seconds to answer
 _LONGEST_INVOCATION = 960
 
 # bytes; https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html
@@ -97,11 +98,11 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class _Interrupted(BaseException):
-    """Thrown into an execution that was stopped or ran out of time; passes moto's `except Exception`."""
+    """Thrown into an execution that was stopped or timed out; no Exception, so moto does not catch it."""
 
 
 class _Run(greenlet):
-    """One execution under way; touched on the engine's thread only, and parked there between steps."""
+    """A running execution. It runs on the engine's thread only, and is parked there between steps."""
 
     def __init__(self, engine: Engine, execution: Any) -> None:
         super().__init__(self._live)
@@ -118,7 +119,7 @@ class _Run(greenlet):
         try:
             self.execution.exec_worker._execution_logic()
         except Exception as error:
-            # A fault of the engine, not of the definition. The execution must not look alive for ever.
+            # A fault of the engine, not of the definition. The execution must not stay RUNNING for ever.
             log.exception("%s failed in the engine itself", self.execution.exec_arn)
             self.execution.stop_date = self.engine.clock.now()
             self.execution.error, self.execution.cause = "States.Runtime", repr(error)
@@ -126,7 +127,7 @@ class _Run(greenlet):
             self.engine.ended(self.execution)
 
     def follow(self, program: Any) -> None:
-        """Evaluate the definition to its end, interruption or timeout, and record how it ended."""
+        """Evaluate the definition until it ends, is interrupted or times out, and record how it ended."""
         if program.timeout_seconds:
             self.engine.clock.at(
                 self.execution.start_date + timedelta(seconds=program.timeout_seconds.timeout_seconds),
@@ -135,7 +136,7 @@ class _Run(greenlet):
         try:
             program._eval_body(self.env)
         except _Interrupted:
-            program._eval_body(self.env)  # no longer running, so this only records how it ended
+            program._eval_body(self.env)  # not RUNNING any more, so this only records the end
 
     def sleep_until(self, when: datetime) -> None:
         """Park until a time on the engine's clock."""
@@ -144,7 +145,7 @@ class _Run(greenlet):
         self._answer(timer.cancel)
 
     def call(self, work: Callable[[], Any], seconds: float) -> Any:
-        """Park while a worker does the work; raise what it raises, or `EvalTimeoutError` in due time."""
+        """Park while a worker does the work; raise its error, or `EvalTimeoutError` after `seconds`."""
         turn = self._turn
         # A task without a timeout has moto's default of three years: the timer would outlive the process.
         timer = self.engine.clock.after(
@@ -155,7 +156,7 @@ class _Run(greenlet):
         return self._answer(timer.cancel)
 
     def call_at_length(self, work: Callable[[], Any]) -> Any:
-        """Park while a thread of its own does work that may take as long as a grant."""
+        """Park while a new thread does work that may take as long as a grant lasts."""
         turn = self._turn
         threading.Thread(target=lambda: self._report(turn, work), name="state", daemon=True).start()
         return self._answer(lambda: None)
@@ -172,12 +173,12 @@ class _Run(greenlet):
     def _report(self, turn: int, work: Callable[[], Any]) -> None:
         try:
             answer = work()
-        except Exception as error:  # noqa: BLE001 - carried to the execution, which decides
+        except Exception as error:  # noqa: BLE001 - raised in the execution
             answer = error
         self.engine.post(lambda: self._resume(turn, answer))
 
     def _resume(self, turn: int, answer: Any) -> None:
-        # What comes for a turn that is over (an answer after the timeout or the stop) wakes nobody.
+        # An answer to a turn that is over (after a timeout or a stop) is dropped.
         if self._turn == turn and not self.dead:
             self.switch(answer)
 
@@ -187,18 +188,18 @@ class _Run(greenlet):
         finally:
             self._turn += 1
 
-    def _answer(self, done: Callable[[], None]) -> Any:
+    def _answer(self, clean_up: Callable[[], None]) -> Any:
         try:
             answer = self._park()
         finally:
-            done()
+            clean_up()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
 class Engine:
-    """Runs the executions of this process. Made by `install`."""
+    """Runs the executions of this process. Created by `install`."""
 
     def __init__(self, invoke: Invoke, clock: Clock, publish: Publish, workers: int) -> None:
         self.invoke = invoke
@@ -223,14 +224,14 @@ class Engine:
         self._wait_for(lambda: self._drop(lambda e: (e.account_id, e.region_name) == (account, region)))
 
     def begin(self, execution: Any) -> None:
-        """Let an execution run."""
+        """Start an execution."""
         if not self._thread.is_alive():
             raise RuntimeError("the engine was shut down; call local.engine.install again")
         self.announce(execution)
         self.post(lambda: self._begin(execution))
 
     def stop(self, execution: Any, error: str | None, cause: str | None) -> None:
-        """End an execution as ABORTED; return when it has ended. One that has ended stays as it is."""
+        """End an execution as ABORTED; return when it has ended. Does nothing after it has ended."""
 
         def stop() -> None:
             if run := self._runs.get(execution):
@@ -239,7 +240,7 @@ class Engine:
         self._wait_for(stop)
 
     def catch_up(self) -> None:
-        """Return when all that was begun until now has made its first step."""
+        """Return when every execution started so far has made its first step."""
         self._wait_for(lambda: None)
 
     def ended(self, execution: Any) -> None:
@@ -251,20 +252,20 @@ class Engine:
         self.publish(execution.account_id, execution.region_name, _status_change(execution))
 
     def post(self, job: Callable[[], None]) -> None:
-        """Have a job done on the engine's thread, in order."""
+        """Queue a job for the engine's thread, which runs jobs in order."""
         self._jobs.put(job)
 
     def _wait_for(self, job: Callable[[], None]) -> None:
-        done = threading.Event()
+        finished = threading.Event()
 
         def finish() -> None:
             try:
                 job()
             finally:
-                done.set()
+                finished.set()
 
         self.post(finish)
-        while self._thread.is_alive() and not done.wait(0.1):
+        while self._thread.is_alive() and not finished.wait(0.1):
             pass
 
     def _begin(self, execution: Any) -> None:
@@ -292,23 +293,26 @@ def install(
 ) -> Engine:
     """Mend moto's Step Functions in this process and start an engine that runs its executions.
 
-    `invoke` is called for every Lambda task, at most `workers` times at once. Called again, it replaces the
-    engine; the one before is shut down. Works for `mock_aws` and for a moto server in this process.
+    `invoke` is called for every Lambda task, at most `workers` times at once. A second call shuts the engine
+    down and starts another. Works for `mock_aws` and for a moto server in this process.
     """
     global _engine
     if "_engine" in globals():
         _engine.shutdown()
+    # When a thread ends, greenlet searches all objects for leaked frames: it holds the interpreter's lock for
+    # 30 ms, and for longer than a stack may take to stop where thousands of executions have run.
+    enable_optional_cleanup(False)
     _engine = Engine(invoke, clock or Clock(), publish or (lambda *_: None), workers)
     _mend()
     return _engine
 
 
 def calm_collector() -> None:
-    """Spare a process its long garbage collections; for the process that serves, once it is ready.
+    """Avoid long garbage collections in a process that serves; called once it is ready.
 
-    moto, botocore and the parser leave half a million objects behind, and a full collection looks at each: it
-    stops every execution for 0.3 s, just when many end together. What is there now is kept for good, and full
-    collections become rare: the last of 1,000 tasks that are due together starts 0.2 s late instead of 0.5 s.
+    moto, botocore and the parser leave half a million objects, and a full collection visits each: it stops
+    every execution for 0.3 s, and it comes when many end together. Present objects are exempt from now on,
+    and full collections rare: the last of 1,000 tasks due together starts 0.2 s late instead of 0.5 s.
     """
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
@@ -343,7 +347,7 @@ def _mend() -> None:
         setattr(owner, name, mended)
 
 
-# moto's own, kept for what is not mended in them
+# moto's own functions, which the mends call
 _plain_to_history_output = Execution.to_history_output
 _plain_eval_program = Program.eval
 _plain_evaluate_with_timeout = ExecutionState._evaluate_with_timeout
@@ -353,24 +357,24 @@ _parsed_path = {module: functools.cache(module.parse) for module in (json_path, 
 
 
 def _current_run() -> _Run | None:
-    """Return the execution whose greenlet this is; None on a thread of moto's own (Parallel, Map)."""
+    """Return the execution that is running here; None on one of moto's own threads (Parallel, Map)."""
     current = getcurrent()
     return current if isinstance(current, _Run) else None
 
 
 @functools.lru_cache(maxsize=256)
 def _program(definition: str) -> Any:
-    """Parse a definition once. A program holds nothing of an execution, so executions can share it."""
+    """Parse a definition once. A program has no state of an execution, so executions can share it."""
     return AmazonStateLanguageParser.parse(definition)[0]
 
 
 def _entrypoint(self: Any) -> Any:
-    """Take the parsed definition; moto parses it again for every execution, 5 to 10 ms each."""
+    """Return the parsed definition; moto parses it again for every execution, 5 to 10 ms each."""
     return _program(self._evaluation_details.state_machine_details.definition)
 
 
 def _copied(value: Any) -> Any:
-    """Copy a JSON value, or where a program stands, as `copy.deepcopy` does, at a tenth of its cost.
+    """Copy a JSON value or a `ProgramState` as `copy.deepcopy` does, at a tenth of its cost.
 
     moto copies every state's input and output some thirty times over an execution's life.
     """
@@ -391,8 +395,8 @@ def _start(self: Any) -> None:
 def _stop(self: Any, stop_date: object, error: str | None, cause: str | None) -> None:  # noqa: ARG001 - moto's
     """End the execution before StopExecution answers, with its error and cause.
 
-    moto throws both away, waits for a task that runs, and fails when the execution has not been parsed yet.
-    On AWS a function that runs goes on, and its result is dropped
+    moto drops both, waits for a running task, and fails when the execution has not been parsed yet. On AWS a
+    function that is running goes on, and its result is dropped
     (https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution.html).
     """
     _engine.stop(self, error, cause)
@@ -437,9 +441,9 @@ def _terminated(self: Any) -> None:
             status = ExecutionStatus.FAILED
         case ProgramTimedOut():
             status = ExecutionStatus.TIMED_OUT
-    # Threads of an interrupted Parallel may still report; what comes after the end is no history.
+    # Threads of an interrupted Parallel may still report; AWS adds no events after the end.
     env.event_manager.add_event = lambda *_, **__: 0
-    execution.exec_status = status  # last: who sees it sees the rest
+    execution.exec_status = status  # last: a reader who sees it sees the rest too
     _engine.ended(execution)
 
 
@@ -448,8 +452,8 @@ def _sleep_until(env: Any, when: datetime) -> None:
         run.sleep_until(when)
         return
     while env.is_running() and (left := (when - _engine.clock.now()).total_seconds()) > 0:
-        # A branch of Parallel or Map, on a thread of moto's: the interruption is a pulse that can be missed,
-        # and the clock may be moved, so it looks again twice a second.
+        # A branch of Parallel or Map, on one of moto's threads: it can miss the event of an interruption, and
+        # the clock may be moved, so it checks both twice a second.
         env.program_state_event.wait(min(left, 0.5))
 
 
@@ -462,8 +466,8 @@ def _wait_timestamp(self: Any, env: Any) -> None:
     """Wait until an absolute time, exactly.
 
     moto takes the difference to local time without a zone and cuts it to whole seconds, so it is wrong in
-    every zone but UTC and up to 1 s early; and it lets a value that is no text end in a TypeError. AWS takes
-    RFC 3339 and cuts its milliseconds; anything else fails the execution with States.Runtime
+    every zone but UTC and up to 1 s early; and it raises TypeError for a value that is no string. AWS takes
+    RFC 3339 and cuts its milliseconds; any other value fails the execution with States.Runtime
     (https://docs.aws.amazon.com/step-functions/latest/dg/state-wait.html).
     """
     self.string.eval(env=env)
@@ -478,7 +482,7 @@ _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:
 
 
 def _parse_timestamp(text: object) -> datetime | None:
-    """Read a timestamp to the second; None when it is none. moto refuses offsets, which RFC 3339 has."""
+    """Read a timestamp to the second; None for any other value. moto refuses the offsets of RFC 3339."""
     if not isinstance(text, str) or not (parts := _TIMESTAMP.fullmatch(text)):
         return None
     try:
@@ -504,7 +508,7 @@ def _retry(self: Any, env: Any) -> None:
 
 
 def _error_equals(self: Any, env: Any) -> None:
-    """Let no Retry or Catch take what AWS lets none take; moto's States.ALL takes everything.
+    """Match only the errors that AWS lets a Retry or Catch match; moto's States.ALL matches every error.
 
     States.ALL catches neither States.DataLimitExceeded nor States.Runtime, and the latter "will always cause
     the execution to fail" (https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html).
@@ -518,14 +522,14 @@ def _error_equals(self: Any, env: Any) -> None:
 
 
 def _log_quietly(self: Any, **failure: Exception) -> None:
-    """Say at DEBUG what failed; moto prints the syntax tree of all that was being evaluated at ERROR."""
+    """Log a failure at DEBUG; moto logs the whole syntax tree of the evaluation, at ERROR."""
     log.debug("%s failed: %r", type(self).__name__, failure)
 
 
 def _evaluate_with_timeout(self: Any, env: Any) -> None:
-    """Evaluate a Lambda task in place and park for the function only; moto makes a thread for each task.
+    """Evaluate a Lambda task in place and park for the function only; moto starts a thread for each task.
 
-    The steps are moto's own. What is not a Lambda task can block anywhere, so it gets a thread.
+    The steps are moto's own. Any other task can block anywhere, so it gets a thread.
     """
     run = _current_run()
     if run is None:
@@ -559,7 +563,7 @@ def _call_function(
     region: str,  # noqa: ARG001 - moto's signature
     state_credentials: object,  # noqa: ARG001 - moto's signature
 ) -> None:
-    """Call the function through the engine's `invoke`; moto makes a boto3 client and calls localhost."""
+    """Call the function through the engine's `invoke`; moto creates a boto3 client and calls localhost."""
     arn, payload = parameters["FunctionName"], parameters["Payload"]
     run = _current_run()
     invoke = functools.partial(_engine.invoke, arn, payload)
@@ -574,9 +578,9 @@ def _task_error(self: Any, env: Any, ex: Exception) -> Any:
     """Name the error a Lambda task failed with as AWS does; moto calls most of them "Exception".
 
     A function's own error has the errorType of its payload, which is the cause; without one, as from an
-    older runtime's timeout, it is Lambda.Unknown. A refusal to run it is "Lambda." and Lambda's error code
-    (https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html). A path that leads
-    nowhere is States.Runtime.
+    older runtime's timeout, it is Lambda.Unknown. When Lambda refuses to run it, it is "Lambda." and the code
+    (https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html). A path without
+    a value is States.Runtime.
     """
     match ex:
         case lambda_eval_utils.LambdaFunctionErrorException():
@@ -584,7 +588,7 @@ def _task_error(self: Any, env: Any, ex: Exception) -> Any:
         case InvocationError():
             error, cause = f"Lambda.{ex.code}", ex.message
         case NoSuchJsonPathError():
-            raise ex  # to the state, which fails the execution with States.Runtime, past Retry and Catch
+            raise ex  # the state fails the execution with States.Runtime, past Retry and Catch
         case _:
             return _plain_task_error(self, env, ex)
     return FailureEvent(
@@ -617,7 +621,7 @@ def _status_change(execution: Any) -> dict[str, Any]:
     status = execution.exec_status.value
     succeeded = status == "SUCCEEDED"
     output = _json(execution.output) if succeeded else None
-    # Measured as it is written into the event: as a text, with its quotes escaped.
+    # The sizes of both as strings in the event, with their quotes escaped.
     room = _LONGEST_EVENT_DATA - len(json.dumps(output))
     included = len(json.dumps(execution.execution_input)) <= room
     return {

@@ -1,8 +1,8 @@
-"""The Step Functions API around the engine: names, definitions, starting, stopping, looking.
+"""The Step Functions API around the engine: names, definitions, starting, stopping, describing, listing.
 
-Each function below replaces one of moto 5.2.5's, whose fault its docstring names; AWS's behaviour is from
-the page of the operation in https://docs.aws.amazon.com/step-functions/latest/apireference/.
-`local.engine.install` puts them in place.
+Each function below replaces one of moto 5.2.5's, whose fault the docstring names; AWS's behaviour is from the
+operation's page in https://docs.aws.amazon.com/step-functions/latest/apireference/.
+`local.engine.install` installs them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _plain_reset = StepFunctionsParserBackend.reset
 
 
 def mend(engine: Any) -> None:
-    """Put the functions of this module into moto; `engine` runs what they start."""
+    """Install the functions of this module in moto; `engine` runs the executions."""
 
     def start(
         backend: Any, state_machine_arn: str, name: str | None = None, execution_input: str = "{}"
@@ -60,13 +60,13 @@ def mend(engine: Any) -> None:
         return _start_execution(engine, backend, state_machine_arn, name, execution_input)
 
     def reset(backend: Any) -> None:
-        """Drop a backend's executions with it; moto leaves them running into the next test."""
+        """Drop a backend's executions too; moto leaves them running into the next test."""
         engine.forget(backend.account_id, backend.region_name)
         _plain_reset(backend)
 
     for error in vars(api).values():
         if isinstance(error, type) and issubclass(error, AWSError) and error is not AWSError:
-            error.TYPE = vars(error)["code"]  # moto's own reach the client without their code
+            error.TYPE = vars(error)["code"]  # moto's own errors reach the client without their code
 
     for owner, name, mended in (
         (responses, "get_backend", lambda account, region: stepfunctions_parser_backends[account][region]),
@@ -85,7 +85,7 @@ def mend(engine: Any) -> None:
 
 
 def _create_state_machine(self: Any, name: str, definition: str, roleArn: str, **rest: Any) -> Any:  # noqa: N803
-    """Refuse a second machine of the same name that is not the same; moto returns the first one.
+    """Refuse a second machine of the same name that differs; moto returns the first one.
 
     CreateStateMachine is idempotent by name, definition, type and the logging, tracing and encryption
     configurations; another role or other tags are ignored.
@@ -103,9 +103,9 @@ def _create_state_machine(self: Any, name: str, definition: str, roleArn: str, *
     return _plain_create(self, name, definition, roleArn, **rest)
 
 
-@functools.lru_cache(maxsize=256)  # a definition that is none is looked at anew: what is raised is not kept
+@functools.lru_cache(maxsize=256)  # errors are not cached
 def validate_definition(definition: str) -> None:
-    """Refuse a definition with a transition to nowhere or a state nothing leads to; moto accepts both.
+    """Refuse a definition with an unknown target or an unreachable state; moto accepts both.
 
     AWS names them MISSING_TRANSITION_TARGET
     (https://docs.aws.amazon.com/step-functions/latest/apireference/API_ValidateStateMachineDefinition.html).
@@ -149,11 +149,11 @@ def _transitions(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _start_execution(
     engine: Any, backend: Any, state_machine_arn: str, name: str | None, execution_input: str
 ) -> Any:
-    """Start an execution under a name of its own; moto accepts any name and calls the unnamed "None".
+    """Start an execution under a unique name; moto accepts any name, and names an unnamed one "None".
 
-    A name is 1 to 80 characters and unique for 90 days (here: for ever). The same name and input again,
-    while it runs, is the same execution; otherwise ExecutionAlreadyExists. The execution keeps the
-    definition of this moment, whatever UpdateStateMachine does later.
+    A name is 1 to 80 characters and unique for 90 days (here: for ever). While an execution runs, the same
+    name and input return it; otherwise ExecutionAlreadyExists. The execution keeps the definition of its
+    start through any UpdateStateMachine.
     """
     machine = backend.describe_state_machine(state_machine_arn)
     name = str(uuid4()) if name is None else name
@@ -199,9 +199,9 @@ def _start_execution(
 
 
 def _by_name(machine: Any) -> dict[str, Any]:
-    """Return a machine's executions by name; moto looks through all of them for each call."""
-    found: dict[str, Any] = machine.__dict__.setdefault("executions_by_name", {})
-    return found
+    """Return a machine's executions by name; moto searches all of them for each call."""
+    executions: dict[str, Any] = machine.__dict__.setdefault("executions_by_name", {})
+    return executions
 
 
 def _find_execution(self: Any, execution_arn: str) -> Any:
@@ -214,7 +214,7 @@ def _find_execution(self: Any, execution_arn: str) -> Any:
 
 
 def _stop_execution(self: Any) -> ActionResult:
-    """Stop with the error and cause that were given, which moto throws away; answer when it has ended."""
+    """Stop with the error and cause of the call, which moto drops; answer when the execution has ended."""
     execution = _find_execution(self.stepfunction_backend, self._get_param("executionArn"))
     execution.stop(None, self._get_param("error"), self._get_param("cause"))
     return ActionResult({"stopDate": execution.stop_date})
@@ -226,7 +226,7 @@ def _describe_execution(self: Any) -> ActionResult:
     moto leaves stopDate out of TIMED_OUT, and returns an output that is a string without its quotes.
     """
     execution = _find_execution(self.stepfunction_backend, self._get_param("executionArn"))
-    status = execution.exec_status  # once: what it promises was there before it
+    status = execution.exec_status  # read once; the other fields were set before it
     described = {
         **_summary(execution, status),
         "input": execution.execution_input,
@@ -275,8 +275,8 @@ def _describe_for_execution(self: Any) -> ActionResult:
 def _list_executions(self: Any) -> ActionResult:
     """List newest first, in pages that stay right while executions start and end.
 
-    moto's token names the next page's first execution, so a listing of RUNNING breaks with InvalidToken
-    when that one ends between two pages; ours names a place in the order of starting.
+    moto's token names the next page's first execution, so a listing of RUNNING fails with InvalidToken when
+    that execution ends between two pages; ours names a position in the order of starting.
     """
     machine = self.stepfunction_backend.describe_state_machine(self._get_param("stateMachineArn"))
     status = self._get_param("statusFilter")
@@ -300,12 +300,12 @@ def _list_executions(self: Any) -> ActionResult:
 
 
 def _get_execution_history(self: Any) -> ActionResult:
-    """Return the events in pages, in either order, without data when that is asked; moto returns them all."""
+    """Return the events in pages, in either order, without data on request; moto returns all of them."""
     execution = _find_execution(self.stepfunction_backend, self._get_param("executionArn"))
     backwards = bool(self._get_param("reverseOrder"))
     events: Sequence[dict[str, Any]] = execution.to_history_output()["events"]
     query = f"{execution.execution_arn} {backwards}"
-    # Backwards, a place counts from the end of what there was on the first page: it is an event's id.
+    # Backwards, a place is an event's id: events that are added after the first page do not move it.
     if backwards:
         place = _place(self, query, len(events))
         page = list(reversed(events[max(0, place - _page_size(self)) : place]))
@@ -341,15 +341,15 @@ def _page_size(self: Any) -> int:
 
 
 def _place(self: Any, query: str, first: int) -> int:
-    """Return the place a token names, or the first one; a token of another query is refused."""
+    """Return the place that a token names, or the first place; a token of another query is refused."""
     token = self._get_param("nextToken")
     if token is None:
         return first
     try:
-        place, of = json.loads(base64.urlsafe_b64decode(token))
+        place, token_query = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError) as error:
         raise InvalidToken from error
-    if of != query:
+    if token_query != query:
         raise InvalidToken
     return int(place)
 

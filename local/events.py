@@ -1,17 +1,17 @@
-"""EventBridge that delivers: to functions and state machines, with retries and dead-letter queues.
+"""EventBridge with deliveries to functions and state machines, with retries and dead-letter queues.
 
-moto 5.2.5 matches events to rules and then raises for a function or a state machine. Here what matches is
-handed to Lambda's queue, or starts an execution, as EventBridge does: on threads of its own, after PutEvents
-has answered. When the target refuses (`InvocationError`: no such function, no permission, a fault of the
-service), the target's RetryPolicy and then its DeadLetterConfig apply
+moto 5.2.5 matches events to rules and then raises for a function or a state machine. Here an event that
+matches is put on Lambda's queue, or starts an execution, as on EventBridge: on threads of its own, after
+PutEvents has answered. When the target refuses (`InvocationError`: no such function, no permission, an error
+of the service), the target's RetryPolicy and then its DeadLetterConfig apply
 (https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-rule-event-delivery.html); pauses are on the
-engine's clock. What a function or an execution makes of the event is Lambda's business and its queue's
-(`local.lambdas.Runtime.invoke_later`), or Step Functions', of which EventBridge never hears.
+engine's clock. EventBridge never learns of a failure after that: a function's is handled by Lambda's queue
+(`local.lambdas.Runtime.invoke_later`), an execution's by Step Functions.
 
     deliveries = install(runtime.invoke_later, clock=clock)
-    deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")   # an event that gets lost
+    deliveries.drop(lambda event: event["detail"]["status"] == "ABORTED")   # loses these events
 
-It also mends what moto matches wrongly, each in its own function below, against
+It also mends moto's matching, each fault in a function of its own below, against
 https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-create-pattern-operators.html.
 """
 
@@ -52,11 +52,11 @@ InvokeLater = Callable[[str, bytes], object]
 StartExecution = Callable[[str, str, bytes], object]
 """Starts an execution: the machine's ARN, its name, the input (JSON); raises InvocationError when refused.
 
-The same name and input again, of an execution that runs or has ended, is no error."""
+A second start with the same name and input does nothing, also after the execution has ended."""
 
 _LONGEST_PAUSE = timedelta(minutes=10)  # AWS says "exponential back off and jitter" and gives no figures
 
-# What EventBridge does not retry: the target's error code, and what EventBridge calls it.
+# Errors that EventBridge does not retry: the target's error code, and EventBridge's own.
 _FINAL = {
     "ResourceNotFoundException": "NO_RESOURCE",
     "StateMachineDoesNotExist": "NO_RESOURCE",
@@ -67,7 +67,7 @@ _FINAL = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Delivery:
-    """One event on its way to one target. Each try starts an execution under the same `name`."""
+    """One event for one target. Each attempt starts an execution under the same `name`."""
 
     rule_arn: str
     target: dict[str, Any]
@@ -79,7 +79,7 @@ class _Delivery:
 
 
 class Deliveries:
-    """Carries events from rules to Lambda's queue and to state machines. Made by `install`."""
+    """Delivers events of rules to Lambda's queue and to state machines. Created by `install`."""
 
     def __init__(
         self, invoke_later: InvokeLater, start_execution: StartExecution, clock: Clock, workers: int
@@ -91,11 +91,11 @@ class Deliveries:
         self._lost: Callable[[Event], bool] = lambda _: False
 
     def drop(self, predicate: Callable[[Event], bool]) -> None:
-        """Lose the events this is true for, from now on; `lambda event: False` loses none again."""
+        """Lose the events that the predicate is true for, from now on; `lambda event: False` loses none."""
         self._lost = predicate
 
     def publish(self, account: str, region: str, event: Event) -> None:
-        """Put a service's own event on the default bus; returns before anyone has it.
+        """Put a service's own event on the default bus; returns before it is delivered.
 
         The event has its source, detail-type, resources and detail; the rest is filled in.
         """
@@ -104,30 +104,30 @@ class Deliveries:
     def send(self, rule: Rule, event: Event, transform_input: bool = True) -> None:
         """Send an event to each of a rule's targets, if it matches.
 
-        Returns before a function or a state machine has it.
+        Returns before it is delivered to a function or a state machine.
         """
         if self._lost(event) or not _applies(rule, event):
             return
-        others = []
+        moto_targets = []
         for target in rule.targets:
             if parse_arn(target["Arn"]).service in ("lambda", "states"):
                 self.deliver(rule.arn, target, event)
             else:
-                others.append(target)
-        if others:
-            rest = copy.copy(rule)
-            rest.targets = others
-            _plain_send_to_targets(rest, event, transform_input)
+                moto_targets.append(target)
+        if moto_targets:
+            rest_of_rule = copy.copy(rule)
+            rest_of_rule.targets = moto_targets
+            _plain_send_to_targets(rest_of_rule, event, transform_input)
 
     def deliver(self, rule_arn: str, target: Mapping[str, Any], event: Event) -> None:
-        """Carry an event to a function or a state machine, as the target says; returns before it is there."""
+        """Queue an event for a function or a state machine, in the form that the target asks for."""
         payload = json.dumps(_target_input(target, event)).encode()
         name = f"{event['id']}_{uuid4()}"
         delivery = _Delivery(rule_arn, dict(target), event, payload, self._clock.now(), name)
         self._workers.submit(lambda: self._attempt(delivery))
 
     def shutdown(self) -> None:
-        """Drop what is not delivered yet, and what comes; a second call does nothing."""
+        """Drop the events that are not delivered yet, and all later ones; a second call does nothing."""
         self._lost = lambda _: True
         self._workers.close()
 
@@ -156,9 +156,9 @@ class Deliveries:
             else:
                 self._invoke_later(arn, delivery.payload)
         except InvocationError as error:
-            self._refused(delivery, error)
+            self._retry_or_bury(delivery, error)
 
-    def _refused(self, delivery: _Delivery, error: InvocationError) -> None:
+    def _retry_or_bury(self, delivery: _Delivery, error: InvocationError) -> None:
         policy = delivery.target.get("RetryPolicy", {})
         oldest = timedelta(seconds=policy.get("MaximumEventAgeInSeconds", 86400))
         now = self._clock.now()
@@ -171,8 +171,8 @@ class Deliveries:
         elif now + pause - delivery.since > oldest:
             self._bury(delivery, "ERROR_FROM_TARGET", error.message, "MaximumEventAgeInSeconds")
         else:
-            again = dataclasses.replace(delivery, retries=delivery.retries + 1)
-            self._clock.at(now + pause, lambda: self._workers.submit(lambda: self._attempt(again)))
+            next_attempt = dataclasses.replace(delivery, retries=delivery.retries + 1)
+            self._clock.at(now + pause, lambda: self._workers.submit(lambda: self._attempt(next_attempt)))
 
     def _bury(self, delivery: _Delivery, code: str, message: str, exhausted: str | None) -> None:
         queue = delivery.target.get("DeadLetterConfig", {}).get("Arn")
@@ -227,8 +227,8 @@ def install(
 ) -> Deliveries:
     """Make moto's EventBridge in this process deliver to functions and state machines.
 
-    Called again, it replaces the deliveries; the ones before are shut down. Works for `mock_aws` and for a
-    moto server in this process.
+    A second call shuts the deliveries down and creates others. Works for `mock_aws` and for a moto server in
+    this process.
     """
     global _deliveries
     if "_deliveries" in globals():
@@ -251,7 +251,7 @@ def _send_to_targets(self: Rule, original_event: Event, transform_input: bool = 
 def _put_targets(
     self: EventsBackend, name: str, event_bus_arn: str | None, targets: list[dict[str, Any]]
 ) -> None:
-    """Refuse a state machine without the role to start it under, which moto does not ask for.
+    """Refuse a state machine without the role to start it under, which moto accepts.
 
     https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-identity-based.html#eb-target-permissions
     """
@@ -262,8 +262,8 @@ def _put_targets(
 
 
 def _applies(rule: Rule, event: Event) -> bool:
-    """Whether an event is for a rule. moto forgets that rules can be disabled, and sends every event to a
-    rule that has a schedule and no pattern.
+    """Whether a rule is for an event. moto ignores that a rule is disabled, and sends every event to a rule
+    that has a schedule and no pattern.
     """
     has_pattern = rule.event_pattern.dump() is not None
     return rule.state == "ENABLED" and has_pattern and rule.event_pattern.matches_event(cast("Any", event))
@@ -272,7 +272,8 @@ def _applies(rule: Rule, event: Event) -> bool:
 def _matches_event(self: EventPattern, event: Event) -> bool:
     """Match a pattern against arrays of objects too, and tell true from 1; moto does neither.
 
-    In an array, one element has to match by itself. Named filters (prefix, numeric, ...) stay moto's.
+    In an array, a single element has to match the whole pattern. Named filters (prefix, numeric, ...) are
+    moto's.
     """
     return _matches(json.loads(json.dumps(event)), self.get_pattern())
 
@@ -287,17 +288,19 @@ def _matches(node: Any, pattern: dict[str, Any]) -> bool:
         elif isinstance(expected, dict):
             matched = _matches(fields.get(key), expected)
         else:
-            matched = any(_matches_one(fields.get(key, UNDEFINED), filter_) for filter_ in expected)
+            matched = any(_matches_filter(fields.get(key, UNDEFINED), filter_) for filter_ in expected)
         if not matched:
             return False
     return True
 
 
-def _matches_one(value: Any, filter_: Any) -> bool:
+def _matches_filter(value: Any, filter_: Any) -> bool:
     if isinstance(filter_, dict):
         return EventPattern._does_item_match_named_filter(value, filter_)
     values = value if isinstance(value, list) else [value]
-    return any(one == filter_ and isinstance(one, bool) == isinstance(filter_, bool) for one in values)
+    return any(
+        element == filter_ and isinstance(element, bool) == isinstance(filter_, bool) for element in values
+    )
 
 
 def _visible(event: Event) -> Event:
@@ -309,7 +312,7 @@ def _visible(event: Event) -> Event:
 
 
 def _target_input(target: Mapping[str, Any], event: Event) -> Any:
-    """Return what a target is called with: its own Input, a part of the event, or all of it.
+    """Return a target's input: its own Input, a part of the event, or the whole event.
 
     https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_Target.html
     """
@@ -317,8 +320,8 @@ def _target_input(target: Mapping[str, Any], event: Event) -> Any:
         return json.loads(target["Input"])
     shown = _visible(event)
     if path := target.get("InputPath"):
-        found = jsonpath.parse(path).find(shown)
-        return found[0].value if found else None
+        matches = jsonpath.parse(path).find(shown)
+        return matches[0].value if matches else None
     if transformer := target.get("InputTransformer"):
         source: Any = {**shown, "ingestion-time": event["ingestion-time"]}
         return EventTemplateParser.parse(

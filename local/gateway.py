@@ -2,17 +2,17 @@
 
 It routes as a REST API does, checks API keys and their usage plan, builds the Lambda proxy event field by
 field (https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html) and
-turns the function's answer into HTTP, with the real gateway's answers where it answers by itself. Keys and
-usage plans are read at every request, so what the API Gateway API changes holds at once. Throttles count real
+turns the function's answer into HTTP. Its own refusals are those of the real gateway. Keys and usage plans
+are read at every request, so a change through the API Gateway API takes effect at once. Throttles count real
 time, because clients do.
 
 It also plays the internet's edge. On AWS the source of a request is the address of the TCP peer, and no
-header can change it. Behind a loopback peer that would be the same for everyone, so there, and only there,
-the last address in X-Forwarded-For is the source: the one that the nearest edge would have written.
+header can change it. Here every client would have the same loopback address, so behind a loopback peer, and
+only there, the last address in X-Forwarded-For is the source: the address that an edge would have appended.
 
-The API is served under its stage (`/v1/knock`), as on AWS, so clients and the console page meet locally what
-they will meet there. Three things differ from AWS and do not matter to Knock: names of headers arrive in
-title case, a header sent twice arrives as one value joined by a comma, and nothing is compressed.
+The API is served under its stage (`/v1/knock`), as on AWS, so clients and the console page use the same paths
+in both places. Three things differ from AWS and do not matter to Knock: names of headers arrive in title
+case, a header sent twice arrives as one value joined by a comma, and nothing is compressed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PATIENCE = 29.0  # seconds the gateway waits for an integration, by the same pag
 
 @dataclass(frozen=True)
 class UsageLimits:
-    """What a usage plan allows each of its keys; None is unlimited."""
+    """The limits of a usage plan for each of its keys; None is unlimited."""
 
     plan_id: str
     rate: float | None = None
@@ -61,7 +61,7 @@ class UsageLimits:
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose API key a request carries."""
+    """An API key that opens the stage, and its limits."""
 
     key_id: str
     value: str
@@ -69,12 +69,12 @@ class Caller:
 
 
 Keys = Callable[[], Iterable[Caller]]
-"""Lists the keys that open this stage now: enabled, and attached to a usage plan of the stage."""
+"""Lists the keys that open this stage now: enabled, and in one of its usage plans."""
 
 Invoke = Callable[[str, bytes, float], InvocationResult]
-"""Runs a function (ARN, payload) with a patience in seconds; raises NotAnswered and InvocationError."""
+"""Runs a function (ARN, payload, longest wait in seconds); raises NotAnswered and InvocationError."""
 
-# What the gateway answers by itself: status, message, and the error type in its header.
+# The gateway responses: status, message, and the error type in a header.
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/supported-gateway-response-types.html
 _ANSWERS = {
     "BAD_REQUEST_PARAMETERS": (400, "Bad Request", "BadRequestException"),
@@ -99,7 +99,7 @@ _HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class _Refused(Exception):
-    """The gateway answers by itself; `kind` is the gateway response's type."""
+    """The gateway refuses a request; `kind` is the type of its gateway response."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -117,12 +117,12 @@ class _TokenBucket:
     """A throttle: `burst` requests at once, refilled at `rate` a second."""
 
     def __init__(self) -> None:
-        """Begin full; the size comes with each request, so that a changed usage plan holds at once."""
+        """Begin full. Each request brings rate and burst, so a changed usage plan takes effect at once."""
         self._spent = 0.0
         self._at = 0.0
 
     def take(self, rate: float, burst: int, now: float) -> bool:
-        """Take one token at `now` (seconds of any steady clock); say whether there was one."""
+        """Take one token at `now` (seconds of any steady clock); False when there is none."""
         self._spent = max(0.0, self._spent - (now - self._at) * rate)
         self._at = now
         if self._spent + 1 > burst:
@@ -149,30 +149,30 @@ class _Usage:
         with self._lock:
             self._throttle((route.method, route.path), api.rate, api.burst)
             if caller:
-                who = (caller.limits.plan_id, caller.key_id)
-                self._throttle(who, caller.limits.rate, caller.limits.burst)
-                self._spend(who, caller.limits.quota, caller.limits.period)
+                holder = (caller.limits.plan_id, caller.key_id)
+                self._throttle(holder, caller.limits.rate, caller.limits.burst)
+                self._spend(holder, caller.limits.quota, caller.limits.period)
 
-    def _throttle(self, what: tuple[str, str], rate: float | None, burst: int | None) -> None:
+    def _throttle(self, bucket: tuple[str, str], rate: float | None, burst: int | None) -> None:
         if rate is None or burst is None:
             return
-        if not self._buckets.setdefault(what, _TokenBucket()).take(rate, burst, self._steady()):
+        if not self._buckets.setdefault(bucket, _TokenBucket()).take(rate, burst, self._steady()):
             raise _Refused("THROTTLED")
 
-    def _spend(self, who: tuple[str, str], quota: int | None, named: str | None) -> None:
+    def _spend(self, holder: tuple[str, str], quota: int | None, named: str | None) -> None:
         if quota is None:
             return
         period = self._period(named)
-        last, used = self._quotas.get(who, (period, 0))
+        last, used = self._quotas.get(holder, (period, 0))
         used = used if last == period else 0
         if used >= quota:
             raise _Refused("QUOTA_EXCEEDED")
-        self._quotas[who] = (period, used + 1)
+        self._quotas[holder] = (period, used + 1)
 
-    def used(self, who: tuple[str, str]) -> int:
-        """Say how many requests of its quota a key has used in the period that goes on."""
+    def used(self, holder: tuple[str, str]) -> int:
+        """Return how many requests of its quota a key has used in the current period."""
         with self._lock:
-            last, used = self._quotas.get(who, ("", 0))
+            last, used = self._quotas.get(holder, ("", 0))
         return used if last in map(self._period, _PERIODS) else 0
 
     def _period(self, period: str | None) -> str:
@@ -212,7 +212,7 @@ class Gateway:
         try:
             answer = self._answer(environ, request_id, extended_id)
         except _Refused as refused:
-            answer = self._by_itself(refused.kind, request_id, extended_id)
+            answer = self._gateway_response(refused.kind, request_id, extended_id)
         headers = [("x-amzn-RequestId", request_id), ("x-amz-apigw-id", extended_id), *answer.headers]
         headers.append(("Content-Length", str(len(answer.body))))
         log.info(
@@ -227,7 +227,7 @@ class Gateway:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
     def used(self, plan_id: str, key_id: str) -> int:
-        """Say how many requests of its quota a key has used in the period that goes on."""
+        """Return how many requests of its quota a key has used in the current period."""
         return self._usage.used((plan_id, key_id))
 
     def _answer(self, environ: dict[str, Any], request_id: str, extended_id: str) -> _Answer:
@@ -250,9 +250,9 @@ class Gateway:
             raise _Refused("API_CONFIGURATION_ERROR") from None
         if result.function_error:
             raise _Refused("DEFAULT_5XX")
-        return self._from_function(result.payload, environ.get("HTTP_ACCEPT", ""), request_id)
+        return self._from_function(result.payload, request_id)
 
-    # Who and where to
+    # Route and caller
 
     def _route(self, method: str, path: str) -> tuple[Route, dict[str, str] | None]:
         segments = path.strip("/").split("/")
@@ -269,14 +269,14 @@ class Gateway:
         raise _Refused("MISSING_AUTHENTICATION_TOKEN")
 
     def _caller(self, environ: Mapping[str, Any]) -> Caller:
-        given = environ.get("HTTP_X_API_KEY", "").encode("latin-1")
-        found = None
-        for caller in self._keys():  # all of them, always: the time taken tells nothing of where one matched
-            if hmac.compare_digest(caller.value.encode(), given):
-                found = caller
-        if found is None:
+        sent = environ.get("HTTP_X_API_KEY", "").encode("latin-1")
+        match = None
+        for caller in self._keys():  # always all of them: else the time taken would tell which key matched
+            if hmac.compare_digest(caller.value.encode(), sent):
+                match = caller
+        if match is None:
             raise _Refused("INVALID_API_KEY")
-        return found
+        return match
 
     # The event
 
@@ -300,20 +300,9 @@ class Gateway:
         headers["X-Amzn-Trace-Id"] = f"Root=1-{int(now.timestamp()):08x}-{secrets.token_hex(12)}"
         path = unquote(_raw_path(environ))
         query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        several: dict[str, list[str]] = {}
+        values_by_name: dict[str, list[str]] = {}
         for name, value in query:
-            several.setdefault(name, []).append(value)
-        binary = _is_one_of(environ.get("CONTENT_TYPE", ""), self._api.binary_types)
-        identity: dict[str, Any] = dict.fromkeys(
-            (
-                "cognitoIdentityPoolId", "accountId", "cognitoIdentityId", "caller", "principalOrgId",
-                "accessKey", "cognitoAuthenticationType", "cognitoAuthenticationProvider", "userArn", "user",
-            )
-        )  # fmt: skip
-        identity["sourceIp"] = source
-        identity["userAgent"] = environ.get("HTTP_USER_AGENT")
-        if caller:
-            identity |= {"apiKey": caller.value, "apiKeyId": caller.key_id}
+            values_by_name.setdefault(name, []).append(value)
         return {
             "resource": route.path,
             "path": path.removeprefix(f"/{self._api.stage}") or "/",
@@ -321,9 +310,9 @@ class Gateway:
             "headers": headers,
             "multiValueHeaders": {name: [value] for name, value in headers.items()},
             "queryStringParameters": dict(query) or None,
-            "multiValueQueryStringParameters": several or None,
+            "multiValueQueryStringParameters": values_by_name or None,
             "pathParameters": parameters,
-            "stageVariables": dict(self._api.stage_variables) or None,
+            "stageVariables": None,
             "requestContext": {
                 "resourceId": _resource_id(route.path),
                 "resourcePath": route.path,
@@ -338,25 +327,25 @@ class Gateway:
                 "domainPrefix": host.split(".")[0],
                 "requestTimeEpoch": int(now.timestamp() * 1000),
                 "requestId": request_id,
-                "identity": identity,
+                "identity": _identity(environ, source, caller),
                 "domainName": host,
                 "deploymentId": "local",
                 "apiId": self._api.id,
             },
-            "body": (base64.b64encode(body).decode() if binary else body.decode(errors="replace")) or None,
-            "isBase64Encoded": binary,
+            "body": body.decode(errors="replace") or None,
+            "isBase64Encoded": False,  # the API has no binary media types
         }
 
     # The answer
 
-    def _from_function(self, payload: bytes, accept: str, request_id: str) -> _Answer:
+    def _from_function(self, payload: bytes, request_id: str) -> _Answer:
         try:
-            return self._proxied(json.loads(payload), accept)
+            return self._proxied(json.loads(payload))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             log.warning("request %s: malformed Lambda proxy response: %s", request_id, error)
             raise _Refused("DEFAULT_5XX") from None
 
-    def _proxied(self, answer: Any, accept: str) -> _Answer:
+    def _proxied(self, answer: Any) -> _Answer:
         unknown = set(answer) - {"statusCode", "headers", "multiValueHeaders", "body", "isBase64Encoded"}
         if unknown:
             raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
@@ -366,18 +355,15 @@ class Gateway:
         body = answer.get("body")
         if not isinstance(body, str | None):
             raise TypeError("the body is not a string")
-        content = (body or "").encode()
-        if answer.get("isBase64Encoded") and _is_one_of(accept or "*/*", self._api.binary_types):
-            content = base64.b64decode(content, validate=True)
-        several = dict(answer.get("multiValueHeaders") or {})
+        values_by_name = dict(answer.get("multiValueHeaders") or {})
         for name, value in (answer.get("headers") or {}).items():
-            several.setdefault(name, [value])
-        headers = [_header(name, value) for name, values in several.items() for value in values]
+            values_by_name.setdefault(name, [value])
+        headers = [_header(name, value) for name, values in values_by_name.items() for value in values]
         if not any(name.lower() == "content-type" for name, _ in headers):
             headers.append(("Content-Type", "application/json"))
-        return _Answer(status, headers, content)
+        return _Answer(status, headers, (body or "").encode())
 
-    def _by_itself(self, kind: str, request_id: str, extended_id: str) -> _Answer:
+    def _gateway_response(self, kind: str, request_id: str, extended_id: str) -> _Answer:
         status, message, error_type = _ANSWERS[kind]
         family = f"DEFAULT_{status // 100}XX"
         custom = self._api.responses.get(kind, self._api.responses.get(family, {}))
@@ -436,10 +422,10 @@ def _match(resource: list[str], segments: list[str]) -> dict[str, str] | None:
 
 
 def _source(environ: Mapping[str, Any]) -> str:
-    """Return the address a request came from: the peer's, or behind loopback what the edge before it says.
+    """Return the address a request came from: the peer's, or behind loopback the last of X-Forwarded-For.
 
-    Raises _Refused when that is no address: an edge does not write such a thing, and to take another would be
-    to guess who may enter.
+    Raises _Refused when that is no address: an edge always writes one, and any other address would be a
+    guess.
     """
     peer = _address(environ["REMOTE_ADDR"])
     forwarded = environ.get("HTTP_X_FORWARDED_FOR")
@@ -464,7 +450,7 @@ def _forwarded_for(environ: Mapping[str, Any], source: str) -> str:
     """Write X-Forwarded-For as the edge does: what the client sent, then the source."""
     sent = environ.get("HTTP_X_FORWARDED_FOR", "")
     if sent and _address(environ["REMOTE_ADDR"]).is_loopback:
-        sent = sent.rpartition(",")[0].strip()  # the last one was the edge's own word
+        sent = sent.rpartition(",")[0].strip()  # the edge itself has appended the last address
     return f"{sent}, {source}" if sent else source
 
 
@@ -474,8 +460,19 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return {name.replace("_", "-").title(): value for name, value in named.items()}
 
 
+def _identity(environ: Mapping[str, Any], source: str, caller: Caller | None) -> dict[str, Any]:
+    identity: dict[str, Any] = dict.fromkeys(
+        (
+            "cognitoIdentityPoolId", "accountId", "cognitoIdentityId", "caller", "principalOrgId",
+            "accessKey", "cognitoAuthenticationType", "cognitoAuthenticationProvider", "userArn", "user",
+        )
+    )  # fmt: skip
+    identity |= {"sourceIp": source, "userAgent": environ.get("HTTP_USER_AGENT")}
+    return identity | ({"apiKey": caller.value, "apiKeyId": caller.key_id} if caller else {})
+
+
 def _header(name: str, value: Any) -> tuple[str, str]:
-    """Return a header as HTTP can carry it; raises ValueError or TypeError when it cannot."""
+    """Return a header in a form that HTTP can carry; raises ValueError or TypeError when it cannot."""
     if not isinstance(value, str | int | float):
         raise TypeError(f"header {name} is not a string")
     text = ("true" if value else "false") if isinstance(value, bool) else str(value)
@@ -486,17 +483,12 @@ def _header(name: str, value: Any) -> tuple[str, str]:
 
 
 def _raw_path(environ: Mapping[str, Any]) -> str:
-    """Return the path as it was sent, so that an encoded slash in a segment stays one."""
+    """Return the path as it was sent, in which an encoded slash is part of a segment."""
     raw: str = environ.get("REQUEST_URI") or quote(environ["PATH_INFO"].encode("latin-1"))
     return raw.partition("?")[0]
 
 
-def _is_one_of(media_type: str, kinds: Iterable[str]) -> bool:
-    plain = media_type.partition(",")[0].partition(";")[0].strip().lower()
-    return any(kind in ("*/*", plain) for kind in kinds)
-
-
 def _resource_id(path: str) -> str:
-    """Make up a resource's id: six letters and digits, as API Gateway's, the same for the same path."""
+    """Derive a resource's id from its path: six letters and digits, like API Gateway's."""
     number = uuid.uuid5(uuid.NAMESPACE_URL, path).int
     return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[number // 36**place % 36] for place in range(6))

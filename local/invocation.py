@@ -1,6 +1,6 @@
-"""How the embedded AWS calls a Lambda function, whoever runs it.
+"""How the embedded AWS calls a Lambda function, independent of the runtime.
 
-A function's ARN and a payload in, an `InvocationResult` out. The two ways to fail are Lambda's own
+It takes a function's ARN and a payload, and returns an `InvocationResult`. It fails in Lambda's own two ways
 (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html): the function ran and failed
 (`function_error`, with the error in the payload), or it was not run at all (`InvocationError`).
 """
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class InvocationResult:
-    """What an Invoke answers: the payload and, of a function that failed, `X-Amz-Function-Error`."""
+    """The answer of an Invoke: the payload and, for a function that failed, `X-Amz-Function-Error`."""
 
     payload: bytes
     function_error: str | None = None
@@ -42,7 +42,7 @@ Invoke = Callable[[str, bytes], InvocationResult]
 
 
 class Workers:
-    """Threads that wait for functions to answer: made when needed, up to a limit, then reused.
+    """Threads that wait for functions to answer: started when needed, up to a limit, then reused.
 
     Daemon threads, unlike `concurrent.futures`' own, which the interpreter joins on exit: a function
     that hangs must not keep the process from ending.
@@ -57,17 +57,17 @@ class Workers:
         self._idle = 0
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do the work, in order of submission; what it raises is logged."""
+        """Queue work, begun in order of submission; its errors are logged."""
         with self._lock:
             if self._idle > 0:
-                self._idle -= 1  # spoken for
+                self._idle -= 1  # an idle thread is reserved for this work
             elif self._threads < self._limit:
                 self._threads += 1
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
         self._work.put(work)
 
     def close(self) -> None:
-        """Drop the work nobody has begun; each thread ends when it has done what it does now."""
+        """Drop the work that has not begun; each thread ends after its current work."""
         with self._lock, contextlib.suppress(queue.Empty):
             while True:
                 self._work.get_nowait()

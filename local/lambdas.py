@@ -1,20 +1,21 @@
 """Lambda on one machine: each function in processes of its own, one invocation at a time in each.
 
-Whatever invokes a function goes through here: the front, the engine's tasks, EventBridge and Lambda's API.
-A function's processes have its own environment and nothing else; what a function prints goes to the stack's
-log. Failures have Lambda's shapes: the handler's error, `Sandbox.Timedout` when the worker had to be killed
-at the function's timeout, `Runtime.ExitError` when it died
+Every invocation goes through here: the front's, the engine's tasks, EventBridge's and those of Lambda's API.
+A function's processes have its own environment and nothing else; the function's output goes to the stack's
+log. Failures have Lambda's forms: the handler's error, `Sandbox.Timedout` when the worker was killed at the
+function's timeout, `Runtime.ExitError` when it ended without an answer
 (https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html).
 
 Each function has one process that loads the handler and forks workers (see `local.worker`), and here a pool:
-idle workers are used last in, first out, and invocations that find none wait in the order they came. While
-there are fewer workers than processors one is made as soon as it is wanted; after that only when the line
-stands still, since a worker that is made in a burst takes the processor from those that would end it (30
-knocks at once on two processors: 1 s with two workers at first, 6 s with sixteen). A caller's own thread
-talks to the worker, so an empty handler's round trip is a write and a read on a socket.
+idle workers are used last in, first out, and invocations without a worker wait in the order of arrival. While
+there are fewer workers than processors, a worker is forked as soon as an invocation needs it; after that only
+when the queue has not moved for a while, since forking during a burst takes processor time from the workers
+that would end the burst (30 knocks at once on two processors: 1 s with two workers at first, 6 s with
+sixteen). The caller's own thread talks to the worker, so an empty handler's round trip is a write and a read
+on a socket.
 
 Decided against threads in this process (functions would share an environment, an interpreter lock and a
-crash), and against a container for each function (Docker is not on every machine).
+crash), and against a container for each function (not every machine has Docker).
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ MAX_ANSWER = 6291556  # bytes; https://docs.aws.amazon.com/lambda/latest/dg/gett
 RETRY_PAUSES = (timedelta(minutes=1), timedelta(minutes=2))
 LONGEST_REFUSAL_PAUSE = timedelta(minutes=5)
 
-_AT_ONCE = max(2, os.cpu_count() or 0)  # workers of a function that are made as soon as they are wanted
-_STALLED = 0.25  # seconds without an answer, after which there is one more, up to the limit
+_AT_ONCE = max(2, os.cpu_count() or 0)  # workers of a function that are forked without waiting
+_STALLED = 0.25  # seconds without an answer, after which another is forked, up to the limit
 _END_GRACE = 0.3  # seconds a function's process may take to end its workers and itself
 _EXIT_GRACE = 1.0  # seconds a worker whose socket closed may take to leave its exit status
 
@@ -77,7 +78,7 @@ class FunctionNotLoaded(Exception):
 
 
 class NotAnswered(Exception):
-    """A function did not answer within the patience of whoever invoked it."""
+    """A function did not answer within its caller's patience."""
 
 
 class _WorkerGone(Exception):
@@ -88,7 +89,7 @@ def environment(function: Function, *, region: str, endpoint_url: str) -> dict[s
     """Return the variables a function's process starts with: its own, and those that Lambda sets.
 
     https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html#configuration-envvars-runtime. The
-    access key names the function, so that whoever receives its AWS calls knows the caller.
+    access key names the function, so that the receiver of its AWS calls knows the caller.
     """
     return {
         **function.environment,
@@ -118,7 +119,7 @@ def environment(function: Function, *, region: str, endpoint_url: str) -> dict[s
 
 
 def _mac_environment() -> dict[str, str]:
-    """Return what keeps macOS's own libraries from aborting in a forked process."""
+    """Return the variables that keep macOS's own libraries from aborting in a forked process."""
     if sys.platform != "darwin":
         return {}
     return {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES", "no_proxy": "*"}
@@ -146,13 +147,13 @@ class _Worker:
             raise _WorkerGone from error
 
     def answers_by(self, when: float) -> bool:
-        """Wait until the worker answers or is gone, until `when` (monotonic) at most; say whether it did."""
-        poll = select.poll()  # not select.select, which knows no file descriptor over 1023
+        """Wait for the worker to answer or to end; False when it has done neither by `when` (monotonic)."""
+        poll = select.poll()  # not select.select, which takes no file descriptor over 1023
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(max(0.0, when - time.monotonic()) * 1000))
 
     def receive(self) -> tuple[bytes, bytes]:
-        """Read an answer that is there; raises _WorkerGone when the worker left instead."""
+        """Read the answer; raises _WorkerGone when the worker ended instead."""
         try:
             lengths = self._reader.read(worker.ANSWER.size)
             if len(lengths) == worker.ANSWER.size:
@@ -172,18 +173,18 @@ class _Host:
     """The process that has loaded a function's handler, and forks its workers."""
 
     def __init__(self, function: Function, variables: Mapping[str, str], output: IO[bytes] | int) -> None:
-        """Start it; `wait` says when the handler is loaded."""
+        """Start it; `wait` returns when the handler is loaded."""
         self._function = function
         self._numbers = itertools.count()
-        self._control, theirs = socket.socketpair()
-        with theirs:
+        self._control, child_end = socket.socketpair()
+        with child_end:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
-                [sys.executable, "-P", "-u", worker.__file__, str(theirs.fileno())],
+                [sys.executable, "-P", "-u", worker.__file__, str(child_end.fileno())],
                 env=dict(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_end.fileno()],
                 start_new_session=True,  # Ctrl-C is for the stack; and one group can be killed at once
             )
 
@@ -209,27 +210,27 @@ class _Host:
         return self._process.poll() is None
 
     def fork(self) -> _Worker:
-        ours, theirs = socket.socketpair()
+        stack_end, worker_end = socket.socketpair()
         number = next(self._numbers)
-        with theirs:
+        with worker_end:
             command = worker.COMMAND.pack(worker.FORK, number, 0)
-            socket.send_fds(self._control, [command], [theirs.fileno()])
-        return _Worker(number, ours)
+            socket.send_fds(self._control, [command], [worker_end.fileno()])
+        return _Worker(number, stack_end)
 
-    def end(self, gone: _Worker, grace: float) -> int:
+    def end(self, ending: _Worker, grace: float) -> int:
         """Kill a worker unless it ends within `grace` seconds; return its exit code, or minus the signal."""
         try:
-            self._control.sendall(worker.COMMAND.pack(worker.END, gone.number, grace))
+            self._control.sendall(worker.COMMAND.pack(worker.END, ending.number, grace))
             reply = self._read(worker.STATUS.size)
         except OSError:
             reply = b""
-        # No reply: the whole function's process is gone, and took its workers with it.
+        # No reply: the function's process has ended, and its workers with it.
         return int(worker.STATUS.unpack(reply)[0]) if reply else -signal.SIGKILL
 
     def kill(self) -> None:
-        """Kill the process and its workers; the second time does nothing."""
+        """Kill the process and its workers; a second call does nothing."""
         with contextlib.suppress(OSError):
-            # At which it kills its workers, waits for them and ends, and our other threads stop waiting.
+            # Then it kills its workers, waits for them and ends, and our other threads stop waiting.
             self._control.shutdown(socket.SHUT_RDWR)
         try:
             self._process.wait(_END_GRACE)
@@ -239,7 +240,7 @@ class _Host:
         self._control.close()
 
     def _read(self, length: int) -> bytes:
-        """Read exactly `length` bytes, or nothing when the process is gone."""
+        """Read exactly `length` bytes, or nothing when the process has ended."""
         received = b""
         with contextlib.suppress(OSError):
             while len(received) < length:
@@ -276,7 +277,7 @@ class _Pool:
         self.give_back(self.take(math.inf))
 
     def take(self, patience: float) -> _Worker:
-        """Return a worker that is the caller's until given back; wait in line while all are busy.
+        """Return a worker for the caller alone, until it is given back; wait in turn while all are busy.
 
         Raises FunctionNotLoaded, NotAnswered, and InvocationError when the stack stops meanwhile.
         """
@@ -286,11 +287,11 @@ class _Pool:
                 raise _stopping()
             while self._idle:
                 idle = self._idle.pop()
-                if not idle.answers_by(0):  # one that died while it waited has closed its end
+                if not idle.answers_by(0):  # an idle worker that has ended has closed its end
                     return idle
                 self._drop(idle, _EXIT_GRACE)
             if self._count < min(self._limit, _AT_ONCE):
-                return self._make()
+                return self._fork()
             turn: Future[_Worker] = Future()
             self._waiting.append(turn)
         while True:
@@ -299,53 +300,53 @@ class _Pool:
             except TimeoutError:
                 with self._lock:
                     if turn.done():
-                        continue  # its turn came at the last moment
+                        continue  # the worker came just in time
                     if self._count < self._limit and time.monotonic() - self._moved >= _STALLED:
                         self._waiting.remove(turn)
-                        return self._make()
+                        return self._fork()
                     if time.monotonic() >= give_up:
                         self._waiting.remove(turn)
                         raise NotAnswered(
                             f"no worker of {self.function.name} was free for {patience:g} s"
                         ) from None
 
-    def give_back(self, used: _Worker) -> None:
-        """Hand a worker to whoever has waited longest, or keep it."""
+    def give_back(self, returned: _Worker) -> None:
+        """Hand a worker to the invocation that has waited longest, or keep it."""
         with self._lock:
             self._moved = time.monotonic()
             if self._stopped:
-                used.close()
+                returned.close()
             elif self._waiting:
-                self._waiting.popleft().set_result(used)
+                self._waiting.popleft().set_result(returned)
             else:
-                self._idle.append(used)
+                self._idle.append(returned)
 
-    def end(self, gone: _Worker, grace: float) -> int:
-        """Do away with a worker; return its exit code, or minus the signal that killed it."""
+    def end(self, ending: _Worker, grace: float) -> int:
+        """Remove a worker; return its exit code, or minus the signal that killed it."""
         with self._lock:
-            status = self._drop(gone, grace)
+            status = self._drop(ending, grace)
             if self._waiting and not self._stopped:
                 turn = self._waiting.popleft()
                 try:
-                    turn.set_result(self._make())
+                    turn.set_result(self._fork())
                 except (FunctionNotLoaded, InvocationError) as error:
                     turn.set_exception(error)
         return status
 
     def stop(self) -> None:
-        """Kill every process; whoever waits gets an InvocationError. The second time does nothing."""
-        self._stopped = True  # before the lock: whoever holds it may be waiting for a process
+        """Kill every process; waiting invocations get an InvocationError. A second call does nothing."""
+        self._stopped = True  # before the lock: its holder may be waiting for a process
         self._host.kill()
         with self._lock:
-            self._host.kill()  # again: another may have been started just before the lock was ours
+            self._host.kill()  # again: another may have been started just before we got the lock
             for idle in self._idle:
                 idle.close()
             while self._waiting:
                 self._waiting.popleft().set_exception(_stopping())
 
-    def _make(self) -> _Worker:
+    def _fork(self) -> _Worker:
         if not self._host.is_running():
-            # It crashed, or never loaded its function: Lambda, too, starts anew at the next invocation.
+            # It crashed, or never loaded its function: as on Lambda, the next invocation starts another.
             self._host.kill()
             self._host = self._launch()
             self._loaded = False
@@ -353,17 +354,17 @@ class _Pool:
             self._host.wait()
             self._loaded = True
         try:
-            made = self._host.fork()
-        except OSError as error:  # it ended this very moment, perhaps because the stack stops
+            forked = self._host.fork()
+        except OSError as error:  # it has just ended, perhaps because the stack stops
             raise InvocationError("ServiceException", "The function's process ended.") from error
         self._count += 1
         self._moved = time.monotonic()
-        return made
+        return forked
 
-    def _drop(self, gone: _Worker, grace: float) -> int:
+    def _drop(self, dropped: _Worker, grace: float) -> int:
         self._count -= 1
-        gone.close()
-        return self._host.end(gone, grace)
+        dropped.close()
+        return self._host.end(dropped, grace)
 
 
 @dataclass
@@ -392,19 +393,19 @@ class Runtime:
     ) -> None:
         """Start a process for each function, all at once; `warm` waits for them.
 
-        `variables` makes a function's whole environment; functions print to `output`; a function has at most
-        `limit` workers; `clock` is what events on Lambda's queue wait by.
+        `variables` returns a function's whole environment; functions print to `output`; each function has at
+        most `limit` workers; events on Lambda's queue wait by `clock`.
         """
         self._clock = clock
         self._later = Workers("lambda-queue", 64)
         self._pools: dict[str, _Pool] = {}
         self.counts: Counter[str] = Counter()
         self.reserved: Callable[[str], int | None] = lambda _name: None
-        """A function's reserved concurrency; None is no limit but the number of workers."""
+        """Returns a function's reserved concurrency; None is no limit but the number of workers."""
         self.admit: Callable[[str], AbstractContextManager[None]] = lambda _name: contextlib.nullcontext()
-        """Holds a place for one run of a function; raises InvocationError where there is none."""
+        """Admits one run of a function; raises InvocationError when it refuses."""
         self.on_failure: Callable[[str, str], None] = lambda _destination, _record: None
-        """Sends the record of an event that failed for good to a destination's ARN."""
+        """Sends the record of an event that failed for good to a destination, by its ARN."""
         try:
             for function in functions:
                 self._pools[function.name] = _Pool(function, variables(function), output, limit)
@@ -418,7 +419,7 @@ class Runtime:
             pool.warm()
 
     def stop(self) -> None:
-        """Kill every process at once, whatever it does, and drop the queue. The second time does nothing."""
+        """Kill every process at once, busy or not, and drop the queue. A second call does nothing."""
         self._later.close()
         for pool in self._pools.values():
             pool.stop()
@@ -431,7 +432,8 @@ class Runtime:
         """Run a function, named as `function` takes it, and wait for its answer (RequestResponse).
 
         Raises InvocationError when Lambda would refuse: no such function, no concurrency left, a payload over
-        6 MB. Raises NotAnswered after `patience` seconds, the time in line included; the function goes on.
+        6 MB. Raises NotAnswered after `patience` seconds, which include the wait for a worker; the function
+        goes on.
         """
         pool = self._pool(name)
         if len(payload) > MAX_PAYLOAD:
@@ -442,11 +444,11 @@ class Runtime:
     def invoke_later(self, name: str, payload: bytes) -> None:
         """Put a payload on a function's queue and return (Event): retried as Lambda does, by the clock.
 
-        A function that fails is run again after one minute and after two more; one that is throttled, after
-        pauses that grow to five minutes, for up to six hours. What fails for good goes to `on_failure`, if
-        the function has a destination for it
+        A function that fails is run again after one minute and after two more; a throttled event is tried
+        again after pauses that grow to five minutes, for up to six hours. An event that fails for good goes
+        to `on_failure`, if the function has a destination for it
         (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html).
-        Raises InvocationError for a function that is not there and for a payload over 1 MB.
+        Raises InvocationError for an unknown function and for a payload over 1 MB.
         """
         pool = self._pool(name)
         if len(payload) > MAX_QUEUED:
@@ -516,7 +518,7 @@ class Runtime:
         function = pool.function
         give_up = time.monotonic() + patience
         try:
-            taken = pool.take(patience)
+            assigned = pool.take(patience)
         except FunctionNotLoaded as error:
             return _failure(error.failure)
         self.counts[function.name] += 1
@@ -526,44 +528,44 @@ class Runtime:
             "arn": function.arn,
             "deadline_ms": int((time.time() + function.timeout) * 1000),
         }
-        # A worker that does not take its invocation shows in what it answers: nothing.
+        # A worker that does not take its invocation does not answer it: `_finish` handles that.
         with contextlib.suppress(_WorkerGone, TimeoutError):
-            taken.send(json.dumps(head).encode(), payload or b"{}", function.timeout)
-        if not taken.answers_by(min(give_up, started + function.timeout)) and time.monotonic() >= give_up:
+            assigned.send(json.dumps(head).encode(), payload or b"{}", function.timeout)
+        if not assigned.answers_by(min(give_up, started + function.timeout)) and time.monotonic() >= give_up:
             threading.Thread(
-                target=self._finish, args=(pool, taken, request_id, started), daemon=True
+                target=self._finish, args=(pool, assigned, request_id, started), daemon=True
             ).start()
             raise NotAnswered(f"{function.name} did not answer within {patience:g} s")
-        return self._finish(pool, taken, request_id, started)
+        return self._finish(pool, assigned, request_id, started)
 
-    def _finish(self, pool: _Pool, taken: _Worker, request_id: str, started: float) -> InvocationResult:
-        """Wait for an invocation's end, whatever it is, and for what becomes of its worker."""
+    def _finish(self, pool: _Pool, assigned: _Worker, request_id: str, started: float) -> InvocationResult:
+        """Wait until an invocation ends in any way; then keep its worker or remove it."""
         function = pool.function
         try:
-            if not taken.answers_by(started + function.timeout):
-                pool.end(taken, 0)
+            if not assigned.answers_by(started + function.timeout):
+                pool.end(assigned, 0)
                 message = (
                     f"RequestId: {request_id} Error: Task timed out after {function.timeout:.2f} seconds"
                 )
                 return _failure({"errorType": "Sandbox.Timedout", "errorMessage": message})
-            kind, answer = taken.receive()
+            kind, answer = assigned.receive()
         except _WorkerGone:
-            status = pool.end(taken, _EXIT_GRACE)
+            status = pool.end(assigned, _EXIT_GRACE)
             message = f"RequestId: {request_id} Error: {_exit_message(status)}"
             return _failure({"errorType": "Runtime.ExitError", "errorMessage": message})
-        pool.give_back(taken)
+        pool.give_back(assigned)
         if len(answer) > MAX_ANSWER:
             message = f"Response payload size exceeded maximum allowed payload size ({MAX_ANSWER} bytes)."
             return _failure({"errorType": "Function.ResponseSizeTooLarge", "errorMessage": message})
         return InvocationResult(answer, None if kind == worker.RESULT else "Unhandled")
 
     def _pool(self, name: str) -> _Pool:
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"(?:arn:[\w-]+:lambda:[\w-]+:\d{12}:function:|\d{12}:function:)?([\w-]+)(?::\$LATEST)?", name
         )
-        if found is None or found[1] not in self._pools:
+        if match is None or match[1] not in self._pools:
             raise InvocationError("ResourceNotFoundException", f"Function not found: {name}")
-        return self._pools[found[1]]
+        return self._pools[match[1]]
 
 
 def _stopping() -> InvocationError:
@@ -575,7 +577,7 @@ def _failure(description: Mapping[str, Any]) -> InvocationResult:
 
 
 def _exit_message(status: int) -> str:
-    """Word how a process ended as Lambda does."""
+    """Describe how a process ended, in Lambda's words."""
     if status < 0:
         return f"Runtime exited with error: signal: {_SIGNALS.get(status, str(-status))}"
     return (
@@ -585,7 +587,7 @@ def _exit_message(status: int) -> str:
     )
 
 
-_SIGNALS = {  # as Go, in which Lambda is written, words them
+_SIGNALS = {  # in the words of Go, in which Lambda is written
     -signal.SIGKILL: "killed",
     -signal.SIGSEGV: "segmentation fault",
     -signal.SIGABRT: "aborted",

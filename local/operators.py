@@ -1,14 +1,13 @@
-"""What an operator's tools need of moto and do not find: tags and usage of keys, and a filter that means
-"or".
+"""Mends of moto for an operator's tools: tags and usage of API keys, and filters with several values.
 
 - API Gateway's TagResource, UntagResource and GetTags know only stages in moto 5.2.5. On AWS they take every
   resource that can be tagged, API keys and usage plans among them
   (https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-tagging-supported-resources.html).
 - A key that is deleted stays in its usage plan in moto.
-- GetUsage is not there in moto: how many requests keys have made, and have left, a day
-  (https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsage.html). The gateway counts, and is asked.
-- DescribeNetworkInterfaces with several values of the filter `group-id` finds what has any of them
-  (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/Using_Filtering.html); moto wants all of them.
+- moto has no GetUsage: how many requests each key has made, and has left, a day
+  (https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsage.html). The gateway's counts answer it.
+- DescribeNetworkInterfaces with several values of the filter `group-id` finds interfaces with any of them
+  (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/Using_Filtering.html); moto requires all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["count_usage_by", "install"]
 def install() -> None:
     """Mend moto in this process, before a mock or a server starts.
 
-    Calling it again changes nothing; nothing takes it back.
+    A second call changes nothing. The mends cannot be undone.
     """
     moto.apigateway.urls.url_paths[_TAGS] = APIGatewayResponse.dispatch
     moto.apigateway.urls.url_paths[_USAGE] = APIGatewayResponse.dispatch
@@ -60,16 +59,16 @@ _TAGS = (
 _USAGE = "{0}/usageplans/(?P<usage_plan_id>[^/]+)/usage$"
 
 
-def count_usage_by(used: Callable[[str, str], int]) -> None:
-    """Have GetUsage answer by what counts requests: (usage plan's id, key's id) → requests of this period."""
-    _counting["used"] = used
+def count_usage_by(counter: Callable[[str, str], int]) -> None:
+    """Answer GetUsage from a counter: (usage plan's id, key's id) → requests in this period."""
+    _counting["counter"] = counter
 
 
 _counting: dict[str, Callable[[str, str], int]] = {}
 
 
 def _tagged(response: APIGatewayResponse) -> Any:
-    """Find the key or usage plan that a request to /tags/{arn} names; None where it is neither."""
+    """Find the key or usage plan that a request to /tags/{arn} names; None for another resource."""
     kind, _, name = unquote(response.path.split("/tags/")[1]).split("::/")[1].partition("/")
     backend = response.backend
     if kind == "apikeys":
@@ -95,8 +94,8 @@ def _untag_resource(self: APIGatewayResponse) -> Any:
     resource = _tagged(self)
     if resource is None:
         return _moto["untag_resource"](self)
-    gone = self.querystring.get("tagKeys", [])
-    resource.tags = {tag: value for tag, value in (resource.tags or {}).items() if tag not in gone}
+    removed = self.querystring.get("tagKeys", [])
+    resource.tags = {tag: value for tag, value in (resource.tags or {}).items() if tag not in removed}
     return 204, {"status": 204}, ""
 
 
@@ -106,15 +105,15 @@ def _get_tags(self: APIGatewayResponse) -> Any:
 
 
 def _get_usage(self: APIGatewayResponse) -> str:
-    """Answer for today, whatever days are asked for; like AWS, leave out keys that made no request."""
+    """Answer for today, for any days requested; like AWS, leave out keys that made no request."""
     plan_id = self.path.split("/")[-2]
     plan = self.backend.get_usage_plan(plan_id)
     limit = (plan.quota or {}).get("limit", 0)
-    asked = self._get_param("keyId")
-    keys = [key for key in self.backend.usage_plan_keys.get(plan_id, {}) if asked in (None, key)]
-    used = {key: _counting["used"](plan_id, key) for key in keys}
+    key_id = self._get_param("keyId")
+    keys = [key for key in self.backend.usage_plan_keys.get(plan_id, {}) if key_id in (None, key)]
+    counts = {key: _counting["counter"](plan_id, key) for key in keys}
     days = {name: self._get_param(name) for name in ("startDate", "endDate")}
-    values = {key: [[number, max(limit - number, 0)]] for key, number in used.items() if number}
+    values = {key: [[number, max(limit - number, 0)]] for key, number in counts.items() if number}
     return json.dumps({"usagePlanId": plan_id, **days, "values": values})
 
 

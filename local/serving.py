@@ -1,8 +1,8 @@
 """HTTP for the local stack: loopback sockets, and a WSGI server with a thread for each connection.
 
-What is served here is called over many connections that last (each of a function's workers keeps one to each
-service), few at a time; a call may wait for a function, which makes calls itself. So a pool of threads would
-starve the latter of threads for the former, and one loop over all connections pays for those that are idle.
+Clients keep many connections open (each of a function's workers keeps one to each service), few of them busy
+at a time; a call may wait for a function, which makes calls itself. So in a pool of threads the calls that
+wait would leave no thread for the calls they wait for, and a single loop pays for idle connections too.
 
 Measured for that: the server's CPU time for one request of 600 bytes, answered at once, with CPython 3.11 on
 two processors; and the longest wait of 10,000 requests by 50 clients.
@@ -16,9 +16,9 @@ two processors; and the longest wait of 10,000 requests by 50 clients.
     http.server                     101 µs             68 µs               0.3 s   lenient in what it reads
     this module, httptools 0.9       42 µs             17 µs               0.2 s
 
-None of the servers has all that is wanted: a thread a connection, connections that persist, and a clean stop
-within a process that does other things. So reading HTTP, where mistakes are dangerous, is httptools' (llhttp,
-which is Node's and strict), and the loop around it is this module's.
+None of the servers meets all three requirements: a thread a connection, persistent connections, and a clean
+stop in a process that does other things too. So httptools (llhttp, Node's strict parser) parses HTTP, where
+mistakes are dangerous, and the loop around it is this module's.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ log = logging.getLogger(__name__)
 _BACKLOG = 1024
 _CONNECTIONS = 4096
 _PORTS_TO_TRY = 20
-_IDLE_SECONDS = 300  # that a connection may say nothing
-_STOP_GRACE = 1.0  # seconds that requests under way have to finish
+_IDLE_SECONDS = 300  # that a connection may be silent
+_STOP_GRACE = 1.0  # seconds for current requests to finish
 _MAX_HEAD = 256 * 1024  # bytes
-_MAX_BODY = 64 * 1024 * 1024  # bytes; more than any call of AWS's here, and than API Gateway's 10 MB
+_MAX_BODY = 64 * 1024 * 1024  # bytes; more than any AWS call here, and than API Gateway's 10 MB
 _READ = 64 * 1024  # bytes
 
 
@@ -74,7 +74,7 @@ def bind(port: int) -> list[socket.socket]:
             bound[0].close()
             if port:
                 raise
-            continue  # free on one side only
+            continue  # free on 127.0.0.1 only
         except OSError:
             pass  # no IPv6 on this machine
         return bound
@@ -98,10 +98,10 @@ def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket
 
 
 class Server:
-    """A WSGI application served on bound sockets, from now until `stop`."""
+    """A WSGI application served on bound sockets, from creation until `stop`."""
 
     def __init__(self, app: WsgiApp, sockets: list[socket.socket], *, name: str) -> None:
-        """Begin to serve: a thread accepts connections, and each has a thread of its own."""
+        """Start serving: one thread accepts connections, and each connection has its own thread."""
         _allow_open_files()
         self._app = app
         self._sockets = sockets
@@ -111,20 +111,20 @@ class Server:
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._wake, self._woken = socket.socketpair()
         for listening in sockets:
-            listening.setblocking(False)  # whoever connected may be gone again when accept() asks for it
+            listening.setblocking(False)  # a client may have disconnected again before accept()
         self._thread = threading.Thread(target=self._accept, name=name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Let requests under way finish for a second, then close every connection. Twice is once."""
+        """Let current requests finish for a second, then close all connections; later calls do nothing."""
         if self._stopping:
             return
         self._stopping = True
         self._wake.send(b"x")
         self._thread.join()
-        for ours in (*self._sockets, self._wake, self._woken):
-            ours.close()
-        self._hang_up(socket.SHUT_RD)  # which ends those that wait for a request, and lets the others answer
+        for socket_ in (*self._sockets, self._wake, self._woken):
+            socket_.close()
+        self._hang_up(socket.SHUT_RD)  # idle connections end, busy ones still answer
         deadline = time.monotonic() + _STOP_GRACE
         for thread in self._threads():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -132,7 +132,7 @@ class Server:
 
     def _accept(self) -> None:
         poll = select.poll()  # select() knows no file descriptor over 1023
-        waiting = {ours.fileno(): ours for ours in (*self._sockets, self._woken)}
+        waiting = {socket_.fileno(): socket_ for socket_ in (*self._sockets, self._woken)}
         for number in waiting:
             poll.register(number, select.POLLIN)
         while not self._stopping:
@@ -154,7 +154,7 @@ class Server:
             connection.close()
             return
         connection.setblocking(True)
-        # Not settimeout(), for which every read would ask twice.
+        # Not settimeout(), which adds a system call to every read.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_SECONDS, 0))
         thread = threading.Thread(
             target=self._converse, args=(connection, peer), name=f"{self._name} connection", daemon=True
@@ -163,22 +163,22 @@ class Server:
             self._connections[thread] = connection
             try:
                 thread.start()
-            except RuntimeError as error:  # this machine has no thread more
+            except RuntimeError as error:  # this machine has no threads left
                 log.error("no connection more: %s", error)
                 del self._connections[thread]
                 connection.close()
 
     def _converse(self, connection: socket.socket, peer: Any) -> None:
         try:
-            with contextlib.suppress(OSError):  # gone, or silent for too long
+            with contextlib.suppress(OSError):  # disconnected, or silent for too long
                 self._answer_all(connection, _Requests(connection, peer))
         finally:
             with self._lock:
                 self._connections.pop(threading.current_thread(), None)
-                connection.close()  # under the lock: else whoever has its number next could be hung up on
+                connection.close()  # under the lock: else `_hang_up` could shut down its number's next owner
 
     def _answer_all(self, connection: socket.socket, requests: _Requests) -> None:
-        """Answer a connection's requests one after the other, until one side wants no more."""
+        """Answer a connection's requests in order, until the client or the server closes it."""
         while data := connection.recv(_READ):
             refused = requests.feed(data)
             while requests.ready:
@@ -188,11 +188,11 @@ class Server:
                 answer, persist = self._answer(environ, persist)
                 connection.sendall(answer)
                 if not persist:
-                    _see_off(connection)
+                    _close_after_answer(connection)
                     return
             if refused:
                 connection.sendall(_answer(f"{refused.value} {refused.phrase}", [], b"", persist=False))
-                _see_off(connection)
+                _close_after_answer(connection)
                 return
 
     def _answer(self, environ: dict[str, Any], persist: bool) -> tuple[bytes, bool]:
@@ -200,10 +200,10 @@ class Server:
         body: list[bytes] = []
 
         def start_response(
-            line: str, given: list[tuple[str, str]], _error: Any = None
+            line: str, response_headers: list[tuple[str, str]], _error: Any = None
         ) -> Callable[[bytes], None]:
             nonlocal status, headers
-            status, headers = line, given
+            status, headers = line, response_headers
             return body.append
 
         try:
@@ -224,11 +224,11 @@ class Server:
         with self._lock:
             return list(self._connections)
 
-    def _hang_up(self, how: int) -> None:
+    def _hang_up(self, direction: int) -> None:
         with self._lock:
             for connection in self._connections.values():
-                with contextlib.suppress(OSError):  # the other side was first
-                    connection.shutdown(how)
+                with contextlib.suppress(OSError):  # the client has closed it first
+                    connection.shutdown(direction)
 
 
 class _Requests:
@@ -236,7 +236,7 @@ class _Requests:
 
     def __init__(self, connection: socket.socket, peer: Any) -> None:
         self.ready: deque[tuple[dict[str, Any], bool]] = deque()
-        """What is to be answered, as WSGI has it, and whether the connection is to persist then."""
+        """Requests to answer, as WSGI environments, and whether the connection persists after the answer."""
         self._connection = connection
         here = connection.getsockname()
         self._constant = {
@@ -262,13 +262,13 @@ class _Requests:
         self._body: list[bytes] = []
 
     def feed(self, data: bytes) -> HTTPStatus | None:
-        """Read on; returns why no more is read from this connection, once that is so."""
+        """Parse more data; returns the status to refuse the connection with, or None."""
         if self._in_head:
-            self._length += len(data)  # of a head that comes in many parts; in one it is never too long
+            self._length += len(data)  # a head received in one part is never too long
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # To another protocol, which nobody here speaks. The request is as good as without it.
+            # To another protocol, which is not supported. The request is answered as if without Upgrade.
             self.ready[-1] = (self.ready[-1][0], False)
         except httptools.HttpParserError as error:
             log.debug("refused: %r", error)
@@ -285,7 +285,7 @@ class _Requests:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if b"_" in name:
-            return  # it would look like another: X_Api_Key like X-Api-Key
+            return  # its WSGI name would be another header's: X_Api_Key is X-Api-Key's
         key = name.decode("latin-1").upper().replace("-", "_")
         text = value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
@@ -328,19 +328,19 @@ class _Requests:
         for name, value in self._headers.items():
             environ[name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"] = value
         if body:
-            environ["CONTENT_LENGTH"] = str(len(body))  # of one in chunks, too
+            environ["CONTENT_LENGTH"] = str(len(body))  # of a chunked body, too
         self.ready.append((environ, self._parser.should_keep_alive()))
         self._in_head, self._length, self._body = True, 0, []
 
     def _refuse(self, status: HTTPStatus) -> None:
         self._refused = status
-        raise ValueError(status.phrase)  # which httptools makes its own error
+        raise ValueError(status.phrase)  # httptools turns it into its own error
 
 
 def _answer(
     status: str, headers: list[tuple[str, str]], body: bytes, *, persist: bool, head: bool = False
 ) -> bytes:
-    """Write an answer, of known length: what an application says of that or the connection is not sent."""
+    """Write an answer with its length; the application's own Content-Length and Connection are dropped."""
     lines = [f"HTTP/1.1 {status}"]
     length = str(len(body))
     for name, value in headers:
@@ -363,8 +363,8 @@ def _date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def _see_off(connection: socket.socket) -> None:
-    """Close a connection so that the last answer arrives: what nobody reads would have it thrown away."""
+def _close_after_answer(connection: socket.socket) -> None:
+    """Close a connection so that the last answer arrives: the kernel drops it while input is unread."""
     connection.shutdown(socket.SHUT_WR)
     connection.settimeout(0.5)
     unread = 0
@@ -373,8 +373,8 @@ def _see_off(connection: socket.socket) -> None:
 
 
 def _allow_open_files() -> None:
-    """Raise this process's limit on open files as far as it may: each connection and each worker is one."""
+    """Raise this process's limit on open files: each connection and each worker needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

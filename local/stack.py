@@ -1,13 +1,14 @@
-"""The local stack, put together: template, functions, embedded AWS, front, and something to knock on.
+"""The local stack: template, functions, embedded AWS and front, with targets to knock on.
 
     with running() as stack:
         requests.post(f"{stack.summary.api_url}/knock", headers={"x-api-key": stack.summary.keys["alice"]})
 
-Everything that deploys comes from `template.yaml`. What an operator would add by hand, targets and keys, is
-made here, with new key values at every start. Nothing is kept when the stack stops, and no process is left,
-however it stops.
+Everything that deploys comes from `template.yaml`. The targets and keys, which an operator would add by hand,
+are created here, with new key values at every start. Nothing is kept when the stack stops, and no process is
+left, however it stops.
 
-The order of starting is for time: the functions' processes load while this one imports moto and fills it.
+The parts start in an order that saves time: the functions' processes load while this one imports moto and
+deploys to it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from local.gateway import Caller, Gateway
 from local.hostile import Hostile, Plan
 from local.lambdas import Runtime, environment
 from local.serving import Server, bind
-from local.stepfunctions_local import Engine as OtherEngine
+from local.stepfunctions_local import Engine as OutsideEngine
 from local.stepfunctions_local import Npm, NpmEngine
 from local.template import Place, load
 
@@ -47,8 +48,8 @@ __all__ = ["Options", "Stack", "StackError", "Summary", "running"]
 ROOT = Path(__file__).resolve().parent.parent
 REGION = "eu-west-1"
 
-# The limits that a deployment has by default are for people; a local stack is there to be tried and measured.
-# They are raised as a deployment would raise them, by parameters.
+# A deployment's default limits are for people; a local stack is for tests and measurements. So it raises
+# them, as a deployment would: by parameters.
 LOCAL_PARAMETERS = {
     "ThrottleRate": "10000",
     "ThrottleBurst": "5000",
@@ -61,7 +62,7 @@ LOCAL_PARAMETERS = {
 TARGETS = {"bastion": (["22/tcp"], 2), "web": (["80/tcp", "443/tcp"], 1)}
 
 LONGEST = "24h"
-# principal's name -> what its key may; the tag knock:name is made of the name
+# principal's name -> the tags of its key, to which knock:name is added
 KEYS = {
     "alice": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
     "bob": {"knock:targets": "bastion web", "knock:max-duration": LONGEST},
@@ -76,7 +77,7 @@ KEYS = {
 
 
 class StackError(Exception):
-    """The stack cannot start as it was asked to. The message says why and what to do."""
+    """The stack cannot start with these options. The message says why and what to do."""
 
 
 @functools.cache
@@ -84,8 +85,8 @@ def _parsed(path: str) -> Any:
     return _plain_load_file(JSONFileLoader(), path)
 
 
-# botocore parses its models anew in every session, and moto makes sessions as it is imported: a third of a
-# second of JSON. Within a session botocore itself shares what it has parsed.
+# botocore parses its models again in every session, and moto creates sessions while it is imported: a third
+# of a second of JSON. Within a session botocore itself shares the parsed models.
 _plain_load_file = JSONFileLoader.load_file
 JSONFileLoader.load_file = staticmethod(_parsed)  # type: ignore[method-assign]
 
@@ -104,16 +105,14 @@ class Options:
     parameters: Mapping[str, str] = field(default_factory=dict)  # the template's, over LOCAL_PARAMETERS
     template: Path = ROOT / "template.yaml"
     workers: int = 32  # of each function, at most
-    output: IO[bytes] | int = 2  # where functions print to
-    hostile: Plan | None = None  # an AWS at its worst; None is an obliging one
-    furnished: bool = (
-        False  # with instances, load balancers and a database, which the targets are attached to
-    )
+    output: IO[bytes] | int = 2  # of the functions
+    hostile: Plan | None = None  # None: an AWS without faults and delays
+    furnished: bool = False  # with the resources of local/surroundings.py, which the targets are attached to
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a client needs to know of a running stack; the line that `--json` prints."""
+    """A running stack's addresses, keys and names, for clients; the line that `--json` prints."""
 
     api_url: str
     console_url: str
@@ -134,14 +133,15 @@ class Summary:
 
 
 class Stack:
-    """A running stack. One at a time in a process, since moto's state is the process's."""
+    """A running stack. A process can run one at a time, since moto's state belongs to the process."""
 
     summary: Summary
 
     def __init__(self, options: Options) -> None:
-        """Start everything and answer only once it all does.
+        """Start every part; return when all of them answer.
 
-        Raises StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded; then nothing is left.
+        Raises StackError, TemplateError, PortInUse, EngineNotFound, FunctionNotLoaded, and then leaves no
+        process behind.
         """
         self.options = options
         self.place = Place(options.stack_name, options.region)
@@ -153,7 +153,7 @@ class Stack:
         self._sockets: list[socket.socket] = []
         self._stops = ExitStack()
         self._stops.callback(self.clock.close)
-        # After all that follows: requests that wait for a function or an execution hold the servers' threads.
+        # Called after the other stops, which end the functions and executions that requests wait for.
         self._stops.callback(self._stop_serving)
         try:
             self._start()
@@ -164,58 +164,83 @@ class Stack:
     def _start(self) -> None:
         options = self.options
         front, aws = self._bind(options.port), self._bind(options.aws_port)
-        aws_url = f"http://127.0.0.1:{aws[0].getsockname()[1]}"
-        other = self._other_engine(aws_url)
+        self.aws_endpoint_url = f"http://127.0.0.1:{aws[0].getsockname()[1]}"
+        outside_engine = self._outside_engine()
         self.runtime = Runtime(
             self.deployment.functions,
-            lambda function: environment(function, region=self.place.region, endpoint_url=aws_url),
+            lambda function: environment(
+                function, region=self.place.region, endpoint_url=self.aws_endpoint_url
+            ),
             self.clock,
             output=options.output,
             limit=options.workers,
         )
         self._stops.callback(self.runtime.stop)
+        self._start_aws(aws, outside_engine)
+        hostile = self._be_hostile(options.hostile) if options.hostile else None
+        self._deploy(state_machines=outside_engine is None)
+        targets, keys = self._create_targets(), self._create_keys()
+        if options.furnished:
+            from local.surroundings import furnish
 
-        from local.aws import Embedded, deploy  # moto takes its time; the functions load meanwhile
-        from local.operators import count_usage_by
+            furnish(
+                self.client, self.deployment, {name: target["groups"] for name, target in targets.items()}
+            )
+        self._start_front(front, hostile)
+        self.summary = self._summarize(front, targets, keys)
+        if hostile:
+            hostile.begin()
+
+    def _start_aws(self, sockets: list[socket.socket], outside_engine: OutsideEngine | None) -> None:
+        from local.aws import Embedded  # importing moto is slow; the functions load meanwhile
 
         self.aws: Embedded = Embedded(
-            self.runtime, self.clock, self.place, start_elsewhere=other.start if other else None
+            self.runtime,
+            self.clock,
+            self.place,
+            start_elsewhere=outside_engine.start if outside_engine else None,
         )
         self._stops.callback(self.aws.stop)
-        if other:
-            other.publish = self.aws.publish
-        self.endpoint = Endpoint(self.aws.app, other)
-        self._serve(self.endpoint, aws, "aws")
+        if outside_engine:
+            outside_engine.publish = self.aws.publish
+        self.endpoint = Endpoint(self.aws.app, outside_engine)
+        self._serve(self.endpoint, sockets, "aws")
         self._session = boto3.Session("local", "local", region_name=self.place.region)
-        self.aws_endpoint_url = aws_url
-        hostile = self._be_hostile(options.hostile) if options.hostile else None
+
+    def _deploy(self, *, state_machines: bool) -> None:
+        from local.aws import deploy
+
         try:
-            deploy(self.deployment, self.client, state_machines=other is None)
+            deploy(self.deployment, self.client, state_machines=state_machines)
         except ClientError as error:
             raise StackError(_refused(error)) from error
         for rule in self.deployment.event_rules:
             if rule.schedule and rule.enabled:
                 self.aws.schedule(rule)
-        targets, keys = self._make_targets(), self._make_keys()
-        if options.furnished:
-            from local.surroundings import furnish
 
-            furnish(self.client, self.deployment, {name: made["groups"] for name, made in targets.items()})
+    def _start_front(self, sockets: list[socket.socket], hostile: Hostile | None) -> None:
+        from local.operators import count_usage_by
+
         api = self.deployment.rest_api
 
-        def keys_of_now() -> Iterable[Caller]:
+        def current_keys() -> Iterable[Caller]:
             return self.aws.keys(api)
 
-        known = hostile.keys(keys_of_now) if hostile else keys_of_now
-        self.gateway = Gateway(api, self.place, known, self.runtime.invoke)
+        keys = hostile.keys(current_keys) if hostile else current_keys
+        self.gateway = Gateway(api, self.place, keys, self.runtime.invoke)
         count_usage_by(self.gateway.used)
         self.runtime.warm()
-        self._serve(self.gateway, front, "front")
-        api_url = f"http://127.0.0.1:{front[0].getsockname()[1]}/{api.stage}"
-        self.summary = Summary(
+        self._serve(self.gateway, sockets, "front")
+
+    def _summarize(
+        self, front: list[socket.socket], targets: dict[str, dict[str, list[str]]], keys: dict[str, str]
+    ) -> Summary:
+        plan = self.options.hostile
+        api_url = f"http://127.0.0.1:{front[0].getsockname()[1]}/{self.deployment.rest_api.stage}"
+        return Summary(
             api_url=api_url,
             console_url=f"{api_url}/console",
-            aws_endpoint_url=aws_url,
+            aws_endpoint_url=self.aws_endpoint_url,
             region=self.place.region,
             state_machine_arn=self.deployment.output("StateMachineArn"),
             closings_arn=self.deployment.output("ClosingsArn"),
@@ -225,13 +250,11 @@ class Stack:
             refusals_domain=self.deployment.output("RefusalsDomain"),
             keys=keys,
             targets=targets,
-            hostile=options.hostile.as_json() if options.hostile else None,
+            hostile=plan.as_json() if plan else None,
         )
-        if hostile:
-            hostile.begin()
 
     def _be_hostile(self, plan: Plan) -> Hostile:
-        """Put AWS at its worst around the embedded one. It begins when the stack is set up."""
+        """Put a hostile AWS around the embedded one. Its faults and delays begin with `begin`."""
         if self.aws.engine is None:
             raise StackError("A hostile AWS works with the embedded engine only: leave --engine out.")
         hostile = Hostile(plan, self.clock.now, self.clock.at)
@@ -241,14 +264,14 @@ class Stack:
         return hostile
 
     def client(self, service: str, region: str | None = None) -> Any:
-        """Make a boto3 client of this stack's AWS."""
+        """Create a boto3 client of this stack's AWS."""
         config = Config(retries={"total_max_attempts": 1}, read_timeout=120)
-        make: Any = self._session.client  # typed by service name, which here is any
-        return make(service, region, endpoint_url=self.aws_endpoint_url, config=config)
+        create: Any = self._session.client  # its type takes literal service names only
+        return create(service, region, endpoint_url=self.aws_endpoint_url, config=config)
 
     def stop(self) -> None:
-        """Stop everything at once, last started first, whatever is under way. Twice is once."""
-        # What is under way meets parts that are gone already; its errors are nobody's any more.
+        """Stop every part at once, in reverse order of starting, busy or not. A second call does nothing."""
+        # Current requests fail on parts that have stopped; those errors are not worth a log line.
         logging.getLogger("local.serving").setLevel(logging.CRITICAL)
         self._stops.close()
 
@@ -266,33 +289,35 @@ class Stack:
         for listening in self._sockets:
             listening.close()
 
-    def _other_engine(self, aws_url: str) -> OtherEngine | None:
-        """Start or find the engine asked for, and give it the state machines; None is the embedded one."""
-        asked = self.options.engine
-        if asked == "moto":
+    def _outside_engine(self) -> OutsideEngine | None:
+        """Start or reach the engine of the options and create the state machines there; None if embedded."""
+        choice = self.options.engine
+        if choice == "moto":
             return None
-        if asked == "stepfunctions-local":
-            npm = Npm(ROOT, region=self.place.region, lambda_endpoint=aws_url, log=self.options.output)
+        if choice == "stepfunctions-local":
+            npm = Npm(
+                ROOT, region=self.place.region, lambda_endpoint=self.aws_endpoint_url, log=self.options.output
+            )
             self._stops.callback(npm.stop)
-            other: OtherEngine = NpmEngine(npm.url)
-        elif asked.startswith("http://"):
-            other = OtherEngine(asked)
+            engine: OutsideEngine = NpmEngine(npm.url)
+        elif choice.startswith("http://"):
+            engine = OutsideEngine(choice)
         else:
             raise StackError(
-                f"There is no engine {asked!r}: it is moto, stepfunctions-local, or an address that begins http://."
+                f"There is no engine {choice!r}: it is moto, stepfunctions-local, or an address that begins http://."
             )
         for machine in self.deployment.state_machines:
-            arn = other.create(
+            arn = engine.create(
                 name=machine.name, definition=machine.definition, role=machine.role, region=self.place.region
             )
             if arn != machine.arn:
                 raise StackError(
-                    f"The engine at {other.url} calls a state machine {arn}, and the template {machine.arn}."
+                    f"The engine at {engine.url} calls a state machine {arn}, and the template {machine.arn}."
                     " Run the engine for the same region and account."
                 )
-        return other
+        return engine
 
-    def _make_targets(self) -> dict[str, dict[str, list[str]]]:
+    def _create_targets(self) -> dict[str, dict[str, list[str]]]:
         ec2 = self.client("ec2")
         targets = {}
         for name, (ports, size) in TARGETS.items():
@@ -300,7 +325,7 @@ class Stack:
                 "knock:stack": self.place.stack_name,
                 "knock:target": name,
                 "knock:ports": " ".join(ports),
-                "knock:made-by": "knock-admin",  # so that it deletes them, as those it makes itself
+                "knock:made-by": "knock-admin",  # so that it can delete them, as its own
             }
             specification = {
                 "ResourceType": "security-group",
@@ -317,29 +342,29 @@ class Stack:
             targets[name] = {"ports": ports, "groups": groups}
         return targets
 
-    def _make_keys(self) -> dict[str, str]:
+    def _create_keys(self) -> dict[str, str]:
         apigateway = self.client("apigateway")
         keys = {}
         for name, tags in KEYS.items():
             value = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
-            made = apigateway.create_api_key(
+            created = apigateway.create_api_key(
                 name=name, value=value, enabled=True, tags={"knock:name": name, **tags}
             )
             apigateway.create_usage_plan_key(
-                usagePlanId=self.deployment.usage_plan.id, keyId=made["id"], keyType="API_KEY"
+                usagePlanId=self.deployment.usage_plan.id, keyId=created["id"], keyType="API_KEY"
             )
             keys[name] = value
         return keys
 
 
 def _refused(error: ClientError) -> str:
-    """Say that AWS refuses to set the stack up, and what helps where that is SimpleDB."""
+    """Describe AWS's refusal to set the stack up; for SimpleDB's, name the alternative."""
     refusal = error.response["Error"]
-    said = f"AWS answered {refusal['Code']} to {error.operation_name}: {refusal['Message']}"
+    description = f"AWS answered {refusal['Code']} to {error.operation_name}: {refusal['Message']}"
     if error.operation_name != "CreateDomain":
-        return said
+        return description
     return (
-        f"{said} SimpleDB takes no accounts that have not used it before:"
+        f"{description} SimpleDB takes no accounts that have not used it before:"
         " keep the trail in DynamoDB (--store dynamodb)."
     )
 
@@ -354,7 +379,7 @@ def _parameters(options: Options) -> dict[str, str]:
 
 
 def _seconds(duration: str) -> int:
-    """Read a duration that the template's own pattern has let through."""
+    """Read a duration that the template's own pattern has accepted."""
     return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
 
 

@@ -1,20 +1,20 @@
 """A second engine: Step Functions from outside this process, behind the stack's own AWS endpoint.
 
 `--engine stepfunctions-local` runs the npm package of that name, pinned in package.json, as a child;
-`--engine http://…` takes any other endpoint that has the API. Either way clients and functions talk to the
-stack's AWS endpoint, and `Engine` passes their Step Functions calls on, so that one address serves all of AWS
-and a stopped execution is announced as AWS would: these engines have no EventBridge to tell.
+`--engine http://…` uses any other endpoint that has the API. In both cases clients and functions call the
+stack's AWS endpoint, and `Engine` passes their Step Functions calls on, so that all of AWS has one address.
+These engines have no EventBridge, so `Engine` publishes the event of a stopped execution.
 
-The npm engine listens on every interface, outlives its parent and knows no Parameters. It is started through
-`stepfunctions_local.js`, which makes it listen on loopback alone, end when the stack's end of its standard
-input closes, however that comes about, and fill in a task's Parameters, so that the very definition that
-deploys runs on it too.
+The npm engine listens on every interface, outlives its parent and ignores Parameters. It is started through
+`stepfunctions_local.js`, which makes it listen on loopback alone, end when its standard input closes, for
+whatever reason the stack ends, and fill in a task's Parameters, so that it runs the deployed definition
+unchanged.
 
-What it cannot show, of both state machines: it knows no Retry, so the first error of a task, a transient one
-too, goes straight to the Catch: a RevokeIngress or Close that would have waited for an attempt to settle is
-followed by force at once, and force by the Fail state. A Fail state ends SUCCEEDED there, so a closing that
-failed cannot be told from one that did not, and raises no event. Stopping an execution does not keep its next
-task from running. `tests/local/test_second_engine.py` shows each of these.
+Its limits, for both state machines: it has no Retry, so the first error of a task, even a transient one, goes
+straight to the Catch: where RevokeIngress or Close would have waited for an attempt's result, force follows
+at once, and the Fail state after force. A Fail state ends SUCCEEDED there, so a failed closing looks like a
+successful one and publishes no event. Stopping an execution does not keep its next task from running.
+`tests/local/test_second_engine.py` shows each of these.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Npm:
         config = {"port": 0, "region": region, "lambdaEndpoint": lambda_endpoint, "lambdaRegion": region}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own file
-                ["node", str(_STARTER), json.dumps(config)],  # noqa: S607 - whichever node the person has
+                ["node", str(_STARTER), json.dumps(config)],  # noqa: S607 - the node on the PATH
                 cwd=directory,
                 env=_environment(),
                 stdin=subprocess.PIPE,
@@ -73,7 +73,7 @@ class Npm:
         self.url = f"http://127.0.0.1:{int(port)}"
 
     def stop(self) -> None:
-        """End it. The second time does nothing."""
+        """End it. A second call does nothing."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -82,7 +82,7 @@ class Npm:
 
 
 def _environment() -> Mapping[str, str]:
-    """Return what node needs, and what aws-sdk 2 inside it wants to be quiet."""
+    """Return the variables that node needs, and those that silence aws-sdk 2 inside it."""
     return {
         "PATH": os.environ.get("PATH", ""),
         "AWS_ACCESS_KEY_ID": "stepfunctionslocal",
@@ -92,16 +92,16 @@ def _environment() -> Mapping[str, str]:
 
 
 class Engine:
-    """Step Functions at `url`: an `endpoint.Watcher` that takes its calls and never forwards one."""
+    """Step Functions at `url`: an `endpoint.Watcher` that answers its calls and forwards none."""
 
     def __init__(self, url: str) -> None:
-        """Talk to the engine at `url`."""
+        """Use the engine at `url`."""
         self.url = url
         self.publish: Publish = lambda _event: None
         self._address = urlsplit(url).netloc
 
     def __call__(self, call: Call, _forward: Forward) -> Answer:
-        """Pass a call on; announce an execution that this call stopped."""
+        """Send a call to the engine; publish the status change of an execution that this call stopped."""
         if call.operation != "StopExecution":
             return self._ask(call.operation, call.body, call.region)
         execution = json.loads(call.body).get("executionArn")
@@ -113,23 +113,23 @@ class Engine:
 
     def start(self, machine: str, name: str, payload: bytes) -> None:
         """Start an execution for EventBridge; raises InvocationError when the engine refuses."""
-        asked = {"stateMachineArn": machine, "name": name, "input": payload.decode()}
-        answer = self._ask("StartExecution", json.dumps(asked).encode(), machine.split(":")[3])
+        request = {"stateMachineArn": machine, "name": name, "input": payload.decode()}
+        answer = self._ask("StartExecution", json.dumps(request).encode(), machine.split(":")[3])
         if answer.status == 200:
             return
-        said = json.loads(answer.body)
-        code = str(said.get("__type")).rpartition("#")[2]
+        refusal = json.loads(answer.body)
+        code = str(refusal.get("__type")).rpartition("#")[2]
         if code != "ExecutionAlreadyExists":
-            raise InvocationError(code, str(said.get("message")))
+            raise InvocationError(code, str(refusal.get("message")))
 
     def create(self, *, name: str, definition: str, role: str, region: str) -> str:
-        """Create the state machine, or update what is there; return its ARN. Raises EngineNotFound."""
-        wanted = {"name": name, "definition": definition, "roleArn": role}
-        answer = self._ask("CreateStateMachine", json.dumps(wanted).encode(), region)
-        said = json.loads(answer.body)
+        """Create the state machine or update it; return its ARN. Raises EngineNotFound."""
+        request = {"name": name, "definition": definition, "roleArn": role}
+        answer = self._ask("CreateStateMachine", json.dumps(request).encode(), region)
+        body = json.loads(answer.body)
         if answer.status == 200:
-            return str(said["stateMachineArn"])
-        if "AlreadyExists" in str(said.get("__type")):
+            return str(body["stateMachineArn"])
+        if "AlreadyExists" in str(body.get("__type")):
             machines = json.loads(self._ask("ListStateMachines", b"{}", region).body)["stateMachines"]
             arn = next(str(machine["stateMachineArn"]) for machine in machines if machine["name"] == name)
             update = {"stateMachineArn": arn, "definition": definition, "roleArn": role}
@@ -148,15 +148,15 @@ class Engine:
         headers = {
             "Content-Type": "application/x-amz-json-1.0",
             "X-Amz-Target": f"AWSStepFunctions.{operation}",
-            # Signed by nobody; some engines read the region from here.
+            # Not a real signature; some engines read the region from it.
             "Authorization": f"AWS4-HMAC-SHA256 Credential=local/20200101/{region}/states/aws4_request, "
             "SignedHeaders=host, Signature=local",
         }
         connection = http.client.HTTPConnection(self._address, timeout=60)
         try:
-            connection.request("POST", "/", self._theirs(body, region), headers)
+            connection.request("POST", "/", self._to_engine(body, region), headers)
             answer = connection.getresponse()
-            said = self._ours(answer.read(), region)
+            payload = self._from_engine(answer.read(), region)
         except OSError as error:
             call = Call("states", operation, region, "", body)
             return failure(
@@ -165,28 +165,28 @@ class Engine:
         finally:
             connection.close()
         content_type = answer.getheader("Content-Type") or "application/x-amz-json-1.0"
-        return Answer(answer.status, [("Content-Type", content_type)], said)
+        return Answer(answer.status, [("Content-Type", content_type)], payload)
 
-    def _theirs(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
-        """Put a request in the engine's words."""
+    def _to_engine(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
+        """Translate a request of Step Functions for the engine."""
         return body
 
-    def _ours(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
-        """Put an answer in Step Functions' words."""
+    def _from_engine(self, body: bytes, region: str) -> bytes:  # noqa: ARG002 - for an engine that needs it
+        """Translate the engine's answer into Step Functions' own."""
         return body
 
 
 class NpmEngine(Engine):
-    """stepfunctions-local 1.3.1, where it does not speak as Step Functions does.
+    """stepfunctions-local 1.3.1, with its deviations from Step Functions translated.
 
-    It calls the region of every execution `local`, whatever it was started with, and describes a definition
-    as an object and not as a text.
+    It writes the region `local` into the ARN of every execution, and describes a definition as an object and
+    not as a string.
     """
 
-    def _theirs(self, body: bytes, region: str) -> bytes:
+    def _to_engine(self, body: bytes, region: str) -> bytes:
         return _rename_region(body, region, "local")
 
-    def _ours(self, body: bytes, region: str) -> bytes:
+    def _from_engine(self, body: bytes, region: str) -> bytes:
         answer = json.loads(_rename_region(body, "local", region))
         if isinstance(answer.get("definition"), dict):
             answer["definition"] = json.dumps(answer["definition"])
@@ -197,8 +197,8 @@ def _rename_region(body: bytes, old: str, new: str) -> bytes:
     return re.sub(rf"(arn:aws:states:){old}(:\d+:execution:)", rf"\g<1>{new}\g<2>", body.decode()).encode()
 
 
-def _aborted(execution: dict[str, Any], asked: dict[str, Any], stopped: dict[str, Any]) -> dict[str, Any]:
-    """Make the event of https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html."""
+def _aborted(execution: dict[str, Any], request: dict[str, Any], stopped: dict[str, Any]) -> dict[str, Any]:
+    """Build the event of https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html."""
     return {
         "detail-type": "Step Functions Execution Status Change",
         "source": "aws.states",
@@ -214,7 +214,7 @@ def _aborted(execution: dict[str, Any], asked: dict[str, Any], stopped: dict[str
             "output": None,
             "inputDetails": {"included": True},
             "outputDetails": None,
-            "error": asked.get("error"),
-            "cause": asked.get("cause"),
+            "error": request.get("error"),
+            "cause": request.get("cause"),
         },
     }

@@ -1,6 +1,6 @@
-"""What an account has beside Knock, so that every page for operators can be typed on a fresh local stack.
+"""Resources beside Knock's, so that the commands of every page for operators work on a fresh local stack.
 
-| what | with | for the page |
+| resource | attached to | for the page |
 |---|---|---|
 | instance `bastion`, Elastic IP 198.51.100.10 | the target `bastion` | all |
 | load balancer `web` | the target `web` | all |
@@ -10,7 +10,7 @@
 | group `reports`, on an interface | no target | adopt-groups |
 | the template's alarms, none of which ever goes off | | check-the-deployment |
 
-Only `python -m local up` asks for it: a stack that a test runs by itself starts a quarter of a second sooner.
+Only `python -m local up` creates them: without, a test's stack starts a quarter of a second sooner.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from local.deployment import Deployment
 __all__ = ["furnish"]
 
 BASTION, JUMP = "198.51.100.10", "198.51.100.20"
-_IMAGE = "ami-0123456789abcdef0"  # nothing boots here
+_IMAGE = "ami-0123456789abcdef0"  # no instance boots here
 
 
 def furnish(
     client: Callable[[str], Any], deployment: Deployment, targets: Mapping[str, Sequence[str]]
 ) -> None:
-    """Make it all. `targets` are the groups of each target that is there."""
+    """Create all of them. `targets` are the groups of each target."""
     ec2 = client("ec2")
     subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:2]]
     servers, admin, reports = (_group(ec2, name) for name in ("servers", "admin", "reports"))
@@ -47,7 +47,7 @@ def furnish(
     for name, groups in (("web", [servers, *targets["web"]]), ("shop", [servers])):
         balancers.create_load_balancer(Name=name, Subnets=subnets, SecurityGroups=groups)
     place = deployment.place
-    rds_backends[place.account][place.region].create_db_instance(  # a client of RDS is slow to make
+    rds_backends[place.account][place.region].create_db_instance(  # creating a client of RDS is slow
         {
             "db_instance_identifier": "orders",
             "db_instance_class": "db.t4g.micro",
@@ -69,7 +69,7 @@ def _group(ec2: Any, name: str) -> str:
 
 def _instance(ec2: Any, name: str, address: str, subnet: str, groups: Sequence[str]) -> None:
     """Run an instance behind an Elastic IP."""
-    made = ec2.run_instances(
+    instance = ec2.run_instances(
         ImageId=_IMAGE,
         InstanceType="t4g.nano",
         MinCount=1,
@@ -79,4 +79,4 @@ def _instance(ec2: Any, name: str, address: str, subnet: str, groups: Sequence[s
         TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": name}]}],
     )["Instances"][0]
     allocated = ec2.allocate_address(Domain="vpc", Address=address)
-    ec2.associate_address(AllocationId=allocated["AllocationId"], InstanceId=made["InstanceId"])
+    ec2.associate_address(AllocationId=allocated["AllocationId"], InstanceId=instance["InstanceId"])

@@ -1,16 +1,15 @@
 """Read `template.yaml` as CloudFormation would, without AWS.
 
-The template is the only wiring there is, local runs included. `load` transforms the file with AWS's own SAM
-translator (offline), checks the parameters and resolves every intrinsic function, so that what follows
-(`local.deployment`) sees plain dictionaries. A kind of resource, a function or an attribute that is not
-known here is a `TemplateError` that names it; kinds without effect on one machine are on a short list
-(`NO_LOCAL_EFFECT`), each with its reason.
+The template wires local runs too. `load` transforms the file with AWS's own SAM translator (offline), checks
+the parameters and resolves every intrinsic function, so that `local.deployment` reads plain dictionaries. A
+resource type, a function or an attribute that is not known here is a `TemplateError` that names it; types
+without effect on one machine are on a short list (`NO_LOCAL_EFFECT`), each with its reason.
 
-Decided against moto's CloudFormation, which skips half of these resources without a word and ignores
-DefinitionSubstitutions, and against a hand-kept list of functions and routes, which is a copy, and drifts.
+Decided against moto's CloudFormation, which skips half of these resources silently and ignores
+DefinitionSubstitutions, and against a list of functions and routes kept by hand, which would go out of date.
 
 Physical names have CloudFormation's form, `stack-LogicalId-SUFFIX`, but the suffix is a hash instead of a
-random word: a stack that is started twice has the same names.
+random word: the same stack has the same names at every start.
 """
 
 from __future__ import annotations
@@ -37,23 +36,18 @@ __all__ = ["CODE_BUCKET", "NO_LOCAL_EFFECT", "Place", "Resource", "Template", "T
 
 _POLICIES = "policies are not enforced here; tests of their own simulate them"
 _METRICS = "no metrics are collected here"
-_ALARMS = "no metrics are collected here, so no alarm goes off and nobody is told"
+_ALARMS = "no metrics are collected here, so no alarm goes off and no message is sent"
 NO_LOCAL_EFFECT = {
     "AWS::ApiGateway::Account": "gives API Gateway a role to log with, and there is no CloudWatch to log to",
     "AWS::ApiGateway::Deployment": "publishes an API's definition; here it is live as it is read",
     "AWS::CloudWatch::Alarm": _ALARMS,
-    "AWS::CloudWatch::CompositeAlarm": _ALARMS,
     "AWS::CloudWatch::Dashboard": _METRICS,
     "AWS::IAM::ManagedPolicy": _POLICIES,
-    "AWS::IAM::Policy": _POLICIES,
     "AWS::Lambda::Permission": _POLICIES,
     "AWS::Logs::LogGroup": "functions print to the local stack's log",
-    "AWS::Logs::MetricFilter": _METRICS,
-    "AWS::Logs::QueryDefinition": "a saved query of the console",
-    "AWS::Logs::SubscriptionFilter": "functions print to the local stack's log, and nobody is told of it",
+    "AWS::Logs::SubscriptionFilter": "functions print to the local stack's log, which has no subscriptions",
     "AWS::SNS::Subscription": _ALARMS,
     "AWS::SNS::Topic": _ALARMS,
-    "AWS::SNS::TopicPolicy": _POLICIES,
     "AWS::SQS::QueuePolicy": _POLICIES,
     "Custom::LastGrants": "stops what runs when the stack is deleted; here all of AWS goes with the stack",
     "Custom::LastRules": "closes what is open when the stack is deleted; here all of AWS goes with the stack",
@@ -63,12 +57,12 @@ CODE_BUCKET = "local"  # stands for the bucket `sam deploy` uploads to; the key 
 
 
 class TemplateError(Exception):
-    """Something the template says that is wrong, or that a local stack cannot honour."""
+    """The template is wrong somewhere, or a local stack cannot honour it. The message names the place."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stack stands: what CloudFormation's pseudo parameters say."""
+    """Where a stack is deployed: the values of CloudFormation's pseudo parameters."""
 
     stack_name: str
     region: str
@@ -76,7 +70,7 @@ class Place:
     partition: str = "aws"
 
     def arn(self, service: str, resource: str) -> str:
-        region = "" if service == "iam" else self.region  # IAM is everywhere
+        region = "" if service == "iam" else self.region  # IAM is global
         return f"arn:{self.partition}:{service}:{region}:{self.account}:{resource}"
 
     @property
@@ -99,9 +93,9 @@ class Place:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What `Ref` and `GetAtt` answer for one kind of resource.
+    """The values of `Ref` and `GetAtt` for one type of resource.
 
-    `name` is the property that gives its name. The formats may hold `{name}`, `{arn}`, `{id}` (ten
+    `name` is the property that sets its name. The formats may hold `{name}`, `{arn}`, `{id}` (ten
     characters, as API Gateway's ids) and a `Place`'s fields. `arn` is "service:resource".
     """
 
@@ -122,23 +116,18 @@ _KINDS: dict[str, _Kind] = {
     "AWS::ApiGateway::UsagePlan": _Kind("UsagePlanName", ref="{id}"),
     "AWS::ApiGateway::UsagePlanKey": _BY_ID,
     "AWS::CloudWatch::Alarm": _Kind("AlarmName", "cloudwatch:alarm:{name}"),
-    "AWS::CloudWatch::CompositeAlarm": _Kind("AlarmName", "cloudwatch:alarm:{name}"),
     "AWS::CloudWatch::Dashboard": _Kind("DashboardName"),
     "AWS::DynamoDB::Table": _Kind("TableName", "dynamodb:table/{name}"),
     "AWS::Events::Rule": _Kind("Name", "events:rule/{name}"),
     "AWS::IAM::ManagedPolicy": _Kind("ManagedPolicyName", "iam:policy/{name}", ref="{arn}"),
-    "AWS::IAM::Policy": _Kind("PolicyName"),
     "AWS::IAM::Role": _Kind("RoleName", "iam:role/{name}"),
     "AWS::Lambda::EventInvokeConfig": _Kind(),
     "AWS::Lambda::Function": _Kind("FunctionName", "lambda:function:{name}"),
     "AWS::Lambda::Permission": _Kind(),
     "AWS::Logs::LogGroup": _Kind("LogGroupName", "logs:log-group:{name}:*"),
-    "AWS::Logs::MetricFilter": _Kind("FilterName"),
-    "AWS::Logs::QueryDefinition": _BY_ID,
     "AWS::Logs::SubscriptionFilter": _Kind("FilterName"),
     "AWS::SNS::Subscription": _Kind(arn="sns:{name}", ref="{arn}"),
     "AWS::SNS::Topic": _Kind("TopicName", "sns:{name}", ref="{arn}", attributes={"TopicName": "{name}"}),
-    "AWS::SNS::TopicPolicy": _Kind(),
     "AWS::SQS::Queue": _Kind("QueueName", "sqs:{name}", _QUEUE_URL, {"QueueName": "{name}"}),
     "AWS::SQS::QueuePolicy": _Kind(),
     "AWS::StepFunctions::StateMachine": _Kind(
@@ -152,7 +141,7 @@ _KINDS: dict[str, _Kind] = {
 
 @dataclass(frozen=True)
 class Resource:
-    """One resource that the stack has: its conditions hold, its properties are plain values."""
+    """One resource of the stack: its condition holds, its properties are plain values."""
 
     logical_id: str
     type: str
@@ -177,15 +166,17 @@ class Resource:
 def load(path: Path, place: Place, parameters: Mapping[str, str] | None = None) -> Template:
     """Transform and resolve the template at `path` for a stack at `place`.
 
-    Raises TemplateError for a parameter that is unknown, missing or not allowed, for SAM the translator
-    rejects, and for whatever in the template has no meaning here.
+    Raises TemplateError for a parameter that is unknown, missing or not allowed, for SAM that the translator
+    rejects, and for every part of the template that has no meaning here.
     """
     if not path.is_file():
         raise TemplateError(f"There is no template at {path}.")
     source = _read(path)
     values = _parameter_values(source.get("Parameters", {}), parameters or {})
     _stand_in_for_uploads(source)
-    logging.getLogger("samtranslator").setLevel(logging.ERROR)  # it names each feature flag it does not find
+    logging.getLogger("samtranslator").setLevel(
+        logging.ERROR
+    )  # it warns of each feature flag that is not set
     translator = Translator({}, Parser(), boto_session=boto3.Session(region_name=place.region))
     try:
         translated = translator.translate(source, dict(values))
@@ -196,7 +187,7 @@ def load(path: Path, place: Place, parameters: Mapping[str, str] | None = None) 
 
 
 def text(value: Any) -> str:
-    """Write a value as CloudFormation does where it wants a string."""
+    """Write a value as CloudFormation does where it needs a string."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
@@ -206,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Parse the template with CloudFormation's short forms, as SAM's own parser does, ten times as fast."""
 
     class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """A loader of our own, so that the constructor below is not everybody's."""
+        """A class of our own: the constructor below is added to it and not to yaml's own loader."""
 
     _Loader.add_multi_constructor("!", intrinsics_multi_constructor)
     source: dict[str, Any] = yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a safe loader
@@ -216,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _stand_in_for_uploads(source: dict[str, Any]) -> None:
     """Point every local path at a stand-in for the bucket that `sam deploy` would upload it to.
 
-    The translator accepts nothing but S3 addresses; the path comes back out as the object's key.
+    The translator accepts S3 addresses only; `Deployment` reads the path back from the object's key.
     """
     sections = [resource.get("Properties") or {} for resource in source.get("Resources", {}).values()]
     sections += list((source.get("Globals") or {}).values())
@@ -226,16 +217,16 @@ def _stand_in_for_uploads(source: dict[str, Any]) -> None:
                 properties[name] = {"Bucket": CODE_BUCKET, "Key": uri}
 
 
-def _parameter_values(declared: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
-    if unknown := sorted(set(given) - set(declared)):
+def _parameter_values(declared: Mapping[str, Any], arguments: Mapping[str, str]) -> dict[str, Any]:
+    if unknown := sorted(set(arguments) - set(declared)):
         raise TemplateError(
             f"The template has no parameter {', '.join(unknown)}; it has {', '.join(declared)}."
         )
     values: dict[str, Any] = {}
     for name, declaration in declared.items():
-        if name not in given and "Default" not in declaration:
+        if name not in arguments and "Default" not in declaration:
             raise TemplateError(f"Parameter {name} has no default and was not given.")
-        value = str(given.get(name, declaration.get("Default")))
+        value = str(arguments.get(name, declaration.get("Default")))
         if fault := _fault(value, declaration):
             raise TemplateError(
                 f"Parameter {name} is {value!r}; {declaration.get('ConstraintDescription', fault)}"
@@ -246,8 +237,8 @@ def _parameter_values(declared: Mapping[str, Any], given: Mapping[str, str]) -> 
 
 
 def _fault(value: str, declaration: Mapping[str, Any]) -> str | None:
-    """Say what a parameter's value lacks, by the constraints that the template declares."""
-    allowed = [str(one) for one in declaration.get("AllowedValues", [])]
+    """Name the first declared constraint that a parameter's value violates; None where it meets all."""
+    allowed = [str(option) for option in declaration.get("AllowedValues", [])]
     if allowed and value not in allowed:
         return f"it must be one of {', '.join(allowed)}."
     pattern = declaration.get("AllowedPattern")
@@ -266,7 +257,7 @@ def _fault(value: str, declaration: Mapping[str, Any]) -> str | None:
     return None
 
 
-_NO_VALUE = object()  # what AWS::NoValue becomes, until the property that holds it is dropped
+_NO_VALUE = object()  # stands for AWS::NoValue until the property that holds it is dropped
 
 
 class Template:
@@ -275,7 +266,7 @@ class Template:
     def __init__(
         self, path: Path, place: Place, parameters: Mapping[str, Any], translated: Mapping[str, Any]
     ) -> None:
-        """Resolve all of it, so that whatever cannot be is reported now and by name."""
+        """Resolve all of it. Raises a TemplateError that names the first part that cannot be resolved."""
         self.path = path
         self.place = place
         self.parameters = parameters
@@ -301,12 +292,13 @@ class Template:
 
     def one(self, resource_type: str) -> Resource:
         """Return the only resource of a type; raise TemplateError when there is none, or more."""
-        found = self.all(resource_type)
-        if len(found) != 1:
+        matches = self.all(resource_type)
+        if len(matches) != 1:
             raise TemplateError(
-                f"The template has {len(found)} resources of type {resource_type}; the local stack needs one."
+                f"The template has {len(matches)} resources of type {resource_type};"
+                " the local stack needs one."
             )
-        return found[0]
+        return matches[0]
 
     def _resource(self, logical_id: str, declared: Mapping[str, Any]) -> Resource:
         ref, name, attributes = self._identity(logical_id)
@@ -314,7 +306,7 @@ class Template:
         return Resource(logical_id, declared["Type"], name, ref, attributes, properties)
 
     def _identity(self, logical_id: str) -> tuple[str, str, dict[str, str]]:
-        """Return what `Ref` answers for a resource, its physical name, and what `GetAtt` answers."""
+        """Return the `Ref` of a resource, its physical name, and its attributes for `GetAtt`."""
         declared = self._declared[logical_id]
         kind = _KINDS.get(declared["Type"])
         if kind is None:
@@ -326,26 +318,26 @@ class Template:
         word = base64.b32encode(digest).decode()
         name = f"{self.place.stack_name}-{logical_id}-{word[:12]}"
         if kind.name and kind.name in declared.get("Properties", {}):
-            given = self._resolve(declared["Properties"][kind.name], f"{logical_id}.{kind.name}")
-            name = name if given is _NO_VALUE else text(given)
-        known = {"name": name, "id": word[12:22].lower(), "url_suffix": self.place.url_suffix}
-        known |= vars(self.place)
-        attributes = {attribute: value.format(**known) for attribute, value in kind.attributes.items()}
+            declared_name = self._resolve(declared["Properties"][kind.name], f"{logical_id}.{kind.name}")
+            name = name if declared_name is _NO_VALUE else text(declared_name)
+        fields = {"name": name, "id": word[12:22].lower(), "url_suffix": self.place.url_suffix}
+        fields |= vars(self.place)
+        attributes = {attribute: value.format(**fields) for attribute, value in kind.attributes.items()}
         if declared["Type"] == "Custom::Domain":
-            known["name"], attributes["Region"] = self._answer_for_domain(logical_id, word)
+            fields["name"], attributes["Region"] = self._answer_for_domain(logical_id, word)
         if kind.arn:
-            service, _, resource = kind.arn.format(**known).partition(":")
-            known["arn"] = attributes["Arn"] = self.place.arn(service, resource)
-        return kind.ref.format(**known), known["name"], attributes
+            service, _, resource = kind.arn.format(**fields).partition(":")
+            fields["arn"] = attributes["Arn"] = self.place.arn(service, resource)
+        return kind.ref.format(**fields), fields["name"], attributes
 
     def _answer_for_domain(self, logical_id: str, word: str) -> tuple[str, str]:
-        """Give the name and the region of a domain, as the template's setup function does on AWS."""
-        asked = self._resolve(self._declared[logical_id].get("Properties", {}), logical_id)
-        missing = {"Name", "Region"} - set(asked)
-        region = asked.get("Region") or asked.get("Nearest", {}).get(self.place.region)
+        """Return the name and the region of a domain, as the template's setup function does on AWS."""
+        properties = self._resolve(self._declared[logical_id].get("Properties", {}), logical_id)
+        missing = {"Name", "Region"} - set(properties)
+        region = properties.get("Region") or properties.get("Nearest", {}).get(self.place.region)
         if missing or not region:
             raise TemplateError(f"{logical_id} has no Name, or no Region and none near {self.place.region}.")
-        return f"{asked['Name']}-{word[:8].lower()}", region
+        return f"{properties['Name']}-{word[:8].lower()}", region
 
     # Intrinsic functions
 
@@ -383,9 +375,9 @@ class Template:
     def _ref(self, name: Any, where: str) -> Any:
         if name == "AWS::NoValue":
             return _NO_VALUE
-        known = {**self.parameters, **self.place.pseudo_parameters}
-        if name in known:
-            return known[name]
+        values = {**self.parameters, **self.place.pseudo_parameters}
+        if name in values:
+            return values[name]
         if name in self._declared:
             return self._identity(name)[0]
         raise TemplateError(f"{where} refers to {name}, which is no parameter and no resource.")
@@ -472,8 +464,8 @@ class Template:
             case "Fn::Not":
                 return not self._test(argument[0], where)
             case "Fn::Equals":
-                one, other = (text(self._resolve(item, where)) for item in argument)
-                return one == other
+                left, right = (text(self._resolve(item, where)) for item in argument)
+                return left == right
             case "Fn::Contains":
                 values, value = (self._resolve(item, where) for item in argument)
                 return text(value) in [text(item) for item in values]

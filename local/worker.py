@@ -1,17 +1,17 @@
-"""The process a Lambda function runs in: what AWS's runtime is to a function, on this machine.
+"""The process that a Lambda function runs in: Lambda's Python runtime, on this machine.
 
 Started by `local.lambdas` with nothing but the function's own environment, it loads the handler once and then
-makes workers by forking itself; each worker serves one invocation at a time over a socket of its own. So a
-function's modules are loaded once however many workers a burst needs, a new worker is there in milliseconds
-instead of half a second of importing boto3, and workers share their memory. It is the lifecycle of SnapStart:
-what a handler's module does on import happens before the fork.
+forks workers; each worker serves one invocation at a time over a socket of its own. So a function's modules
+are loaded once for any number of workers, a new worker is ready in milliseconds instead of half a second of
+importing boto3, and workers share their memory. It is the lifecycle of SnapStart: a handler's module is
+imported before the fork.
 
-What a handler sees, and what its failures look like, follows `awslambdaric`, AWS's own runtime client; a test
-compares the two. That package is not what runs here because it has wheels for Linux only, and because its
-conversation over HTTP costs several times as much as a handler that does nothing.
+A handler's arguments, and the form of its failures, follow `awslambdaric`, AWS's own runtime client; a test
+compares the two. Decided against running that package: it has wheels for Linux only, and its protocol over
+HTTP costs several times as much as a handler that does nothing.
 
-This file is run by path and imports the standard library only: what it imports, every function pays for.
-Nothing survives the stack: a process whose socket closes ends, and takes its workers with it.
+This file is run by path and imports the standard library only: an import slows the start of every function.
+Nothing survives the stack: a process whose socket closes ends, and its workers with it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from typing import Any, NoReturn
 INVOCATION = struct.Struct("!II")  # lengths of the head (JSON) and of the payload, which follow
 ANSWER = struct.Struct("!cI")  # RESULT or ERROR, and the length of the payload, which follows
 COMMAND = struct.Struct("!cIf")  # FORK (with a file descriptor) or END, the worker's number, seconds to wait
-STATUS = struct.Struct("!i")  # what a worker that was ended left: as os.waitstatus_to_exitcode
+STATUS = struct.Struct("!i")  # exit code of a worker that has ended, as of os.waitstatus_to_exitcode
 LOADED = struct.Struct(
     "!?I"
-)  # whether the handler was loaded, and the length of the error (JSON), which follows
+)  # whether the handler was loaded, and the length of the error (JSON) that follows
 RESULT, ERROR = b"R", b"E"
 FORK, END = b"F", b"X"
 
@@ -49,7 +49,7 @@ Handler = Callable[[Any, "Context"], Any]
 
 
 class _Fault(Exception):
-    """A failure the runtime itself reports, under a name of its own."""
+    """A failure that the runtime itself reports, under its own error type."""
 
     def __init__(self, error_type: str, message: str, trace: list[str] | None = None) -> None:
         super().__init__(message)
@@ -92,20 +92,20 @@ def main() -> NoReturn:
     signal.alarm(LOAD_SECONDS)
     try:
         handler = load(os.environ["_HANDLER"])
-    except Exception as error:  # noqa: BLE001 - whatever a module raises on import is the answer
+    except Exception as error:  # noqa: BLE001 - reported as the answer
         failure = json.dumps(describe(error, "")).encode()
         _log_error(describe(error, ""))
         control.sendall(LOADED.pack(False, len(failure)) + failure)
         os._exit(1)
     signal.alarm(0)
     gc.collect()
-    gc.freeze()  # a collection in a worker would write to, and so copy, every page it shares
+    gc.freeze()  # a collection in a worker would write to every shared page, and so copy it
     control.sendall(LOADED.pack(True, 0))
     _fork_on_command(control, handler)
 
 
 def load(name: str) -> Handler:
-    """Import the handler `module.function`; raise what Lambda would report."""
+    """Import the handler `module.function`; raise the error that Lambda would report."""
     module_name, dot, function_name = name.rpartition(".")
     if not dot:
         raise _Fault(
@@ -135,12 +135,12 @@ def _fork_on_command(control: socket.socket, handler: Handler) -> NoReturn:
     workers: dict[int, int] = {}
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, COMMAND.size, 1)
-        if len(message) < COMMAND.size:  # the stack is gone
+        if len(message) < COMMAND.size:  # the stack has ended
             for pid in workers.values():
                 _end(pid, 0)
             os._exit(0)
-        what, number, grace = COMMAND.unpack(message)
-        if what == FORK:
+        command, number, grace = COMMAND.unpack(message)
+        if command == FORK:
             pid = os.fork()
             if pid == 0:
                 control.close()
@@ -155,8 +155,8 @@ def _end(pid: int, grace: float) -> int:
     """Wait `grace` seconds for a worker to end by itself, then kill it; return its exit code or -signal."""
     give_up = time.monotonic() + grace
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
+        ended_pid, status = os.waitpid(pid, os.WNOHANG)
+        if ended_pid:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= give_up:
             os.kill(pid, signal.SIGKILL)
@@ -207,7 +207,7 @@ def invoke(handler: Handler, head: dict[str, Any], payload: bytes) -> tuple[byte
             return RESULT, answer
         try:
             return RESULT, _to_json(answer)
-        except Exception as error:  # a handler's answer can be any object, with any fault
+        except Exception as error:  # a handler can return any object, and it can raise anything
             raise _Fault("Runtime.MarshalError", f"Unable to marshal response: {error}") from error
     except Exception as error:  # noqa: BLE001 - Lambda reports every Exception; the rest ends the process
         failure = describe(error, request_id)
@@ -216,13 +216,13 @@ def invoke(handler: Handler, head: dict[str, Any], payload: bytes) -> tuple[byte
 
 
 def describe(error: Exception, request_id: str) -> dict[str, Any]:
-    """Describe a failure in Lambda's words, the runtime's own frames left out."""
+    """Describe a failure in Lambda's words, without the runtime's own frames."""
     if isinstance(error, _Fault):
         return _description(str(error), error.error_type, request_id, error.trace)
     frames = traceback.extract_tb(error.__traceback__)
     while frames and frames[0].filename == __file__:
         del frames[0]
-    # As tuples: Lambda's lines have no marks under them.
+    # As tuples, so that the lines have no ^^^ marks: Lambda's have none.
     lines = traceback.format_list([(at.filename, at.lineno or 0, at.name, at.line) for at in frames])
     return _description(str(error), type(error).__name__, request_id, lines)
 

@@ -1,10 +1,10 @@
-"""Compiles the functions of a build, so that Lambda need not do it at every cold start.
+"""Compiles the functions of a build, so that Lambda need not compile them at every cold start.
 
     python3.13 -m tools.bytecode --for python3.13 .aws-sam/build     (make deploy ARGS=--bytecode)
 
-It has to be run by the runtime's own minor version of Python: bytecode of another is passed over, and only
-takes room. `unchecked-hash`, because the zip that SAM makes gives every file a time of 1980, by which
-bytecode of the usual kind would look stale, and because nothing but the deployment changes the files
+It has to run with the runtime's minor version of Python: bytecode of other versions is ignored, and takes
+room. It writes `unchecked-hash` bytecode, because SAM's zip sets the time of every file to 1980, by which
+bytecode with timestamps would look stale, and because only a deployment changes the files
 (https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation).
 """
 
@@ -19,13 +19,13 @@ from py_compile import PycInvalidationMode
 
 
 class NotCompiled(Exception):
-    """A folder that cannot be compiled. Says what to do."""
+    """A folder cannot be compiled; the message says what to do."""
 
 
 def write(folder: Path) -> None:
     """Compile every module below a folder, into its __pycache__. Raises NotCompiled."""
     mode = PycInvalidationMode.UNCHECKED_HASH
-    # The paths in tracebacks are Lambda's, not the building machine's.
+    # Tracebacks show the paths in Lambda, not those of the build.
     done = compileall.compile_dir(
         folder, quiet=1, force=True, invalidation_mode=mode, stripdir=str(folder), prependdir="/var/task"
     )
@@ -41,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--for", dest="runtime", metavar="RUNTIME", help="refuse unless this is its Python")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     own = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if sys.implementation.name != "cpython" or asked.runtime not in (None, own):
-        print(f"the functions run on {asked.runtime}: bytecode of {own} would not count", file=sys.stderr)
+    if sys.implementation.name != "cpython" or options.runtime not in (None, own):
+        print(f"the functions run on {options.runtime}: bytecode of {own} would not count", file=sys.stderr)
         return 1
     try:
-        for folder in asked.folders:
+        for folder in options.folders:
             for function in _functions(folder):
                 write(function)
     except NotCompiled as error:
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _functions(folder: Path) -> list[Path]:
-    """Give the folders of a build of SAM's, one a function; or the folder itself. Raises NotCompiled."""
+    """Give the functions' folders of a SAM build; any other folder itself. Raises NotCompiled."""
     if not folder.is_dir():
         raise NotCompiled(f"{folder} is no folder: run `sam build` first")
     built = (folder / "template.yaml").exists()
-    return sorted(one for one in folder.iterdir() if one.is_dir()) if built else [folder]
+    return sorted(function for function in folder.iterdir() if function.is_dir()) if built else [folder]
 
 
 if __name__ == "__main__":

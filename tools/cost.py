@@ -1,7 +1,7 @@
-"""docs/cost.md and docs/choosing-a-store.md, made of measured calls, dated prices and quotas: `make cost`.
+"""Writes docs/cost.md and docs/choosing-a-store.md from measured calls, dated prices and quotas: `make cost`.
 
-The calls are counted where the functions run as they are, in the harness; the prices and quotas, and what can
-only be assumed, are in docs/cost/prices.json. Times there are assumptions, since no AWS was at hand.
+The calls are counted while the functions run in the test harness. The prices, quotas and assumptions are in
+docs/cost/prices.json. The durations of calls are assumptions: nothing here was measured on AWS.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SIZES = (10, 100, 1000)
 PRICE = {name: entry["usd"] for name, entry in DATA["prices"].items()}
 ASSUMED = DATA["assumed"]
 
-HOURS = 730  # of a month
+HOURS = 730  # in a month
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one grant comes to: calls, states entered, and executions, of both state machines."""
+    """The use of AWS by one grant: calls, state transitions and executions of both state machines."""
 
     calls: Calls
     states: int
@@ -42,17 +42,17 @@ class Measured:
 
 @cache
 def measure(ports: str = "22/tcp", *, early: bool = False, store: str = "simpledb") -> Measured:
-    """Count what one grant takes from knock to expiry, or until somebody ends it early.
+    """Count the calls of one grant, from the knock to its expiry, or until it is revoked (`early`).
 
-    The API asks the trail as often as opening takes: that one count is not taken from here.
+    How often the API polls the trail depends on how long opening takes: that count is an assumption.
     """
-    asked = ASKED if store == "simpledb" else ("api", "dynamodb.GetItem")
+    polls = ASKED if store == "simpledb" else ("api", "dynamodb.GetItem")
     with running(store) as knock:
         knock.add_group("measured", ports)
         knock.add_key("dave", targets="@all", max_duration="24h")
         with counting(knock) as calls:
             grant = knock.open("dave", targets=["measured"], duration="8h")
-            calls[asked] = ASSUMED["asks_while_opening"]
+            calls[polls] = ASSUMED["asks_while_opening"]
             knock.wait(lambda: knock.states(grant["id"])[-1:] == ["HoldUntilExpiry"], "it does not hold")
             if early:
                 knock.request("DELETE", f"/grants/{grant['id']}", key="dave")
@@ -65,7 +65,7 @@ def measure(ports: str = "22/tcp", *, early: bool = False, store: str = "simpled
 
 @cache
 def measure_guard(store: str = "simpledb") -> Calls:
-    """Count one run of the guard that finds one live grant and nothing wrong."""
+    """Count the calls of one run of the guard, with one live grant and no drift."""
     with running(store) as knock, counting(knock) as calls:
         knock.open(duration="8h")
         calls.clear()
@@ -74,7 +74,7 @@ def measure_guard(store: str = "simpledb") -> Calls:
 
 
 def per_grant(measured: Measured) -> dict[str, float]:
-    """Price one grant, by service. API Gateway and the API's function: once a request."""
+    """Price one grant, by service."""
     calls = measured.calls
     return {
         "API Gateway": calls["api", "invocations"] * PRICE["api_request"],
@@ -87,9 +87,9 @@ def per_grant(measured: Measured) -> dict[str, float]:
 
 def _lambda(calls: Calls) -> float:
     memory = {
-        one["Properties"]["Handler"].partition(".")[0]: one["Properties"]["MemorySize"] / 1024
-        for one in transformed()["Resources"].values()
-        if one["Type"] == "AWS::Lambda::Function" and "MemorySize" in one["Properties"]
+        resource["Properties"]["Handler"].partition(".")[0]: resource["Properties"]["MemorySize"] / 1024
+        for resource in transformed()["Resources"].values()
+        if resource["Type"] == "AWS::Lambda::Function" and "MemorySize" in resource["Properties"]
     }
     seconds, gb_second = ASSUMED["seconds"], PRICE["lambda_gb_second"]
     usd: float = sum(
@@ -122,7 +122,7 @@ def _dynamodb(calls: Calls) -> float:
 
 
 def per_look(store: str = "simpledb") -> float:
-    """Price one request that only reads: a list, or one grant."""
+    """Price a request that only reads a list of grants, or a grant."""
     compute = PRICE["lambda_request"] + 0.1 * PRICE["lambda_gb_second"]
     reads = {
         "simpledb": DATA["simpledb_hours"]["Select"] * PRICE["simpledb_hour"],
@@ -132,7 +132,7 @@ def per_look(store: str = "simpledb") -> float:
 
 
 def per_gb_month(store: str) -> float:
-    """Price a GB of trail for a month: with DynamoDB in the table, in its indexes, and backed up."""
+    """Price a GB of trail for a month. With DynamoDB it is stored in the table, its indexes and a backup."""
     if store == "simpledb":
         return float(PRICE["simpledb_gb_month"])
     indexes = transformed("dynamodb")["Resources"]["TrailTable"]["Properties"]["GlobalSecondaryIndexes"]
@@ -140,7 +140,7 @@ def per_gb_month(store: str) -> float:
 
 
 def warmth() -> tuple[int, float]:
-    """Count what KeepWarm calls a month, of both functions, and price it: with what a schedule may cost."""
+    """Count and price the calls that KeepWarm makes in a month, to both functions."""
     rule = read()["Resources"]["Warmth"]["Properties"]
     minutes = int(rule["ScheduleExpression"].removeprefix("rate(").partition(" ")[0])
     calls = HOURS * 60 // minutes
@@ -153,7 +153,7 @@ def warmth() -> tuple[int, float]:
 
 
 def fixed() -> dict[str, float]:
-    """Price what is there without anybody knocking, a month. Accounts have some of most free."""
+    """Price a month without a knock. The free tier of an account covers a part of it."""
     kinds = Counter(resource["Type"] for resource in transformed()["Resources"].values())
     guard = measure_guard()
     metrics = sum(len(entry["Functions"]) for entry in read()["Metadata"]["Knock"]["Metrics"].values())
@@ -167,7 +167,7 @@ def fixed() -> dict[str, float]:
 
 
 def binding(users: int) -> list[dict[str, Any]]:
-    """Rank the quotas by how much of each so many users need, the scarcest first."""
+    """Rank the quotas by the share that this number of users needs, the scarcest first."""
     busiest = users * ASSUMED["knocks_within_a_minute"]
     grants = users * ASSUMED["grants_a_day"] * ASSUMED["working_days"]
     need = {
@@ -189,11 +189,11 @@ def binding(users: int) -> list[dict[str, Any]]:
         }
         for quota in DATA["quotas"]
     ]
-    return sorted(ranked, key=lambda one: -one["share"])
+    return sorted(ranked, key=lambda bound: -bound["share"])
 
 
 def page() -> str:
-    """Write the page."""
+    """Write the page of costs."""
     expired, early = measure(), measure(early=True)
     prices, of_early = per_grant(expired), per_grant(early)
     template = jinja2.Environment(  # noqa: S701  # it makes Markdown of our own data
@@ -218,14 +218,16 @@ def page() -> str:
         warmth=warmth(),
         months=[_month(users, sum(prices.values())) for users in SIZES],
         bounds=[
-            one for found in bounds.values() for one in ([b for b in found if b["share"] > 1] or found[:1])
+            bound
+            for ranked in bounds.values()
+            for bound in ([each for each in ranked if each["share"] > 1] or ranked[:1])
         ],
-        rest=[one for one in bounds[SIZES[-1]] if one["share"] <= 1],
+        rest=[bound for bound in bounds[SIZES[-1]] if bound["share"] <= 1],
     )
 
 
 def stores_page() -> str:
-    """Write the page of how to choose a store."""
+    """Write the page that compares the stores."""
     stores = ("simpledb", "dynamodb")
     prices = {store: per_grant(measure(store=store)) for store in stores}
     guards = {store: measure_guard(store) for store in stores}
@@ -261,7 +263,7 @@ def _link(source: str) -> str:
 
 
 def _of_store(users: int, store: str, prices: dict[str, float]) -> float:
-    """Price what a store alone costs a month: grants, looks, and the trail of a year."""
+    """Price a store for a month: its part of grants and of reads, and the trail of a year."""
     days = users * ASSUMED["working_days"]
     grants, looks = days * ASSUMED["grants_a_day"], days * ASSUMED["looks_a_day"]
     trail = grants * 12 * ASSUMED["trail_bytes"] / 1e9 * per_gb_month(store)
@@ -271,8 +273,8 @@ def _of_store(users: int, store: str, prices: dict[str, float]) -> float:
 
 
 def permissions() -> list[tuple[str, str, str]]:
-    """Say what each function may do to a store, with either, as the template has it."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """List the permissions of each function's role on SimpleDB and on DynamoDB, from the template."""
+    by_role: dict[str, dict[str, list[str]]] = {}
     for store, service in (("simpledb", "sdb:"), ("dynamodb", "dynamodb:")):
         resources = transformed(store)["Resources"]
         for role in ("Api", "Authorize", "Revoke", "Guard", "Notify", "Setup"):
@@ -283,15 +285,15 @@ def permissions() -> list[tuple[str, str, str]]:
                 for action in sorted(listed(statement["Action"]))
                 if action.startswith(service)
             ]
-            found.setdefault(role.lower(), {})[store] = sorted(set(may))
+            by_role.setdefault(role.lower(), {})[store] = sorted(set(may))
     return [
         (role, ", ".join(may["simpledb"]) or "nothing", ", ".join(may["dynamodb"]) or "nothing")
-        for role, may in found.items()
+        for role, may in by_role.items()
     ]
 
 
 def _kind(resource: dict[str, Any]) -> str:
-    """Name what of the three a statement is about, and whether by an index."""
+    """Name the kind of record that a statement is about, and whether it is about an index."""
     text = str(resource).lower()
     (kind,) = (
         kind for kind in ("ledger", "refusals", "trail") if kind in text.replace("${trail.region}", "")

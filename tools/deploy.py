@@ -3,11 +3,11 @@
     python -m tools.deploy                        asks for what it needs, and before every step
     python -m tools.deploy --file knock.toml      asks nothing: for pipelines (docs/deploying.md)
 
-What it adds to `sam deploy --guided`, which was the alternative: whether SimpleDB takes this account is known
-before anything is made, parameters are checked against the template before anything is built, and another
-store, or another region of it, is refused while grants are live. SAM's own questions come too late for each.
+The alternative was `sam deploy --guided`. This program does more before anything is built: it finds out
+whether SimpleDB accepts this account, checks the parameters against the template, and refuses to change the
+store, or its region, while grants are live. SAM's questions come too late for each of these.
 
-It changes nothing itself, and calls AWS to read alone. What is changed, SAM shows and does.
+This program only reads from AWS. SAM shows and makes all changes.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from local.template import Place, Template, TemplateError, load
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "template.yaml"
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
-RUNTIME = "python3.13"  # template.yaml's, which a test compares
+RUNTIME = "python3.13"  # as in template.yaml; a test compares them
 
 STORE, PLACE = "TrailStore", "TrailRegion"
-# Whose tags are rights (docs/architecture.md), and AWS's own.
+# The prefixes of tags that are rights (docs/architecture.md), and of AWS's own tags.
 RESERVED_TAGS = ("knock:", "aws:")
-# What a stack is in that was never made: CloudFormation updates none of them.
+# The states of a stack whose creation failed: CloudFormation cannot update it.
 NEVER_MADE = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "REVIEW_IN_PROGRESS")
 SHORT = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
 
 
 class DeployError(Exception):
-    """Why nothing is deployed, and what to do."""
+    """Nothing is deployed; the message says why, and what to do."""
 
 
 class SimpleDb(Enum):
-    """What SimpleDB says to this account, in a region."""
+    """How SimpleDB answers this account, in a region."""
 
     HAS_DOMAINS = "it answers, and this account has domains there"
     IS_EMPTY = "it answers, but this account has no domain there, so AWS may refuse it the first one"
@@ -61,7 +61,9 @@ class SimpleDb(Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be deployed. A parameter not given keeps the stack's value, or has the template's own."""
+    """The deployment that is wanted. A parameter that is not given keeps the stack's value, or the template's
+    default.
+    """
 
     stack: str = "knock"
     region: str | None = None
@@ -72,7 +74,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Existing:
-    """A stack that is there."""
+    """A stack that exists."""
 
     status: str
     parameters: Mapping[str, str]
@@ -80,7 +82,7 @@ class Existing:
 
 
 class Account(Protocol):
-    """What is asked of AWS, all of it reading."""
+    """The calls to AWS, all of which only read."""
 
     region: str | None
 
@@ -91,64 +93,64 @@ class Account(Protocol):
 
 
 class Aws:
-    """AWS, with the credentials of whoever deploys."""
+    """AWS, with the credentials of a profile or of the environment."""
 
     def __init__(self, profile: str | None = None, region: str | None = None) -> None:
         try:
             self._session = boto3.Session(profile_name=profile, region_name=region)
-        except BotoCoreError as error:  # such as a profile that is not there
+        except BotoCoreError as error:  # such as a profile that does not exist
             raise DeployError(f"{error}.") from error
         self.region: str | None = self._session.region_name
 
     def identity(self) -> tuple[str, str, str]:
-        """Give the account, the partition, and who is asking."""
+        """Give the account, the partition, and the ARN of the caller. Raises DeployError."""
         try:
-            said = self._client("sts").get_caller_identity()
+            identity = self._client("sts").get_caller_identity()
         except NoCredentialsError as error:
             raise DeployError(
                 "there are no AWS credentials. Sign in first (aws login, aws sso login, or AWS_PROFILE=…)."
             ) from error
         except (BotoCoreError, ClientError) as error:
             raise DeployError(f"AWS does not take these credentials: {error}.") from error
-        return said["Account"], said["Arn"].split(":")[1], said["Arn"]
+        return identity["Account"], identity["Arn"].split(":")[1], identity["Arn"]
 
     def stack(self, name: str) -> Existing | None:
-        """Look at a stack; None where there is none of that name."""
+        """Read a stack; None if there is none of that name. Raises DeployError."""
         try:
-            (found,) = self._client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+            (described,) = self._client("cloudformation").describe_stacks(StackName=name)["Stacks"]
         except ClientError as error:
             if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
                 return None
             raise DeployError(f"the stack {name} cannot be looked at: {error}.") from error
         except BotoCoreError as error:
             raise DeployError(f"CloudFormation cannot be reached: {error}.") from error
-        outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", [])}
+        outputs = {pair["OutputKey"]: pair["OutputValue"] for pair in described.get("Outputs", [])}
         return Existing(
-            found["StackStatus"],
-            {one["ParameterKey"]: one["ParameterValue"] for one in found.get("Parameters", [])},
+            described["StackStatus"],
+            {pair["ParameterKey"]: pair["ParameterValue"] for pair in described.get("Parameters", [])},
             tuple(outputs[name] for name in ("StateMachineArn", "ClosingsArn") if name in outputs),
         )
 
     def simpledb(self, region: str) -> SimpleDb:
-        """Ask SimpleDB for a list of one domain, which changes nothing.
+        """Call SimpleDB's ListDomains, which changes nothing.
 
-        Which error it answers a new customer with is not known, so every refusal counts as that.
+        Its answer to a new customer is not documented, so every error but those from 500 on is a refusal.
         """
         try:
-            said = self._client("sdb", region).list_domains(MaxNumberOfDomains=1)
+            answer = self._client("sdb", region).list_domains(MaxNumberOfDomains=1)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
             return SimpleDb.CANNOT_TELL if status >= 500 else SimpleDb.REFUSES
         except BotoCoreError:
             return SimpleDb.CANNOT_TELL
-        return SimpleDb.HAS_DOMAINS if said.get("DomainNames") else SimpleDb.IS_EMPTY
+        return SimpleDb.HAS_DOMAINS if answer.get("DomainNames") else SimpleDb.IS_EMPTY
 
     def running(self, machine: str) -> list[str]:
-        """List what a state machine runs, by name."""
-        asked = {"stateMachineArn": machine, "statusFilter": "RUNNING"}
+        """List the names of a state machine's running executions. Raises DeployError."""
+        query = {"stateMachineArn": machine, "statusFilter": "RUNNING"}
         try:
-            pages = self._client("stepfunctions").get_paginator("list_executions").paginate(**asked)
-            return [one["name"] for page in pages for one in page["executions"]]
+            pages = self._client("stepfunctions").get_paginator("list_executions").paginate(**query)
+            return [execution["name"] for page in pages for execution in page["executions"]]
         except ClientError as error:
             if error.response["Error"]["Code"] == "StateMachineDoesNotExist":
                 return []
@@ -160,29 +162,29 @@ class Aws:
         return self._session.client(service, region_name=region, config=SHORT)  # type: ignore[call-overload]
 
 
-# --------------------------------------------------------------------------------------------- what is wanted
+# -------------------------------------------------------------------------------------- the wanted deployment
 
 
 def read_file(path: Path) -> Wanted:
-    """Read a file that says what to deploy. Raises DeployError for whatever in it is not understood."""
+    """Read a TOML file with the wanted deployment. Raises DeployError for unknown or malformed content."""
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DeployError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:  # of TOML, and of text that is not UTF-8
         raise DeployError(f"{path} is not TOML: {error}.") from error
     known = ("stack", "region", "bucket", "parameters", "tags")
-    if unknown := sorted(set(said) - set(known)):
+    if unknown := sorted(set(content) - set(known)):
         raise DeployError(f"{path} says {', '.join(unknown)}; it may say {', '.join(known)}.")
-    tables = {name: _texts(path, name, said.get(name, {})) for name in ("parameters", "tags")}
+    tables = {name: _texts(path, name, content.get(name, {})) for name in ("parameters", "tags")}
     for name in ("stack", "region", "bucket"):
-        if not isinstance(said.get(name, ""), str):
+        if not isinstance(content.get(name, ""), str):
             raise DeployError(f'{path}: {name} must be a text, such as {name} = "…".')
-    return Wanted(said.get("stack", "knock"), said.get("region"), said.get("bucket"), **tables)
+    return Wanted(content.get("stack", "knock"), content.get("region"), content.get("bucket"), **tables)
 
 
 def _texts(path: Path, name: str, table: object) -> dict[str, str]:
-    """Read a table of texts and numbers, as CloudFormation takes them."""
+    """Read a table of texts and whole numbers; CloudFormation takes both as texts."""
     if not isinstance(table, dict):
         raise DeployError(f"{path}: {name} must be a table that begins with [{name}].")
     for key, value in table.items():
@@ -192,7 +194,7 @@ def _texts(path: Path, name: str, table: object) -> dict[str, str]:
 
 
 def check_tags(tags: Mapping[str, str]) -> None:
-    """Refuse tags that would mean something: a stack's tags are put on its API keys too."""
+    """Refuse reserved tags, since a stack's tags are put on its API keys too. Raises DeployError."""
     for name in tags:
         if name.lower().startswith(RESERVED_TAGS):
             raise DeployError(
@@ -202,14 +204,14 @@ def check_tags(tags: Mapping[str, str]) -> None:
 
 
 def check_texts(texts: Mapping[str, str]) -> None:
-    """Refuse what SAM's command line would take apart."""
+    """Refuse texts that SAM's command line would split. Raises DeployError."""
     for name, value in texts.items():
         if set(value) & set("\"'\\") or value != " ".join(value.split()) or not value.isprintable():
             raise DeployError(f"{name} holds quotes, backslashes or odd spaces, which SAM cannot be given.")
 
 
 def resolved(wanted: Wanted, existing: Existing | None, place: Place) -> Template:
-    """Check the parameters against the template. Raises DeployError with what it says of a wrong one."""
+    """Evaluate the template with the parameters. Raises DeployError for one that it does not allow."""
     try:
         return _load(place, tuple(sorted(effective(wanted, existing).items())))
     except TemplateError as error:
@@ -217,7 +219,7 @@ def resolved(wanted: Wanted, existing: Existing | None, place: Place) -> Templat
 
 
 def effective(wanted: Wanted, existing: Existing | None) -> dict[str, str]:
-    """Give the parameters as they will be: those of an older template that are gone are left out."""
+    """Give all parameters of the deployment. Those that only an older template has are left out."""
     kept = existing.parameters if existing else {}
     declared = _load(Place("knock", "us-east-1"), ()).parameters
     return {name: value for name, value in kept.items() if name in declared} | dict(wanted.parameters)
@@ -232,32 +234,32 @@ def _load(place: Place, parameters: tuple[tuple[str, str], ...]) -> Template:
 
 
 def simpledb_region(wanted: Wanted, existing: Existing | None, place: Place) -> str | None:
-    """Find the region that a trail in SimpleDB would be in; None where there is none."""
-    asked = replace(wanted, parameters=dict(wanted.parameters) | {STORE: "simpledb"})
+    """Give the region that a trail in SimpleDB would be in; None if there is none."""
+    with_simpledb = replace(wanted, parameters=dict(wanted.parameters) | {STORE: "simpledb"})
     try:
-        template = resolved(asked, existing, place)
+        template = resolved(with_simpledb, existing, place)
     except DeployError:
         return None
     return template.resources["Trail"].attributes["Region"]
 
 
-def proposal(said: SimpleDb) -> str:
-    """Propose a store: SimpleDB where it is known to work, and else the one that works everywhere."""
-    return "simpledb" if said is SimpleDb.HAS_DOMAINS else "dynamodb"
+def proposal(answer: SimpleDb) -> str:
+    """Propose a store: SimpleDB if it is known to work, else DynamoDB, which works everywhere."""
+    return "simpledb" if answer is SimpleDb.HAS_DOMAINS else "dynamodb"
 
 
-def check_store(store: str, said: SimpleDb, region: str | None) -> None:
-    """Refuse SimpleDB where it refuses. Raises DeployError."""
-    if store == "simpledb" and said in (SimpleDb.REFUSES, SimpleDb.IS_NOT_NEAR):
+def check_store(store: str, answer: SimpleDb, region: str | None) -> None:
+    """Raise DeployError for SimpleDB if it does not accept the account."""
+    if store == "simpledb" and answer in (SimpleDb.REFUSES, SimpleDb.IS_NOT_NEAR):
         where = f" in {region}" if region else ""
         raise DeployError(
-            f"SimpleDB{where}: {said.value}. AWS takes no new customers for SimpleDB since July 2024. "
+            f"SimpleDB{where}: {answer.value}. AWS takes no new customers for SimpleDB since July 2024. "
             "Use DynamoDB instead, which works in every account and region: TrailStore=dynamodb."
         )
 
 
 def check_change(name: str, account: Account, existing: Existing, before: str, after: str) -> None:
-    """Refuse another store, or another region of it, while grants are live. Raises DeployError."""
+    """Raise DeployError if the store or its region changes while grants are live."""
     if before == after:
         return
     live = [grant for machine in existing.machines for grant in account.running(machine)]
@@ -270,13 +272,13 @@ def check_change(name: str, account: Account, existing: Existing, before: str, a
         )
 
 
-# ------------------------------------------------------------------------------------------ what will be done
+# --------------------------------------------------------------------------------------------------- the plan
 
 
 def commands(
     wanted: Wanted, region: str, profile: str | None, more: Sequence[str], *, ask: bool
 ) -> list[list[str]]:
-    """Write the commands that deploy it."""
+    """Give the commands that build and deploy."""
     deploy = [str(SAM), "deploy", "--stack-name", wanted.stack, "--region", region]
     deploy += ["--capabilities", "CAPABILITY_NAMED_IAM"]
     deploy += ["--s3-bucket", wanted.bucket] if wanted.bucket else ["--resolve-s3"]
@@ -288,7 +290,7 @@ def commands(
 
 
 def compiling() -> list[str]:
-    """Write the command that compiles what was built, for which the runtime's own Python has to be here."""
+    """Give the command that compiles the build. Raises DeployError without the runtime's Python."""
     if shutil.which(RUNTIME) is None:
         raise DeployError(
             f"--bytecode needs {RUNTIME} on the PATH, since the functions run on it and take no other's "
@@ -298,9 +300,9 @@ def compiling() -> list[str]:
 
 
 def plan(wanted: Wanted, existing: Existing | None, who: tuple[str, str, str], lines: Sequence[str]) -> str:
-    """Say what will be done, for people."""
+    """Describe the deployment, for people."""
     account, _, arn = who
-    told = [
+    shown_lines = [
         f"account     {account}, as {arn}",
         f"region      {wanted.region}",
         f"stack       {wanted.stack} ({f'is there, {existing.status}' if existing else 'will be made'})",
@@ -308,17 +310,17 @@ def plan(wanted: Wanted, existing: Existing | None, who: tuple[str, str, str], l
         *(f"parameter   {name} = {value}" for name, value in sorted(wanted.parameters.items())),
         *(f"tag         {name} = {value}" for name, value in sorted(wanted.tags.items())),
     ]
-    return "\n".join(told)
+    return "\n".join(shown_lines)
 
 
 def shown(command: Sequence[str]) -> str:
-    """Write a command as somebody would type it."""
+    """Write a command as it would be typed."""
     return shlex.join([Path(command[0]).name, *command[1:]])
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     file: Path | None
     stack: str | None
@@ -340,21 +342,23 @@ def read_options(words: Sequence[str]) -> Options:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("more", nargs="*", help="after --: options for sam deploy")
-    said = parser.parse_args(words)
-    more = tuple(said.more)
-    return Options(said.file, said.stack, said.region, said.profile, said.dry_run, more, said.bytecode)
+    options = parser.parse_args(words)
+    more = tuple(options.more)
+    return Options(
+        options.file, options.stack, options.region, options.profile, options.dry_run, more, options.bytecode
+    )
 
 
 Ask = Callable[[str], str]
 
 
 def question(ask: Ask, text: str, proposed: str, allowed: Sequence[str] = ()) -> str:
-    """Ask until the answer is one that is allowed; nothing is what was proposed."""
+    """Ask until the answer is allowed. An empty answer is the proposed one."""
     while True:
         choice = f" ({' or '.join(allowed)})" if allowed else ""
-        said = ask(f"{text}{choice} [{proposed}]: ").strip() or proposed
-        if not allowed or said in allowed:
-            return said
+        answer = ask(f"{text}{choice} [{proposed}]: ").strip() or proposed
+        if not allowed or answer in allowed:
+            return answer
 
 
 def deploy(
@@ -364,7 +368,10 @@ def deploy(
     run: Callable[[list[str]], int],
     tell: Callable[[str], None],
 ) -> int:
-    """Look, decide, say, and have it done; give the exit code. After a DeployError nothing is built."""
+    """Read the account, decide, print the plan and run SAM; give the exit code.
+
+    `ask` is None to ask nothing. Raises DeployError before anything is built.
+    """
     wanted = read_file(options.file) if options.file else Wanted()
     wanted = replace(
         wanted, stack=options.stack or wanted.stack, region=options.region or wanted.region or account.region
@@ -391,7 +398,7 @@ def deploy(
 
 
 def look(account: Account, name: str, region: str) -> Existing | None:
-    """Look whether the stack is there. Raises DeployError for one that cannot be updated."""
+    """Read the stack; None if there is none. Raises DeployError for a stack that cannot be updated."""
     existing = account.stack(name)
     if existing and existing.status in NEVER_MADE:
         raise DeployError(
@@ -411,39 +418,42 @@ def settle(
     ask: Ask | None,
     tell: Callable[[str], None],
 ) -> tuple[Wanted, list[str]]:
-    """Decide where the trail is kept, and say why. Raises DeployError for what cannot be, or not now."""
+    """Decide on the store of the trail: (the deployment, lines for the plan).
+
+    Raises DeployError for a store that does not work here, or that cannot be changed while grants are live.
+    """
     near = simpledb_region(wanted, existing, place)
-    said = account.simpledb(near) if near else SimpleDb.IS_NOT_NEAR
-    lines = [f"SimpleDB{f' in {near}' if near else ''}: {said.value}"]
+    answer = account.simpledb(near) if near else SimpleDb.IS_NOT_NEAR
+    lines = [f"SimpleDB{f' in {near}' if near else ''}: {answer.value}"]
     if ask:
         tell(lines[0])
-        wanted = _asked(ask, tell, wanted, existing, said)
+        wanted = _ask_parameters(ask, tell, wanted, existing, answer)
     check_tags(wanted.tags)
     check_texts({**wanted.parameters, **wanted.tags, "stack": wanted.stack})
     before = _home(replace(wanted, parameters={}), existing, place) if existing else None
     after = _home(wanted, existing, place)
     if before != after:
-        check_store(after.partition(" ")[0], said, near)
+        check_store(after.partition(" ")[0], answer, near)
         lines.append(f"will be kept in {after}" + (f", and was in {before}" if before else ""))
     if existing and before:
         check_change(wanted.stack, account, existing, before, after)
     return wanted, lines
 
 
-def _asked(
-    ask: Ask, tell: Callable[[str], None], wanted: Wanted, existing: Existing | None, said: SimpleDb
+def _ask_parameters(
+    ask: Ask, tell: Callable[[str], None], wanted: Wanted, existing: Existing | None, answer: SimpleDb
 ) -> Wanted:
-    """Ask for what has no good default: the store, and who gets the alarms."""
+    """Ask for the parameters without a good default: the store, and the address for alarms."""
     kept = existing.parameters if existing else {}
     tell("The trail is kept in SimpleDB, or in DynamoDB, which works everywhere: docs/choosing-a-store.md.")
-    store = question(ask, "Store of the trail", kept.get(STORE) or proposal(said), ("simpledb", "dynamodb"))
+    store = question(ask, "Store of the trail", kept.get(STORE) or proposal(answer), ("simpledb", "dynamodb"))
     email = question(ask, "E-mail address for alarms, or - for nobody", kept.get("AlarmEmail") or "-")
-    asked = {STORE: store, "AlarmEmail": "" if email == "-" else email}
-    return replace(wanted, parameters=dict(wanted.parameters) | asked)
+    answers = {STORE: store, "AlarmEmail": "" if email == "-" else email}
+    return replace(wanted, parameters=dict(wanted.parameters) | answers)
 
 
 def _home(wanted: Wanted, existing: Existing | None, place: Place) -> str:
-    """Say where the trail is kept with these parameters: the store, and the region of SimpleDB."""
+    """Give the store of the trail and its region, as text, with these parameters."""
     template = resolved(wanted, existing, place)
     store = str(template.parameters[STORE])
     region = template.resources["Trail"].attributes["Region"] if store == "simpledb" else place.region
@@ -451,13 +461,13 @@ def _home(wanted: Wanted, existing: Existing | None, place: Place) -> str:
 
 
 def run_sam(command: list[str]) -> int:
-    """Run a command of SAM's, which says itself what it does."""
+    """Run a command of SAM's, which prints what it does. Gives its exit code."""
     environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode  # noqa: S603 - our own words
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Deploy; give the exit code: 0 done, 1 not done and why, 2 used wrongly."""
+    """Deploy; give the exit code: 0 done, 1 not done, 2 wrong usage, 130 interrupted."""
     options = read_options(sys.argv[1:] if words is None else words)
     asks = options.file is None and not options.dry_run
     try:

@@ -1,15 +1,15 @@
-"""Builds what a release gives to users: the clients' wheel, `knock.pyz`, `knock.sh`, and their checksums.
+"""Builds the files of a release: the clients' wheel, `knock.pyz`, `knock.sh`, and their checksums.
 
     python -m tools.dist [FOLDER]        writes into dist/, or that folder
 
-The same sources give the same bytes, on any machine: files in the order of their names, one time, one mode,
-nothing compressed (two versions of zlib need not agree). The wheel is written here, from
-clients/pyproject.toml, and not by hatchling, which builds it where pip installs from a clone: a release then
-needs no download and no isolation, and a wheel is a zip with three text files.
+The same sources give the same bytes on any machine: files are sorted by name, with a fixed time and mode, and
+not compressed, since versions of zlib differ. The wheel is written here, from clients/pyproject.toml, and not
+by hatchling, which builds it if pip installs from a clone: so a release needs no download and no build
+isolation, and a wheel is a zip with three text files.
 https://packaging.python.org/en/latest/specifications/binary-distribution-format/
 
-The project's address is `project.urls` of pyproject.toml where it has one, else the repository that a
-workflow runs for (GITHUB_SERVER_URL, GITHUB_REPOSITORY): a clone without either builds a wheel without links.
+The project's links are `project.urls` of pyproject.toml, or those of the repository that a workflow runs for
+(GITHUB_SERVER_URL, GITHUB_REPOSITORY). Without both, the wheel has no links.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import tomllib
 from tools.release import ROOT, version
 
 CLIENTS = ROOT / "clients"
-TIME = (2020, 1, 1, 0, 0, 0)  # of every file: a zip has to have one
+TIME = (2020, 1, 1, 0, 0, 0)  # of every file in a zip
 PYTHON = b"#!/usr/bin/env python3\n"
 MAIN = b"import sys\n\nfrom knock.cli import main\n\nsys.exit(main())\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Build everything, and say what was built."""
+    """Build all files and print their paths. Gives the exit code."""
     folder = Path(arguments[0]) if arguments else ROOT / "dist"
     folder.mkdir(parents=True, exist_ok=True)
     built = {**wheel(), "knock.pyz": archive(), "knock.sh": (CLIENTS / "knock.sh").read_bytes()}
@@ -50,12 +50,12 @@ def main(arguments: list[str]) -> int:
 
 
 def archive() -> bytes:
-    """Give `knock` as one file that any Python from 3.10 on runs; without knock-admin, which needs boto3."""
+    """Give `knock` as one file, for Python 3.10 and later. knock-admin is not in it, since it needs boto3."""
     return PYTHON + zipped({"__main__.py": MAIN, **sources("knock")})
 
 
 def wheel() -> dict[str, bytes]:
-    """Give the wheel by its name."""
+    """Give the wheel: file name → content."""
     project = tomllib.loads((CLIENTS / "pyproject.toml").read_text())["project"]
     name, current = project["name"].replace("-", "_"), version()
     info = f"{name}-{current}.dist-info"
@@ -86,15 +86,15 @@ def metadata(project: dict[str, Any], current: str) -> str:
     lines += [f"Requires-Dist: {needed}" for needed in project["dependencies"]]
     for extra, needed in project["optional-dependencies"].items():
         lines.append(f"Provides-Extra: {extra}")
-        lines += [f"Requires-Dist: {one}; extra == '{extra}'" for one in needed]
+        lines += [f"Requires-Dist: {requirement}; extra == '{extra}'" for requirement in needed]
     readme = (CLIENTS / project["readme"]).read_text()
     return "\n".join([*lines, "Description-Content-Type: text/markdown", "", readme])
 
 
 def urls(project: dict[str, Any]) -> dict[str, str]:
-    """Give the links of the project's page by their names."""
-    if written := project.get("urls"):
-        return dict(written)
+    """Give the project's links, by their labels."""
+    if configured := project.get("urls"):
+        return dict(configured)
     repository = os.environ.get("GITHUB_REPOSITORY")
     if not repository:
         return {}
@@ -108,7 +108,7 @@ def urls(project: dict[str, Any]) -> dict[str, str]:
 
 
 def sources(package: str) -> dict[str, bytes]:
-    """Give the files of a package, by their paths in an archive."""
+    """Give the files of a package: path in the archive → content."""
     paths = [
         path for path in (CLIENTS / package).rglob("*") if path.suffix == ".py" or path.name == "py.typed"
     ]
@@ -116,7 +116,7 @@ def sources(package: str) -> dict[str, bytes]:
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-    """Write a zip whose bytes depend on nothing but names and contents."""
+    """Write a zip whose bytes depend only on names and contents."""
     from io import BytesIO
 
     whole = BytesIO()

@@ -1,12 +1,12 @@
-"""Writes botocore's data for the functions, with nothing in it but what they call.
+"""Writes the part of botocore's data that the functions need.
 
     python -m tools.models
 
-A file a service, with its model (the operations called, the shapes they reach, no documentation), the rules
-for its endpoint, and the pages it is read by; and one of what is no service's: the partitions, and of the
-list of endpoints the services that are called. `grants/models.py` reads them, and says why.
-`tests/adapters/test_models.py` compares what is written with the botocore that is installed, and with what
-the functions call.
+There is one file for each service, with its model (the operations that are called, their shapes, and no
+documentation), its endpoint rules and its paginators; and one shared file, with the partitions and the
+services' part of the list of endpoints. `grants/models.py` reads the files, and says why they exist.
+`tests/adapters/test_models.py` compares them with the botocore that is installed, and with the calls of the
+functions.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ OPERATIONS = {
     "sns": ("Publish",),
     "stepfunctions": ("DescribeExecution", "ListExecutions", "StartExecution", "StopExecution"),
 }
-PAGED = {"resourcegroupstaggingapi": ("GetResources",)}  # what a paginator of botocore's is used for
+PAGED = {"resourcegroupstaggingapi": ("GetResources",)}  # operations that are called with a paginator
 
 
 @cache
 def _loader() -> Loader:
-    """Give botocore's own loader, which keeps what it has read."""
+    """Give botocore's loader, which caches the files it has read."""
     return Loader()
 
 
 def slim(name: str) -> dict[str, Any]:
-    """Give what the file of a service's name holds, or that of SHARED."""
+    """Give the content of a service's file, or of the shared one."""
     return _shared() if name == SHARED else _service(name)
 
 
 def _service(service: str) -> dict[str, Any]:
     loader = _loader()
-    found = {
+    content = {
         "service-2": _model(service),
         "endpoint-rule-set-1": _undocumented(loader.load_service_model(service, "endpoint-rule-set-1")),
     }
     if service in PAGED:
         pages = loader.load_service_model(service, "paginators-1")["pagination"]
-        found["paginators-1"] = {"pagination": {name: pages[name] for name in PAGED[service]}}
-    return found
+        content["paginators-1"] = {"pagination": {name: pages[name] for name in PAGED[service]}}
+    return content
 
 
 def _model(service: str) -> dict[str, Any]:
-    """Give a service's model with the named operations, the shapes they reach, and no documentation."""
+    """Give a service's model with the operations of OPERATIONS, their shapes, and no documentation."""
     model = _loader().load_service_model(service, "service-2")
     operations = {name: model["operations"][name] for name in OPERATIONS[service]}
     shapes: dict[str, Any] = {}
@@ -90,9 +90,9 @@ def _model(service: str) -> dict[str, Any]:
 
 
 def _shared() -> dict[str, Any]:
-    """Give the partitions, and of the list of endpoints, in every partition, the services that are called.
+    """Give the partitions, and the list of endpoints with the services of OPERATIONS only.
 
-    A region is in it by its name alone. One that is newer than this is known by its partition's pattern.
+    Regions have their names only. A region that is newer than the file matches its partition's pattern.
     """
     endpoints = _endpoints()
     prefixes = {_model(service)["metadata"]["endpointPrefix"] for service in OPERATIONS}
@@ -113,7 +113,7 @@ def _shared() -> dict[str, Any]:
 
 
 def _endpoints() -> dict[str, Any]:
-    """Read the list of endpoints from its file: botocore's resolver writes into what a loader has given."""
+    """Read the list of endpoints from its file, since botocore's resolver changes the loader's copy."""
     plain = Path(Loader.BUILTIN_DATA_PATH) / "endpoints.json"
     text = plain.read_bytes() if plain.exists() else gzip.decompress(Path(f"{plain}.gz").read_bytes())
     read: dict[str, Any] = json.loads(text)
@@ -124,7 +124,7 @@ def _undocumented(part: Any) -> Any:
     if isinstance(part, list):
         return [_undocumented(member) for member in part]
     if isinstance(part, dict):
-        # A documentation is a text; a member of a shape may be called so too.
+        # Documentation is a text. A shape may have a member of that name, which is no text.
         return {
             name: _undocumented(value)
             for name, value in part.items()
@@ -134,7 +134,7 @@ def _undocumented(part: Any) -> Any:
 
 
 def path(name: str) -> Path:
-    """Give the file of a service, or of SHARED, where `grants/models.py` looks for it."""
+    """Give the path of a service's file, or of the shared one, from which `grants/models.py` reads it."""
     return FOLDER / f"{name}.json"
 
 

@@ -1,11 +1,11 @@
 """Breaks the code in each way that a test says it would notice, and sees that it does: `make mutants`.
 
-A test names its mutations in its docstring, with the text before and after:
+The docstring of a test names its mutations, with the text before and after:
 
     Mutation: functions/grants/values.py: `now < self.expires_at` -> `True`
 
-Each is made in a copy of the tree, and that test is run: it must fail. The text before has to occur once in
-its file, which a test of the gate checks, so that a mutation cannot outlive the code it changes.
+Each mutation is made in a copy of the tree, in which that test is run: it must fail. The text before must
+occur exactly once in its file, which a test of the gate checks, so that mutations follow changes of the code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of one line, and the test that says it would notice."""
+    """A change of a line, and the test that must fail with it."""
 
     test: str
     file: str
@@ -49,7 +49,7 @@ class Mutation:
     after: str
 
     def problem(self) -> str | None:
-        """Say why it cannot be made, if it cannot."""
+        """Say why it cannot be made; None if it can."""
         count = (ROOT / self.file).read_text().count(self.before)
         return (
             None if count == 1 else f"{self.file} has {self.before!r} {count} times, not once ({self.test})"
@@ -57,7 +57,7 @@ class Mutation:
 
 
 def mutations() -> list[Mutation]:
-    """List those of all tests, in the order of the files."""
+    """List the mutations of all tests, sorted by test file."""
     return [
         Mutation(test, *named)
         for file in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -73,12 +73,13 @@ def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
         prefix = f"{where}::{node.name}" if isinstance(node, ast.ClassDef) else where
         if isinstance(node, ast.ClassDef):
             yield prefix, ast.get_docstring(node) or ""
-        for one in inner:
-            if isinstance(one, ast.FunctionDef):
-                yield f"{prefix}::{one.name}", ast.get_docstring(one) or ""
+        for function in inner:
+            if isinstance(function, ast.FunctionDef):
+                yield f"{prefix}::{function.name}", ast.get_docstring(function) or ""
 
 
 def copy_to(tree: Path) -> None:
+    """Copy the files that the tests need to a new tree."""
     for name in NEEDED:
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -87,7 +88,10 @@ def copy_to(tree: Path) -> None:
 
 
 def survives(mutation: Mutation, tree: Path) -> bool:
-    """Make the change in a copy of the tree, run the test, and undo it. True says that nobody noticed."""
+    """Make the change in a copy of the tree, run the test, and undo it. True if the test passed.
+
+    Raises SystemExit if the test could not be run.
+    """
     file = tree / mutation.file
     whole = file.read_text()
     file.write_text(whole.replace(mutation.before, mutation.after))
@@ -112,23 +116,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="those whose test or file has this in its name")
     only = parser.parse_args().only
-    chosen = [one for one in mutations() if only in one.test or only in one.file]
-    problems = [problem for one in chosen if (problem := one.problem())]
+    chosen = [mutation for mutation in mutations() if only in mutation.test or only in mutation.file]
+    problems = [problem for mutation in chosen if (problem := mutation.problem())]
     if problems:
         raise SystemExit("\n".join(problems))
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_to(Path(folder))
-        for number, one in enumerate(chosen, 1):
+        for number, mutation in enumerate(chosen, 1):
             began = time.monotonic()
-            survived = survives(one, Path(folder))
+            survived = survives(mutation, Path(folder))
             survivors += survived
             took = f"{time.monotonic() - began:5.1f} s"
-            said = "SURVIVED" if survived else "noticed "
-            print(
-                f"{number:3}/{len(chosen)} {said} {took}  {one.file}: `{one.before}` -> `{one.after}`",
-                flush=True,
-            )
+            result = "SURVIVED" if survived else "noticed "
+            change = f"{mutation.file}: `{mutation.before}` -> `{mutation.after}`"
+            print(f"{number:3}/{len(chosen)} {result} {took}  {change}", flush=True)
     print(f"{len(chosen) - survivors} passed, {survivors} failed")
     if survivors:
         raise SystemExit(1)

@@ -1,14 +1,14 @@
-"""Writes docs/openapi.json: the knock API in OpenAPI 3.1, derived from the code that answers.
+"""Writes docs/openapi.json: the knock API in OpenAPI 3.1, derived from its code.
 
     make openapi        (PYTHONPATH=functions python -m tools.openapi docs/openapi.json)
 
-Methods, paths and who needs a key come from `template.yaml`, parameters and limits from `rest` and `values`,
-problems from the tree of errors by having `rest.answers.problem` answer each, headers from what that module
-sends. The shapes of answers are written here, and closed: `tests/adapters/test_openapi.py` holds real answers
-against them, and schemathesis a whole stack. Decided against deriving them too: from examples they would be
-guesses, and a library of models costs every cold start.
+Methods, paths and which of them need a key come from `template.yaml`; parameters and limits from `rest` and
+`values`; problems from the tree of errors, by answering each with `rest.answers.problem`; headers from the
+answers of that module. The schemas of bodies are written here, and closed: `tests/adapters/test_openapi.py`
+validates real answers against them, and schemathesis a whole stack. Decided against deriving them too:
+schemas from examples would be guesses, and a library of models would slow down every cold start.
 
-A resource is described as clients meet it, so the gateway's own answers are in it as well.
+Each path has all answers that a client may get, also those of API Gateway itself.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from rest import answers, requests
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "openapi.json"
 
-# Formats that JSON Schema does not have. The functions check them; here they are names for people, and
-# for generators of test data.
+# Formats that JSON Schema does not define. The functions check them; the names are for people, and for
+# generators of test data.
 DURATION, CIDR, LINE, CURSOR = "knock-duration", "cidr", "printable-line", "knock-cursor"
 
 Json = dict[str, Any]
 
-# ---------------------------------------------------------------------------- shapes
+# ---------------------------------------------------------------------------- schemas
 
 
 def ref(name: str) -> Json:
@@ -47,7 +47,7 @@ def ref(name: str) -> Json:
 
 
 def closed(description: str, properties: Mapping[str, Json], *optional: str) -> Json:
-    """Describe an object that has these properties, all but the optional ones always, and no others."""
+    """Describe an object with these properties and no others; all but the optional ones are required."""
     return {
         "type": "object",
         "description": description,
@@ -71,7 +71,7 @@ def or_null(schema: Json) -> Json:
 
 MILLISECOND = exactly(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 SECOND = exactly(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-GRANT_ID_TEXT = text("Says who, from where and when", pattern=exactly(GRANT_ID.pattern))
+GRANT_ID_TEXT = text("A grant's id: principal, source, time and a digest", pattern=exactly(GRANT_ID.pattern))
 
 
 def moment(description: str, pattern: str = MILLISECOND) -> Json:
@@ -79,34 +79,17 @@ def moment(description: str, pattern: str = MILLISECOND) -> Json:
 
 
 def line(name: str, description: str) -> Json:
-    """Describe one of the texts that `rest.requests.read_text` reads."""
+    """Describe a text that `rest.requests.read_text` reads."""
     return text(description, maxLength=requests.LONGEST[name], format=LINE)
 
 
 def schemas() -> Json:
-    """Describe what is asked and answered, but for problems."""
-    grant = {
-        "id": GRANT_ID_TEXT,
-        "status": text(enum=["pending", "active", *ENDS]),
-        "principal": ref("Principal"),
-        "source": text("The CIDR that is let in", format=CIDR),
-        "targets": {"type": "array", "items": ref("Target")},
-        "requested_at": moment("When it was knocked for"),
-        "expires_at": moment("When it ends by itself", SECOND),
-        "seconds_left": {"type": "integer", "minimum": 0, "description": "0 when it has ended"},
-        "reason": or_null(text("As knocked")),
-        "renews": or_null(GRANT_ID_TEXT | {"description": "The grant it replaces once it is open"}),
-        "ended_at": or_null(moment("When it ended")),
-        "ended_by": or_null(text("Who ended it: a name, the id of the grant that took its place, or knock")),
-        "execution_arn": text("Its execution in Step Functions", pattern="^arn:"),
-        "caller": text("The CIDR this call came from", format=CIDR),
-    }
-    left_out = {
-        "type": "array",
-        "items": text(pattern=exactly(TARGET_NAME.pattern)),
-        "minItems": 1,
-        "description": "Targets that the grant is not for, since none of their addresses is of its family",
-    }
+    """Describe the bodies of requests and answers, but for problems."""
+    return shared_schemas() | grant_schemas() | whoami_schemas() | knock_schemas() | gateway_schemas()
+
+
+def shared_schemas() -> Json:
+    """Describe keys and targets, which several answers contain."""
     target = {
         "name": text(pattern=exactly(TARGET_NAME.pattern)),
         "ports": {"type": "array", "minItems": 1, "items": text(examples=["22/tcp"])},
@@ -116,43 +99,149 @@ def schemas() -> Json:
             "type": "array",
             "items": text(enum=list(FAMILIES)),
             "minItems": 1,
-            "description": "The address families it can be reached by; null is not known",
+            "description": "The address families it can be reached over; null if not known",
         }
     )
-    event = {
-        "at": moment("When it happened"),
-        "event": text(enum=["requested", "authorized", *ENDS, "closed"]),
-        "by": text("Who did it"),
-        "reason": text("Why it ended"),
-        "left_out": {"type": "array", "items": text(), "description": "The targets that could not be opened"},
-        "revoked": {"type": "array", "items": text(), "description": "The ids of the rules revoked"},
-        "kept": {"type": "array", "items": text(), "description": "The rules other live grants claim"},
+    return {
+        "Principal": closed(
+            "An API key, by id and name", {"id": text(minLength=1), "name": text(minLength=1)}
+        ),
+        "Target": closed("A name, and the ports that a grant of it opens", target),
+        "OpenableTarget": closed("A target that the key may open", target | {"families": families}),
     }
+
+
+def grant_schemas() -> Json:
+    """Describe grants, one and many, with and without their events."""
+    event = {
+        "at": moment("The time of the event"),
+        "event": text(enum=["requested", "authorized", *ENDS, "closed"]),
+        "by": text("The cause: a principal's name, a grant's id, an AWS identity or service, or knock"),
+        "reason": text("The reason of the end"),
+        "left_out": {
+            "type": "array",
+            "items": text(),
+            "description": "Names of targets that have no address of the source's family",
+        },
+        "revoked": {
+            "type": "array",
+            "items": text(),
+            "description": "The ids of rules that were revoked, at most 20",
+        },
+        "kept": {
+            "type": "array",
+            "items": text(),
+            "description": "Rules that were kept, since other live grants claim them, at most 4",
+        },
+    }
+    grant = {
+        "id": GRANT_ID_TEXT,
+        "status": text(enum=["pending", "active", *ENDS]),
+        "principal": ref("Principal"),
+        "source": text("The CIDR that the grant lets in", format=CIDR),
+        "targets": {"type": "array", "items": ref("Target")},
+        "requested_at": moment("The time of the knock"),
+        "expires_at": moment("The time at which the grant expires", SECOND),
+        "seconds_left": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Seconds until it expires; 0 if it has ended",
+        },
+        "reason": or_null(text("The reason that the knock gave")),
+        "renews": or_null(
+            GRANT_ID_TEXT | {"description": "The grant that this one supersedes once it is active"}
+        ),
+        "ended_at": or_null(moment("The time at which it ended")),
+        "ended_by": or_null(
+            text("A principal's name, the grant that superseded it, an AWS identity or service, or knock")
+        ),
+        "execution_arn": text("The ARN of its execution in Step Functions", pattern="^arn:"),
+        "caller": text("The address that this request came from, as a CIDR", format=CIDR),
+    }
+    left_out = {
+        "type": "array",
+        "items": text(pattern=exactly(TARGET_NAME.pattern)),
+        "minItems": 1,
+        "description": "Names of targets that the grant does not open: they have no address of its family",
+    }
+    grants = {"type": "array", "items": ref("Grant"), "maxItems": requests.LARGEST_PAGE}
+    return {
+        "Event": closed("An event in the life of a grant", event, "reason", "left_out", "revoked", "kept"),
+        "Grant": closed("The decision to let a source reach targets for some time, and its state", grant),
+        "Knocked": closed("The grant that a knock has started", grant | {"left_out": left_out}, "left_out"),
+        "WholeGrant": closed(
+            "A grant with its events",
+            grant | {"events": {"type": "array", "items": ref("Event"), "minItems": 1}},
+        ),
+        "Grants": closed(
+            "Grants, newest first",
+            {
+                "grants": grants,
+                "cursor": or_null(text("The `cursor` of the next page; null on the last page")),
+            },
+        ),
+        "EndedGrants": closed(
+            "The grants that the call has ended",
+            {
+                "grants": grants,
+                "more": {"type": "boolean", "description": "True if grants are left: repeat the call"},
+            },
+        ),
+    }
+
+
+def whoami_schemas() -> Json:
+    """Describe the answer with the caller's rights."""
     whoami = {
         "principal": ref("Principal"),
-        "source": text("The CIDR the call came from", format=CIDR),
-        "targets": {"type": "array", "items": ref("OpenableTarget"), "description": "What the key may open"},
-        "default_duration": text("Of a grant when a knock names none", format=DURATION),
-        "max_duration": or_null(text("The longest grant the key may have; null is none", format=DURATION)),
-        "until": or_null(moment("When the key ends", SECOND)),
-        "max_live": {"type": "integer", "minimum": 0, "description": "The most grants it may have at once"},
-        "live": {"type": "integer", "minimum": 0, "description": "How many grants it has now"},
+        "source": text("The address that the request came from, as a CIDR", format=CIDR),
+        "targets": {
+            "type": "array",
+            "items": ref("OpenableTarget"),
+            "description": "The targets that the key may open",
+        },
+        "default_duration": text("The duration of a grant if the knock names none", format=DURATION),
+        "max_duration": or_null(
+            text(
+                "The longest duration that the key may ask for; null if it may open nothing", format=DURATION
+            )
+        ),
+        "until": or_null(moment("The time from which on the key opens nothing", SECOND)),
+        "max_live": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "The most live grants that the key may have",
+        },
+        "live": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "The number of live grants that the key has",
+        },
         "any_source": or_null(
             closed(
-                "The shortest prefixes of sources the key may name; null is no other source than its own",
+                "The shortest prefixes of sources that the key may name; null if it may name none",
                 {
                     "ipv4": {"type": "integer", "minimum": WIDEST[4], "maximum": 32},
                     "ipv6": {"type": "integer", "minimum": WIDEST[6], "maximum": 128},
                 },
             )
         ),
-        "operator": {"type": "boolean"},
-        "faults": {"type": "array", "items": text(), "description": "Tags of the key that cannot be read"},
+        "operator": {"type": "boolean", "description": "Whether the key may see and end everyone's grants"},
+        "faults": {
+            "type": "array",
+            "items": text(),
+            "description": "The malformed tags of the key, each with what is wrong",
+        },
     }
+    return {"Whoami": closed("The caller: its key, its address and its rights", whoami)}
+
+
+def knock_schemas() -> Json:
+    """Describe the body of a knock."""
     knock: Json = {
         "targets": {
             "type": ["array", "null"],
-            "description": "Names of targets; without, all that the key may open",
+            "description": "Names of targets; all that the key may open if left out",
             "items": text(pattern=exactly(TARGET_NAME.pattern)),
             "minItems": 1,
             "maxItems": requests.MOST_TARGETS,
@@ -169,51 +258,29 @@ def schemas() -> Json:
         },
         "source": or_null(
             text(
-                "Another source than the caller's own address, for keys that may name one",
+                "The source to let in, for keys that may name one; the caller's address if left out",
                 maxLength=requests.LONGEST["source"],
                 format=CIDR,
                 examples=["203.0.113.7/32"],
             )
         ),
-        "reason": or_null(line("reason", "One line for the trail") | {"examples": ["on call"]}),
+        "reason": or_null(
+            line("reason", "Why access is needed: one line, for the trail") | {"examples": ["on call"]}
+        ),
         "renews": or_null(
-            GRANT_ID_TEXT | {"description": "An own grant, which ends as superseded once the new one is open"}
+            GRANT_ID_TEXT
+            | {"description": "A grant of the same key, which is superseded once the new one is active"}
         ),
     }
+    return {"Knock": closed("A knock. Every field may be left out", knock, *requests.KNOCK_FIELDS)}
+
+
+def gateway_schemas() -> Json:
+    """Describe the body of an answer by API Gateway itself."""
     return {
-        "Principal": closed(
-            "An API key, by id and name", {"id": text(minLength=1), "name": text(minLength=1)}
-        ),
-        "Target": closed("What an operator configured under a name", target),
-        "OpenableTarget": closed("A target that the key may open", target | {"families": families}),
-        "Event": closed("One thing that happened to a grant", event, "reason", "left_out", "revoked", "kept"),
-        "Grant": closed("The decision to let one source reach targets, and what became of it", grant),
-        "Knocked": closed(
-            "The grant that a knock is answered with", grant | {"left_out": left_out}, "left_out"
-        ),
-        "WholeGrant": closed(
-            "A grant with its events",
-            grant | {"events": {"type": "array", "items": ref("Event"), "minItems": 1}},
-        ),
-        "Grants": closed(
-            "Grants, newest first",
-            {
-                "grants": {"type": "array", "items": ref("Grant"), "maxItems": requests.LARGEST_PAGE},
-                "cursor": or_null(text("Where the next page begins; null after the last one")),
-            },
-        ),
-        "EndedGrants": closed(
-            "The grants that were ended",
-            {
-                "grants": {"type": "array", "items": ref("Grant"), "maxItems": requests.LARGEST_PAGE},
-                "more": {"type": "boolean", "description": "Whether the same call would go on to others"},
-            },
-        ),
-        "Whoami": closed("What a key may do", whoami),
-        "Knock": closed("What is asked for. Every field may be left out", knock, *requests.KNOCK_FIELDS),
         "GatewayAnswer": {
             "type": "object",
-            "description": "What API Gateway answers by itself",
+            "description": "An answer of API Gateway itself",
             "properties": {"message": or_null(text())},
             "required": ["message"],
             "additionalProperties": False,
@@ -222,13 +289,17 @@ def schemas() -> Json:
 
 
 PARAMETERS: dict[str, Json] = {
-    "status": text("Which grants", enum=list(api.STATUSES), default="live"),
+    "status": text(
+        "The state of the grants; `live` is pending or active, `all` is any",
+        enum=list(api.STATUSES),
+        default="live",
+    ),
     "limit": {"type": "integer", "minimum": 1, "maximum": requests.LARGEST_PAGE, "default": requests.PAGE},
-    "cursor": text("The `cursor` of the page before", format=CURSOR),
-    "principal": line("principal", "The name of an API key; for operators"),
-    "source": line("source", "A CIDR or an address, in any form") | {"format": CIDR},
+    "cursor": text("The `cursor` of the previous page", format=CURSOR),
+    "principal": line("principal", "The name of a principal; for operators"),
+    "source": line("source", "A CIDR or an address") | {"format": CIDR},
     "target": line("target", "The name of a target"),
-    "reason": line("reason", "One line for the trail"),
+    "reason": line("reason", "Why the grant ends: one line, for the trail"),
 }
 
 # ---------------------------------------------------------------------------- problems
@@ -243,30 +314,30 @@ def tree(root: type[KnockError] = KnockError) -> Iterator[type[KnockError]]:
 
 
 def sample(error: type[KnockError]) -> tuple[Json, dict[str, str]]:
-    """Have the API answer an error: (the problem, its headers)."""
-    made = error("part", "detail") if issubclass(error, (InvalidKnock, NotAllowed)) else error("detail")
-    said = answers.problem(made)
-    return json.loads(said["body"]), said["headers"]
+    """Answer an error as the API does: (the problem, its headers)."""
+    instance = error("part", "detail") if issubclass(error, (InvalidKnock, NotAllowed)) else error("detail")
+    answer = answers.problem(instance)
+    return json.loads(answer["body"]), answer["headers"]
 
 
 def problem(error: type[KnockError]) -> Json:
-    """Describe one error's problem."""
-    words = {
-        "detail": text("What was wrong, for a person"),
-        "field": text("Which part of the request is malformed"),
-        "right": text("Which tag of the key is missing"),
+    """Describe the problem of an error."""
+    members = {
+        "detail": text("An explanation, for people"),
+        "field": text("The part of the request that is malformed"),
+        "right": text("The tag of the key that is missing or malformed"),
         "families": {
             "type": "array",
             "items": text(enum=list(FAMILIES)),
             "minItems": 1,
-            "description": "The address families by which the targets can be reached",
+            "description": "The address families over which the targets can be reached",
         },
-        "grant_id": GRANT_ID_TEXT | {"description": "The grant that may have started"},
+        "grant_id": GRANT_ID_TEXT | {"description": "The grant that was started, or may have been"},
     }
-    said, _ = sample(error)
-    described = {name: words.get(name, {"const": value}) for name, value in said.items()}
-    # Only of a knock whose grant has started, or may have.
-    started = {"grant_id": words["grant_id"]} if error in RAISES["knock"] else {}
+    body, _ = sample(error)
+    described = {name: members.get(name, {"const": value}) for name, value in body.items()}
+    # Only in the answer to a knock, if its grant was started or may have been.
+    started = {"grant_id": members["grant_id"]} if error in RAISES["knock"] else {}
     return closed((inspect.getdoc(error) or "").partition("\n")[0], described | started, *started)
 
 
@@ -276,7 +347,7 @@ _EVERY = list(tree())
 _LATER = [error for error in _EVERY if issubclass(error, Unavailable)]
 
 RAISES: dict[str, list[type[KnockError]]] = {
-    # A knock answers for the task that opens, too: whatever that task fails with.
+    # A knock that waits for its grant answers with the error of the task that opens it, which may be any.
     "knock": _EVERY,
     "knock_without_body": [error for error in _EVERY if error is not errors.GrantNotFound],
     "list_grants": _TRAIL,
@@ -289,10 +360,10 @@ RAISES: dict[str, list[type[KnockError]]] = {
 
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/supported-gateway-response-types.html
 GATEWAY = {
-    400: "A header that cannot be",
-    403: "No such key, or no such method",
-    413: "More than 10 MB",
-    429: "The key's or the stage's limit is reached; try again in a moment",
+    400: "A malformed header",
+    403: "API Gateway does not know the key or the method",
+    413: "The request has more than 10 MB",
+    429: "The request limit of the key or the stage is reached; try again in a moment",
     502: "The function failed",
     504: "The function did not answer in time",
 }
@@ -308,22 +379,22 @@ ANSWERS = {
     "end_grant": {200: "WholeGrant"},
     "whoami": {200: "Whoami"},
 }
-MEANS = {201: "Ingress is open", 202: "The grant has started, and its ingress is not open yet"}
+MEANS = {201: "The grant is active", 202: "The grant has started, and is not active yet"}
 
 
 def headers(every: list[dict[str, str]], *, always: bool) -> Json:
-    """Describe the headers of the answers with one status; `always` when all of those are the function's."""
+    """Describe the headers of the answers with one status; `always` if the function sends all of those."""
     described: Json = {}
-    for name in sorted({name for one in every for name in one} - {"Content-Type"}):
-        values = {one.get(name) for one in every}
+    for name in sorted({name for sent in every for name in sent} - {"Content-Type"}):
+        values = {sent.get(name) for sent in every}
         same: Json = {"const": values.pop()} if len(values) == 1 and name != "Content-Security-Policy" else {}
-        required = always and all(name in one for one in every)
+        required = always and all(name in sent for sent in every)
         described[name] = {"required": required, "schema": text(**same)}
     return described
 
 
 def response(status: int, schema: Json | None, problems: list[type[KnockError]]) -> Json:
-    """Describe the answers with one status: a schema's, problems, the gateway's own, or several of these."""
+    """Describe the answers with one status: of a schema, problems, the gateway's, or several of these."""
     content: Json = {}
     sent: list[dict[str, str]] = []
     if schema:
@@ -342,7 +413,7 @@ def response(status: int, schema: Json | None, problems: list[type[KnockError]])
 
 
 def responses(call: Callable[..., Any]) -> Json:
-    """Describe every answer of one call, by status."""
+    """Describe all answers of a call, by status."""
     name = call.__name__
     by_status: dict[int, list[type[KnockError]]] = {}
     for error in dict.fromkeys(RAISES[name]):
@@ -355,7 +426,7 @@ def responses(call: Callable[..., Any]) -> Json:
         for status in sorted({*good, *by_status, *GATEWAY})
     }
     if name == "console":
-        page = api.console(None)["headers"]  # type: ignore[arg-type]  # it reads nothing of a request
+        page = api.console(None)["headers"]  # type: ignore[arg-type]  # it does not read the request
         described["200"] = {
             "description": "The page",
             "content": {page["Content-Type"]: {"schema": text()}},
@@ -370,7 +441,7 @@ def responses(call: Callable[..., Any]) -> Json:
 
 
 def operation(route: Route) -> Json:
-    """Describe one method of one resource."""
+    """Describe a method of a resource."""
     answering = api.ROUTES[route.method, route.path]
     call = answering.call
     summary, _, rest = (inspect.getdoc(call) or "").partition("\n\n")
@@ -409,7 +480,7 @@ def document() -> Json:
             "title": "Knock",
             "version": "1",
             "summary": "Knock for access: open ports to your own address, for a bounded time",
-            "description": "Errors are problems (RFC 9457), but for what API Gateway answers by itself.",
+            "description": "Errors are problems (RFC 9457), but for the answers of API Gateway itself.",
         },
         "servers": [
             {
@@ -426,7 +497,7 @@ def document() -> Json:
 
 
 def written() -> str:
-    """Give the document as the file has it."""
+    """Give the text of the document's file."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,11 +1,11 @@
-"""Draws docs/recording.svg: a terminal in which the README's first transcript is typed and answered.
+"""Draws docs/recording.svg: an animation of a terminal with the README's first transcript.
 
     python -m tools.recording        writes it from the README as it is now
 
-The README's transcripts are played by a test, and another test holds the drawing to the README, so the
-picture shows what the commands answer. It is an SVG with CSS alone: GitHub runs no script in a picture, and
-follows the reader's light or dark theme. Whoever asks for less motion sees the last frame. Decided against a
-GIF or a recorder: those show one run on one machine, and nobody sees when they are out of date.
+A test runs the README's transcripts, and another compares the drawing with the README, so it shows the real
+output of the commands. It is an SVG with CSS alone, since GitHub runs no scripts in pictures. It follows the
+reader's light or dark theme, and with the preference for reduced motion it is the last frame. Decided against
+a GIF or a recorder: they show a single run, and no test can tell when they are out of date.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from xml.sax.saxutils import escape, quoteattr
 ROOT = Path(__file__).resolve().parents[1]
 DRAWING = ROOT / "docs" / "recording.svg"
 
-WIDE = 132  # characters a line
+WIDE = 132  # characters in a line
 CHARACTER, LINE, PADDING = 7.25, 19, 16  # pixels
-TYPING, THINKING, READING = 0.045, 0.6, 1.6  # seconds: a character, until the answer, to read it
+TYPING, THINKING, READING = 0.045, 0.6, 1.6  # seconds: for a character, until the answer, to read it
 REST = 6.0  # seconds the last frame stays
 
 STYLE = """
@@ -31,7 +31,7 @@ text{fill:#e6edf3} .typed{fill:#79c0ff} .paper{fill:#161b22;stroke:#30363d} .dot
 
 
 def transcript(page: str) -> list[str]:
-    """Give the lines of a page's first `console` block. Raises ValueError where there is none."""
+    """Give the lines of a page's first `console` block. Raises ValueError if there is none."""
     block = re.search(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     if not block:
         raise ValueError("the page has no console block")
@@ -39,7 +39,7 @@ def transcript(page: str) -> list[str]:
 
 
 def wrapped(lines: list[str]) -> list[tuple[str, bool]]:
-    """Cut lines to the terminal's width: (text, whether it is typed). A line that goes on is indented."""
+    """Wrap lines at the terminal's width: (text, whether it is typed). Continuation lines are indented."""
     cut: list[tuple[str, bool]] = []
     for line in lines:
         typed = line.startswith("$ ")

@@ -18,15 +18,15 @@ HEADING = re.compile(r"^## ([^\s,]+)", re.MULTILINE)
 
 
 class NotReleasable(Exception):
-    """The tag, the version and the changelog do not agree. The message says in what."""
+    """The tag, the version and the changelog do not agree; the message says how they differ."""
 
 
 def version(root: Path = ROOT) -> str:
-    """Read the version of the clients, which is the project's. Raises NotReleasable."""
-    found = VERSION.search((root / "clients" / "knock" / "__init__.py").read_text())
-    if not found:
+    """Read the version of the clients, which is the project's version. Raises NotReleasable."""
+    match = VERSION.search((root / "clients" / "knock" / "__init__.py").read_text())
+    if not match:
         raise NotReleasable('clients/knock/__init__.py has no line like __version__ = "1.2.3"')
-    return found[1]
+    return match[1]
 
 
 def notes(tag: str, root: Path = ROOT) -> str:
@@ -50,7 +50,7 @@ def notes(tag: str, root: Path = ROOT) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two commands. Gives the exit code."""
+    """Run the command `version` or `notes`. Gives the exit code."""
     try:
         match arguments:
             case ["version"]:

@@ -1,9 +1,9 @@
-"""Writes the roots that functions trust as AWS's (`grants/trust.py`), as certifi has them.
+"""Writes Amazon's root certificates, which the functions trust (`grants/trust.py`), from certifi.
 
     python -m tools.roots
 
-By their public keys, as Amazon lists them at https://www.amazontrust.com/repository/ : a root may have
-several certificates, and it is the key that is trusted.
+They are checked by their public keys, which Amazon lists at https://www.amazontrust.com/repository/ : a root
+may have several certificates, and all have the same key.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ KEYS = {
 
 
 class RootMissing(Exception):
-    """certifi lacks one of Amazon's roots, or has another key under its name."""
+    """certifi lacks a root of Amazon's, or has another key under its name."""
 
 
 def text() -> str:
-    """Give Amazon's roots of certifi's, each under its name. Raises RootMissing."""
+    """Give the content of the file: Amazon's roots, each below its name. Raises RootMissing."""
     bundle = Path(certifi.where()).read_text()
     return "".join(_root(bundle, name, key) for name, key in KEYS.items())
 
 
 def _root(bundle: str, name: str, key: str) -> str:
-    found = re.search(rf'^# Label: "{re.escape(name)}"\n(?:#.*\n)*(-----BEGIN[^#]*)', bundle, re.MULTILINE)
-    if found is None:
+    match = re.search(rf'^# Label: "{re.escape(name)}"\n(?:#.*\n)*(-----BEGIN[^#]*)', bundle, re.MULTILINE)
+    if match is None:
         raise RootMissing(f"certifi {certifi.__version__} has no root called {name}")
-    pem = found[1].strip()
+    pem = match[1].strip()
     if hashlib.sha256(_public_key(ssl.PEM_cert_to_DER_cert(pem))).hexdigest() != key:
         raise RootMissing(f"the key of {name} in certifi {certifi.__version__} is not the one Amazon lists")
     return f"# {name}\n{pem}\n"
 
 
 def _public_key(certificate: bytes) -> bytes:
-    """Give the subjectPublicKeyInfo of a certificate in DER: the seventh part of what is signed (RFC 5280,
-    4.1).
+    """Give the subjectPublicKeyInfo of a certificate in DER: the seventh element of its signed part (RFC
+    5280, 4.1).
 
-    Read here because `cryptography` is to refuse certificates whose serial number is 0, as Starfield's is.
+    It is read here because `cryptography` will refuse certificates with the serial number 0, as Starfield's.
     """
     whole, _ = _parts(certificate)[0]
     signed, _ = _parts(whole)[0]
@@ -61,7 +61,7 @@ def _public_key(certificate: bytes) -> bytes:
 
 
 def _parts(value: bytes) -> list[tuple[bytes, bytes]]:
-    """Split the elements of a DER value: of each its content, and all of it."""
+    """Split a DER value into its elements: of each its content, and the whole element."""
     parts, at = [], 0
     while at < len(value):
         begin, length = at + 2, value[at + 1]

@@ -1,7 +1,7 @@
-"""What a release deploys, as far as grants that run through an update depend on it.
+"""Writes a snapshot of a release: the deployed resources that grants which run during an update depend on.
 
-`make release-snapshot VERSION=1.2.3` writes it to `tests/fixtures/releases/`, when a release is made; the
-tests beside this compare the template with the newest one there.
+`make release-snapshot VERSION=1.2.3` writes it to `tests/fixtures/releases/` when a release is made. The
+tests in `tests/upgrades` compare the template with the newest snapshot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.template.policies import listed, statements_of
 from tests.template.transform import ROOT, STORES, transformed
 
 RELEASES = ROOT / "tests" / "fixtures" / "releases"
-# What gives a resource its physical name. A change of it is a replacement, as a change of the type is.
+# The properties that name a resource. A change of one replaces the resource, as a change of its type does.
 NAMES = (
     "AlarmName",
     "DashboardName",
@@ -32,9 +32,9 @@ NAMES = (
 
 
 def snapshot() -> dict[str, Any]:
-    """Give what is deployed today: resources by logical id, and what each role may do, with each store."""
+    """Give the resources of the template by logical id, and the permissions of each role, with each store."""
     by_store = [transformed(store) for store in STORES]
-    whole = {name: resource for one in by_store for name, resource in one["Resources"].items()}
+    whole = {name: resource for each in by_store for name, resource in each["Resources"].items()}
     template = {**by_store[0], "Resources": whole}
     resources = {
         name: {
@@ -45,11 +45,11 @@ def snapshot() -> dict[str, Any]:
             **{key: resource[key] for key in ("Condition", "DeletionPolicy") if key in resource},
         }
         for name, resource in sorted(template["Resources"].items())
-        # API Gateway's deployments are made anew with each change of the API, by design.
+        # Each change of the API makes a new deployment of API Gateway, by design.
         if resource["Type"] != "AWS::ApiGateway::Deployment"
     }
     roles = {
-        name: sorted({text for one in by_store for text in permissions(name, one["Resources"])})
+        name: sorted({text for each in by_store for text in permissions(name, each["Resources"])})
         for name, resource in sorted(template["Resources"].items())
         if resource["Type"] == "AWS::IAM::Role"
     }
@@ -66,7 +66,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def permissions(role: str, resources: dict[str, Any]) -> set[str]:
-    """Write each thing a role may do as one text: action, resource, condition."""
+    """Write each permission of a role as a text: action, resource, condition."""
     return {
         json.dumps([action, resource, statement.get("Condition")], sort_keys=True)
         for statement in statements_of(role, resources)

@@ -1,8 +1,8 @@
 """Random schedules for hours: more grants, more faults and a later EC2 than every order can be tried of.
 
-`make soak` runs until it is stopped or --hours are over. Each schedule has a number: a scenario is made up
-from it and walked through once. A violation prints the number and the way there, and `--from` starts at a
-number: at that one to see it again, or at the last one told to go on.
+`make soak` runs until it is stopped or --hours are over. Each schedule has a number, from which its scenario
+is generated; one order of its steps is tried. A violation prints the number and the steps. `--from` is the
+number to start at: that of a violation to see it again, or the last number printed to continue.
 
 With --hostile the numbers are seeds of a hostile AWS (`local.hostile`), on which the functions run.
 """
@@ -39,7 +39,7 @@ from tests.proofs.test_interleavings import LARGER, fresh
 from tests.twins import LAGS, World
 
 ROOT = Path(__file__).resolve().parents[1]
-STACK_EVERY = 25  # mornings
+STACK_EVERY = 25  # mornings; after so many, the tests over HTTP run as well
 
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
 SSH, HTTP, HTTPS = (Ports(port, port, "tcp") for port in (22, 80, 443))
@@ -52,8 +52,8 @@ WHO = tuple(Principal(f"k{n}", name) for n, name in enumerate(("alice", "bob", "
 
 
 def make_up(number: int) -> tuple[Scenario, random.Random]:
-    """Make up a scenario from its number: some grants open, some opening, and what happens to them."""
-    dice = random.Random(number)  # noqa: S311  # has to come again, not to be unguessable
+    """Generate a scenario from its number: grants that are open or opening, and what happens to them."""
+    dice = random.Random(number)  # noqa: S311  # it has to be reproducible, not unpredictable
     world = World()
     for target in TARGETS:
         for group in target.groups:
@@ -75,7 +75,7 @@ def make_up(number: int) -> tuple[Scenario, random.Random]:
         grant = _knock(world, dice, place, source, grants)
         opens_first = not processes and dice.random() < 0.4
         processes.append(_open(world, dice, grant) if opens_first else execution(grant))
-        processes += [made(grant) for made in (delete, stop, again) if dice.random() < 0.25]
+        processes += [process_of(grant) for process_of in (delete, stop, again) if dice.random() < 0.25]
         grants.append(grant)
     if dice.random() < 0.2:
         processes.append(guarding(grants[0]))
@@ -103,7 +103,7 @@ def _knock(world: World, dice: random.Random, place: int, source: str, earlier: 
 
 
 def _open(world: World, dice: random.Random, grant: Grant) -> Process:
-    """Open a grant before all else begins; it holds, or its time has just come."""
+    """Open a grant before the other processes start. It holds, or is about to expire."""
     try:
         rules = tuple(authorize(world.operations, grant))
     except KnockError:  # no room
@@ -127,8 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     for scenario_of in LARGER if options.larger else []:
-        found = Explorer(scenario_of(fresh())).explore()
-        print(f"{scenario_of.__name__}: {found.states:,} states, {found.orders:,} orders", flush=True)
+        explored = Explorer(scenario_of(fresh())).explore()
+        print(f"{scenario_of.__name__}: {explored.states:,} states, {explored.orders:,} orders", flush=True)
     if options.hostile:
         _soak(options, "mornings", _morning)
     else:
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def _schedule(number: int) -> int:
-    """Walk through one schedule; give how many calls it made."""
+    """Try a schedule; give its number of calls. Raises SystemExit for a violation."""
     scenario, dice = make_up(number)
     try:
         calls: int = Explorer(scenario).walk(dice)
@@ -146,11 +146,11 @@ def _schedule(number: int) -> int:
 
 
 def _morning(seed: int) -> int:
-    """Live through one seed's morning on a hostile AWS, on either store in turn; give how many grants it had.
+    """Run the morning of a seed on a hostile AWS, with the stores in turn; give its number of grants.
 
-    Now and then the tests over HTTP run on a stack of that seed too.
+    For every STACK_EVERY-th seed, the tests over HTTP run as well. Raises SystemExit for a violation.
     """
-    from local.hostile import Plan  # with moto, which schedules have no need of
+    from local.hostile import Plan  # imports moto, which schedules do not need
     from tests.hostile.life import live_through
 
     try:
@@ -178,17 +178,17 @@ def _run_stack(seed: int) -> None:
 
 
 def _soak(options: argparse.Namespace, things: str, try_one: Callable[[int], int]) -> None:
-    """Try one number after the other until time is up, and show how far it is."""
-    began = told = time.monotonic()
+    """Try numbers until the time is over, and show progress."""
+    began = shown_at = time.monotonic()
     ends = began + options.hours * 3600
     number, done = options.first, 0
     often = 1 if sys.stdout.isatty() else 60
     while time.monotonic() < ends:
         done += try_one(number)
         number += 1
-        if time.monotonic() - told >= often or time.monotonic() >= ends:
-            told = time.monotonic()
-            share = min(1.0, (told - began) / (ends - began))
+        if time.monotonic() - shown_at >= often or time.monotonic() >= ends:
+            shown_at = time.monotonic()
+            share = min(1.0, (shown_at - began) / (ends - began))
             bar = "#" * int(share * 30)
             tried, of = number - options.first, "grants" if options.hostile else "calls"
             line = f"[{bar:30}] {share:4.0%}  {tried:,} {things}, {done:,} {of}; go on with --from {number}"

@@ -1,2 +1,1 @@
-"""The functions as one would write them without thinking of a cold start: what Knock's own are compared
-with."""
+"""Naive functions, written without regard for cold starts, to compare Knock's own functions with."""

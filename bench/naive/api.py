@@ -1,4 +1,4 @@
-"""A naive knock API: clients made on import, Powertools' resolver without validation."""
+"""A naive knock API: clients created on import, Powertools' resolver without validation."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ metrics = Metrics()
 app = APIGatewayRestResolver(enable_validation=True)
 
 
-class Asked(BaseModel):
+class Knock(BaseModel):
     """The body of a knock."""
 
     targets: list[str]
@@ -23,7 +23,7 @@ class Asked(BaseModel):
     reason: str = ""
 
 
-class Opened(BaseModel):
+class Grant(BaseModel):
     """The answer to a knock."""
 
     grant_id: str
@@ -34,12 +34,12 @@ class Opened(BaseModel):
 
 
 @app.post("/knock")
-def knock(asked: Asked) -> tuple[Opened, int]:
+def knock(body: Knock) -> tuple[Grant, int]:
     identity = app.current_event.request_context.identity
-    grant = open_grant(identity.api_key_id or "", f"{identity.source_ip}/32", asked.model_dump())
+    grant = open_grant(identity.api_key_id or "", f"{identity.source_ip}/32", body.model_dump())
     logger.info("started", extra={"grant_id": grant["grant_id"]})
     metrics.add_metric(name="Knock", unit=MetricUnit.Count, value=1)
-    return Opened(**{name: grant[name] for name in Opened.model_fields}), 201
+    return Grant(**{name: grant[name] for name in Grant.model_fields}), 201
 
 
 @logger.inject_lambda_context

@@ -1,4 +1,4 @@
-"""A naive task that opens: clients made on import, the calls that Knock's own makes."""
+"""A naive task that opens: clients created on import, and the same calls as Knock's own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def handler(event: dict[str, Any], _context: Any) -> list[dict[str, Any]]:
                 {"ResourceType": "security-group-rule", "Tags": [{"Key": "knock:grant", "Value": grant_id}]}
             ],
         )
-        opened += [one["SecurityGroupRuleId"] for one in answer["SecurityGroupRules"]]
+        opened += [rule["SecurityGroupRuleId"] for rule in answer["SecurityGroupRules"]]
     put(LEDGER, source, parts="1", token=grant_id, part_000=json.dumps({"rules": opened}))
     put(TRAIL, grant_id, authorized_at=grant["requested_at"], rule=json.dumps(opened))
     metrics.add_metric(name="GrantOpened", unit=MetricUnit.Count, value=1)

@@ -1,4 +1,4 @@
-"""A naive task that closes: clients made on import, the calls that Knock's own makes."""
+"""A naive task that closes: clients created on import, and the same calls as Knock's own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-// What both steps of the action share: its inputs, the calls, and what it says to the runner.
+// Functions of both steps of the action: inputs, calls of the API, and output to the runner.
 //
-// There are no dependencies, so what runs is what is here. The key is a request's header and nothing else: it is
-// in no file, and masked in the log before the first call. What an answer holds is never printed as it came: a
-// line that begins with ::, also behind blanks, is a command to the runner, and a ##[ is one anywhere.
+// The action has no dependencies. The key is sent as a header only: it is written to no file, and masked in the log
+// before the first call. Text of an answer is never printed unchanged, since the runner takes a line that begins with
+// ::, also after blanks, for a command, and a ##[ anywhere.
 //
 // https://github.com/actions/runner, ActionCommand.cs
 // https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
@@ -11,30 +11,30 @@
 const fs = require("node:fs");
 const crypto = require("node:crypto");
 
-const PATIENCE = 35000; // milliseconds for one answer: the gateway gives up after 29 s
+const PATIENCE = 35000; // milliseconds until an answer; the gateway answers within 29 s
 
-/** What ends a step, with words for the reader. */
+/** An error that ends a step; its message is for people. */
 class Failure extends Error {}
 
-/** The API's answer was no. `status` and `type` say which no. */
+/** The API refused a call. `status` is that of HTTP, and `type` the last part of the problem's type. */
 class Refused extends Failure {
   constructor(status, problem) {
-    const told = [problem.title, problem.detail].filter((one) => typeof one === "string" && one).join(": ");
-    super(told || (typeof problem.message === "string" ? `the gateway says: ${problem.message}` : `status ${status}`));
+    const text = [problem.title, problem.detail].filter((part) => typeof part === "string" && part).join(": ");
+    super(text || (typeof problem.message === "string" ? `the gateway says: ${problem.message}` : `status ${status}`));
     this.status = status;
     this.type = String(problem.type || "").split(":").pop();
     this.grantId = isId(problem.grant_id) ? problem.grant_id : undefined;
   }
 }
 
-/** No answer, or none that is the Knock API's. Whether the call was done is not known. */
+/** No answer came, or one that is not from the Knock API. The call may have been done or not. */
 class NoAnswer extends Failure {}
 
 function isId(text) {
   return typeof text === "string" && /^[A-Za-z0-9_-]{1,80}$/.test(text);
 }
 
-/** Make a text safe for a line of the log: printable ASCII, and no command to the runner. */
+/** Make a text safe for the log: printable ASCII, without commands to the runner. */
 function plain(text) {
   const ascii = String(text).replace(/[^\x20-\x7e]/g, "?");
   return ascii.replace(/##\[/g, "# #[").replace(/^\s*::/, ": :").slice(0, 2000);
@@ -44,7 +44,7 @@ function say(text) {
   process.stdout.write(`${plain(text)}\n`);
 }
 
-/** Print a workflow command. Its text is escaped, as the runner undoes it. */
+/** Print a workflow command. Its text is escaped as the runner expects it. */
 function command(name, text) {
   const escaped = String(text).replace(/%/g, "%25").replace(/\r/g, "%0D").replace(/\n/g, "%0A");
   process.stdout.write(`::${name}::${escaped}\n`);
@@ -54,7 +54,7 @@ function input(name) {
   return (process.env[`INPUT_${name.toUpperCase()}`] || "").trim();
 }
 
-/** Add a line to one of the files by which the runner is told. */
+/** Add a value to a file that the runner reads, like GITHUB_OUTPUT. Throws Failure. */
 function tell(variable, name, value) {
   const file = process.env[variable];
   if (!file) throw new Failure(`${variable} is not set: this has to be run by a GitHub runner`);
@@ -62,7 +62,7 @@ function tell(variable, name, value) {
   fs.appendFileSync(file, `${name}<<${end}\n${value}\n${end}\n`);
 }
 
-/** Read the inputs that say what to call, and with what key; mask the key. */
+/** Read the URL and the key from the inputs, and mask the key. Throws Failure. */
 function access() {
   const key = input("key");
   if (!key) {
@@ -82,7 +82,7 @@ function access() {
   return { url, key };
 }
 
-/** Call the API and give its answer. Throws Refused, NoAnswer. A redirect is not followed: the key is for one host. */
+/** Call the API and give its answer. Throws Refused, NoAnswer. Redirects are not followed: the key is for one host. */
 async function call({ url, key }, method, path, body) {
   let status, text;
   try {
@@ -116,19 +116,19 @@ function pause(milliseconds) {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** Give the live grants that hold a text in their reason: the key's own, and for an operator everyone's. */
+/** Give the ids of live grants whose reason ends with a mark: the key's own, and for an operator everyone's. */
 async function marked(api, mark) {
-  const found = [];
+  const ids = [];
   let cursor = "";
   for (let page = 0; page < 100; page++) {
     const answer = await call(api, "GET", `/grants?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
     for (const grant of Array.isArray(answer.grants) ? answer.grants : []) {
-      if (grant && isId(grant.id) && String(grant.reason).endsWith(mark)) found.push(grant.id);
+      if (grant && isId(grant.id) && String(grant.reason).endsWith(mark)) ids.push(grant.id);
     }
-    if (typeof answer.cursor !== "string" || !answer.cursor) return found;
+    if (typeof answer.cursor !== "string" || !answer.cursor) return ids;
     cursor = answer.cursor;
   }
-  return found;
+  return ids;
 }
 
 module.exports = { Failure, NoAnswer, Refused, access, call, command, input, isId, marked, pause, plain, say, tell };

@@ -1,7 +1,7 @@
-// The main step: knock, and say what is open.
+// The main step: knock, and print what is open.
 //
-// Before it asks it notes a mark, which is also the end of the grant's reason. Should this step be killed before the
-// answer is there, the post step finds the grant by it.
+// Before the knock it saves a mark, which is also the end of the grant's reason. If this step is killed before the
+// answer, the post step finds the grant by the mark.
 "use strict";
 
 const crypto = require("node:crypto");
@@ -18,30 +18,31 @@ function targets() {
 }
 
 function duration() {
-  const asked = input("for");
-  if (/^\d+$/.test(asked)) throw new Failure(`for: ${asked} what? Say ${asked}m, ${asked}h or ${asked}s`);
-  return asked;
+  const text = input("for");
+  if (/^\d+$/.test(text)) throw new Failure(`for: ${text} what? Say ${text}m, ${text}h or ${text}s`);
+  return text;
 }
 
+/** Read how long to retry while there is no room, in seconds. */
 function patience() {
-  const asked = /^(\d{1,5})([smh])$/.exec(input("wait") || "0s");
-  if (!asked) throw new Failure(`wait: say how long, like 90s, 5m or 1h; "${input("wait")}" is none of them`);
-  return Number(asked[1]) * SECONDS[asked[2]];
+  const match = /^(\d{1,5})([smh])$/.exec(input("wait") || "0s");
+  if (!match) throw new Failure(`wait: say how long, like 90s, 5m or 1h; "${input("wait")}" is none of them`);
+  return Number(match[1]) * SECONDS[match[2]];
 }
 
-/** Say why, for the trail. The mark comes last; what is too long before it is cut, as the API takes 256 characters. */
+/** Write the reason, for the trail, with the mark at its end. It is cut before: the API allows 256 characters. */
 function reasonWith(mark) {
   const { GITHUB_REPOSITORY, GITHUB_WORKFLOW, GITHUB_RUN_ID } = process.env;
-  const said = input("reason") || `${GITHUB_REPOSITORY}: ${GITHUB_WORKFLOW}, run ${GITHUB_RUN_ID}`;
-  return `${Array.from(said).slice(0, 200).join("")} ${mark}`;
+  const reason = input("reason") || `${GITHUB_REPOSITORY}: ${GITHUB_WORKFLOW}, run ${GITHUB_RUN_ID}`;
+  return `${Array.from(reason).slice(0, 200).join("")} ${mark}`;
 }
 
-/** Knock until it is open, or for as long as there is no room. */
-async function open(api, asked, waits) {
+/** Knock, and retry for `waits` seconds while there is no room. Gives the active grant. */
+async function open(api, knock, waits) {
   const until = Date.now() + waits * 1000;
   for (let wait = 1000; ; wait = Math.min(wait * 2, 30000)) {
     try {
-      return await opened(api, await call(api, "POST", "/knock", asked));
+      return await opened(api, await call(api, "POST", "/knock", knock));
     } catch (error) {
       const full = error instanceof Refused && error.type === "pool-exhausted";
       if (!full || Date.now() >= until || cancelled) throw error;
@@ -52,7 +53,7 @@ async function open(api, asked, waits) {
   }
 }
 
-/** Note a grant for the post step, and wait until it is active. */
+/** Save a grant's id for the post step, and wait until the grant is active. */
 async function opened(api, grant) {
   if (!isId(grant.id)) throw new NoAnswer("the API answered with a grant that is none of Knock's");
   tell("GITHUB_STATE", "id", grant.id);
@@ -69,28 +70,28 @@ async function opened(api, grant) {
 
 async function main() {
   const api = access();
-  const asked = { targets: targets(), duration: duration() };
+  const knock = { targets: targets(), duration: duration() };
   const waits = patience();
-  if (!asked.targets.length) delete asked.targets;
-  if (!asked.duration) delete asked.duration;
+  if (!knock.targets.length) delete knock.targets;
+  if (!knock.duration) delete knock.duration;
   const mark = `[job ${crypto.randomBytes(8).toString("hex")}]`;
-  asked.reason = reasonWith(mark);
+  knock.reason = reasonWith(mark);
   tell("GITHUB_STATE", "mark", mark);
   try {
-    const grant = await open(api, asked, waits);
+    const grant = await open(api, knock, waits);
     if (cancelled) throw new Failure("cancelled; the post step ends what was opened");
     const names = grant.targets.map((target) => target.name).join(" ");
     say(`open: ${names} from ${grant.source} until ${grant.expires_at}, grant ${grant.id}`);
     for (const name of ["id", "expires_at", "source"]) tell("GITHUB_OUTPUT", name, plain(grant[name]));
   } catch (error) {
-    // A plain no opened nothing: then there is nothing for the post step to look for.
+    // A refusal opened nothing, so the post step does not have to search for a grant.
     if (error instanceof Refused && error.status < 500) tell("GITHUB_STATE", "refused", "yes");
     if (error instanceof Refused && error.grantId) tell("GITHUB_STATE", "id", error.grantId);
     throw error;
   }
 }
 
-// A cancelled step has 7.5 seconds from SIGINT to SIGTERM, and 2.5 more: what was asked is waited for meanwhile.
+// A cancelled step gets SIGINT, SIGTERM 7.5 seconds later, and is killed after 2.5 more: time for an answer to come.
 // https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-cancellation
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => (cancelled = true));
 

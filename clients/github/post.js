@@ -1,15 +1,16 @@
-// The post step: end what main opened. It always runs, and does not fail the job: what cannot be ended is told by a
-// warning, and ends at its own end.
+// The post step: revoke the grant of the main step. It always runs, and never fails the job: if a grant cannot be
+// revoked, there is a warning, and it stays open until it expires.
 "use strict";
 
 const { Failure, Refused, access, call, command, isId, marked, pause, plain, say } = require("./knock.js");
 
 const TRIES = 4;
 
-async function insist(what) {
+/** Run an action, and retry it after transient errors. */
+async function insist(action) {
   for (let tries = 1; ; tries++) {
     try {
-      return await what();
+      return await action();
     } catch (error) {
       const passes = !(error instanceof Refused) || error.status === 429 || error.status > 499;
       if (!passes || tries === TRIES) throw error;
@@ -18,16 +19,16 @@ async function insist(what) {
   }
 }
 
-/** Find what main asked for without hearing its answer. A grant is listed a moment after it has begun. */
+/** Find the grants of main whose answers were lost. A grant is listed a moment after its start. */
 async function lost(api, mark, looks) {
   for (let tries = 1; ; tries++) {
-    const found = await insist(() => marked(api, mark));
-    if (found.length || tries === looks) return found;
+    const ids = await insist(() => marked(api, mark));
+    if (ids.length || tries === looks) return ids;
     await pause(1000);
   }
 }
 
-/** End a grant and give its status. One that cannot be ended is told, and keeps no other open. */
+/** Revoke a grant and give its status; undefined, with a warning, if it cannot be revoked. */
 async function end(api, id) {
   try {
     const { status } = await insist(() => call(api, "DELETE", `/grants/${id}`));
@@ -40,13 +41,13 @@ async function end(api, id) {
 }
 
 function warn(what, error) {
-  const told = plain(error instanceof Failure ? error.message : error.stack);
-  command("warning", `${what} could not be ended, and ends at its own end: ${told}`);
+  const text = plain(error instanceof Failure ? error.message : error.stack);
+  command("warning", `${what} could not be ended, and ends at its own end: ${text}`);
 }
 
 /**
- * End the grant that main heard of, and what else carries the mark: while there was no room main knocked again, and
- * the grant it heard of may be one that failed before a knock whose answer was lost.
+ * Revoke the grant whose id main saved, and others with its mark: while there was no room, main knocked several times,
+ * and the grant that it saved may have failed before a knock whose answer was lost.
  */
 async function main() {
   const { STATE_id: id, STATE_mark: mark, STATE_refused: refused } = process.env;
@@ -54,10 +55,10 @@ async function main() {
   if (!isId(id) && refused) return say("the knock was refused, so nothing is open");
   const api = access();
   const status = isId(id) ? await end(api, id) : undefined;
-  // A grant that was live till now was the last that main asked for, and a refusal the last answer: none is on its way.
-  const found = await lost(api, mark, status === "revoked" || refused ? 1 : TRIES);
-  const others = found.filter((one) => one !== id);
-  for (const one of others) await end(api, one);
+  // After a grant that was live until now, or a refusal, main has sent no other knock: one search is enough.
+  const ids = await lost(api, mark, status === "revoked" || refused ? 1 : TRIES);
+  const others = ids.filter((other) => other !== id);
+  for (const other of others) await end(api, other);
   if (!isId(id) && !others.length) say("no grant of this job is live");
 }
 

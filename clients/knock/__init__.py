@@ -10,7 +10,7 @@
 `Client.from_profile()` uses what `knock login` stored, or KNOCK_URL and KNOCK_API_KEY. The errors and
 their tree are in `knock.errors`. The command line program uses nothing else.
 
-Names are imported when they are first used: `knock --version` and the ssh hook must start in no time.
+Names are imported when they are first used, since `knock --version` and the ssh hook must start quickly.
 """
 
 from __future__ import annotations

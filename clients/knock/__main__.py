@@ -1,6 +1,6 @@
-"""`python -m knock` is `knock`, and so is `python -I …/knock/__main__.py`, which an ssh configuration starts.
+"""Runs `knock` as `python -m knock`, or as `python -I …/knock/__main__.py`, which ssh's configuration starts.
 
-The second form runs nothing of the current folder: -I leaves it out, and so are the modules beside this file.
+The second form imports nothing from the current folder, which -I leaves out, nor modules from this folder.
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 if not __package__:
     import os
 
-    beside = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100,PTH120 — pathlib is not worth its import here
+    beside = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100,PTH120 — importing pathlib would take too long here
     sys.path[:] = [path for path in sys.path if path != beside]
     sys.path.insert(0, os.path.dirname(beside))  # noqa: PTH120
 

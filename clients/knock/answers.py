@@ -1,7 +1,7 @@
 """Reads the API's JSON into the values of `knock.values`.
 
-What answers may be a hotspot, a wrong server or a hostile one, so each field is checked: what comes out can
-be printed, compared and put into a command without harm. Anything else raises UnexpectedAnswer.
+The answer may come from a hotspot, a wrong server or a hostile one, so each field is checked: the values can
+be printed, compared and put into a command without harm. Any other answer raises UnexpectedAnswer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-_LONGEST = 366 * 86_400  # seconds that a grant may have left; far more than any stack allows
+_LONGEST = 366 * 86_400  # seconds until a grant's end; no stack allows more
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
@@ -50,7 +50,7 @@ def read_grant(value: Mapping[str, Any]) -> Grant:
 
 
 def read_opened(value: Mapping[str, Any]) -> Grant:
-    """Read the answer to a knock. Raises UnexpectedAnswer, which names the grant if its id can be read."""
+    """Read the answer to a knock. Raises UnexpectedAnswer, with the grant's id if that can be read."""
     try:
         return read_grant(value)
     except UnexpectedAnswer as error:
@@ -100,7 +100,7 @@ def _time(value: object) -> datetime:
     if not isinstance(value, str):
         raise TypeError("a time was expected")
     at = parse_time(value)
-    if not 2000 <= at.year <= 2999:  # beyond, a local zone may have no such time
+    if not 2000 <= at.year <= 2999:  # outside, conversion to a local time may overflow
         raise ValueError("a time of this age was expected")
     return at
 

@@ -1,10 +1,12 @@
-"""`knock`: the command line program's entrance. The commands use the library only.
+"""`knock`: the entry point of the command line program. The commands use the library only.
 
-Data goes to standard output, progress, notes and errors to standard error. Exit codes: 0 done, 1 refused
-or failed, 2 usage, 3 cannot reach the API, 4 no room now, 130 interrupted; of `knock run` the command's.
+Data goes to standard output; progress, notes and errors go to standard error. Exit codes: 0 done, 1 refused
+or failed, 2 usage, 3 cannot reach the API, 4 no room now, 130 interrupted; those of `knock run` are the
+command's.
 
-A command's module is imported for that command alone: `knock --version`, the ssh hook and completion have
-no time for an HTTP client. argparse, and not click or typer: it starts in 6 ms, they take 30 ms and more.
+The module of a command is imported when the command runs, since `knock --version`, the ssh hook and
+completion must not wait for the import of an HTTP client. argparse was chosen because its import takes 6 ms;
+click and typer take 30 ms and more.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ examples:
   knock run bastion -- ./deploy  open while a command runs
 """
 
-# Each command and the module that has its function, run_COMMAND.
+# The module of each command, which has its function, run_COMMAND.
 COMMANDS = {
     "open": "commands",
     "run": "run",
@@ -79,7 +81,7 @@ COMMANDS = {
     "__implied": "commands",  # `open` without the word
 }
 
-# Options that take the next word: needed to find the command behind them.
+# Options with a value, which must be skipped to find the command.
 VALUED = (
     *("--profile", "--for", "--reason", "--source", "--wait", "--target", "--status", "--principal"),
     *("--limit", "--every", "--url", "--host", "--renews"),
@@ -87,14 +89,14 @@ VALUED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
+    """Run a command and give its exit code. All errors are reported on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     streams.prepare()
     try:
         code = _run(words)
-    except SystemExit as stop:  # argparse's way out
+    except SystemExit as stop:  # from argparse
         code = stop.code if isinstance(stop.code, int) else 1
-    flushed = _show("")  # here, where a failure can still be answered
+    flushed = _show("")  # here, where a failure can still be reported
     return code or flushed
 
 
@@ -125,7 +127,7 @@ def _run(words: list[str]) -> int:
 
 
 def _show(text: str) -> int:
-    """Print a text, and give the exit code."""
+    """Print a text, flush it, and give the exit code."""
     try:
         print(text, end="", flush=True)
     except (OSError, ValueError) as error:
@@ -139,7 +141,7 @@ def _show(text: str) -> int:
 
 
 def _warn(*, quiet: bool) -> None:
-    """Say what was noticed about files and the keyring: one line each, whatever the command was."""
+    """Print the warnings about files and the keyring, one line each."""
     for warning in notices.warnings:
         if not quiet:
             from .screen import plain
@@ -149,16 +151,16 @@ def _warn(*, quiet: bool) -> None:
 
 
 def speak_as_the_terminal_can() -> None:
-    """Make the streams fit to be written to: `streams.prepare`, by the name that knock-admin knows."""
+    """Call `streams.prepare`; knock-admin uses this name."""
     streams.prepare()
 
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:
-    """Tell the command from the rest. The first word that is no option decides; else `open` is implied."""
-    left = iter(enumerate(words))
-    for index, word in left:
+    """Split words into the command and the rest. The first word that is no option may be a command."""
+    remaining = iter(enumerate(words))
+    for index, word in remaining:
         if word in VALUED:
-            next(left, None)
+            next(remaining, None)
         elif word == "--":
             break
         elif not word.startswith("-"):
@@ -169,15 +171,15 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes words on either side of options, and whose help is not lost without a word.
+    """A parser that allows arguments before and after options, and reports if its help cannot be written.
 
-    With --json its errors are JSON as all others are.
+    With --json its errors are JSON, as all others.
     """
 
     _as_json = False
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        """Read the words of a command. Raises SystemExit(2) with a message for what is wrong."""
+        """Read the words of a command. Raises SystemExit(2) after printing what is wrong."""
         self._as_json = "--json" in words
         return self.parse_intermixed_args(words)
 
@@ -196,7 +198,7 @@ class Parser(argparse.ArgumentParser):
             self.exit(_show(self.format_help()))
 
 
-def parser(
+def make_parser(
     command: str,
     about: str,
     *examples: str,
@@ -205,8 +207,8 @@ def parser(
     quiet: bool = True,
     calls: bool = True,
 ) -> Parser:
-    """Make the parser of one command, with its examples and the options that all commands share."""
-    made = Parser(
+    """Make the parser of a command, with its examples and the options that all commands have."""
+    parser = Parser(
         prog=f"knock {command}",
         usage=usage,
         description=about,
@@ -214,13 +216,13 @@ def parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--profile", metavar="NAME", help="the profile to use (or KNOCK_PROFILE)")
+    parser.add_argument("--profile", metavar="NAME", help="the profile to use (or KNOCK_PROFILE)")
     if json:
-        made.add_argument("--json", action="store_true", help="print JSON with stable fields")
+        parser.add_argument("--json", action="store_true", help="print JSON with stable fields")
     if quiet:
-        made.add_argument("-q", "--quiet", action="store_true", help="print ids only, and no notes")
+        parser.add_argument("-q", "--quiet", action="store_true", help="print ids only, and no notes")
     if calls:
-        ways = made.add_mutually_exclusive_group()
+        ways = parser.add_mutually_exclusive_group()
         for family in (4, 6):
             ways.add_argument(
                 f"-{family}",
@@ -229,11 +231,11 @@ def parser(
                 const=family,
                 help=f"call over IPv{family} alone",
             )
-    return made
+    return parser
 
 
 def time_with_unit(text: str) -> str:
-    """Take a time as the API does, but ask for the unit of a bare number: five seconds, or hours?"""
+    """Check that a duration has a unit; else it is not clear. The API takes a bare number as seconds."""
     bare = text.strip()
     if bare.isascii() and bare.isdigit():
         raise argparse.ArgumentTypeError(f"{bare} what? Say {bare}m, {bare}h or {bare}s")
@@ -241,7 +243,7 @@ def time_with_unit(text: str) -> str:
 
 
 def time_to_wait(text: str) -> float:
-    """Read a time like 90s or 5m, or 0, in seconds."""
+    """Read a duration like 90s or 5m, or 0, in seconds."""
     from .session import read_duration
 
     if text.strip() == "0":

@@ -1,9 +1,7 @@
-"""The Knock API for Python programs: `Client`, and the values it answers with.
+"""The Knock API for Python programs: `Client`.
 
-Every call has a time limit, tries again only what is safe (the table in `knock.transport`), and raises
-the errors of `knock.errors` and no others. One Client is for one thread at a time.
-
-The values are those of `knock.values`.
+Every call has a time limit, is retried only if that is safe (the table in `knock.transport`), and raises only
+the errors of `knock.errors`. Results are the values of `knock.values`. A Client is not thread-safe.
 """
 
 from __future__ import annotations
@@ -24,16 +22,17 @@ if TYPE_CHECKING:
 
     from .values import Grant, Whoami
 
-PAGE = 100  # grants an answer; the API gives no more at once
-MOST_PAGES = 10_000  # of one list; what gives more is not the API
+PAGE = 100  # grants in a page; the API gives no more
+MOST_PAGES = 10_000  # of a list; a server that gives more is not the API
 
 
 class Client:
     """The Knock API at `url`, called with `api_key`.
 
-    `timeout` bounds one answer and `connect_timeout` one connection, both in seconds. `family` 4 or 6
-    connects by IPv4 or IPv6 only, which decides the source that the API sees. The key is sent as a header and
-    appears in no message, repr or URL.
+    `timeout` is the limit for an answer and `connect_timeout` that for a connection, both in seconds.
+    `family` is 4 or 6 to connect over IPv4 or IPv6 only, which decides the source that the API sees. `tries`
+    is the most attempts of a call. The key is sent as a header, and is in no message, repr or URL. Raises
+    ConfigurationError for a malformed URL or key.
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class Client:
         connect_timeout: float = CONNECT_TIMEOUT,
         family: int | None = None,
     ) -> Client:
-        """Make a client of KNOCK_URL and KNOCK_API_KEY or KNOCK_KEY_FILE, or of what `knock login` stored.
+        """Make a client from KNOCK_URL and KNOCK_API_KEY or KNOCK_KEY_FILE, or from a stored profile.
 
-        Without a name: KNOCK_PROFILE, or the profile called "default". Raises ConfigurationError.
+        Without a name, the profile is KNOCK_PROFILE, or "default". Raises ConfigurationError.
         """
         from .config import access
 
@@ -80,7 +79,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop the open connection. The client can still be used: the next call makes a new one."""
+        """Close the connection. The client can still be used: the next call makes a new connection."""
         self._transport.close()
 
     @property
@@ -90,12 +89,12 @@ class Client:
 
     @property
     def path(self) -> Path | None:
-        """How the last connection went: this machine's address, the other end's, the proxy if any."""
+        """The path of the last connection: this machine's address, the peer's, and the proxy, if any."""
         return self._transport.path
 
     @property
     def family(self) -> int | None:
-        """4 or 6 where connections are made by IPv4 or IPv6 only. Setting it drops the open connection."""
+        """4 or 6 to connect over IPv4 or IPv6 only, or None. Setting it closes the connection."""
         return self._transport.family
 
     @family.setter
@@ -105,12 +104,12 @@ class Client:
 
     @property
     def unanswered(self) -> str:
-        """The method of a call whose answer was still awaited when an interruption came, or empty."""
+        """The method of the call that an interruption has cut off before its answer, or empty."""
         return self._transport.unanswered
 
     @property
     def clock_ahead(self) -> float | None:
-        """Seconds that this machine's clock is ahead of the API's, by its last answer. Good to a second."""
+        """Seconds by which this machine's clock is ahead of the API's, within a second; None if not known."""
         return self._transport.clock_ahead
 
     def knock(
@@ -122,14 +121,16 @@ class Client:
         renews: str | None = None,
         wait: float = 60.0,
     ) -> Grant:
-        """Ask to be let in, and give the grant once it is active.
+        """Start a grant, and give it once it is active.
 
-        Without targets: all the key may open. `duration` is like "8h", or in seconds; without it the
-        stack's default. Each knock opens a grant of its own, beside those that are open. `renews` is the id
-        of an own grant that this one takes the place of: it ends, superseded, once the new one is open; one
-        that has ended is passed over, and another's raises GrantNotFound.
-        A grant still pending after `wait` seconds raises GrantNotOpened, as one that failed does; with
-        `wait=0` it is returned as it is.
+        Without targets, it is for all that the key may open. `duration` is a text like "8h" or a number of
+        seconds; the stack has a default. `source` is the CIDR to let in, else this caller's address. `renews`
+        is the id of a grant of this key, which is superseded once the new one is active; it has no effect if
+        that grant has ended, and raises GrantNotFound for a grant of another key. Each call starts a new
+        grant, beside those that are live.
+
+        Raises GrantNotOpened if the grant fails, or is still pending after `wait` seconds. With `wait=0` the
+        pending grant is returned. After AnswerLost, or an error with a `grant_id`, a grant may be open.
         """
         body: dict[str, Any] = {}
         if targets:
@@ -146,7 +147,7 @@ class Client:
         return self.wait_until_active(grant, wait) if wait > 0 else grant
 
     def wait_until_active(self, grant: Grant, wait: float = 60.0) -> Grant:
-        """Ask about a pending grant until it is active. Raises GrantNotOpened when it ends or time is up."""
+        """Poll a pending grant until it is active, for `wait` seconds. Raises GrantNotOpened if it is not."""
         deadline = time.monotonic() + wait
         pause, left_out = 0.25, grant.left_out
         trouble: CannotReach | Unavailable | None = None
@@ -160,20 +161,20 @@ class Client:
             try:
                 grant, trouble = self.grant(grant.id), None
             except (CannotReach, Unavailable) as error:
-                trouble = error  # the grant goes on without us: keep asking until the deadline
+                trouble = error  # the grant goes on in AWS: keep polling until the deadline
         if grant.status != "active":
             why = next((str(event["reason"]) for event in reversed(grant.events) if event.get("reason")), "")
             full = grant.status == "failed" and why.startswith(("PoolExhausted", "SourceFull"))
-            told = why or grant.ended_by
+            cause = why or grant.ended_by
             raise GrantNotOpened(
-                f"grant {grant.id} is {grant.status}{f': {told}' if told else ''}", grant, full=full
+                f"grant {grant.id} is {grant.status}{f': {cause}' if cause else ''}", grant, full=full
             )
-        if left_out and not grant.left_out:  # only the answer to the knock itself names them
+        if left_out and not grant.left_out:  # only the answer to the knock names them
             return replace(grant, left_out=left_out, json={**grant.json, "left_out": list(left_out)})
         return grant
 
     def grant(self, grant_id: str) -> Grant:
-        """Give one grant with its trail events. Raises GrantNotFound."""
+        """Give a grant with its events. Raises GrantNotFound."""
         return read_grant(self._transport.call("GET", _path(grant_id)))
 
     def grants(
@@ -185,21 +186,22 @@ class Client:
         target: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Grant]:
-        """Give the live grants, the key's own, or everyone's for an operator, page after page.
+        """Yield the key's own live grants, for an operator everyone's, newest first. Reads page after page.
 
-        `status="all"` gives the ended ones too; the others narrow the choice; `limit` stops early.
+        `status` selects another state, or "all". `principal` (for operators), `source` and `target` are
+        filters, and `limit` is the most grants to give.
         """
-        asked = {"status": status, "principal": principal, "source": source, "target": target}
-        query = {name: value for name, value in asked.items() if value is not None}
-        given, seen = 0, set[str]()
-        while limit is None or given < limit:
-            query["limit"] = str(PAGE if limit is None else min(limit - given, PAGE))
+        filters = {"status": status, "principal": principal, "source": source, "target": target}
+        query = {name: value for name, value in filters.items() if value is not None}
+        count, seen = 0, set[str]()
+        while limit is None or count < limit:
+            query["limit"] = str(PAGE if limit is None else min(limit - count, PAGE))
             page = self._transport.call("GET", "/grants", query=query)
             if not isinstance(page.get("grants"), list):
                 raise UnexpectedAnswer("the answer is not a list of grants")
             for value in page["grants"]:
                 yield read_grant(value)
-                given += 1
+                count += 1
             if not page.get("cursor"):
                 return
             query["cursor"] = str(page["cursor"])
@@ -208,23 +210,26 @@ class Client:
             seen.add(query["cursor"])
 
     def own_grants(self, me: Whoami | None = None) -> list[Grant]:
-        """Give the key's own live grants, for an operator too. `me`: what whoami said, if it is known."""
+        """Give the key's own live grants, also for an operator. `me` saves the call of `whoami`."""
         me = me or self.whoami()
-        # Only an operator may ask by name; names need not be unique, ids are.
+        # Only an operator may filter by name. Names need not be unique, but ids are.
         grants = self.grants(principal=me.principal.name if me.operator else None)
         return [grant for grant in grants if grant.principal.id == me.principal.id]
 
     def revoke(self, grant_id: str, reason: str | None = None) -> Grant:
-        """End a grant now, and give it as it ended. The rules are gone then; twice is fine."""
+        """Close a grant, and give it as it has ended: its rules are revoked then.
+
+        Revoking it again changes nothing. Raises GrantNotFound.
+        """
         path = _path(grant_id)
         return read_grant(self._transport.call("DELETE", path, query={"reason": reason} if reason else None))
 
     def renew(
         self, grant: Grant, *, duration: str | int | timedelta | None = None, wait: float = 60.0
     ) -> Grant:
-        """Knock again for what a grant opens, from its source, for as long as it was asked for.
+        """Start a grant with the targets, the source and the reason of another, and its duration by default.
 
-        The new grant takes its place: it ends, superseded, once the new one is open, and there is no gap.
+        The old grant is superseded once the new one is active: there is no gap. Raises as `knock`.
         """
         return self.knock(
             *(target.name for target in grant.targets),
@@ -236,10 +241,10 @@ class Client:
         )
 
     def whoami(self) -> Whoami:
-        """Ask who the key is, which address the API sees, and what the key may open."""
+        """Give the key's principal and rights, and the address that the API sees."""
         return read_whoami(self._transport.call("GET", "/whoami"))
 
 
 def _path(grant_id: str) -> str:
-    # A word of a command line may hold bytes that are no text: the API then says that there is no such grant.
+    # A command line's argument may have bytes that are no text: the API answers that there is no such grant.
     return "/grants/" + quote(grant_id, safe="", errors="surrogatepass")

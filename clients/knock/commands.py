@@ -1,9 +1,9 @@
-"""The commands that ask the API something and print the answer, and those that keep profiles.
+"""The commands that call the API and print its answer, and those for profiles.
 
-Each takes its words, prints its data and gives its exit code; errors of `knock.errors` go through to
-`knock.cli`, which prints them. With --json a command prints the API's own objects: one grant for open and
-show, {"grants": […]} for ls, revoke and renew, the answer of GET /whoami for whoami. revoke adds
-`still_open`: the grants that keep open what the ended ones were for.
+Each reads its words, prints its data and gives its exit code; `knock.cli` prints errors of `knock.errors`.
+With --json a command prints the API's objects: a grant for open and show, {"grants": […]} for ls, revoke and
+renew, the answer of GET /whoami for whoami. revoke adds `still_open`: other live grants that keep targets of
+the revoked grants open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from . import config, state
-from .cli import Parser, parser, time_to_wait, time_with_unit
+from .cli import Parser, make_parser, time_to_wait, time_with_unit
 from .client import Client
 from .errors import CannotReach, ConfigurationError, KnockError
 from .screen import Screen, say_open, show_event, show_left, show_targets, show_time
@@ -23,11 +23,11 @@ from .session import Session, canonical, read_duration, say_still_open
 if TYPE_CHECKING:
     from .values import Grant
 
-LONG = 8 * 3600  # seconds: to open everything for longer is worth a word before
+LONG = 8 * 3600  # seconds; opening everything for longer is announced
 
 
 def run_implied(words: list[str]) -> int:
-    """`knock [TARGET…]`, without the word open: the first word may be a mistyped command."""
+    """`knock [TARGET…]`, without the word open. The first word may be a mistyped command."""
     return _open(words, implied=True)
 
 
@@ -37,7 +37,7 @@ def run_open(words: list[str]) -> int:
 
 
 def _open(words: list[str], *, implied: bool) -> int:
-    made = parser(
+    parser = make_parser(
         "open",
         "Open targets to your address, and say what is open, from where, until when. Each knock is a grant\n"
         "of its own. One by hand, for longer, takes the place of what was opened by hand on this machine\n"
@@ -49,13 +49,13 @@ def _open(words: list[str], *, implied: bool) -> int:
         usage="knock [open] [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--renews ID | --new]\n"
         "                   [--wait TIME] [-4 | -6] [--json | -q]",
     )
-    add_knock_options(made)
-    made.add_argument("--renews", metavar="ID", help="an own grant that ends once this one is open")
-    made.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
-    args = made.parse(words)
+    add_knock_options(parser)
+    parser.add_argument("--renews", metavar="ID", help="an own grant that ends once this one is open")
+    parser.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
+    args = parser.parse(words)
     if args.renews and args.new:
-        made.error("--renews and --new contradict each other: use one")
-    check_targets(made, args, implied=implied and "--" not in words)
+        parser.error("--renews and --new contradict each other: use one")
+    check_targets(parser, args, implied=implied and "--" not in words)
     screen = Screen(args.json, args.quiet)
     by = _opener(args)
     with Session(args.profile, screen, family=args.family) as api:
@@ -83,30 +83,30 @@ def _open(words: list[str], *, implied: bool) -> int:
     return 0
 
 
-def add_knock_options(made: Parser) -> None:
-    """Add what `knock open` and `knock run` are told about the knock."""
-    made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
-    made.add_argument(
+def add_knock_options(parser: Parser) -> None:
+    """Add the arguments of a knock, which `knock open` and `knock run` have."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
+    parser.add_argument(
         "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d, PT8H"
     )
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    made.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
-    made.add_argument(
+    parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    parser.add_argument("--source", metavar="CIDR", help="another source than the address you call from")
+    parser.add_argument(
         "--wait", type=time_to_wait, metavar="TIME",
         help="try again for so long while there is no room: 90s, 5m; 0: nor wait for a pending grant",
     )  # fmt: skip
 
 
-def check_targets(made: Parser, args: argparse.Namespace, *, implied: bool) -> None:
-    """End with exit code 2, before anything is sent, where a word is no target but a slip."""
+def check_targets(parser: Parser, args: argparse.Namespace, *, implied: bool) -> None:
+    """Exit with code 2, before anything is sent, if a word is a mistake and no target."""
     from .slips import slip
 
     if args.targets and (what := slip(args.targets, args.profile, implied=implied)):
-        made.error(what)
+        parser.error(what)
 
 
 def _say_what_opens(api: Session, duration: str | None, screen: Screen) -> None:
-    """Say on a terminal what a knock that names nothing is about to open, when that is much."""
+    """Announce what a knock without targets will open, if there are several targets or it is for long."""
     me = api.client.whoami()
     how_long = duration or me.default_duration
     if len(me.targets) > 1 or read_duration(how_long) > LONG:
@@ -114,13 +114,13 @@ def _say_what_opens(api: Session, duration: str | None, screen: Screen) -> None:
 
 
 def _opener(args: argparse.Namespace) -> state.Opener:
-    """Tell a person's command from a script's: ids and JSON are for programs, which end what they opened."""
+    """Give the opener: a script for --json and -q, since programs read those, else a person."""
     return "script" if args.quiet or args.json else "hand"
 
 
 def run_ls(words: list[str]) -> int:
     """`knock ls`"""
-    made = parser(
+    parser = make_parser(
         "ls",
         "List live grants: your own, everyone's for an operator.",
         "knock ls",
@@ -128,15 +128,15 @@ def run_ls(words: list[str]) -> int:
         "knock ls --principal alice           for an operator",
         "knock ls --json | jq -r '.grants[].id'",
     )
-    made.add_argument("--all", action="store_true", help="the ended ones too")
-    made.add_argument("--status", metavar="STATUS", help="only these: expired, revoked, superseded, failed")
-    made.add_argument("--principal", metavar="NAME", help="only this principal's")
-    made.add_argument("--source", metavar="CIDR", help="only from this source")
-    made.add_argument("--target", metavar="NAME", help="only for this target")
-    made.add_argument("--limit", type=_positive, metavar="N", help="at most so many")
-    args = made.parse(words)
+    parser.add_argument("--all", action="store_true", help="the ended ones too")
+    parser.add_argument("--status", metavar="STATUS", help="only these: expired, revoked, superseded, failed")
+    parser.add_argument("--principal", metavar="NAME", help="only this principal's")
+    parser.add_argument("--source", metavar="CIDR", help="only from this source")
+    parser.add_argument("--target", metavar="NAME", help="only for this target")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="at most so many")
+    args = parser.parse(words)
     if args.all and args.status:
-        made.error("--all and --status are two ways to say which: use one")
+        parser.error("--all and --status are two ways to say which: use one")
     screen = Screen(args.json, args.quiet)
     source = canonical(args.source) if args.source else None
     narrowed = {"status": args.status, "principal": args.principal, "source": source}
@@ -176,13 +176,13 @@ def _row(grant: Grant) -> tuple[str, ...]:
 
 def run_show(words: list[str]) -> int:
     """`knock show ID`"""
-    made = parser(
+    parser = make_parser(
         "show",
         "Show one grant and what happened to it.",
         "knock show alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081",
     )
-    made.add_argument("id", metavar="ID", help="as knock ls shows it")
-    args = made.parse(words)
+    parser.add_argument("id", metavar="ID", help="as knock ls shows it")
+    args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api, screen.progress("asking"):
         grant = api.client.grant(args.id)
@@ -216,7 +216,7 @@ def run_show(words: list[str]) -> int:
 
 def run_revoke(words: list[str]) -> int:
     """`knock revoke [ID… | --all]`"""
-    made = parser(
+    parser = make_parser(
         "revoke",
         "End grants now. The rules are gone when this returns; what another live grant keeps open is said.\n"
         "Connections that are open stay open. Without an ID: what was opened by hand on this machine; what\n"
@@ -226,12 +226,12 @@ def run_revoke(words: list[str]) -> int:
         "knock revoke --all                   all of yours",
         usage="knock revoke [ID… | --all] [--reason TEXT] [-4 | -6] [--json | -q]",
     )
-    made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
-    made.add_argument("--all", action="store_true", help="all your own live grants")
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    args = made.parse(words)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    parser.add_argument("--all", action="store_true", help="all your own live grants")
+    parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    args = parser.parse(words)
     if args.all and args.ids:
-        made.error("name grants or say --all, not both")
+        parser.error("name grants or say --all, not both")
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api:
         ids = args.ids
@@ -249,14 +249,14 @@ def run_revoke(words: list[str]) -> int:
         heard = (args.json or not args.quiet) and code != CannotReach.exit_code
         left = _still_open(api, ended, screen) if heard else None
     if args.json:
-        told = None if left is None else [grant.json for grant in left]
-        screen.json({"grants": [grant.json for grant in ended], "still_open": told})
+        still_open = None if left is None else [grant.json for grant in left]
+        screen.json({"grants": [grant.json for grant in ended], "still_open": still_open})
         screen.flush()
     return code
 
 
 def _still_open(api: Session, ended: list[Grant], screen: Screen) -> list[Grant] | None:
-    """Say what other grants keep open. None when that could not be asked: these have ended all the same."""
+    """Report the grants that keep targets open, and give them; None if they could not be read."""
     try:
         left = api.beside(ended)
     except KnockError as error:
@@ -269,7 +269,7 @@ def _still_open(api: Session, ended: list[Grant], screen: Screen) -> list[Grant]
 
 def run_renew(words: list[str]) -> int:
     """`knock renew [ID… | --all]`"""
-    made = parser(
+    parser = make_parser(
         "renew",
         "Knock again in place of what is open, for as long as it was asked for. Access is not interrupted.\n"
         "Without an ID: what was opened by hand on this machine. What a script, a watch or another machine\n"
@@ -279,14 +279,14 @@ def run_renew(words: list[str]) -> int:
         "knock renew --all",
         usage="knock renew [ID… | --all] [--for TIME] [-4 | -6] [--json | -q]",
     )
-    made.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
-    made.add_argument("--all", action="store_true", help="what you opened from any source")
-    made.add_argument(
+    parser.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    parser.add_argument("--all", action="store_true", help="what you opened from any source")
+    parser.add_argument(
         "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d, PT8H"
     )
-    args = made.parse(words)
+    args = parser.parse(words)
     if args.all and args.ids:
-        made.error("name grants or say --all, not both")
+        parser.error("name grants or say --all, not both")
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
@@ -310,13 +310,13 @@ def run_renew(words: list[str]) -> int:
 
 def run_whoami(words: list[str]) -> int:
     """`knock whoami`"""
-    made = parser(
+    parser = make_parser(
         "whoami",
         "Ask who the key is, which address the API sees, and what you may open.",
         "knock whoami",
         "knock whoami --json | jq -r .source",
     )
-    args = made.parse(words)
+    args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
@@ -352,7 +352,7 @@ def run_whoami(words: list[str]) -> int:
 
 def run_login(words: list[str]) -> int:
     """`knock login`"""
-    made = parser(
+    parser = make_parser(
         "login",
         "Store the API's URL and your key: in the system's keyring when there is one, else in a file that\n"
         "only you can read. The key is asked for, or read from standard input; it is never an argument.",
@@ -360,12 +360,14 @@ def run_login(words: list[str]) -> int:
         "pass show knock | knock login --url https://abc.execute-api.eu-central-1.amazonaws.com/prod",
         "knock login --profile work",
     )
-    made.add_argument("--url", metavar="URL", help="the API's URL (default: KNOCK_URL, else it is asked for)")
-    made.add_argument("--no-keyring", action="store_true", help="keep the key in the file")
-    made.add_argument("--no-check", action="store_true", help="store it without trying it")
-    args = made.parse(words)
+    parser.add_argument(
+        "--url", metavar="URL", help="the API's URL (default: KNOCK_URL, else it is asked for)"
+    )
+    parser.add_argument("--no-keyring", action="store_true", help="keep the key in the file")
+    parser.add_argument("--no-check", action="store_true", help="store it without trying it")
+    args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
-    url, key = _ask(args.url or os.environ.get("KNOCK_URL"), made)
+    url, key = _ask(args.url or os.environ.get("KNOCK_URL"), parser)
     name = config.profile_name(args.profile)
     who = None
     with Client(url, key, family=args.family) as client:
@@ -387,11 +389,11 @@ def run_login(words: list[str]) -> int:
     return 0
 
 
-def _ask(url: str | None, made: argparse.ArgumentParser) -> tuple[str, str]:
-    """Get URL and key from a person, or the key from a pipe."""
+def _ask(url: str | None, parser: argparse.ArgumentParser) -> tuple[str, str]:
+    """Read URL and key from the terminal, or the key from a pipe."""
     if not sys.stdin.isatty():
         if not url:
-            made.error("standard input is read for the key, so the URL must be named: --url URL")
+            parser.error("standard input is read for the key, so the URL must be named: --url URL")
         return url, sys.stdin.readline()
     import getpass
 
@@ -406,14 +408,14 @@ def _ask(url: str | None, made: argparse.ArgumentParser) -> tuple[str, str]:
 
 def run_logout(words: list[str]) -> int:
     """`knock logout`"""
-    made = parser(
+    parser = make_parser(
         "logout",
         "Delete a profile and its key from this machine. Grants stay until their end.",
         "knock logout",
         "knock logout --profile work",
         calls=False,
     )
-    args = made.parse(words)
+    args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
     name = config.profile_name(args.profile)
     if not config.forget(name):
@@ -427,28 +429,28 @@ def run_logout(words: list[str]) -> int:
 
 def run_profiles(words: list[str]) -> int:
     """`knock profiles`"""
-    made = parser(
+    parser = make_parser(
         "profiles",
         "List what is stored. No key is shown.",
         "knock profiles",
         "KNOCK_PROFILE=work knock",
         calls=False,
     )
-    args = made.parse(words)
+    args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
     current = config.profile_name(args.profile)
-    found = sorted(config.profiles().items())
+    stored = sorted(config.profiles().items())
     if args.json:
         shown = [
             {"name": name, "url": kept["url"], "key_in": _key_in(kept), "current": name == current}
-            for name, kept in found
+            for name, kept in stored
         ]
         screen.json({"profiles": shown})
     elif args.quiet:
-        for name, _ in found:
+        for name, _ in stored:
             screen.data(name)
-    elif found:
-        rows = [("*" if name == current else "", name, kept["url"], _key_in(kept)) for name, kept in found]
+    elif stored:
+        rows = [("*" if name == current else "", name, kept["url"], _key_in(kept)) for name, kept in stored]
         screen.table([("", "PROFILE", "URL", "KEY IN"), *rows])
     else:
         screen.note("no profile is stored: run `knock login`")

@@ -1,20 +1,20 @@
-"""Shell completion: the scripts, and the words they ask for.
+"""Shell completion: the scripts, and the candidates that they show.
 
-The scripts call `knock __complete WORD…` with the words typed so far, and get one candidate a line, with
-a tab and what it is. Names of targets and ids of live grants are kept for a short while in the state
-folder (no key among them), and every command that learns them anyway keeps them; a key press that finds
-them too old asks the API once, and gives up after two seconds without a word.
+The scripts call `knock __complete WORD…` with the words typed so far, and get a candidate a line, with a tab
+and a description. Names of targets and ids of live grants are cached in the state folder for a short time;
+commands that read them from the API cache them as well. If the cache is too old, a completion calls the API
+once, and has no candidates after two seconds.
 """
 
 from __future__ import annotations
 
 from . import config, state
-from .cli import VALUED, find_command, parser
+from .cli import VALUED, find_command, make_parser
 from .errors import ConfigurationError, KnockError
 from .names import is_name
 from .screen import Screen, plain
 
-FRESH = {"targets": 600.0, "grants": 30.0}  # seconds; targets are an operator's to change, grants come and go
+FRESH = {"targets": 600.0, "grants": 30.0}  # seconds; targets change seldom, grants often
 
 _OPTIONS = {
     "open": ["--for", "--reason", "--source", "--renews", "--new", "--wait"],
@@ -72,7 +72,7 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 def run_completion(words: list[str]) -> int:
     """`knock completion SHELL`"""
-    made = parser(
+    parser = make_parser(
         "completion",
         "Print the completion script of a shell.",
         'eval "$(knock completion bash)"          in ~/.bashrc',
@@ -81,8 +81,8 @@ def run_completion(words: list[str]) -> int:
         quiet=False,
         calls=False,
     )
-    made.add_argument("shell", choices=sorted(SCRIPTS))
-    args = made.parse(words)
+    parser.add_argument("shell", choices=sorted(SCRIPTS))
+    args = parser.parse(words)
     script = SCRIPTS[args.shell]
     screen = Screen(args.json)
     if args.json:
@@ -93,7 +93,7 @@ def run_completion(words: list[str]) -> int:
 
 
 def run_complete(words: list[str]) -> int:
-    """`knock __complete WORD…`: print what the last word can become. Never an error: a prompt waits."""
+    """`knock __complete WORD…`: print the completions of the last word. It reports no errors."""
     last = words[-1] if words else ""
     for word, what in candidates(words[:-1], last):
         if word.startswith(last):
@@ -102,7 +102,7 @@ def run_complete(words: list[str]) -> int:
 
 
 def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
-    """Give the words that can follow, each with what it is."""
+    """Give the words that can follow, each with a description."""
     command, rest = find_command(before)
     command = "open" if command == "__implied" else command
     profile = before[before.index("--profile") + 1] if "--profile" in before[:-1] else None
@@ -123,14 +123,14 @@ def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
         return [(shell, "shell") for shell in sorted(SCRIPTS)]
     if command not in ("open", "run", "watch") or (command == "run" and "--" in before):
         return []
-    found = [(word, what) for word, what in _known(profile, "targets") if word not in before]
+    words = [(word, what) for word, what in _known(profile, "targets") if word not in before]
     if all(word.startswith("-") for word in before):
-        found += [(name, "command") for name in _OPTIONS]
-    return found
+        words += [(name, "command") for name in _OPTIONS]
+    return words
 
 
 def _values(option: str, profile: str | None) -> list[tuple[str, str]]:
-    """Give what an option can be followed by, where that is known."""
+    """Give the known values of an option, each with a description."""
     if option == "--profile":
         return [(name, "profile") for name in _profiles()]
     if option == "--for":
@@ -158,7 +158,7 @@ def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
         if words is None:
             from .session import Limits, Session
 
-            # Short limits: a person has pressed a key and waits.
+            # With short limits, since a person waits at the prompt.
             with Session(profile, Screen(as_json=False, quiet=True), limits=Limits(2.0, 1.0, 1, 2.0)) as api:
                 if kind == "targets":
                     api.keep_targets(api.client.whoami().targets)
@@ -167,5 +167,5 @@ def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
             words = state.kept_words(url, kind, FRESH[kind])
     except KnockError:
         return []
-    # A shell may read what it is offered: only what can be a name is.
+    # A shell may interpret a candidate, so only safe names are offered.
     return sorted((word, what) for word, what in (words or {}).items() if is_name(word))

@@ -1,20 +1,19 @@
-"""Where the client keeps what it was told: profiles (a URL and its key), and what it knows for a while.
+"""The client's configuration: profiles (a URL and its key), and the files that have them.
 
-The environment wins: KNOCK_URL, KNOCK_API_KEY or KNOCK_KEY_FILE, KNOCK_PROFILE. Below it, `config.json` in
-the platform's config folder (XDG_CONFIG_HOME on any platform, where set) holds the profiles. A key is in the
-system's keyring when the `keyring` package is installed and has a keyring to use, else in that file.
+The environment takes precedence: KNOCK_URL, KNOCK_API_KEY or KNOCK_KEY_FILE, KNOCK_PROFILE. Profiles are in
+`config.json` in the platform's config folder (or below XDG_CONFIG_HOME, on any platform). A key is in the
+system's keyring if the `keyring` package is installed and has a usable keyring, else in that file.
 
-One rule for every file that holds a key: what others than its owner (or root) can write is refused, since
-they could have somebody else's key used in one's name; what others can read is used, and said. To refuse that
-too, as ssh does, would not do where jobs run: container platforms mount secrets as links to files that all
-may read (0444, 0644), and a key that was read has been read. What this program writes is readable by its
-owner only.
+A file with a key is refused if others than its owner (or root) can write it, since they could replace the
+key. If others can read it, it is used, with a warning. ssh refuses such a file too, but that would not work
+for jobs: container platforms mount secrets as links to files that all may read (0444, 0644). The files that
+this program writes are readable by their owner only.
 
-A stored key goes only to the URL it was stored with. KNOCK_URL alone, say from a project's `.envrc`,
-does not get a profile's key sent elsewhere.
+A stored key is sent only to the URL that it was stored with. If KNOCK_URL has another URL, for instance from
+a project's `.envrc`, the profile's key is not sent there.
 
-JSON, since Python 3.10 reads no TOML and INI mangles percent signs; the folders are found by ten lines
-here and not by platformdirs, to stay without dependencies.
+The files are JSON, since Python 3.10 cannot read TOML and INI files need percent signs escaped. The folders
+are found here, in a few lines, and not by platformdirs, which would be a dependency.
 """
 
 from __future__ import annotations
@@ -34,24 +33,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEFAULT_PROFILE = "default"
-LARGEST_FILE = 1024 * 1024  # bytes; ours are a thousandth of it
+LARGEST_FILE = 1024 * 1024  # bytes; files of this program are about a thousandth of it
 
 # ---------------------------------------------------------------------- folders and private files
 
 
 def config_folder() -> Path:
-    """Give the folder of the profiles; it may not exist yet."""
+    """Give the folder of the profiles, which may not exist yet. Raises NoHome."""
     return _folder("XDG_CONFIG_HOME", ".config", "Library/Application Support", "APPDATA")
 
 
 def state_folder() -> Path:
-    """Give the folder of what is known for a while: it may be deleted at any time."""
+    """Give the folder of cached data, which may be deleted at any time. Raises NoHome."""
     return _folder("XDG_STATE_HOME", ".local/state", "Library/Caches", "LOCALAPPDATA")
 
 
 def _folder(variable: str, elsewhere: str, mac: str, windows: str) -> Path:
     base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():  # the XDG specification: a relative path is to be ignored
+    if not base.is_absolute():  # the XDG specification says that relative paths are ignored
         try:
             if sys.platform == "win32":
                 base = Path(os.environ.get(windows) or Path.home())
@@ -63,21 +62,21 @@ def _folder(variable: str, elsewhere: str, mac: str, windows: str) -> Path:
 
 
 class NoHome(ConfigurationError):
-    """There is no folder to keep anything in."""
+    """The user has no home folder, and so no folder for files."""
 
 
 class BrokenFile(ConfigurationError):
-    """A file of ours does not hold what this program writes."""
+    """The content of a file is not in the format that this program writes."""
 
 
 def _open_checked(path: Path, holds_key: Callable[[bytes], bool]) -> str:
-    """Read a file that may hold a key, as text.
+    """Read a text file that may have a key.
 
-    Raises FileNotFoundError, or ConfigurationError when others can write it, or it is no plain file, or
-    unreadable.
+    Raises FileNotFoundError; ConfigurationError if others can write it, or it cannot be read or is no plain
+    file; BrokenFile if it is too large or no text. There is a warning if others can read the key in it.
     """
     try:
-        # Without O_NONBLOCK a named pipe would keep us waiting for its other end.
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -106,7 +105,7 @@ def _open_checked(path: Path, holds_key: Callable[[bytes], bool]) -> str:
 
 
 def _has_key(content: bytes) -> bool:
-    """Say whether a file of profiles has a key in it; the keyring may have them all."""
+    """Say whether a file of profiles has a key; the keys may all be in the keyring."""
     return b'"key"' in content
 
 
@@ -115,9 +114,9 @@ def _is_key(_content: bytes) -> bool:
 
 
 def read_private(path: Path) -> Any:
-    """Read a JSON file of ours, or give None when there is none.
+    """Read a JSON file of this program; None if it does not exist.
 
-    Raises ConfigurationError when others can change it; BrokenFile, which is one, when it is not JSON.
+    Raises ConfigurationError if others can write it, and BrokenFile, a kind of it, if it is not JSON.
     """
     try:
         return json.loads(_open_checked(path, _has_key))
@@ -128,7 +127,7 @@ def read_private(path: Path) -> Any:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a file that cannot be used, and say so: what it holds may still be wanted by a person."""
+    """Rename a file that cannot be used, with a warning, so that its content is not lost."""
     aside = path.with_name(f"{path.name}.unusable")
     with contextlib.suppress(OSError):
         path.replace(aside)
@@ -136,13 +135,13 @@ def set_aside(path: Path) -> None:
 
 
 def write_private(path: Path, value: Any) -> None:
-    """Write a JSON file that only its owner can read, whole or not at all. Raises ConfigurationError."""
+    """Write, atomically, a JSON file that only its owner can read. Raises ConfigurationError."""
     try:
-        path = path.resolve()  # a link to a file kept elsewhere stays a link
+        path = path.resolve()  # keeps a link, and writes the file that it points to
         new = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new.unlink(missing_ok=True)
-        # O_EXCL and the mode at creation: at no moment is there a file that others could open.
+        # With O_EXCL and the mode at creation, others can never open the file.
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -153,7 +152,7 @@ def write_private(path: Path, value: Any) -> None:
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
         raise ConfigurationError(
             f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from error
@@ -162,13 +161,13 @@ def write_private(path: Path, value: Any) -> None:
 # ---------------------------------------------------------------------- profiles
 
 
-def profile_name(asked: str | None = None) -> str:
-    """Give the profile in use: the one asked for, or KNOCK_PROFILE, or "default"."""
-    return asked or os.environ.get("KNOCK_PROFILE") or DEFAULT_PROFILE
+def profile_name(named: str | None = None) -> str:
+    """Give the profile to use: the named one, or KNOCK_PROFILE, or "default"."""
+    return named or os.environ.get("KNOCK_PROFILE") or DEFAULT_PROFILE
 
 
 def profiles() -> dict[str, dict[str, str]]:
-    """Give the stored profiles by name: `url`, and `key` unless the keyring has it."""
+    """Give the stored profiles by name: `url`, and `key` unless it is in the keyring. Raises BrokenFile."""
     try:
         path = config_folder() / "config.json"
     except NoHome:
@@ -176,12 +175,12 @@ def profiles() -> dict[str, dict[str, str]]:
     stored = read_private(path)
     if stored is None:
         return {}
-    found = stored.get("profiles", {}) if isinstance(stored, dict) else None
-    if not isinstance(found, dict) or not all(map(_is_profile, found.values())):
+    listed = stored.get("profiles", {}) if isinstance(stored, dict) else None
+    if not isinstance(listed, dict) or not all(map(_is_profile, listed.values())):
         raise BrokenFile(
             f"{path} is not as `knock login` writes it: mend it, or log in anew, which sets it aside"
         )
-    return found
+    return listed
 
 
 def _is_profile(value: object) -> bool:
@@ -193,7 +192,7 @@ def _is_profile(value: object) -> bool:
 
 
 def address(profile: str | None = None) -> str:
-    """Give the API's URL alone: no key is read, no keyring asked. Raises ConfigurationError."""
+    """Give the API's URL. It does not use the keyring. Raises ConfigurationError."""
     _name_what_is_empty("KNOCK_URL")
     if url := os.environ.get("KNOCK_URL"):
         return url
@@ -203,9 +202,9 @@ def address(profile: str | None = None) -> str:
 
 
 def access(profile: str | None = None, *, patience: float = 20.0) -> tuple[str, str]:
-    """Give the API's URL and key. Raises ConfigurationError that says what is missing, and the way to it.
+    """Give the API's URL and key. Raises ConfigurationError, which says what is missing and what to do.
 
-    `patience` is how many seconds a keyring may take, which may ask a person to unlock it.
+    `patience` is the time for the keyring, in seconds: it may ask a person to unlock it.
     """
     url = address(profile)
     if key := os.environ.get("KNOCK_API_KEY"):
@@ -238,7 +237,7 @@ def access(profile: str | None = None, *, patience: float = 20.0) -> tuple[str, 
 
 
 def _name_what_is_empty(*names: str) -> None:
-    """Refuse a variable that is set to nothing: a secret that is missing, not a wish for what is stored."""
+    """Raise ConfigurationError for an empty variable: most likely a job lacks the secret."""
     for name in names:
         if os.environ.get(name) == "":
             raise ConfigurationError(
@@ -248,7 +247,7 @@ def _name_what_is_empty(*names: str) -> None:
 
 
 def _key_in(path: Path) -> str:
-    """Read the key that KNOCK_KEY_FILE names: its first line."""
+    """Read the key from the file that KNOCK_KEY_FILE names: its first line. Raises ConfigurationError."""
     try:
         lines = _open_checked(path, _is_key).splitlines()
     except FileNotFoundError:
@@ -269,32 +268,32 @@ def _nothing_stored(profile: str | None) -> ConfigurationError:
 
 
 def store(profile: str, url: str, key: str, *, use_keyring: bool = True) -> str:
-    """Store a profile, and say where its key is: "keyring" or the file's path."""
+    """Store a profile, in place of one of that name. Gives the place of its key: the keyring, or the file."""
     path = config_folder() / "config.json"
     try:
-        found = profiles()
+        listed = profiles()
     except BrokenFile:
         set_aside(path)
-        found = {}
+        listed = {}
     in_keyring = False
     if use_keyring:
         from .keyrings import write_key
 
         in_keyring = write_key(profile, key)
-    found[profile] = {"url": url} if in_keyring else {"url": url, "key": key}
-    write_private(path, {"profiles": found})
+    listed[profile] = {"url": url} if in_keyring else {"url": url, "key": key}
+    write_private(path, {"profiles": listed})
     return "the system's keyring" if in_keyring else str(path)
 
 
 def forget(profile: str) -> bool:
-    """Delete a profile and its key. Says whether there was one."""
-    found = profiles()
-    stored = found.pop(profile, None)
+    """Delete a profile and its key. False if there was none."""
+    listed = profiles()
+    stored = listed.pop(profile, None)
     if stored is None:
         return False
     if "key" not in stored:
         from .keyrings import delete_key
 
         delete_key(profile)
-    write_private(config_folder() / "config.json", {"profiles": found})
+    write_private(config_folder() / "config.json", {"profiles": listed})
     return True

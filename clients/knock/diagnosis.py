@@ -1,6 +1,6 @@
-"""Why a connection failed, in words: what the system's error means, and what to look at.
+"""Explains why a connection failed: the meaning of the system's error, and what to check.
 
-Loaded only when something has failed: a call that works has no time for it.
+It is imported only after a failure, since importing it takes time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def why_not_connected(
     error: Exception, host: str, port: int, proxy: Proxy | None, family: int | None = None
 ) -> CannotReach:
-    """Turn what the system says about a connection into what to look at."""
+    """Make the error that explains an exception of a connection attempt."""
     near = f"the proxy {proxy.host}:{proxy.port}" if proxy else f"{host}:{port}"
     if isinstance(error, ssl.SSLError):
         return _about_tls(error, host, port)
-    if isinstance(error, (socket.gaierror, ValueError)):  # UnicodeError: a name that cannot be one
+    if isinstance(error, (socket.gaierror, ValueError)):  # UnicodeError: the name is malformed
         return _about_name(error, proxy.host if proxy else host, family, "proxy" if proxy else "API")
     text = str(error)
     if text.startswith("Tunnel connection failed"):
@@ -54,7 +54,7 @@ def _about_name(error: Exception, name: str, family: int | None, what: str) -> C
 def _about_tls(error: ssl.SSLError, host: str, port: int) -> CannotReach:
     if isinstance(error, ssl.SSLCertVerificationError):
         return CannotReach(_about_certificate(error, host))
-    reason = getattr(error, "reason", None)  # not there on every error of the module
+    reason = getattr(error, "reason", None)  # some errors of the module lack it
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
         return CannotReach(f"{host}:{port} does not speak TLS: is the URL right, with its port?")
     return CannotReach(f"TLS with {host} failed ({reason or words(error)})", passing=True)
@@ -63,7 +63,7 @@ def _about_tls(error: ssl.SSLError, host: str, port: int) -> CannotReach:
 # https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 _UNKNOWN_ISSUER = (18, 19, 20, 21)
-# What only strict checks refuse, from "invalid CA" to "extensions require version 3":
+# The codes of strict checks only, from "invalid CA" to "extensions require version 3":
 # https://github.com/openssl/openssl/blob/openssl-3.0/include/openssl/x509_vfy.h.in
 _STRICT = range(79, 94)
 
@@ -100,15 +100,15 @@ def _about_certificate(error: ssl.SSLCertVerificationError, host: str) -> str:
 
 
 def _about_settings() -> str:
-    """Say what is wrong with SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL passes over in silence."""
+    """Describe a fault of SSL_CERT_FILE or SSL_CERT_DIR, which OpenSSL ignores; empty if there is none."""
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file is not None:
         try:
             ssl.create_default_context(cafile=file)
-        except (OSError, ValueError) as error:  # SSLError is an OSError: no certificate in it
+        except (OSError, ValueError) as error:  # SSLError, a kind of OSError: the file has no certificate
             why = "holds no certificate" if isinstance(error, ssl.SSLError) else words(error)
             return f"SSL_CERT_FILE names {file!r}, which cannot be used ({why}): correct it, or unset it"
-    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112 — a text from the environment, of any form
+    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112 — any text may be in the environment
         return f"SSL_CERT_DIR names {folder!r}, which is no folder: correct it, or unset it"
     return ""
 

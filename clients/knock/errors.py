@@ -1,4 +1,4 @@
-"""Every error of the client. None of the standard library's leaves it.
+"""The errors of the client. It raises no exceptions of the standard library.
 
     KnockError
     ├── ConfigurationError      no URL or key, an unknown profile, a file that others can change
@@ -22,10 +22,10 @@
     │       └── Throttled       429: too many requests
     └── GrantNotOpened          the knock was accepted, and `grant` did not become active
 
-Each class carries the exit code of the command line program: 1 refused or failed, 2 usage, 3 cannot
-reach the API, 4 no room. Messages are written for the reader and never hold a key.
+Each class has an exit code of the command line program: 1 refused or failed, 2 usage, 3 cannot reach the API,
+4 no room. Messages are for people, and never contain a key.
 
-`Interrupted` is beside this tree: Ctrl-C came while an answer was awaited, and it says what may be open.
+`Interrupted` is not in this tree: Ctrl-C interrupted a call, and the message says what may be open.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ if TYPE_CHECKING:
 
 
 MAYBE_MADE = "The grant may have been made: look with `knock ls`; another knock opens one beside it"
-"""What is said where a knock was sent, and its answer tells of no grant."""
+"""The text for a knock that was sent, and whose answer names no grant."""
 
 
 class KnockError(Exception):
-    """The root. Catch it to catch everything this package raises on purpose."""
+    """The base class of all errors of this package, but for Interrupted."""
 
     exit_code = 1
 
 
 class ConfigurationError(KnockError):
-    """What the client was told to use cannot be used; nothing was sent."""
+    """The configuration is missing or cannot be used; nothing was sent."""
 
     exit_code = 2
 
 
 class KeyringUnavailable(ConfigurationError):
-    """The system's keyring has the key and does not give it, as long as it is locked or out of order."""
+    """The system's keyring, which has the key, is locked or does not work."""
 
     exit_code = 3
 
 
 class CannotReach(KnockError):
-    """The API could not be reached; nothing was done.
+    """The API could not be reached; but for AnswerLost, nothing was done.
 
-    `passing` says whether the same call may succeed in a moment (a timeout), or something has to be
-    mended first (a wrong name, a certificate).
+    `passing` is True if the same call may succeed later (after a timeout), and False if something has to be
+    corrected first (a wrong name, a certificate).
     """
 
     exit_code = 3
@@ -77,13 +77,13 @@ class CannotReach(KnockError):
 
 
 class AnswerLost(CannotReach):
-    """The request was sent and no answer came: it may have been done, or not."""
+    """The request was sent, and its answer was lost: it may have been done or not."""
 
 
 class UnexpectedAnswer(KnockError):
-    """Something answered, and it was not the Knock API: a wrong URL, a proxy, a hotspot's login page.
+    """The answer is not one of the Knock API's: of a wrong URL, a proxy, a hotspot's login page.
 
-    With a `grant_id` it answers a knock, in a way that this client cannot read: that grant may be open.
+    With a `grant_id` it is the answer to a knock that this client cannot read: that grant may be open.
     """
 
     exit_code = 3
@@ -94,7 +94,10 @@ class UnexpectedAnswer(KnockError):
 
 
 class Problem(KnockError):
-    """The API answered with a problem. The attributes are its members, as RFC 9457 names them."""
+    """The API's answer is a problem; the attributes are its members (RFC 9457).
+
+    `retry_after` is in seconds, or None; `grant_id` is the grant that may be open all the same, or None.
+    """
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
         self.status = status
@@ -115,75 +118,76 @@ class Problem(KnockError):
 
 
 class Refusal(Problem):
-    """The answer is no, with its reason."""
+    """A permanent error: the API refuses the same call again."""
 
 
 class InvalidKnock(Refusal):
-    """The request does not say what it should; `field` names the part that is wrong."""
+    """The request is malformed; `field` names the part."""
 
 
 class KeyRejected(Refusal):
-    """The gateway does not know the key: it is wrong, disabled, or meant for another API."""
+    """The gateway does not accept the key: it is wrong, disabled, or a key of another API."""
 
 
 class NotAllowed(Refusal):
-    """The key lacks a right; `right` names it."""
+    """The key lacks a right; `right` names its tag."""
 
 
 class GrantNotFound(Refusal):
-    """No grant of that id, or not one this key may see."""
+    """There is no grant of that id, or the key may not see it."""
 
 
 class PoolExhausted(Refusal):
-    """No security group of a target has room for another rule: there is again once a grant has ended."""
+    """No security group of a target has room for another rule, until a grant ends."""
 
     exit_code = 4
 
 
 class WrongFamily(Refusal):
-    """The source is of a family of addresses, IPv4 or IPv6, by which a target cannot be reached.
+    """The targets cannot be reached over the source's address family, IPv4 or IPv6.
 
-    `families` are those by which it can, as 4 and 6; empty when the API did not say.
+    `families` are those over which they can, as 4 and 6; empty if the API did not say.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
         super().__init__(status, problem, retry_after)
         families = problem.get("families")
-        told = families if isinstance(families, list) else []
-        self.families = tuple(number for number, name in ((4, "ipv4"), (6, "ipv6")) if name in told)
+        names = families if isinstance(families, list) else []
+        self.families = tuple(number for number, name in ((4, "ipv4"), (6, "ipv6")) if name in names)
 
 
 class SourceFull(Refusal):
-    """The source has as many live grants, or rules, as one source may have, whoever they are of."""
+    """The source has as many live grants or rules, of all keys, as a source may have."""
 
     exit_code = 4
 
 
 class TooManyGrants(Refusal):
-    """The key has as many live grants as it may have; `detail` names those that can be ended."""
+    """The key has as many live grants as it may have; `detail` names some to end."""
 
     exit_code = 4
 
 
 class TargetGone(Refusal):
-    """A target lost its security groups between the decision and the opening of its ports."""
+    """A target lost its security groups between the knock and the authorization of its rules."""
 
 
 class Unavailable(Problem):
-    """The API cannot do it now. The same call may succeed later.
+    """A transient error: the same call may succeed later.
 
-    With a `grant_id` it answers a knock whose execution may have started: that grant may be open.
+    With a `grant_id` it is the answer to a knock whose execution may have started: that grant may be open.
     """
 
 
 class Throttled(Unavailable):
-    """Too many requests for this key's usage plan."""
+    """The request limit or quota of the key's usage plan is reached."""
 
 
 class GrantNotOpened(KnockError):
-    """The knock was accepted, but did not open access in time, or at all. `grant` is as last seen.
+    """The knock was accepted, and its grant failed or did not become active in time.
 
-    `full` says that it failed for want of room, which comes back as grants end; the exit code is 4 then.
+    `grant` is its last known state. `full` is True if there was no room, until a grant ends; the exit code
+    is 4 then.
     """
 
     def __init__(self, message: str, grant: Grant, *, full: bool = False) -> None:
@@ -195,7 +199,7 @@ class GrantNotOpened(KnockError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption came while an answer was awaited; the message says what may be open."""
+    """A call was interrupted; the message says what may be open, and `grant_id` names it, if known."""
 
     def __init__(self, message: str, grant_id: str | None = None) -> None:
         super().__init__(message)
@@ -210,5 +214,5 @@ def _may_be_open(grant_id: str) -> str:
 
 
 def _text(value: object) -> str | None:
-    """Give a member of a problem that should be a text, as one; None for nothing."""
+    """Give a member of a problem as text; None if it is missing."""
     return None if value is None else str(value)

@@ -1,8 +1,8 @@
-"""The system's keyring, by the `keyring` package where it is installed, asked with a limit in time.
+"""The system's keyring, through the `keyring` package if it is installed, with a time limit.
 
-A keyring may be locked, wait for a person who sees no prompt, or fail in a way of its own; its package may
-not even import. So each question is put in a thread of its own and is given up after some seconds. A key that
-the keyring does not take goes to the file; one that it does not give is an error that says what to do.
+A keyring may be locked, wait for a person who sees no prompt, or raise any exception, and importing the
+package may fail. So each call runs in a thread of its own, and is given up after some seconds. If the keyring
+does not store a key, the key is stored in a file; if it does not give a key, the error says what to do.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SERVICE = "knock"
-PATIENCE = 20.0  # seconds: it may ask a person for a password
+PATIENCE = 20.0  # seconds; it may ask a person for a password
 
 
 class _NoKeyring(Exception):
-    """There is no keyring here to use."""
+    """There is no usable keyring."""
 
 
 class _Failed(Exception):
-    """The keyring did not do it; the message says why."""
+    """A call of the keyring failed; the message says why."""
 
 
 def write_key(profile: str, key: str) -> bool:
-    """Keep a key in the keyring. Says whether it is there; where it is not, why is noted as a warning."""
+    """Store a key in the keyring. False if there is no keyring, or, with a warning, if it fails."""
     try:
         _ask(lambda keyring: keyring.set_password(SERVICE, profile, key), PATIENCE)
     except _NoKeyring:
@@ -43,7 +43,10 @@ def write_key(profile: str, key: str) -> bool:
 
 
 def read_key(profile: str, patience: float = PATIENCE) -> str | None:
-    """Give a profile's key; None when the keyring has none. Raises ConfigurationError."""
+    """Give a profile's key; None if the keyring has none. Raises ConfigurationError, KeyringUnavailable.
+
+    `patience` is the time limit in seconds.
+    """
     ways = "set KNOCK_API_KEY, or run `knock login --no-keyring` to keep the key in a file"
     try:
         key = _ask(lambda keyring: keyring.get_password(SERVICE, profile), patience)
@@ -60,10 +63,10 @@ def read_key(profile: str, patience: float = PATIENCE) -> str | None:
 
 
 def delete_key(profile: str) -> None:
-    """Delete a profile's key; one that is gone, or cannot be looked for here, is no error."""
+    """Delete a profile's key. It is no error if there is no key or no keyring. Raises ConfigurationError."""
 
     def delete(keyring: Any) -> None:
-        with contextlib.suppress(keyring.errors.PasswordDeleteError):  # gone already: deleted by hand
+        with contextlib.suppress(keyring.errors.PasswordDeleteError):  # there is no key: deleted by hand
             keyring.delete_password(SERVICE, profile)
 
     try:
@@ -75,14 +78,14 @@ def delete_key(profile: str) -> None:
 
 
 def _ask(question: Callable[[Any], Any], patience: float) -> Any:
-    """Put a question to the keyring, in a thread that is left behind when it does not come back in time."""
+    """Call the keyring in a thread, and abandon it after `patience` seconds. Raises _NoKeyring, _Failed."""
     answers: list[Any] = []
     troubles: list[Exception] = []
 
     def ask() -> None:
         try:
             answers.append(question(_keyring()))
-        except Exception as error:  # noqa: BLE001 — backends raise what they like, and it is told
+        except Exception as error:  # noqa: BLE001 — backends may raise anything; it is reported
             troubles.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -98,13 +101,13 @@ def _ask(question: Callable[[Any], Any], patience: float) -> Any:
 
 
 def _keyring() -> Any:
-    """Give the keyring package if it is installed and there is a keyring it can use. Raises _NoKeyring."""
+    """Give the keyring package. Raises _NoKeyring if it is not installed, or has no usable keyring."""
     try:
         keyring = import_module("keyring")
         import_module("keyring.errors")
     except ImportError:
         raise _NoKeyring from None
-    # Below 1 the package itself does not recommend one: its stand-in for "none here", files in plain text.
+    # The package recommends none with a priority below 1: its placeholder for no keyring, plain text files.
     # https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
     if keyring.get_keyring().priority < 1:
         raise _NoKeyring

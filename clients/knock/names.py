@@ -1,6 +1,7 @@
-"""Which texts can be names: of grants and targets, as they stand in commands that are printed to be typed.
+"""Checks names of grants and targets, before they are printed in commands that a person may type.
 
-They come from what answers, which may be hostile, so they hold nothing that a shell or an option could be.
+They come from a server that may be hostile, so a name has no characters that a shell interprets, and does not
+begin like an option.
 """
 
 from __future__ import annotations

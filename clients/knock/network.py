@@ -1,13 +1,13 @@
-"""Which network this machine is on, told without sending a byte, and what that means for the next connection.
+"""Identifies this machine's network without traffic, and predicts the source of its next connection.
 
-A grant lets in one address, as the API saw it. Two questions follow. Is this still the network a known
-grant was made from? And will the next connection come from the address that was let in? Both are
-answered from the routing table: a UDP socket that is "connected" and never written to has the local
-address that the system would use, and nothing is sent.
+A grant lets in one address, as the API saw it. So a client has to know whether this machine is still on the
+network that a grant was made from, and whether the next connection will come from the address that was let
+in. Both follow from the routing table: a UDP socket that is "connected" has the local address that the system
+would use, and sends nothing.
 
-The local address alone does not name a network: 192.168.1.23 is at home and in the café. So the
-fingerprint also holds the default gateway and its hardware address, from the system's own tables.
-What it cannot see is a new public address behind the same router; `knock watch` asks the API for that.
+The local address alone does not identify a network: many have an address like 192.168.1.23. So the
+fingerprint also has the default gateway and its hardware address, from the system's tables. It does not
+change with the public address of a router; `knock watch` calls the API for that.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .client import Client
     from .values import Grant
 
-# Documentation addresses (RFC 5737, RFC 3849): routed by the default route, and nobody's.
+# Documentation addresses (RFC 5737, RFC 3849): the default route applies to them, and they are not in use.
 _SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 def local_address(family: int, to: str | None = None) -> str | None:
-    """Give the address this machine would use to reach `to`, or the world; None where there is no route."""
+    """Give the address from which this machine would reach `to`, or the internet; None without a route."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((to or _SOMEWHERE[socket.AddressFamily(family)], 9))
@@ -37,7 +37,7 @@ def local_address(family: int, to: str | None = None) -> str | None:
 
 
 def fingerprint() -> str:
-    """Name the network this machine is on now. Equal names mean the same local addresses and gateway."""
+    """Identify the network that this machine is on: the same text means the same addresses and gateway."""
     mine = [local_address(family) or "-" for family in (socket.AF_INET, socket.AF_INET6)]
     return " ".join([*mine, *_gateways()])
 
@@ -54,20 +54,20 @@ def _gateways() -> list[str]:
 def _gateways_linux(routes: str, neighbours: str) -> list[str]:
     """Give each default route's interface, gateway and the gateway's hardware address.
 
-    The tables' shapes: https://www.kernel.org/doc/Documentation/networking/proc_net_tcp.txt and proc(5).
+    The tables' formats: https://www.kernel.org/doc/Documentation/networking/proc_net_tcp.txt and proc(5).
     """
     hardware = {}
     for line in neighbours.splitlines()[1:]:
         words = line.split()
         if len(words) >= 6 and words[3] != "00:00:00:00:00:00":
             hardware[words[0], words[5]] = words[3]
-    found = []
+    gateways = []
     for line in routes.splitlines()[1:]:
         words = line.split()
         if len(words) >= 8 and words[1] == words[7] == "00000000":
             gateway = socket.inet_ntoa(struct.pack("=L", int(words[2], 16)))
-            found += [words[0], gateway, hardware.get((gateway, words[0]), "")]
-    return found
+            gateways += [words[0], gateway, hardware.get((gateway, words[0]), "")]
+    return gateways
 
 
 def _gateway_mac(answer: str) -> tuple[str, str]:
@@ -82,14 +82,14 @@ def _hardware_mac(answer: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123 — pathlib is not worth its import here
+        with open(path, encoding="ascii") as file:  # noqa: PTH123 — importing pathlib would take too long here
             return file.read()
     except OSError:
         return ""
 
 
 def run(*command: str) -> str:
-    """Give what a command of the system prints; nothing when it fails or takes longer than a second."""
+    """Give the output of a command of the system; empty if it fails or takes longer than a second."""
     import subprocess
 
     try:
@@ -100,10 +100,11 @@ def run(*command: str) -> str:
 
 
 def differences(grant: Grant, client: Client, host: str | None = None) -> list[str]:
-    """Say, one sentence each, why the next connection may come from another address than `grant.source`.
+    """Give, a sentence each, reasons why the next connection may come from another address than
+    `grant.source`.
 
-    `host` is where that connection goes, when it is known. An API on this machine tells nothing about
-    routes, so then there is nothing to say.
+    `host` is the destination of that connection, if known. There are no reasons if the API is on this
+    machine, since its route then has no meaning.
     """
     import ipaddress
 
@@ -112,11 +113,11 @@ def differences(grant: Grant, client: Client, host: str | None = None) -> list[s
         return []
     source = ipaddress.ip_network(grant.source, strict=False)
     if path.proxy:
-        said = (
+        sentence = (
             f"the API was reached through the proxy {path.proxy}, so {grant.source} is the proxy's address: "
             "connections that go around it are not let in. Name the API's host in NO_PROXY, and knock again"
         )
-        return [said]
+        return [sentence]
     family = socket.AF_INET if source.version == 4 else socket.AF_INET6
     if host is not None:
         return _towards(host, grant.source, source.version, family, path.local)
@@ -145,7 +146,7 @@ def differences(grant: Grant, client: Client, host: str | None = None) -> list[s
 
 
 def only_family(host: str) -> int | None:
-    """Give 4 or 6 where a host is reached from here by IPv4 or IPv6 alone; None where that is not known."""
+    """Give 4 or 6 if a host can be reached from here over IPv4 or IPv6 only; None if not, or not known."""
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
@@ -160,23 +161,23 @@ def _towards(host: str, cidr: str, version: int, family: int, api_local: str) ->
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return []  # the connection itself will say that the name is not known
+        return []  # the connection will fail with the error
     usable = [info for info in infos if local_address(info[0], str(info[4][0]))]
     if not usable:
         return []
     first, address = usable[0][0], str(usable[0][4][0])
     if first != family:
         mine, way = local_address(first, address), "-4" if version == 4 else "-6"
-        said = (
+        sentence = (
             f"{host} will be reached from {mine}, and {cidr} is what was let in: connect with ssh {way}, "
             "or reach the API over the same kind of address"
         )
-        return [said]
+        return [sentence]
     mine = local_address(first, address)
     if mine == api_local:
         return []
-    said = (
+    sentence = (
         f"{host} will be reached from {mine}, and the API was from {api_local}: a VPN may carry one and "
         f"not the other, and only {cidr} is let in"
     )
-    return [said]
+    return [sentence]

@@ -1,6 +1,7 @@
-"""What was noticed on the way and is no error: the program says it at its end, a line each.
+"""Warnings that the program prints at its end, a line each.
 
-A module of its own, since files and the keyring are read where nobody knows whether a person is there.
+They are collected here because the code that reads files and the keyring is also used as a library, without a
+terminal.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which proxy stands before the API's host: HTTPS_PROXY, ALL_PROXY and NO_PROXY, or the system's setting.
+"""Finds the proxy for the API's host: HTTPS_PROXY, ALL_PROXY and NO_PROXY, or the system's setting.
 
-A proxy is only ever asked for a tunnel (CONNECT): the key goes through it inside TLS, and never in clear.
+Proxies are only used for tunnels (CONNECT): the key goes through them inside TLS, and never in clear text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .errors import ConfigurationError
 
 
 class Proxy(NamedTuple):
-    """A proxy, and the headers that it wants."""
+    """A proxy, and the headers to send to it."""
 
     host: str
     port: int
@@ -22,7 +22,7 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(host: str, port: int) -> Proxy | None:
-    """Find the proxy for a host: HTTPS_PROXY, ALL_PROXY and NO_PROXY, or the system's setting."""
+    """Find the proxy for a host; None for a direct connection. Raises ConfigurationError if malformed."""
     names = {name.lower() for name in os.environ}
     if sys.platform not in ("darwin", "win32") and not names & {"https_proxy", "all_proxy"}:
         return None

@@ -1,13 +1,13 @@
-"""`knock run`: open, run a command, and end what was opened, however the command ends.
+"""`knock run`: open targets, run a command, and close the grant, however the command ends.
 
-    opened            the command runs with this terminal, in this process group
-    SIGINT, SIGQUIT   of the keyboard the command gets by itself; sent to this process they are passed on
-    SIGTERM, SIGHUP   are passed on, and so are SIGUSR1 and SIGUSR2
-    the command ends  the grant is ended, and the exit code is the command's (128 + n for a signal)
+    open              the command runs with this terminal, in this process group
+    SIGINT, SIGQUIT   the terminal sends to the command as well; those sent to this process are passed on
+    SIGTERM, SIGHUP   are passed on to the command, and so are SIGUSR1 and SIGUSR2
+    the command ends  the grant is closed; the exit code is the command's (128 + n for a signal)
 
-A signal that comes while the API is asked waits for its answer: a grant whose id nobody has read could not be
-ended. Until the command has started, a signal ends `knock run` with 128 + n and nothing open. What no program
-can answer (SIGKILL, a power cut) leaves a grant that its own end closes.
+A signal during a call to the API takes effect after its answer: a grant whose id was not read could not be
+closed. Until the command has started, a signal ends `knock run` with the exit code 128 + n and nothing open.
+After SIGKILL or a power cut, the grant stays open until it expires.
 
 The command runs in the same process group, and not in one of its own as in a shell's job control: in a
 pipeline the other programs belong to that group, and would lose the terminal.
@@ -21,12 +21,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
-from .cli import parser
+from .cli import make_parser
 from .commands import add_knock_options, check_targets
 from .errors import (
     CannotReach,
@@ -38,17 +37,16 @@ from .errors import (
 )
 from .screen import Screen, say_open, show_time
 from .session import FULL, LONGEST_PAUSE, WAIT, Session, passes
+from .signals import Signals, Stop
 
 if TYPE_CHECKING:
     import argparse
-    from types import FrameType
 
     from .values import Grant
 
-SAME_REQUEST = 1.0  # seconds within which a second signal says nothing that the first did not
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as of shells
 
-# What the terminal sends to every program of its foreground group.
+# The signals that a terminal sends to all programs of its foreground process group.
 _KEYBOARD = [getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)]
 _SENT = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
 _PASSED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
@@ -56,7 +54,7 @@ _PASSED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(s
 
 def run_run(words: list[str]) -> int:
     """`knock run [TARGET…] -- COMMAND…`"""
-    made = parser(
+    parser = make_parser(
         "run",
         "Open targets, run a command, and end what was opened, however the command ends. The exit code is\n"
         "the command's. Should this program be killed, the grant ends at its own end: say with --for how\n"
@@ -67,14 +65,14 @@ def run_run(words: list[str]) -> int:
         usage="knock run [TARGET…] [--for TIME] [--reason TEXT] [--source CIDR] [--wait TIME] [-4 | -6]\n"
         "                 [--json | -q] -- COMMAND…",
     )
-    add_knock_options(made)
+    add_knock_options(parser)
     own, parted, command = _part(words)
-    args = made.parse(own)
+    args = parser.parse(own)
     if not parted or not command:
-        made.error("the command stands behind --: knock run bastion -- ./deploy.sh")
-    check_targets(made, args, implied=False)
+        parser.error("the command stands behind --: knock run bastion -- ./deploy.sh")
+    check_targets(parser, args, implied=False)
     if args.wait == 0.0:
-        args.wait = None  # a command can only run behind an open door
+        args.wait = None  # the command needs an active grant
     screen = Screen(args.json, args.quiet)
     if code := _cannot_start(command[0], screen):
         return code
@@ -90,7 +88,7 @@ def _part(words: list[str]) -> tuple[list[str], bool, list[str]]:
 
 
 def _cannot_start(program: str, screen: Screen) -> int:
-    """Give the exit code of a command that cannot be started, before anything is opened; 0 if it can."""
+    """Check, before anything is opened, that a program can be started. Gives 0, or the exit code."""
     if which(program):
         return 0
     there = os.sep in program and Path(program).exists()
@@ -99,12 +97,8 @@ def _cannot_start(program: str, screen: Screen) -> int:
     return NOT_EXECUTABLE if there else NOT_FOUND
 
 
-class _Stop(BaseException):
-    """A signal came while nothing was open. Not an Exception: no handler of errors may take it for one."""
-
-
 class Run:
-    """One command behind one grant."""
+    """A command that runs while a grant is open."""
 
     def __init__(self, api: Session, args: argparse.Namespace, screen: Screen, command: list[str]) -> None:
         self.api = api
@@ -112,54 +106,47 @@ class Run:
         self.screen = screen
         self.command = command
         self.grant: Grant | None = None
-        self.maybe_open: list[str] = []  # ids that the API named in answers that were errors
+        self.maybe_open: list[str] = []  # ids of grants that the API named in errors
         self.child: subprocess.Popen[bytes] | None = None
-        self._caught = 0
-        self._caught_at = 0.0
-        self._may_interrupt = False
+        self.signals = Signals((*_KEYBOARD, *_SENT, *_PASSED), self._pass_on)
 
     def run(self) -> int:
-        """Open, run, end. Gives the exit code; raises KnockError when the door does not open."""
-        before = {number: signal.getsignal(number) for number in (*_KEYBOARD, *_SENT, *_PASSED)}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as under nohup: the command inherits it
-                signal.signal(number, self._signalled)
-        try:
-            return self._run()
-        except _Stop:
-            return 128 + self._caught
-        finally:
-            self._end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        """Open, run the command, close. Gives the exit code; raises KnockError if the grant does not open."""
+        with self.signals.caught():
+            try:
+                return self._run()
+            except Stop:
+                return 128 + self.signals.number
+            finally:
+                self._end()
 
     def _run(self) -> int:
         grant = self._open()
         self.screen.note(say_open(grant))
         self.api.notes(grant, named_source=self.args.source is not None)
-        with self._interruptible():
+        with self.signals.interruptible():
             pass
         try:
-            self.child = subprocess.Popen(self.command)  # noqa: S603 — what the person asks to run
+            self.child = subprocess.Popen(self.command)  # noqa: S603 — the command that the user asks to run
         except OSError as error:
             self.screen.error(KnockError(f"{self.command[0]} cannot be started: {error.strerror}"))
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        if self._caught:  # between the last look and the start
-            self._pass(self._caught)
+        if self.signals.number:  # it came after `interruptible`, and before the start
+            self._send(self.signals.number)
         code = self.child.wait()
         return code if code >= 0 else 128 - code
 
     def _open(self) -> Grant:
-        """Knock until a grant is active; again while there is no room, if that was asked for."""
+        """Knock, and wait until the grant is active; retry while there is no room, for --wait seconds."""
         args = self.args
         deadline, pause = time.monotonic() + (args.wait or 0.0), 1.0
         while True:
             try:
-                # Not to be interrupted: a grant whose answer nobody reads could not be ended.
+                # Not interruptible: without the answer the grant's id is not known, it could not be closed.
                 self.grant = self.api.open(
                     args.targets, args.duration, args.reason, args.source, 0.0, by="script"
                 )
-                with self._interruptible():
+                with self.signals.interruptible():
                     self.grant = self.api.client.wait_until_active(self.grant, args.wait or WAIT)
             except UnexpectedAnswer as error:
                 if error.grant_id:
@@ -171,34 +158,34 @@ class Run:
                 left = deadline - time.monotonic()
                 if left <= 0 or not passes(error):
                     raise
-                self.grant = None  # it opened nothing
+                self.grant = None  # nothing was opened
                 if pause == 1.0:
                     self.screen.note(f"waiting: {error}")
             else:
                 return self.grant
-            with self._interruptible():
+            with self.signals.interruptible():
                 time.sleep(min(pause, left))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _end(self) -> None:
-        """End what was opened: an answer that is lost is asked for again, since twice is fine."""
+        """Close the grant, and those that may be open. Reports errors, and raises none."""
         ids = [*self.maybe_open, *([self.grant.id] if self.grant else [])]
-        self.api.client.close()  # a signal may have come in the middle of an answer
+        self.api.client.close()  # a signal may have interrupted the reading of an answer
         for grant_id in ids:
             try:
                 ended = self._revoke(grant_id)
             except GrantNotFound:
-                continue  # it never began
+                continue  # the grant was never started
             except KnockError as error:
                 end = (
                     f"it stays open until {show_time(self.grant.expires_at)}"
                     if self.grant
                     else "it may be open"
                 )
-                said = (
+                failure = (
                     f"grant {grant_id} could not be ended, and {end}: end it with `knock revoke {grant_id}`"
                 )
-                self.screen.error(KnockError(f"{said} ({error})"))
+                self.screen.error(KnockError(f"{failure} ({error})"))
                 continue
             if ended.status == "revoked":
                 self.screen.note(f"ended: grant {grant_id}")
@@ -206,6 +193,7 @@ class Run:
                 self.screen.note(f"grant {grant_id} had ended before: {ended.status}")
 
     def _revoke(self, grant_id: str) -> Grant:
+        """Revoke a grant, with three attempts: revoking it again changes nothing."""
         tries = 0
         while True:
             tries += 1
@@ -218,44 +206,22 @@ class Run:
 
     # ------------------------------------------------------------------ signals
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let a signal end what is done inside; one that came before ends it here."""
-        self._may_interrupt = True
-        try:
-            if self._caught:
-                raise _Stop
-            yield
-        finally:
-            self._may_interrupt = False
-
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+    def _pass_on(self, number: int) -> bool:
+        """Pass a signal on to the command, if it runs. True if the signal needs no other handling."""
         if self.child is not None and self.child.returncode is None:
             if number not in _KEYBOARD or not _at_the_keyboard():
-                self._pass(number)
-            return
-        if number in _PASSED:
-            return
-        if self._caught:
-            if time.monotonic() - self._caught_at >= SAME_REQUEST:
-                signal.signal(
-                    number, signal.SIG_DFL
-                )  # who asks twice does not want to wait for a call to end
-                signal.raise_signal(number)
-            return
-        self._caught, self._caught_at = number, time.monotonic()
-        if self._may_interrupt:
-            self._may_interrupt = False
-            raise _Stop
+                self._send(number)
+            return True
+        return number in _PASSED
 
-    def _pass(self, number: int) -> None:
+    def _send(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             if self.child is not None:
                 self.child.send_signal(number)
 
 
 def _at_the_keyboard() -> bool:
-    """Say whether this process is in a terminal's foreground: Ctrl-C then reaches the command by itself."""
+    """Say whether this process is in a terminal's foreground, where the command gets Ctrl-C too."""
     if sys.platform == "win32":
         return True  # a console's Ctrl-C goes to all of its programs
     try:

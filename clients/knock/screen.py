@@ -1,7 +1,7 @@
-"""What a person reads: standard output for data, standard error for everything else.
+"""The program's output: data on standard output, all else on standard error.
 
-Text that came from the API is shown without its control characters: a reason that somebody else wrote
-must not move a terminal's cursor. Colour and the turning sign are for a terminal only.
+Text from the API is printed without its control characters: a reason, which another user may have written,
+must not move the terminal's cursor. Colours and the spinner are for terminals only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .values import Grant, Target
 
 
-# What a person can do about a refusal, in this program's own commands; the API cannot know them.
+# What to do about a refusal, with this program's commands, which the API does not know.
 HINTS: dict[type[KnockError], str] = {
     PoolExhausted: "somebody's grant must end first: --wait 5m tries for so long",
     TooManyGrants: "end one with `knock revoke ID`, or take the place of one with `knock renew ID`",
@@ -43,9 +43,9 @@ HINTS: dict[type[KnockError], str] = {
 
 
 class OutputGone(KnockError):
-    """Standard output cannot be written: it is closed, full, or its reader has gone.
+    """Standard output cannot be written: it is closed, the disk is full, or its reader has closed the pipe.
 
-    `reader_left` says that a reader has gone, as `head` does: nothing went wrong then.
+    `reader_left` is True for a closed pipe, as after `head`, which is no failure.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -62,14 +62,14 @@ class Screen:
         self._matters: list[str] = []
 
     def matters(self, text: str) -> None:
-        """Note what a person must get to know even where standard output fails, before it is printed."""
+        """Note a text before it is printed; it goes to standard error if standard output fails."""
         self._matters.append(text)
 
     def data(self, text: str) -> None:
         self._print(plain(text))
 
     def text(self, text: str) -> None:
-        """Print what is meant for another program, as it is."""
+        """Print a text for another program, unchanged."""
         self._print(text, end="")
 
     def _print(self, text: str, *, flush: bool = False, end: str = "\n") -> None:
@@ -80,8 +80,8 @@ class Screen:
                 sys.stdout.flush()
         except (OSError, ValueError) as error:
             streams.silence(sys.stdout)
-            for told in self._matters:
-                streams.say(f"knock: {plain(told)}")
+            for important in self._matters:
+                streams.say(f"knock: {plain(important)}")
             self._matters.clear()
             raise OutputGone(error) from error
 
@@ -96,7 +96,7 @@ class Screen:
         self._print(json.dumps(value))
 
     def flush(self) -> None:
-        """Let a reader of a pipe see what has been printed so far."""
+        """Flush standard output, for the reader of a pipe."""
         self._print("", flush=True)
         self._matters.clear()
 
@@ -112,15 +112,15 @@ class Screen:
 
     def error(self, error: KnockError) -> None:
         if self._as_json:
-            told: dict[str, Any] = {"detail": str(error)}
+            members: dict[str, Any] = {"detail": str(error)}
             if isinstance(error, Problem):
-                told |= error.json
+                members |= error.json
             if isinstance(error, GrantNotOpened):
-                told["grant"] = error.grant.json
+                members["grant"] = error.grant.json
             if isinstance(error, UnexpectedAnswer) and error.grant_id:
-                told["grant_id"] = error.grant_id
+                members["grant_id"] = error.grant_id
             status = {"status": error.status} if isinstance(error, Problem) else {}
-            self.json_error(type(error).__name__, error.exit_code, **status, **without(told, *OURS))
+            self.json_error(type(error).__name__, error.exit_code, **status, **without(members, *OURS))
             return
         lines = [plain(line) for line in str(error).split("\n")]
         if hint := HINTS.get(type(error)):
@@ -128,7 +128,7 @@ class Screen:
         streams.say(paint("knock: ", "31", sys.stderr) + "\n".join(lines))
 
     def interrupted(self, error: KeyboardInterrupt) -> None:
-        """Say that a person interrupted, and what may be open."""
+        """Report an interruption, and what may be open."""
         detail = str(error) or "interrupted"
         if self._as_json:
             grant_id = getattr(error, "grant_id", None)
@@ -136,25 +136,25 @@ class Screen:
         else:
             streams.say(f"knock: {plain(detail)}")
 
-    def json_error(self, name: str, exit_code: int, *, status: int | None = None, **told: Any) -> None:
+    def json_error(self, name: str, exit_code: int, *, status: int | None = None, **members: Any) -> None:
         import json
 
         first: dict[str, Any] = {} if status is None else {"status": status}
-        streams.say(json.dumps(first | {"error": name, "exit_code": exit_code} | told))
+        streams.say(json.dumps(first | {"error": name, "exit_code": exit_code} | members))
 
     def progress(self, what: str) -> Spinner:
         return Spinner(what if sys.stderr.isatty() and not self._quiet else None)
 
 
-OURS = ("status", "error", "exit_code")  # of an error in JSON: the API has no say in them
+OURS = ("status", "error", "exit_code")  # members of a JSON error that the API's answer does not override
 
 
-def without(told: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name not in names}
+def without(members: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name not in names}
 
 
 class Spinner:
-    """A turning sign on standard error while something takes its time; nothing without a terminal."""
+    """A spinner on standard error during a call; without a text, nothing."""
 
     def __init__(self, what: str | None) -> None:
         self._what = what
@@ -172,7 +172,7 @@ class Spinner:
         from itertools import cycle
 
         if self._done.wait(0.2):
-            return  # quick answers need no show
+            return  # the call was quick
         with suppress(OSError, ValueError):  # a terminal that was closed
             for sign in cycle("|/-\\"):
                 print(f"\r{sign} {self._what} ", end="", file=sys.stderr, flush=True)
@@ -189,19 +189,19 @@ class Spinner:
 
 
 def paint(text: str, code: str, stream: Any) -> str:
-    """Colour a text for a terminal that wants it. https://no-color.org"""
+    """Colour a text, if the stream is a terminal with colours. https://no-color.org"""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def plain(text: str) -> str:
-    """Write a text without control characters: it may come from somebody else."""
+    """Replace the control characters of a text that may come from another user."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def say_open(grant: Grant) -> str:
-    """Say in one line what is open, from where, until when."""
+    """Describe a grant in a line: its state, targets, source and end."""
     return (
         f"{'open' if grant.status == 'active' else grant.status}: {show_targets(grant.targets)} "
         f"from {grant.source} until {show_time(grant.expires_at)} ({show_left(grant.seconds_left)})"
@@ -213,14 +213,14 @@ def show_targets(targets: Iterable[Target]) -> str:
 
 
 def show_time(at: datetime) -> str:
-    """Write a time in the local zone: without its day when that is today."""
+    """Write a time in the local time zone; without the day if it is today."""
     local = at.astimezone()
     today = local.now(local.tzinfo).date()
     return local.strftime("%H:%M:%S %Z" if local.date() == today else "%a %d %b %H:%M:%S %Z")
 
 
 def show_left(seconds: float) -> str:
-    """Write a length of time in its two largest units."""
+    """Write a duration, given in seconds, in its two largest units."""
     left, parts = max(0, int(seconds)), []
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
         count, left = divmod(left, size)
@@ -230,7 +230,7 @@ def show_left(seconds: float) -> str:
 
 
 def show_event(event: Any) -> str:
-    """Write one event of the trail as a line: when, what, by whom, and what else it says."""
+    """Write an event of the trail as a line: its time, name, cause and details."""
     from .values import parse_time
 
     details = ((name, value) for name, value in event.items() if name not in ("at", "event", "by") and value)
@@ -244,4 +244,4 @@ def show_event(event: Any) -> str:
 
 
 def _listed(value: Any) -> str:
-    return " ".join(str(one) for one in value) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

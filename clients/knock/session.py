@@ -1,7 +1,6 @@
-"""A command's dealings with the API: one client, and what this machine remembers of its answers.
+"""Connects the commands with the library: a client, and the state that this machine keeps of its answers.
 
-It is the glue between the library, which remembers nothing, and the commands, which should not each
-know what to remember.
+The library keeps no state. The state that commands need is kept here, in one place.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ if TYPE_CHECKING:
     from .values import Grant, Target
 
 
-# What passes as others' grants end, and certainly opened nothing.
+# Errors for want of room, which end when other grants end. Nothing was opened.
 FULL = (PoolExhausted, SourceFull, TooManyGrants)
 
-WAIT = 60.0  # seconds for a pending grant when nothing is said
-LONGEST_PAUSE = 30.0  # seconds between tries while there is no room: each is an execution of its own
+WAIT = 60.0  # seconds to wait for a pending grant, by default
+LONGEST_PAUSE = 30.0  # seconds between attempts while there is no room; each attempt is an execution
 
 
 class NothingToRevoke(KnockError):
-    """There is no grant to end, so none was ended."""
+    """There is no grant to revoke."""
 
 
 class Session:
-    """A client, and what this machine remembers of its answers.
+    """A client, and the state that this machine keeps of its answers.
 
-    `limits` are those of `Client`: a hook and a key press wait less than a person's own command. `family` is
-    4 or 6 where the API is to be called over IPv4 or IPv6 alone.
+    `limits` are those of `Client`; they are shorter for ssh's hook and completion. `family` is 4 or 6 to call
+    the API over IPv4 or IPv6 only.
     """
 
     def __init__(
@@ -92,12 +91,12 @@ class Session:
         renews: str | None = None,
         earlier: str | None = None,
     ) -> Grant:
-        """Knock, and remember the grant, for whom it was opened and for which network.
+        """Knock, and store the grant with its opener and this network.
 
-        It takes the place of `renews`, which a person named, or of `earlier`, which this machine remembers.
-        Where the API no longer knows the latter, a grant is opened beside it. `wait` seconds at most, it is
-        tried again while there is no room, and a pending grant is waited for: WAIT when None is said, and
-        with 0 it is given as it is.
+        The grant supersedes `renews`, the id that the user named, or `earlier`, an id from this machine's
+        state; the API may not know the latter any more, and then it has no effect. For `wait` seconds, the
+        knock is retried while there is no room, and a pending grant is polled. None is no retry, and WAIT for
+        a pending grant; with 0 a pending grant is returned. Raises the errors of `Client.knock`.
         """
         deadline = time.monotonic() + (wait or 0.0)
         pause = 1.0
@@ -115,10 +114,10 @@ class Session:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def earlier(self, targets: Sequence[str], duration: str | None, source: str | None) -> str | None:
-        """Give the id of what was opened by hand here for the same targets and source, if this outlasts it.
+        """Give the id of a grant that was opened by hand here, for the same targets and source, and that ends
+        before this knock would; else None.
 
-        The API is asked only when something is remembered: for the source it sees, the key's own id, and how
-        long a grant is when nothing is said.
+        It calls the API only if there is such a grant, for the source, the key's id and the default duration.
         """
         entries = state.opened_by("hand", self.url, targets)
         if not entries:
@@ -134,7 +133,10 @@ class Session:
         return None
 
     def revoke(self, grant_id: str, reason: str | None = None) -> Grant:
-        """End a grant, and forget it here first: a wrong "open" would be the worse error."""
+        """Revoke a grant. It is removed from the state before, since a wrong "open" there would be worse.
+
+        Raises Interrupted if Ctrl-C cuts the call off before its answer.
+        """
         state.forget(grant_id)
         try:
             return self.client.revoke(grant_id, reason)
@@ -145,7 +147,7 @@ class Session:
             raise Interrupted(what + f"`knock show {grant_id}`", grant_id) from None
 
     def renew(self, grant: Grant, duration: str | None, by: Opener) -> Grant:
-        """Knock again in place of a grant, and remember the new one as the old one was, or as opened `by`."""
+        """Renew a grant, and store the new one with the old one's opener, or `by` if that is not known."""
         entry, asked_at = state.entry(grant.id) or {}, time.time()
         with interruptible(self.client):
             new = self.client.renew(grant, duration=duration)
@@ -161,26 +163,26 @@ class Session:
         return new
 
     def beside(self, grants: Sequence[Grant]) -> list[Grant]:
-        """Give the other active grants that let the same principal in from the same source to a same target.
+        """Give the other active grants that share a principal, source and target with one of these.
 
-        They keep it open when these end. One call a source. Raises KnockError.
+        They keep targets open after these have ended. It makes a call for each source. Raises KnockError.
         """
-        these = {grant.id for grant in grants}
+        ids = {grant.id for grant in grants}
         return [
             other
             for source in sorted({grant.source for grant in grants})
             for other in self.client.grants(source=source)
-            if other.id not in these
+            if other.id not in ids
             and other.status == "active"
             and any(_shares(other, grant) for grant in grants)
         ]
 
     def note_sooner(self, grant: Grant) -> None:
-        """Say when another grant keeps all of this one's targets open for longer: its end closes nothing."""
+        """Print a note if another grant keeps all targets of this one open for longer."""
         try:
             others = self.beside([grant])
         except KnockError:
-            return  # the door is open, and that was said
+            return  # the grant is open, which is printed already
         names = {target.name for target in grant.targets}
         longer = [
             other
@@ -194,10 +196,10 @@ class Session:
             self.screen.note(f"this ends sooner than what is open already: {say_still_open(last)}")
 
     def own_ids(self, *, everything: bool) -> list[str]:
-        """Give the ids of one's own live grants: all, or those that were opened by hand on this machine.
+        """Give the ids of the key's live grants: all, or those that were opened by hand on this machine.
 
-        What a script, a watch or ssh's hook opened ends by its id: others may be at work behind it. Raises
-        NothingToRevoke when there are none.
+        Grants that a script, a watch or ssh's hook opened may be in use, and have to be named to be revoked.
+        Raises NothingToRevoke if there are none.
         """
         own = [grant.id for grant in _newest(self.client.own_grants())]
         if everything:
@@ -213,10 +215,9 @@ class Session:
         return ids
 
     def renewable(self, *, everything: bool) -> list[Grant]:
-        """Give what was opened by hand on this machine: all, or what is from the address the API sees.
+        """Give the live grants that were opened by hand on this machine: all, or those of this address.
 
-        What something else opened is left alone, and said: it is renewed by whoever names it.
-        Raises KnockError when nothing is left to renew.
+        Other grants have to be named to be renewed; a note lists them. Raises KnockError if there are none.
         """
         me = self.client.whoami()
         own = _newest(self.client.own_grants(me))
@@ -244,9 +245,9 @@ class Session:
         )
 
     def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> tuple[list[Grant], int]:
-        """Act on each thing, show what goes wrong, and give what was done, and the exit code.
+        """Act on each thing and print errors. Gives the results, and the exit code.
 
-        A refusal of one lets the others go on; no answer at all ends it, and what was done is still told.
+        It goes on after a refusal, and stops if the API does not answer.
         """
         done, code = [], 0
         for thing in things:
@@ -265,7 +266,7 @@ class Session:
         return done, code
 
     def notes(self, grant: Grant, *, named_source: bool, host: str | None = None) -> None:
-        """Say what may surprise: a target left out, another address of the next connection, a wrong clock."""
+        """Print notes on targets left out, a different address of the next connection, and a wrong clock."""
         if grant.left_out:
             used, other = (6, 4) if ":" in grant.source else (4, 6)
             names = " ".join(grant.left_out)
@@ -286,17 +287,17 @@ class Session:
             )
 
     def keep_targets(self, targets: Iterable[Target]) -> None:
-        """Keep the names of all targets the key may open, for completion."""
+        """Store the names of all targets that the key may open, for completion."""
         state.keep_words(self.url, "targets", {target.name: ", ".join(target.ports) for target in targets})
 
     def keep_grants(self, grants: Iterable[Grant]) -> None:
-        """Keep the ids of live grants, for completion."""
+        """Store the ids of live grants, for completion."""
         words = {g.id: f"{' '.join(target.name for target in g.targets)} from {g.source}" for g in grants}
         state.keep_words(self.url, "grants", words)
 
 
 class Limits(NamedTuple):
-    """How long a command waits, in seconds, and how often it tries."""
+    """The time limits of a command, in seconds, and its most attempts of a call."""
 
     answer: float = ANSWER_TIMEOUT
     connect: float = CONNECT_TIMEOUT
@@ -305,7 +306,7 @@ class Limits(NamedTuple):
 
 
 class Knock:
-    """One knock of a session: sent, answered, waited for, and remembered."""
+    """A knock of a session: sent, polled, and stored."""
 
     def __init__(
         self,
@@ -326,10 +327,15 @@ class Knock:
         self.by = by
         self.renews = renews
         self.earlier = earlier
-        self.asked: dict[str, Any] = {"duration": duration, "source": source, "reason": reason, "wait": 0}
+        self.parameters: dict[str, Any] = {
+            "duration": duration,
+            "source": source,
+            "reason": reason,
+            "wait": 0,
+        }
 
     def open(self, wait: float) -> Grant:
-        """Knock, wait for a pending grant, and remember it."""
+        """Knock, poll a pending grant for `wait` seconds, and store the grant."""
         before, asked_at = network.fingerprint(), time.time()
         with interruptible(self.client):
             grant = self._send()
@@ -347,8 +353,14 @@ class Knock:
         finally:
             if grant.live:
                 here = self.source is None and grant.status == "active" and network.fingerprint() == before
-                told: dict[str, Any] = {"everything": not self.targets, "asked_at": asked_at, "by": self.by}
-                state.remember(self.session.url, grant, before if here else "", **told)
+                state.remember(
+                    self.session.url,
+                    grant,
+                    before if here else "",
+                    everything=not self.targets,
+                    asked_at=asked_at,
+                    by=self.by,
+                )
         if grant.renews:
             state.forget(grant.renews)
         if not self.targets:
@@ -365,9 +377,9 @@ class Knock:
             return self._send_by_family(None)
 
     def _send_by_family(self, renews: str | None) -> Grant:
-        """Knock, and once more over the other family where a target can only be reached by that one."""
+        """Knock, and again over the other address family if a target can only be reached over that."""
         try:
-            return self.client.knock(*self.targets, renews=renews, **self.asked)
+            return self.client.knock(*self.targets, renews=renews, **self.parameters)
         except WrongFamily as error:
             family = self._other_family(error)
             if family is None:
@@ -375,7 +387,7 @@ class Knock:
             refused = error
         self.client.family = family
         try:
-            grant = self.client.knock(*self.targets, renews=renews, **self.asked)
+            grant = self.client.knock(*self.targets, renews=renews, **self.parameters)
         except AnswerLost:
             raise
         except CannotReach as error:
@@ -388,7 +400,7 @@ class Knock:
         return grant
 
     def _other_family(self, error: WrongFamily) -> int | None:
-        """Tell which family to call the API by, if that was left to this program."""
+        """Give the address family to call the API over instead; None if there is none, or no choice."""
         path = self.client.path
         if self.source or self.client.family or path is None or path.proxy:
             return None
@@ -399,7 +411,7 @@ class Knock:
 
 @contextlib.contextmanager
 def interruptible(client: Client) -> Iterator[None]:
-    """Turn an interruption of a knock whose answer was awaited into one that says what may be open."""
+    """Raise Interrupted, with what may be open, if Ctrl-C cuts a knock off before its answer."""
     try:
         yield
     except KeyboardInterrupt:
@@ -410,27 +422,27 @@ def interruptible(client: Client) -> Iterator[None]:
 
 
 def passes(error: KnockError) -> bool:
-    """Say whether the same knock may succeed later, and certainly opened nothing now."""
+    """Say whether the same knock may succeed later, and has certainly opened nothing."""
     if isinstance(error, GrantNotOpened):
         return error.full
     return not (isinstance(error, Unavailable) and error.grant_id)
 
 
 def _newest(grants: Sequence[Grant]) -> list[Grant]:
-    """Leave out what a newer grant is about to supersede: it is active a moment before the old one ends."""
+    """Leave out grants that an active one is about to supersede: both are active for a moment."""
     replaced = {grant.renews for grant in grants if grant.status == "active"}
     return [grant for grant in grants if grant.id not in replaced]
 
 
-def _shares(one: Grant, other: Grant) -> bool:
-    """Say whether two grants let the same principal in from the same source to a same target."""
-    if (one.principal.id, one.source) != (other.principal.id, other.source):
+def _shares(first: Grant, second: Grant) -> bool:
+    """Say whether two grants have the same principal and source, and a target in common."""
+    if (first.principal.id, first.source) != (second.principal.id, second.source):
         return False
-    return bool({target.name for target in one.targets} & {target.name for target in other.targets})
+    return bool({target.name for target in first.targets} & {target.name for target in second.targets})
 
 
 def say_still_open(grant: Grant) -> str:
-    """Say until when a grant keeps a door open, and which one it is."""
+    """Describe a grant that keeps targets open, and until when."""
     end = show_time(grant.expires_at)
     return f"still open until {end} by {grant.id}: {show_targets(grant.targets)} from {grant.source}"
 
@@ -439,7 +451,7 @@ _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def read_duration(text: str) -> int:
-    """Read a duration as the API does, in seconds; 0 for what is none, which the API then says better."""
+    """Read a duration as the API does, in seconds; 0 for a malformed one, for which the API has the error."""
     import re
 
     text = text.strip().lower()
@@ -456,7 +468,7 @@ def read_duration(text: str) -> int:
 
 
 def canonical(source: str) -> str:
-    """Write a source as the API keeps it, 203.0.113.7 as 203.0.113.7/32; what is none stays as it is."""
+    """Write a source as the API does, 203.0.113.7 as 203.0.113.7/32. A malformed one stays as it is."""
     import ipaddress
 
     try:

@@ -1,7 +1,7 @@
-"""Words that were meant otherwise: a mistyped command is not a target, nor is a list with commas.
+"""Finds mistakes in the names of targets: a mistyped command, or a list with commas.
 
-What is asked of: the commands of this program, those of others that mean the same, and the names of targets
-that this machine has learned. Nothing is sent. With `open` before it, any name is a target.
+It compares them with this program's commands, names that other programs have for these, and the cached names
+of targets. Nothing is sent. After the word `open`, any name is a target.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# What other programs call it.
+# Names of other programs for these commands.
 OTHERS = {
     **dict.fromkeys(("help", "usage"), "--help"),
     "version": "--version",
@@ -29,9 +29,9 @@ OTHERS = {
 
 
 def slip(words: Sequence[str], profile: str | None, *, implied: bool) -> str:
-    """Say what is wrong with words that stand where targets are named; nothing when they may be targets.
+    """Describe a mistake in the names of targets; empty if they may be names of targets.
 
-    `implied`: no command was named, so that the first word may have been meant as one.
+    `implied` is True if no command was given, so that the first word may be a mistyped command.
     """
     for word in words:
         if "," in word:
@@ -47,24 +47,24 @@ def slip(words: Sequence[str], profile: str | None, *, implied: bool) -> str:
         meant = OTHERS.get(word) if number == 0 else None
         meant = meant or _near(word, commands) or _near(word, known)
         if meant:
-            said = meant if meant in known else f"knock {meant}"
+            suggestion = meant if meant in known else f"knock {meant}"
             return (
-                f"{word} is neither a command nor a target that is known here: did you mean {said}? "
+                f"{word} is neither a command nor a target that is known here: did you mean {suggestion}? "
                 f"If it is a target: knock open {word}"
             )
     return ""
 
 
 def _known_targets(profile: str | None) -> set[str]:
-    """Give the names that this machine has learned for this API, however long ago."""
+    """Give the cached names of targets for this API, of any age."""
     try:
         return set(state.kept_words(config.address(profile), "targets") or ())
     except ConfigurationError:
-        return set()  # said when it is used
+        return set()  # reported when the API is called
 
 
 def _near(word: str, names: Iterable[str]) -> str:
-    """Give the name that a word is a slip of: a letter too few or too many, two in the wrong order."""
+    """Give the name that a word resembles, but for a missing, added or swapped letter; empty if none."""
     from difflib import get_close_matches
 
     names = sorted(names)

@@ -1,16 +1,16 @@
-"""SSH that knocks by itself: the configuration to print, and what it runs.
+"""`knock ssh-config` prints a configuration with which ssh runs `ssh-hook` or `ssh-proxy`, and so knocks.
 
-    Match host bastion exec "knock ssh-hook …"      ssh runs the hook before it connects. When the hook
-                                                    fails, ssh tries all the same: a static rule may let it in
-    ProxyCommand knock ssh-proxy … %h %p            the program knocks, connects, and hands ssh the open
-                                                    connection (ProxyUseFdpass): no byte passes through it
+    Match host bastion exec "knock ssh-hook …"      ssh runs the hook before it connects. It connects also if
+                                                    the hook fails: a static rule may let it in
+    ProxyCommand knock ssh-proxy … %h %p            the program knocks, connects, and passes the connection
+                                                    to ssh (ProxyUseFdpass), which then uses it directly
 
-The hook answers from `knock.state` when a live grant for this network is known: no name is resolved and
-nothing is sent. Where ssh only shows its configuration (-G) or asks a connection that runs (-O), it opens
-nothing. The second form tries the addresses of the kind that was let in first, and so cannot run into an open
-IPv4 and a closed IPv6; it needs a system where a process can hand over a connection (Linux, macOS, the BSDs).
+If `knock.state` has a live grant for this network, the hook resolves no name and sends nothing. If ssh only
+prints its configuration (-G) or controls a running connection (-O), the hook opens nothing. The second form
+connects to addresses of the grant's family first, so a closed IPv6 does not delay an open IPv4. It needs a
+system where a process can pass a connection to another (Linux, macOS, the BSDs).
 
-Only names without shell characters are put into the configuration: ssh gives the line to a shell.
+Only names without shell characters are put into the configuration, since ssh passes the line to a shell.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
 
-# ssh's user is watching: a hook gives up long before they do, and ssh then tries as it is.
-WAIT = 15.0  # seconds for a pending grant
-ANSWER, CONNECT, TRIES, KEYRING = 10.0, 3.0, 2, 3.0  # seconds; each knock of a hook is tried so often
+# The user of ssh waits for the hook, so its limits are short; ssh then connects all the same.
+WAIT = 15.0  # seconds to wait for a pending grant
+ANSWER, CONNECT, TRIES, KEYRING = 10.0, 3.0, 2, 3.0  # seconds, but for the most attempts of a call
 
 
 def run_ssh_config(words: list[str]) -> int:
     """`knock ssh-config HOST…`"""
-    from .cli import parser, time_with_unit
+    from .cli import make_parser, time_with_unit
 
-    made = parser(
+    parser = make_parser(
         "ssh-config",
         "Print an ssh configuration that knocks by itself. Nothing is changed: put it into a file of its\n"
         "own, and include that in the first line of ~/.ssh/config.",
@@ -46,14 +46,16 @@ def run_ssh_config(words: list[str]) -> int:
         "knock ssh-config --proxy-command bastion",
         quiet=False,
     )
-    made.add_argument("hosts", nargs="+", metavar="HOST", help="as it is typed after ssh")
-    made.add_argument("--target", action="append", metavar="NAME", help="what to open (default: all you may)")
-    made.add_argument(
+    parser.add_argument("hosts", nargs="+", metavar="HOST", help="as it is typed after ssh")
+    parser.add_argument(
+        "--target", action="append", metavar="NAME", help="what to open (default: all you may)"
+    )
+    parser.add_argument(
         "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d"
     )
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    made.add_argument("--proxy-command", action="store_true", help="print the ProxyCommand variant")
-    args = made.parse(words)
+    parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    parser.add_argument("--proxy-command", action="store_true", help="print the ProxyCommand variant")
+    args = parser.parse(words)
     for host in args.hosts:
         if not re.fullmatch(r"[A-Za-z0-9_*?.:-]+", host) or host.startswith("-"):
             raise ConfigurationError(f"{host!r} is not a host name or pattern")
@@ -74,7 +76,7 @@ def run_ssh_config(words: list[str]) -> int:
 
 
 def block(args: argparse.Namespace) -> str:
-    """Write the configuration for some hosts."""
+    """Write the configuration for the hosts of the command line."""
     options: list[str] = []
     for name, value in (("--profile", args.profile), ("--for", args.duration), ("--reason", args.reason)):
         options += [name, value] if value else []
@@ -90,8 +92,8 @@ def block(args: argparse.Namespace) -> str:
             f"    ProxyCommand {_command('ssh-proxy', options)} -- %h %p\n"
             "    ProxyUseFdpass yes\n"
         )
-    # One host is named to the hook, so that it can tell which address ssh will use. ssh's own %h could be
-    # anything that a pattern lets through, and a shell reads it.
+    # A single host is an argument of the hook, which then knows the addresses that ssh will use. ssh's %h may
+    # be any text that matches a pattern, and a shell would read it.
     if len(args.hosts) == 1 and not _is_pattern(args.hosts[0]):
         options += ["--host", args.hosts[0]]
     return (
@@ -106,7 +108,9 @@ def _is_pattern(host: str) -> bool:
 
 
 def _command(name: str, options: Sequence[str]) -> str:
-    """Write a command for ssh's configuration: for a shell, % doubled, no double quote in it."""
+    """Write a command for ssh's configuration: quoted for a shell, with % doubled. Raises ConfigurationError
+    for quotes, which ssh cannot escape.
+    """
     from shlex import join
 
     command = join([*_program(), name, *options])
@@ -116,88 +120,88 @@ def _command(name: str, options: Sequence[str]) -> str:
 
 
 def _program() -> list[str]:
-    """Give the words that start this program. Absolute: programs started from a desktop have another PATH."""
+    """Give the words that start this program, with an absolute path: desktop programs have another PATH."""
     from pathlib import Path
     from shutil import which
 
-    found = which(sys.argv[0]) if Path(sys.argv[0]).stem == "knock" else None
-    if found:
-        # Not resolved: a link that pipx made outlives an upgrade, what it points to does not.
-        return [str(Path(found).absolute())]
-    # From a checkout. Not `-m knock`: that looks for modules in the current folder first, which is anybody's.
+    path = which(sys.argv[0]) if Path(sys.argv[0]).stem == "knock" else None
+    if path:
+        # Links are not resolved: pipx keeps its links in an upgrade, and removes the files they point to.
+        return [str(Path(path).absolute())]
+    # From a checkout. `-m knock` would import modules from the current folder, which others may write.
     folder = Path(__file__).absolute().parent
-    if folder.parent.is_file():  # knock.pyz, which was not started by its own name
+    if folder.parent.is_file():  # knock.pyz, started with Python
         return [sys.executable, "-I", str(folder.parent)]
     return [sys.executable, "-I", str(folder / "__main__.py")]
 
 
-# ---------------------------------------------------------------------- what ssh runs
+# ---------------------------------------------------------------------- the commands that ssh runs
 
 
-def _hook_options(made: argparse.ArgumentParser) -> None:
+def _hook_options(parser: argparse.ArgumentParser) -> None:
     from .cli import time_with_unit
 
-    made.add_argument("--target", action="append", default=[], metavar="NAME", help="what to open")
-    made.add_argument("--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long")
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    parser.add_argument("--target", action="append", default=[], metavar="NAME", help="what to open")
+    parser.add_argument("--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long")
+    parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
 
 
 def run_ssh_hook(words: list[str]) -> int:
-    """`knock ssh-hook`: make sure of a grant for this network. Exit code 0 when there is one."""
-    from .cli import parser
+    """`knock ssh-hook`: knock, unless there is a grant for this network. Exit code 0 if there is one then."""
+    from .cli import make_parser
 
-    made = parser(
+    parser = make_parser(
         "ssh-hook",
         "What `knock ssh-config` lets ssh run.",
         "knock ssh-hook --target bastion",
         json=False,
         quiet=False,
     )
-    _hook_options(made)
-    made.add_argument(
+    _hook_options(parser)
+    parser.add_argument(
         "--host", metavar="HOST", help="where ssh goes, to warn when that is by another address"
     )
-    args = made.parse_args(words)
+    args = parser.parse_args(words)
     ensure_open(args, args.host)
     return 0
 
 
-# Of ssh(1): which options take a value has to be known to find the others.
+# The options of ssh(1); a colon marks those with a value.
 _SSH_OPTIONS = "1246ab:c:e:fgi:kl:m:no:p:qstvxAB:CD:E:F:GI:J:KL:MNO:P:Q:R:S:TVw:W:XYy"
 
 
 def only_asks() -> bool:
-    """Say whether the ssh that started this hook makes no connection of its own.
+    """Say whether the ssh that started this hook will not connect.
 
-    It shows its configuration (-G), or asks a connection that runs already (-O). OpenSSH runs `Match exec`
-    for these too, and tells the command nothing of it.
+    It prints its configuration (-G), or controls a running connection (-O). OpenSSH runs `Match exec` in
+    these cases as well, and does not tell the command.
     """
     from getopt import GetoptError, getopt
 
     for words in _ancestors():
         if not words or words[0].rpartition("/")[2] != "ssh":
             continue
-        given, left = [], words[1:]
+        options, rest = [], words[1:]
         try:
-            for _ in range(2):  # ssh takes options on either side of the host
-                found, left = getopt(left, _SSH_OPTIONS)
-                given += [name for name, _ in found]
-                left = left[1:]
+            for _ in range(2):  # ssh has options before and after the host
+                parsed, rest = getopt(rest, _SSH_OPTIONS)
+                options += [name for name, _ in parsed]
+                rest = rest[1:]
         except GetoptError:
-            pass  # ssh itself will say so
-        return bool({"-G", "-O"} & set(given))
+            pass  # ssh reports it
+        return bool({"-G", "-O"} & set(options))
     return False
 
 
 def _ancestors() -> Iterator[list[str]]:
-    """Give the words of this process's parent, and of two more: a shell may stand between."""
+    """Give the command lines of this process's parent and two more ancestors: a shell may be between."""
     import os
 
     pid = os.getppid()
     for _ in range(3):
         if sys.platform.startswith("linux"):
             try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 — pathlib is not worth its import
+                with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 — importing pathlib would take too long
                     words = [word.decode(errors="replace") for word in file.read().split(b"\0")[:-1]]
                 with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
                     pid = int(file.read().rpartition(b")")[2].split()[1])
@@ -216,7 +220,10 @@ def _ancestors() -> Iterator[list[str]]:
 
 
 def ensure_open(args: argparse.Namespace, host: str | None) -> str:
-    """Knock unless a live grant for this network is known. Gives the source that is let in."""
+    """Knock, unless the state has a live grant for this network. Gives the grant's source.
+
+    The source is empty, and nothing is opened, if ssh will not connect.
+    """
     url = config.address(args.profile)
     where = network.fingerprint()
     entry = state.known(url, args.target, where, args.family)
@@ -224,7 +231,7 @@ def ensure_open(args: argparse.Namespace, host: str | None) -> str:
         if only_asks():
             return ""
         with state.opening(url):
-            # Another ssh may have knocked meanwhile.
+            # Another ssh may have knocked while this one waited.
             entry = state.known(url, args.target, where, args.family)
             if entry is None:
                 return _open(args, host)
@@ -238,31 +245,28 @@ def _open(args: argparse.Namespace, host: str | None) -> str:
     from .session import Limits, Session
 
     screen = Screen(as_json=False, quiet=False)
-    # The API sees the address of the family it is called by; where the host has one alone, that is the one.
+    # The API sees an address of the family over which it is called: the host's, if it has only one.
     way = args.family or (network.only_family(host) if host else None)
     limits = Limits(ANSWER, CONNECT, TRIES, KEYRING)
     with (
         Session(args.profile, screen, limits=limits, family=way) as api,
         screen.progress("knocking"),
     ):
-        told: dict[str, Any] = {"wait": WAIT, "by": "hook", "earlier": _earlier(api.url, args)}
+        parameters: dict[str, Any] = {"wait": WAIT, "by": "hook", "earlier": _earlier(api.url, args)}
         try:
-            grant = api.open(args.target, args.duration, args.reason, **told)
+            grant = api.open(args.target, args.duration, args.reason, **parameters)
         except CannotReach as error:
             if args.family or way is None or isinstance(error, AnswerLost):
                 raise
-            api.client.family = None  # the API cannot be reached by the host's family
-            grant = api.open(args.target, args.duration, args.reason, **told)
+            api.client.family = None  # the API cannot be reached over the host's family
+            grant = api.open(args.target, args.duration, args.reason, **parameters)
     screen.note(say_open(grant))
     api.notes(grant, named_source=False, host=host)
     return grant.source
 
 
 def _earlier(url: str, args: argparse.Namespace) -> str | None:
-    """Give the id of a hook's own grant of these targets that is about to end, by what is remembered here.
-
-    One that would outlast this knock is left to its end.
-    """
+    """Give the id of a hook's grant of these targets that ends before this knock would; else None."""
     from .session import read_duration
 
     here = network.fingerprint()
@@ -275,48 +279,48 @@ def _earlier(url: str, args: argparse.Namespace) -> str | None:
 
 
 def run_ssh_proxy(words: list[str]) -> int:
-    """`knock ssh-proxy HOST PORT`: knock, connect, and hand the connection to ssh on standard output."""
-    from .cli import parser
+    """`knock ssh-proxy HOST PORT`: knock, connect, and pass the connection to ssh on standard output."""
+    from .cli import make_parser
     from .screen import Screen
 
-    made = parser(
+    parser = make_parser(
         "ssh-proxy",
         "What the ProxyCommand of `knock ssh-config --proxy-command` runs, with ProxyUseFdpass yes.",
         "knock ssh-proxy --target bastion -- bastion.example.com 22",
         json=False,
         quiet=False,
     )
-    _hook_options(made)
-    made.add_argument("host", metavar="HOST")
-    made.add_argument("port", type=int, metavar="PORT")
-    args = made.parse_args(words)
+    _hook_options(parser)
+    parser.add_argument("host", metavar="HOST")
+    parser.add_argument("port", type=int, metavar="PORT")
+    args = parser.parse_args(words)
     source = None
     try:
         source = ensure_open(args, args.host)
     except ConfigurationError:
         raise
     except KnockError as error:
-        # As with the hook: what is open already, ssh may still use.
+        # As with the hook, a static rule may let ssh in.
         Screen(as_json=False, quiet=False).error(error)
     hand_over(connect(args.host, args.port, source))
     return 0
 
 
 def connect(host: str, port: int, source: str | None) -> socket.socket:
-    """Connect to a host, by addresses of the source's kind first. Raises KnockError."""
+    """Connect to a host, with addresses of the source's family first. Raises KnockError."""
     import socket
 
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise KnockError(f"the name {host} is not known: {error.strerror}") from error
     if source:
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
-        found.sort(key=lambda info: info[0] != family)  # stable: the system's order within a kind
+        infos.sort(key=lambda info: info[0] != family)  # stable: keeps the system's order within a family
     trouble = "no address"
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in infos:
         try:
-            sock = socket.socket(family, kind, protocol)  # fails where IPv6 is switched off
+            sock = socket.socket(family, kind, protocol)  # fails for IPv6 if it is disabled
         except OSError as error:
             trouble = f"{address[0]}: {error.strerror}"
             continue
@@ -333,7 +337,10 @@ def connect(host: str, port: int, source: str | None) -> socket.socket:
 
 
 def hand_over(connection: Any) -> None:
-    """Pass an open connection to the ssh that started us, which waits for it on standard output."""
+    """Pass a connection to the ssh that started this program, over standard output.
+
+    Raises ConfigurationError if ssh or the system cannot do that.
+    """
     import os
     import socket
 

@@ -1,19 +1,18 @@
-"""What this machine knows for a while: its live grants, so that the ssh hook need not ask the API, and
-the words that completion offers.
+"""The state that this machine keeps: live grants, with which ssh's hook needs no call to the API, and words
+for completion.
 
-The files are in the platform's state folder, readable by their owner only; no key is in them. An entry in
-`grants.json` says: from this network (`knock.network.fingerprint`), through this API, these targets are open
-until then. The times are by this machine's own clock (seconds left when the API answered), so a wrong clock
-does no harm; an entry from the future was made before the clock was put right, and is dropped. It counts
-until a margin before the end, so that no connection starts on the last second.
+The files are in the platform's state folder, readable by their owner only, and without a key. An entry in
+`grants.json` says until when which targets are open from a network (`knock.network.fingerprint`), through an
+API. Times are by this machine's clock, from the seconds left in the API's answer, so a wrong clock does no
+harm; an entry from the future was made before the clock was corrected, and is ignored. An entry is used until
+a margin before the grant's end, so that no connection starts in its last seconds.
 
-An entry also says what opened its grant: a person (`hand`), a `script` (--quiet or --json), the ssh `hook` or
-a `watch`. Each of them renews only its own kind: a script's id is the script's to end, and nobody else's.
+An entry also has the opener of its grant: a person (`hand`), a `script` (--quiet or --json), the ssh `hook`
+or a `watch`. Each renews only grants of its own kind, since others may close theirs at any time.
 
-The files are caches: lost or broken, they cost a call, or leave a grant to its own end. What is in them may
-be anything, so each field is checked; a file that cannot be used is set aside, and that is said. `opening()`
-is the lock that makes fifty ssh processes that start at once knock once, and fail at once when the one has
-failed.
+The files are caches: if one is lost, that costs a call, or a grant stays open until it expires. Their content
+may be anything, so each field is checked; an unusable file is renamed, with a warning. `opening()` is a lock
+with which many ssh processes that start at once knock only once, and all fail if that knock fails.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 Opener = Literal["hand", "script", "hook", "watch"]
 
 OPENERS = ("hand", "script", "hook", "watch")
-AHEAD = 5.0  # seconds that an entry may be from the future: clocks are set in steps, too
-MARGIN = 60.0  # seconds before the end at which a grant no longer counts, or a tenth of a short one
+AHEAD = 5.0  # seconds by which an entry may be from the future: a clock may be set back a little
+MARGIN = 60.0  # seconds before its end from which on a grant is not used, or a tenth of its duration
 
 
 def _read(name: str) -> Any:
@@ -50,12 +49,12 @@ def _read(name: str) -> Any:
     except config.BrokenFile:
         config.set_aside(path)
     except ConfigurationError:
-        pass  # others could have written it, or it cannot be read: then nothing is known
+        pass  # others can write it, or it cannot be read: it is not used
     return None
 
 
 def _write(name: str, value: Any) -> None:
-    # A cache that cannot be written costs calls, not access; the command itself succeeded.
+    # A failure costs calls to the API, but the command has succeeded.
     with contextlib.suppress(ConfigurationError):
         config.write_private(config.state_folder() / name, value)
 
@@ -74,7 +73,7 @@ def _entries() -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: object) -> bool:
-    """Say whether an entry is as `remember` writes it, field by field."""
+    """Say whether an entry has the format that `remember` writes, field by field."""
     if not isinstance(entry, dict):
         return False
     texts = ("id", "principal", "url", "network", "by", "source")
@@ -94,9 +93,9 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def known(url: str, targets: Sequence[str], network: str, family: int | None = None) -> dict[str, Any] | None:
-    """Give the entry of a grant that opens these targets (all the key may open, when none) from here.
+    """Give the entry of a grant that opens these targets, or without targets all, from a network; else None.
 
-    `family`: 4 or 6 where only a grant for IPv4 or IPv6 will do.
+    `family` is 4 or 6 if the grant has to be for IPv4 or IPv6.
     """
     for entry in _entries():
         if entry.get("url") != url or entry.get("network") != network:
@@ -112,25 +111,29 @@ def known(url: str, targets: Sequence[str], network: str, family: int | None = N
 
 
 def opened_by(opener: Opener, url: str, targets: Sequence[str]) -> list[dict[str, Any]]:
-    """Give the live entries of exactly these targets, or of a knock that named none. Latest end first."""
-    found = [
+    """Give the live entries with an opener, for exactly these targets, or without targets for all.
+
+    The entry that ends last is the first.
+    """
+    entries = [
         entry
         for entry in _entries()
         if (entry.get("by"), entry.get("url")) == (opener, url)
         and (set(targets) == set(entry.get("targets", ())) if targets else entry.get("all"))
     ]
-    return sorted(found, key=lambda entry: -entry["until"])
+    return sorted(entries, key=lambda entry: -entry["until"])
 
 
 def entry(grant_id: str) -> dict[str, Any] | None:
-    """Give what is known of one grant."""
+    """Give the live entry of a grant, or None."""
     return next((entry for entry in _entries() if entry.get("id") == grant_id), None)
 
 
 def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at: float, by: Opener) -> None:
-    """Note a grant. `everything`: no targets were named; `asked_at`: this clock before the call.
+    """Store a grant, in place of an entry with its id.
 
-    `network` is empty for a grant that says nothing about this one: of another source, or not active yet.
+    `everything` is True if the knock named no targets, and `asked_at` the time before the call, by this
+    clock. `network` is empty if the grant is not for this network's address, or is not active yet.
     """
     entries = [entry for entry in _entries() if entry.get("id") != grant.id]
     entries.append(
@@ -152,22 +155,26 @@ def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at
 
 
 def forget(*grant_ids: str, url: str | None = None) -> None:
-    """Drop grants by id, or all of one API."""
+    """Remove grants by id, or all grants of an API."""
     entries = _entries()
-    kept = [e for e in entries if e.get("id") not in grant_ids and (url is None or e.get("url") != url)]
+    kept = [
+        entry
+        for entry in entries
+        if entry.get("id") not in grant_ids and (url is None or entry.get("url") != url)
+    ]
     if len(kept) != len(entries):
         _write("grants.json", kept)
 
 
 class WatchSlot:
-    """Where one running watch keeps the ids of what it opened, for the next one should it be killed.
+    """A place for the ids of a running watch's grants, from which the next watch reads them if it is killed.
 
-    A slot is held by a lock on a file, which the system drops with the process. So a watch finds what a dead
-    one of the same name left, and never what a living one has open. Without file locks (Windows), or a place
-    for them, nothing is kept: what a killed watch left runs to its own end.
+    A slot is held with a lock on a file, which the system releases at the end of the process. So a watch gets
+    the ids of a killed watch of the same name, and never those of a running one. Without file locks (Windows)
+    or a state folder nothing is stored, and the grants of a killed watch stay open until they expire.
     """
 
-    MOST = 32  # watches of one name at once that are remembered
+    MOST = 32  # slots for watches of the same name
 
     def __init__(self, name: str) -> None:
         from hashlib import sha256
@@ -184,24 +191,24 @@ class WatchSlot:
 
     @property
     def ids(self) -> list[str]:
-        """Give the ids that are kept, oldest first."""
+        """The stored ids, oldest first."""
         stored = _read(self._file) if self._file else None
-        return [one for one in stored if isinstance(one, str)] if isinstance(stored, list) else []
+        return [each for each in stored if isinstance(each, str)] if isinstance(stored, list) else []
 
     def keep(self, grant_ids: Sequence[str]) -> None:
-        """Keep these ids in place of those that were."""
+        """Store these ids in place of the former ones."""
         if self._file:
             _write(self._file, list(grant_ids))
 
     def close(self) -> None:
-        """Let another watch have the slot, and what is kept in it."""
+        """Release the slot, and the ids in it, for the next watch."""
         if self._lock is not None:
             os.close(self._lock)
         self._file, self._lock = "", None
 
 
 def _lock_file(name: str) -> int | None:
-    """Lock a file without waiting, and give its descriptor; None when another process has it, or none can."""
+    """Lock a file without waiting, and give its descriptor; None if it is locked, or cannot be."""
     try:
         import fcntl
 
@@ -219,7 +226,7 @@ def _lock_file(name: str) -> int | None:
 
 
 def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
-    """Keep words for completion, each with what it is: the names of targets, the ids of live grants."""
+    """Store words for completion, each with a description, in place of those of the same kind."""
     stored = _read("completion.json")
     if not isinstance(stored, dict):
         stored = {}
@@ -230,7 +237,7 @@ def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
 
 
 def kept_words(url: str, kind: str, fresh: float = math.inf) -> dict[str, str] | None:
-    """Give the kept words of a kind, or None when there are none, or they are older than `fresh` seconds."""
+    """Give the stored words of a kind; None if there are none, or they are older than `fresh` seconds."""
     kept = _read("completion.json")
     for name in (url, kind):
         kept = kept.get(name) if isinstance(kept, dict) else None
@@ -248,10 +255,10 @@ def kept_words(url: str, kind: str, fresh: float = math.inf) -> dict[str, str] |
 
 @contextlib.contextmanager
 def opening(url: str = "", wait: float = 20.0) -> Iterator[None]:
-    """Hold the one lock under which the hooks of this user knock.
+    """Hold the lock under which the hooks of this user knock.
 
-    Raises KnockError after `wait` seconds, and CannotReach at once when the API could not be reached by the
-    hook that was waited for: fifty hooks cost one timeout, and not one after the other.
+    Raises KnockError after `wait` seconds, and CannotReach if the hook that held the lock before could not
+    reach the API: so many hooks at once have one timeout, and not each its own.
     """
     began = time.time()
     lock = _wait_for_lock(wait)
@@ -277,10 +284,10 @@ def _fail_as_others_did(url: str, began: float) -> None:
 
 
 def _wait_for_lock(wait: float) -> int | None:
-    """Lock the file and give its descriptor; None where there is no lock to be had.
+    """Lock the file and give its descriptor; None if locks cannot be used. Raises KnockError after `wait` s.
 
-    Without one (Windows, no folder, a file system that has no locks) two hooks at once may knock twice, and
-    each grant then runs to its own end.
+    Without locks (on Windows, without a state folder, on some file systems) two hooks at once may both knock,
+    and both grants stay open until they expire.
     """
     try:
         import fcntl

@@ -1,8 +1,8 @@
-"""Standard streams that may be closed, full, or of another encoding.
+"""Handles standard streams that are closed, full, or have another encoding.
 
-`>&-` leaves Python without a stream, and its number free for the next socket; a full disk or a reader that
-has gone shows only when the last bytes are flushed, in Python's own end. So each stream is made one that can
-be written to, and what cannot be written is an OSError where it is written.
+After `>&-` Python has no stream, and the next socket gets its descriptor. A full disk or a closed pipe shows
+only when the last bytes are flushed, at Python's exit. So each stream is made writable, and a failure raises
+OSError where the text is written.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class _Closed(io.TextIOBase):
 
 
 def prepare() -> None:
-    """Make all three streams usable, and let them show as ? what their encoding lacks.
+    """Make all three streams usable, and have them print ? for characters that their encoding lacks.
 
-    A name that somebody else chose must not be an error.
+    A name that another user chose must not cause an error.
     """
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _fill()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a program that calls us may have put another thing there
+        if isinstance(stream, io.TextIOWrapper):  # a calling program may have replaced it
             stream.reconfigure(errors="replace")
 
 
 def _fill() -> None:
-    """Take the numbers of closed streams, so that no connection gets one, and put something there."""
+    """Replace closed streams, and occupy their descriptors, so that no connection gets one."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -50,7 +50,7 @@ def _fill() -> None:
 
 
 def silence(stream: Any) -> None:
-    """Let what is left in a stream's buffer go nowhere: Python would complain when it exits."""
+    """Discard the rest of a stream's buffer: else Python reports an error when it exits."""
     if stream in (sys.__stdout__, sys.__stderr__) and stream is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -58,7 +58,7 @@ def silence(stream: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error, if there is one: what is said there changes no exit code."""
+    """Write a line to standard error. A failure is ignored, and does not change the exit code."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):

@@ -1,26 +1,26 @@
-"""HTTP to the Knock API: one request at a time, and every way it can fail said in plain words.
+"""HTTP to the Knock API: one request at a time, with limits, retries, and an error for every failure.
 
-`http.client` and not requests or httpx: few dependencies and a quick start are promised, and the phases
-of a call (name, connection, TLS, sent, answered) must be told apart to know what may be tried again.
+It uses `http.client`, and not requests or httpx: the client has no dependencies and starts quickly, and the
+phases of a call (name, connection, TLS, sent, answered) decide whether it may be retried.
 
-What is tried again, twice at most, with a growing pause or the one that Retry-After asks for:
+Calls are retried twice at most, after a growing pause or that of Retry-After:
 
-    what happened                               GET, DELETE   POST /knock
-    not connected, may pass (refused, reset)    yes           yes: the API never saw it
-    not connected, needs mending (name, TLS)    no            no
-    sent, connection lost before the answer     yes           no
-    sent, no answer in time                     no            no: the time is used up
-    429 of the gateway (not a used-up quota)    yes           yes: the API never saw it
-    503 with Retry-After                        yes           yes: the API says nothing was opened
-    503 that names a grant                      -             no: that grant may be open
-    other 5xx                                   yes           no: a fault, the gateway's words, or no JSON is
-                                                              an answer lost, as is a 2xx that is no JSON
+    failure                                       GET, DELETE   POST /knock
+    not connected, transient (refused, reset)     retry         retry: the API did not get it
+    not connected, permanent (name, TLS)          no            no
+    sent, connection lost before the answer       retry         no
+    sent, no answer in time                       no            no: the time is over
+    429 of the gateway (not for a used-up quota)  retry         retry: the API did not get it
+    503 with Retry-After                          retry         retry: the API says that nothing was opened
+    503 that names a grant                        -             no: that grant may be open
+    other 5xx                                     retry         no: a fault, the gateway's answer, or no JSON
+                                                                is a lost answer, as is a 2xx that is no JSON
 
-A knock that was sent and not answered is not sent again by itself: the grant may exist, and each knock
-opens one of its own. Whether to open another beside it is for the person to say; the error tells them.
+A knock whose answer is lost is not sent again: the grant may exist, and each knock starts another. The error
+says so, and the user decides whether to open one beside it.
 
-A key goes only to the URL it was given for: redirects are not followed, and plain http is refused except
-to this machine. The time to resolve a name is the system resolver's own; all else has a limit here.
+A key is sent only to its URL: redirects are not followed, and plain http is refused, except to this machine.
+The system's resolver has its own time limit; all other phases have one here.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TRIES = 3
-LONGEST_PAUSE = 20.0  # seconds; a longer Retry-After is for the caller to wait out
+LONGEST_PAUSE = 20.0  # seconds; with a longer Retry-After the error is raised
 GATEWAY = "The gateway says"
 LARGEST_ANSWER = 8 * 1024 * 1024
 
-# The gateway gives up on a function after 29 s and says so; waiting longer gains nothing.
+# The gateway answers with an error if a function takes more than 29 s, so waiting longer is useless.
 # https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-execution-service-limits-table.html
 ANSWER_TIMEOUT = 32.0
 CONNECT_TIMEOUT = 5.0  # for each address of the API's name
@@ -78,7 +78,7 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Path(NamedTuple):
-    """How the API was reached: the address used on this machine, the other end's, and the proxy, if any."""
+    """The path of a connection: this machine's address, the peer's, and the proxy's host and port, if any."""
 
     local: str
     peer: str
@@ -86,10 +86,10 @@ class Path(NamedTuple):
 
 
 class Transport:
-    """Calls one API with one key. Not safe for use by several threads at once.
+    """Calls one API with one key. It is not thread-safe.
 
-    `family` is 4 or 6 to connect by that family of addresses only, or None. `tries` bounds how often a call
-    is made. `unanswered` is the method of a call whose answer an exception kept from being read, or empty.
+    `family` is 4 or 6 to connect over that address family only, or None. `tries` is the most attempts of a
+    call. `unanswered` is the method of a call that an exception cut off before its answer, or empty.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Transport:
         self.clock_ahead: float | None = None
 
     def close(self) -> None:
-        """Drop the open connection, if there is one. The next call makes a new one."""
+        """Close the connection, if there is one. The next call makes a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -136,13 +136,13 @@ class Transport:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Make one call and give the JSON object it answers with. Raises the errors of `knock.errors`."""
+        """Make a call, with retries, and give the JSON object of its answer. Raises KnockError."""
         repeatable = method in ("GET", "DELETE")
         trouble: CannotReach | Unavailable
         tries = 0
         while True:
             tries += 1
-            pause = 0.25 * 2**tries * random.uniform(0.5, 1)  # noqa: S311 — spreads tries, hides nothing
+            pause = 0.25 * 2**tries * random.uniform(0.5, 1)  # noqa: S311 — it spreads attempts, and is no secret
             try:
                 return self._call_once(method, path, query, body, reuse=repeatable)
             except AnswerLost as error:
@@ -150,7 +150,7 @@ class Transport:
             except CannotReach as error:
                 again, trouble = error.passing, error
             except Throttled as error:
-                # "Limit Exceeded" is a used-up quota, which no pause of ours outlasts.
+                # "Limit Exceeded" is a used-up quota, which lasts for longer than any pause here.
                 again, trouble = error.detail != "Limit Exceeded", error
                 pause = pause if error.retry_after is None else error.retry_after
             except Unavailable as error:
@@ -189,11 +189,11 @@ class Transport:
 
         def give_up() -> None:
             timed_out.set()
-            # The plain socket's shutdown: an SSLSocket's own would pull the TLS layer from under the reader.
+            # The plain socket's shutdown: SSLSocket's would remove the TLS layer while the reader uses it.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-        # The socket's own timeout starts anew with every byte; this one holds for the whole answer.
+        # The socket's timeout starts again with every byte; the timer is for the whole answer.
         alarm = threading.Timer(self._timeout, give_up)
         alarm.daemon = True
         alarm.start()
@@ -213,7 +213,7 @@ class Transport:
             self.close()
             late = timed_out.is_set() or isinstance(error, TimeoutError)
             if kept and not late and isinstance(error, (ConnectionError, ssl.SSLError)):
-                # The server had closed the kept connection meanwhile. Only repeatable calls come here.
+                # The server had closed the kept connection. Only repeatable calls use a kept one.
                 return self._call_once(method, path, query, body, reuse=False)
             raise self._lost(method, error, late=late) from error
         finally:
@@ -240,7 +240,7 @@ class Transport:
             else:
                 connection = http.client.HTTPConnection(host, port, timeout=self._connect_timeout)
             if self.family:
-                # http.client asks this attribute of its own for the socket; it has no public way to say how.
+                # http.client makes its socket with this attribute; it has no public way to choose the family.
                 connection._create_connection = _connect_by(self.family)  # type: ignore[attr-defined]
             if proxy:
                 connection.set_tunnel(self.host, self._port, proxy.headers)
@@ -303,18 +303,18 @@ class Transport:
 
     @staticmethod
     def _may_have_begun(problem: Unavailable) -> bool:
-        """Say whether a knock may have been done, and nothing names its grant.
+        """Say whether the grant of a knock may have been started, and its id is not known.
 
-        That is so of a fault in the function, and where the gateway speaks for it: it failed, or took too
-        long. A 503 of the API's own names the grant, or says that nothing was opened.
+        That is so after a fault of the function, and if the gateway answers in its place, because it failed
+        or took too long. A 503 of the API names the grant, or says that nothing was opened.
         """
         if problem.status < 500 or problem.grant_id or problem.retry_after is not None:
             return False
         return problem.status == 500 or problem.title == GATEWAY
 
     def _unexpected(self, method: str, status: int, what: str) -> KnockError:
-        """Make the error for what is no answer of the API's. Behind a 2xx or a 5xx a knock may have come
-        through: a proxy wrote it, or the gateway.
+        """Make the error for an answer that is not the API's. After a 2xx or a 5xx, which a proxy or the
+        gateway may send, the API may have got the knock.
         """
         if method == "POST" and (200 <= status < 300 or status >= 500):
             return AnswerLost(f"{what}. {MAYBE_MADE}")
@@ -337,7 +337,7 @@ class Transport:
 
     def _problem(self, status: int, answer: dict[str, Any], retry_after: float | None) -> KnockError:
         if "title" not in answer:
-            # The gateway's own answers are {"message": …}, here or before the functions are asked.
+            # The gateway's own answers are {"message": …}.
             message = str(answer.get("message", ""))
             if status == 403 and message == "Missing Authentication Token":
                 return UnexpectedAnswer(
@@ -374,8 +374,8 @@ _REFUSALS: dict[str, type[Refusal]] = {
 def tls_context() -> ssl.SSLContext:
     """Make the context that checks the API's certificate.
 
-    Python 3.13 and later refuse certificates that lack what RFC 5280 wants, which the authorities of some
-    companies do. KNOCK_TLS_LENIENT=1 does without that one check; chain, name and dates are checked as ever.
+    Python 3.13 and later refuse certificates that do not conform to RFC 5280, as those of some companies'
+    authorities. KNOCK_TLS_LENIENT=1 disables that check; chain, name and dates are still checked.
     https://docs.python.org/3/library/ssl.html#ssl.VERIFY_X509_STRICT
     """
     context = ssl.create_default_context()
@@ -385,7 +385,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def _connect_by(family: int) -> Callable[..., socket.socket]:
-    """Give what connects by one family of addresses, in the place of socket.create_connection."""
+    """Give a function like socket.create_connection that uses one address family."""
 
     def connect(address: tuple[str, int], timeout: float, _source: object = None) -> socket.socket:
         trouble: OSError = OSError("no address")
@@ -407,12 +407,15 @@ def _connect_by(family: int) -> Callable[..., socket.socket]:
 
 
 def _no_number(name: str) -> float:
-    """Refuse NaN and Infinity, which Python's reader of JSON lets through."""
+    """Refuse NaN and Infinity, which Python's JSON parser accepts."""
     raise ValueError(f"{name} is not JSON")
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Read Retry-After: seconds, or a date. https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
+    """Read Retry-After, seconds or a date, as seconds from now; None if it is missing or malformed.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
     if not value:
         return None
     if value.strip().isdecimal() and value.isascii():

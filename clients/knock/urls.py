@@ -1,6 +1,6 @@
-"""What is sent where: checks of the API's URL and of the key, before a byte is sent.
+"""Checks the API's URL and the key, before anything is sent.
 
-A key goes only to the URL it was given for, and plain http is refused except to this machine.
+A key is sent only to its URL. Plain http is refused, except to this machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .errors import ConfigurationError
 
 
 def clean_url(url: str) -> str:
-    """Check the API's URL and cut what people paste along with it. Raises ConfigurationError."""
+    """Check the API's URL, and remove a resource's path that was pasted along. Raises ConfigurationError."""
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -36,7 +36,7 @@ def clean_url(url: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """Check that a key can be a header's value. The message never repeats it. Raises ConfigurationError."""
+    """Check that a key can be the value of a header. Raises ConfigurationError, without the key."""
     key = key.strip()
     if not key:
         raise ConfigurationError("the API key is empty")
@@ -48,12 +48,12 @@ def check_key(key: str) -> str:
 
 
 def _printable(text: str) -> bool:
-    """Say whether a text is ASCII without spaces and control characters: what a header or a URL can hold."""
+    """Say whether a text is ASCII without spaces and control characters, as in a header or a URL."""
     return all("!" <= character <= "~" for character in text)
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine, by its name or address alone."""
+    """Say whether a host is this machine, from its name or address."""
     if host == "localhost":
         return True
     try:

@@ -1,6 +1,6 @@
-"""What the API answers with, as values: frozen, with aware datetimes in UTC, and nothing imported of ours.
+"""The values that the API answers with: frozen, with aware datetimes in UTC. Imports no other module of ours.
 
-Each keeps the API's own object as `json`: what the API adds later is there at once.
+Each has the API's JSON object as `json`, also with members that this version does not know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Principal:
-    """Who knocked: the API key's id and name."""
+    """An API key, by id and name."""
 
     id: str
     name: str
@@ -21,10 +21,10 @@ class Principal:
 
 @dataclass(frozen=True)
 class Target:
-    """What an operator configured under a name, and the ports it opens, like `22/tcp`.
+    """A target, by name, and the ports that a grant of it opens, like `22/tcp`.
 
-    `families` are those of `ipv4` and `ipv6` by which it can be reached, where that is known: `whoami` says
-    it.
+    `families` are the address families, `ipv4` and `ipv6`, over which it can be reached; only `whoami` gives
+    them, and only if they are known.
     """
 
     name: str
@@ -37,13 +37,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Grant:
-    """The decision to let `source` reach `targets` until `expires_at`, and what became of it.
+    """The decision to let `source` reach `targets` until `expires_at`, and its state.
 
     `status` is pending, active, expired, revoked, superseded or failed. `seconds_left` is by the API's clock
-    at the time of the answer. `renews` is the id of the grant it takes the place of, or empty. `caller` is
-    the source that the API saw this very call come from, whatever the grant's own is. `events` is filled by
-    `Client.grant` and `Client.revoke` only, and `left_out` by `Client.knock`: the names of targets that were
-    asked for and cannot be reached by the source's family of addresses.
+    at the time of the answer. `ended_by` is a principal's name, the id of the grant that superseded it, an
+    AWS identity or service, or knock. `renews` is the id of the grant that this one supersedes, or empty.
+    `caller` is the CIDR from which the API saw this call, which may differ from `source`. Only `Client.grant`
+    and `Client.revoke` give `events`, and only `Client.knock` gives `left_out`: the names of targets that are
+    not open, since they cannot be reached over the source's address family.
     """
 
     id: str
@@ -71,17 +72,18 @@ class Grant:
 
     @property
     def duration(self) -> timedelta:
-        """How long it was asked for: `expires_at` is rounded up to a second, so this rounds down."""
+        """The requested duration: rounded down, since `expires_at` is rounded up to a second."""
         return timedelta(seconds=int((self.expires_at - self.requested_at).total_seconds()))
 
 
 @dataclass(frozen=True)
 class Whoami:
-    """What the API says about the key and the caller: who, from where, what the key may open.
+    """The key of a caller, its rights, and the address that the API sees.
 
-    `max_duration` is None for a key that may open nothing for any time. The key has `live` grants now and
-    may have `max_live` at once. `any_source` is how wide another source may be: the prefix lengths of IPv4
-    and IPv6. `faults` says what is wrong with the key's tags.
+    `max_duration` is the longest duration of a grant, or None if the key may open nothing. The key has `live`
+    grants, and may have `max_live` at once. `any_source` has the shortest prefix lengths, for IPv4 and IPv6,
+    of sources that the key may name, or None if it may name none. `faults` describes malformed tags of the
+    key.
     """
 
     principal: Principal
@@ -99,5 +101,5 @@ class Whoami:
 
 def parse_time(text: str) -> datetime:
     """Read a time as the API writes it, with a Z. Raises ValueError."""
-    # Python 3.10's fromisoformat knows no Z.
+    # In Python 3.10, fromisoformat does not accept a Z.
     return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").astimezone(timezone.utc)

@@ -1,25 +1,25 @@
 """`knock watch`: keep access open while the address changes (sleep, Wi-Fi, VPN).
 
-A check is one call: it asks how the grant is, and the answer says which address the API sees. It is made
-every minute, and at once when this machine's own addresses or gateway change or it wakes from sleep, which is
-seen without a byte of traffic. From there:
+A check is one call: it reads the grant, and the answer has the address that the API sees. A check is made
+every minute, and at once if this machine's addresses or gateway change or it wakes from sleep, which is
+detected without traffic. The result decides:
 
-    the grant is from another address   knock from this one in its place, then see that the old one has ended
-    it ends soon                        knock again in its place: a renewal, with no gap
-    it has ended, or was superseded     knock again: what took its place is not this watch's own
-    it was revoked                      stop. Whoever ended it meant it, and a program must not argue
-    the API cannot be reached           try again after 1, 2, 4 … 60 s, and at once on another network
-    the API refuses                     stop, with its reason
+    the grant is for another address     knock from this one, in place of the old grant, and close that
+    the grant expires soon               knock in its place: a renewal, without a gap
+    the grant expired or is superseded   knock again: a grant that superseded it is not this watch's own
+    the grant was revoked                stop: revoking it was a decision against the watch
+    the API cannot be reached            retry after 1, 2, 4 … 60 s, and at once on another network
+    the API refuses                      stop, and print the reason
 
-A watch renews, follows and ends only what it opened itself. Where a door is open already, by hand or by
-another watch, it says so once, and opens a grant of its own beside it: the other may end at any time.
+A watch renews, follows and closes only grants that it opened itself. If another grant lets this address in
+already, opened by hand or by another watch, it says so once, and opens a grant of its own: the other may end
+at any time.
 
-SIGINT, SIGTERM and SIGHUP (a terminal that is closed) stop it, and so does standard output that cannot be
-written: at once while it waits or asks, and after the call while it opens or revokes, so that nothing is left
-half done. The grant then runs to its own end, or is revoked with --revoke. A second signal ends it as it is;
-not within a second, since `timeout`, and a wrapper that passes a terminal's Ctrl-C on, send one request
-twice. The ids of its grants are kept, so that the next watch of the same targets takes up, or ends, what a
-killed one left. They are kept under a lock, so that it takes nothing from one that is still running.
+SIGINT, SIGTERM and SIGHUP (a closed terminal) stop it, and so does standard output that cannot be written: at
+once while it waits or reads, and after the call while it opens or revokes, so that nothing is left half done
+(`knock.signals`). The grant then stays open until it expires, or is revoked with --revoke. The ids of its
+grants are stored, so that the next watch of the same targets continues with, or closes, the grants of a
+killed one. They are stored under a lock, so that it takes no grant from a running watch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from . import network, state
-from .cli import parser, time_with_unit
+from .cli import make_parser, time_with_unit
 from .commands import check_targets
 from .errors import (
     CannotReach,
@@ -45,29 +44,25 @@ from .errors import (
 )
 from .screen import OutputGone, Screen, say_open, show_time
 from .session import FULL, Session, say_still_open
+from .signals import Signals, Stop
 
 if TYPE_CHECKING:
     import argparse
-    from types import FrameType
 
     from .values import Grant
 
-SAME_REQUEST = 1.0  # seconds within which a second signal says nothing that the first did not
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-LOOK = 3.0  # seconds between looks at this machine's own addresses
-LONGEST_PAUSE = 60.0  # seconds between tries while the API cannot be reached
+LOOK = 3.0  # seconds between two readings of this machine's own addresses
+LONGEST_PAUSE = 60.0  # seconds between attempts while the API cannot be reached
 
-# What passes without anybody's doing. There is room again as grants end; a hotspot's page goes after a login.
+# Errors after which the watch goes on: there is room again when grants end, and a hotspot's page goes away
+# after a login.
 PASSING = (CannotReach, Unavailable, UnexpectedAnswer, GrantNotOpened, *FULL)
-
-
-class _Stop(BaseException):
-    """A signal came. Not an Exception: no handler of errors on the way may take it for one."""
 
 
 def run_watch(words: list[str]) -> int:
     """`knock watch [TARGET…]`"""
-    made = parser(
+    parser = make_parser(
         "watch",
         "Keep access open while your address changes. Ends on Ctrl-C, and when the grant is revoked.",
         "knock watch bastion --for 1h --revoke",
@@ -75,19 +70,21 @@ def run_watch(words: list[str]) -> int:
         usage="knock watch [TARGET…] [--for TIME] [--reason TEXT] [--every SECONDS] [--revoke] [-4 | -6]\n"
         "                   [--json | -q]",
     )
-    made.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
-    made.add_argument(
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="what to open (default: all you may)")
+    parser.add_argument(
         "--for",
         dest="duration",
         type=time_with_unit,
         metavar="TIME",
         help="how long each grant is: 90m, 8h, 1d",
     )
-    made.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
-    made.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between checks (60)")
-    made.add_argument("--revoke", action="store_true", help="revoke its own grant when the watch is stopped")
-    args = made.parse(words)
-    check_targets(made, args, implied=False)
+    parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
+    parser.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between checks (60)")
+    parser.add_argument(
+        "--revoke", action="store_true", help="revoke its own grant when the watch is stopped"
+    )
+    args = parser.parse(words)
+    check_targets(parser, args, implied=False)
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api:
         slot = state.WatchSlot(" ".join([api.client.url, *sorted(args.targets)]))
@@ -98,7 +95,7 @@ def run_watch(words: list[str]) -> int:
 
 
 class Watch:
-    """One watch: its grant, the grants it left behind, and how the network was when it last looked."""
+    """A watch: its grant, former grants that are to be closed, and the network at its last check."""
 
     def __init__(self, api: Session, args: argparse.Namespace, screen: Screen, slot: state.WatchSlot) -> None:
         self.api = api
@@ -107,36 +104,28 @@ class Watch:
         self.slot = slot
         self.grant: Grant | None = None
         self.left_behind: list[str] = []
-        self.found: set[str] = set()  # others' grants that were told of
+        self.reported: set[str] = set()  # ids of others' grants that were mentioned
         self.network = ""
         self.failures = 0
-        self._stopping = False
+        self.signals = Signals(SIGNALS)
         self._output_gone: OutputGone | None = None
-        self._signalled_at = 0.0
-        self._may_interrupt = False
 
     def run(self) -> int:
         """Watch until a signal comes. Gives the exit code; raises KnockError when the API refuses."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, self._signalled)
-        try:
-            while True:
-                self._wait(self._check())
-        except _Stop:
-            self._stopped()
-            return self._output_gone.exit_code if self._output_gone else 0
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with self.signals.caught():
+            try:
+                while True:
+                    self._wait(self._check())
+            except Stop:
+                self._stopped()
+                return self._output_gone.exit_code if self._output_gone else 0
 
     # ------------------------------------------------------------------ one check
 
     def _check(self) -> float:
-        """Look once and do what is needed. Gives the seconds until the next look."""
+        """Make a check, and act on its result. Gives the seconds until the next check."""
         self.network = network.fingerprint()
-        self.api.client.close()  # a connection from before a change of network would only time out
+        self.api.client.close()  # after a change of network the connection would only time out
         try:
             self._look()
         except PASSING as error:
@@ -147,15 +136,15 @@ class Watch:
         return max(1.0, min(float(self.args.every), self._until_renewal()))
 
     def _pause_after(self, error: KnockError) -> float:
-        """Say once that something is wrong, and give the seconds until the next try."""
+        """Report the first of several failures, and give the seconds until the next attempt."""
         self.failures += 1
         if self.failures == 1:
             self._tell("offline", str(error))
         pause = min(2.0 ** (self.failures - 1), LONGEST_PAUSE)
-        return pause * random.uniform(0.75, 1.0)  # noqa: S311 — spreads tries, hides nothing
+        return pause * random.uniform(0.75, 1.0)  # noqa: S311 — it spreads attempts, and is no secret
 
     def _look(self) -> None:
-        with self._interruptible():
+        with self.signals.interruptible():
             if self.grant is None:
                 self._find_earlier()
             else:
@@ -169,7 +158,9 @@ class Watch:
             self._open("moved", old)
         elif self._until_renewal() <= 0:
             self._open("renewed", old)
-            self.left_behind.remove(old.id)  # the API ends it; at an address left behind that is waited for
+            self.left_behind.remove(
+                old.id
+            )  # the API closes it; only at another address the watch closes it itself
             self._keep()
         for grant_id in list(self.left_behind):
             status, left = "revoked", ""
@@ -181,9 +172,9 @@ class Watch:
             self._tell("revoked", f"{status}: grant {grant_id}, which this watch no longer needs{left}")
 
     def _find_earlier(self) -> None:
-        """Take up what an earlier watch of the same targets had open, if it was not stopped but killed.
+        """Continue with the grant of a killed watch of the same targets, if there is one.
 
-        What it opened with another key, which an operator's can see, is not this watch's own.
+        Grants that it opened with another key are left alone; an operator's key could read them.
         """
         ids = [grant_id for grant_id in self.slot.ids if grant_id not in self.left_behind]
         me = self.api.client.whoami().principal.id if ids else ""
@@ -199,18 +190,18 @@ class Watch:
             self._tell("found", f"{say_open(self.grant)}, by an earlier watch", self.grant)
 
     def _find_others(self) -> None:
-        """Say, once a grant, what lets this address in already. It is left alone."""
+        """Report, once each, the grants that let this address in already. They are left alone."""
         me = self.api.client.whoami()
         wanted = set(self.args.targets or (target.name for target in me.targets))
         for grant in self.api.client.grants(source=me.source):
-            known = grant.id in self.found or grant.id in self.left_behind
+            known = grant.id in self.reported or grant.id in self.left_behind
             own = grant.principal.id == me.principal.id and grant.status == "active"
             if own and not known and wanted & {target.name for target in grant.targets}:
-                self.found.add(grant.id)
+                self.reported.add(grant.id)
                 self._tell("found", f"{say_open(grant)}, by {grant.id}, which this watch leaves alone", grant)
 
     def _follow(self, grant: Grant) -> Grant | None:
-        """Ask how this watch's own grant is. Gives it, or None when it is over."""
+        """Read the watch's grant anew; None if it has ended. Raises KnockError if it was revoked."""
         try:
             grant = self.api.client.grant(grant.id)
         except GrantNotFound:
@@ -222,20 +213,20 @@ class Watch:
         return grant if grant.live else None
 
     def _open(self, event: str, old: Grant | None = None) -> None:
-        """Knock, in place of the old grant if there is one, which is kept until the new one is open."""
-        asked = self.args
+        """Knock, in place of the old grant if there is one, which stays open until the new one is active."""
+        args = self.args
         try:
-            # Not to be interrupted: a knock whose answer nobody reads would stay open.
+            # Not interruptible: without the answer the grant's id is not known, and it would stay open.
             grant = self.grant = self.api.open(
-                asked.targets,
-                asked.duration,
-                asked.reason,
+                args.targets,
+                args.duration,
+                args.reason,
                 wait=0,
                 by="watch",
                 earlier=old.id if old else None,
             )
         except Unavailable as error:
-            if error.grant_id:  # it may be open: this watch asked for it, and ends it
+            if error.grant_id:  # it may be open: it is this watch's, and so is closed later
                 self.left_behind.append(error.grant_id)
                 self._keep()
             raise
@@ -244,7 +235,7 @@ class Watch:
         self._keep()
         if grant.status == "pending":
             try:
-                with self._interruptible():
+                with self.signals.interruptible():
                     grant = self.grant = self.api.client.wait_until_active(grant)
             except GrantNotOpened:
                 if old is not None:
@@ -257,7 +248,7 @@ class Watch:
         self.api.notes(grant, named_source=False)
 
     def _until_renewal(self) -> float:
-        """Give the seconds until the grant should be renewed: a tenth before its end, a minute at least."""
+        """Give the seconds until the renewal: a tenth of the duration before the end, at least a minute."""
         if self.grant is None:
             return 0.0
         whole = self.grant.duration.total_seconds()
@@ -267,7 +258,7 @@ class Watch:
         self.slot.keep([*self.left_behind, *([self.grant.id] if self.grant else [])])
 
     def _left_open(self, ended: Grant) -> str:
-        """Say what other grants keep open, to follow a line that says what has ended."""
+        """Describe, as the end of a line on a closed grant, the other grants that keep its targets open."""
         with contextlib.suppress(KnockError):
             return "".join(f"; {say_still_open(grant)}" for grant in self.api.beside([ended]))
         return ""
@@ -275,11 +266,11 @@ class Watch:
     # ------------------------------------------------------------------ waiting and stopping
 
     def _wait(self, seconds: float) -> None:
-        """Wait, but no longer than until the network changes or the machine wakes."""
+        """Wait, or until the network changes or the machine wakes from sleep."""
         deadline = time.monotonic() + seconds
-        # The one clock stands still while the machine sleeps, the other does not.
+        # The monotonic clock stands still while the machine sleeps, and the other clock does not.
         asleep = time.time() - time.monotonic()
-        with self._interruptible():
+        with self.signals.interruptible():
             while (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(LOOK, left))
                 woke = abs(time.time() - time.monotonic() - asleep) > 5
@@ -287,33 +278,8 @@ class Watch:
                     self.failures = 0
                     return
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let a signal end what is done inside; one that came before ends it here."""
-        self._may_interrupt = True
-        try:
-            if self._stopping:
-                raise _Stop
-            yield
-        finally:
-            self._may_interrupt = False
-
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping:
-            if time.monotonic() - self._signalled_at >= SAME_REQUEST:
-                signal.signal(
-                    number, signal.SIG_DFL
-                )  # who asks twice does not want to wait for a call to end
-                signal.raise_signal(number)
-            return
-        self._stopping = True
-        self._signalled_at = time.monotonic()
-        if self._may_interrupt:
-            self._may_interrupt = False
-            raise _Stop
-
     def _stopped(self) -> None:
-        self.api.client.close()  # the signal may have come in the middle of an answer
+        self.api.client.close()  # the signal may have interrupted the reading of an answer
         if self.args.revoke:
             try:
                 for grant_id in [*self.left_behind, *([self.grant.id] if self.grant else [])]:
@@ -326,7 +292,7 @@ class Watch:
                 raise
         else:
             self._tell_left_open("stopped")
-        if self.grant is not None:  # else what an earlier watch left has not been looked for yet
+        if self.grant is not None:  # without, the grants of an earlier watch were not looked for yet
             self.slot.keep([])
 
     def _tell_left_open(self, what: str) -> None:
@@ -338,15 +304,15 @@ class Watch:
         try:
             self._print(event, detail, grant)
         except OutputGone as error:
-            if self._output_gone is None and not self._stopping:
-                self._output_gone, self._stopping = error, True
-                raise _Stop from None
+            if self._output_gone is None and not self.signals.stopping:
+                self._output_gone = error
+                self.signals.stop()
 
     def _print(self, event: str, detail: str, grant: Grant | None) -> None:
         at = datetime.now(timezone.utc)
         if self.args.json:
-            told: dict[str, Any] = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "event": event, "detail": detail}
-            self.screen.json_line(told | ({"grant": grant.json} if grant else {}))
+            line: dict[str, Any] = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "event": event, "detail": detail}
+            self.screen.json_line(line | ({"grant": grant.json} if grant else {}))
         elif not self.args.quiet:
             self.screen.data(f"{show_time(at)}  {detail}")
         elif grant:

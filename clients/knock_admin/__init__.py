@@ -1,22 +1,26 @@
 """knock-admin, the operators' client.
 
-It works with the operator's own AWS credentials and needs nothing of Knock's functions on the machine it runs
-on: what a deployment is made of is asked of the deployment (`stack.py`).
+It uses the operator's AWS credentials, and no code or configuration of Knock's functions: it finds the
+resources of a deployment in AWS (`stack.py`).
 
-| module | what |
+| module | content |
 |---|---|
-| `cli.py`, `arguments.py`, `target_commands.py` | arguments, help, exit codes |
-| `aws.py` | clients, and the one place where a call is sent, only listed (`--dry-run`), or remembered |
-| `errors.py` | every error of ours, and what errors of AWS mean |
-| `tags.py` | the tags' grammar: ports, durations, names, source widths (pure) |
-| `output.py` | tables, JSON, JSON lines and CSV; values of the trail are data, never control sequences |
-| `stack.py` | finds the pieces of a deployment |
-| `targets.py`, `adopt.py`, `retarget.py` | targets made, taken in and let go, and changed |
-| `attach.py` | what groups are attached to, and over which address families that is reached |
-| `inside.py`, `why.py` | who is in by a target, and by a rule |
-| `keys.py`, `grants.py`, `doctor.py` | the other commands |
-| `stores.py`, `simpledb.py`, `dynamodb.py` | what the stack keeps its records in, and the two there are |
-| `trail.py`, `ledger.py` | what is on record, and the commands that show it |
-| `doors.py`, `report.py` | when doors were open, and a month of that |
-| `trailcopy.py`, `genuine.py` | carries the record from one store to the other, if it is as Knock makes it |
+| `cli.py` | common options, help, exit codes |
+| `…_commands.py` | the commands, in groups, with their options |
+| `arguments.py` | options that several commands have |
+| `aws.py` | clients, and the hooks by which a call is sent, listed (`--dry-run`) and recorded |
+| `errors.py` | the errors of this program, and the translation of botocore's |
+| `tags.py` | the grammar of tags: ports, durations, names, source widths (pure) |
+| `output.py` | tables, JSON, JSON lines and CSV, without control sequences |
+| `stack.py` | finds the resources of a deployment |
+| `targets.py`, `adopt.py`, `retarget.py` | make, adopt, release and change targets |
+| `attach.py` | the resources that groups are attached to, and their address families |
+| `keys.py`, `many.py` | API keys, and many of them at once |
+| `grants.py`, `inside.py` | list and close live grants, of the stack, a target or a key |
+| `why.py`, `why_key.py` | explain a rule, and whether a key can knock |
+| `doctor.py` | checks a deployment |
+| `stores.py`, `simpledb.py`, `dynamodb.py` | the interface to stores of records, and its implementations |
+| `trail.py`, `ledger.py` | grants, refusals and ledgers on record |
+| `doors.py`, `report.py` | the times in which doors were open, and the report of a month |
+| `trailcopy.py`, `genuine.py` | copy the trail from the former store, and check records before |
 """

@@ -1,12 +1,12 @@
-"""`knock-admin target adopt` and `release`: groups that were there before Knock, and stay when it has gone.
+"""`knock-admin target adopt` and `release`: existing groups become a target, and stay when it is given up.
 
-Adopting is tagging: a group's rules, its way out and what it is attached to stay as they are. From then on
-knocks add rules to it and take them away. The groups of one target are one pool, and a knock fills one of
-them: so they must be attached to the same things, or a knock would open some of them only.
+Adopting a group only tags it: its rules, its egress and its attachments stay as they are. From then on grants
+add rules to it and revoke them. The groups of one target are a pool, of which a grant uses one: so they must
+be attached to the same resources, or a knock would open some of those only.
 
-Releasing takes the tags off again, in two steps. The functions may revoke rules of groups that carry
-`knock:stack`, and of no others, so that tag goes last: after the group is nobody's target, after an
-authorization that had read its tags before has ended, and when no rule of Knock's is left in it.
+Releasing removes the tags in two steps. The functions may revoke rules only in groups that carry
+`knock:stack`, so that tag is removed last: after the group has stopped being a target, after the end of each
+authorization that had read its tags before, and when it has no rule of Knock's any more.
 
     knock:target, knock:ports gone          FLIGHT over, no rule of Knock's          knock:stack gone
     ──────────┬───────────────────────────────────────┬────────────────────────────────────┬────────
@@ -35,26 +35,29 @@ if TYPE_CHECKING:
     from knock_admin.trail import Entry
 
 FLIGHT = 40.0
-"""Seconds after which no authorization is under way that has read older tags: the functions' ACTS (20 s),
-a call of theirs (10 s), and some for EC2's lists."""
+"""Seconds after which every authorization that had read older tags has ended: the functions' ACTS (20 s), one
+call (10 s), and a margin for EC2's eventually consistent lists."""
 
 
 def adopt(stack: Stack, name: str, wanted: Sequence[str], *, ports: Sequence[Ports] | None) -> Result:
-    """Make existing groups a target, or add them to one. Twice changes nothing more."""
+    """Make existing groups a target, or add them to one. Groups that are in it already stay as they are.
+
+    Raises AdminError for a group that another target has, or that is not attached like the others.
+    """
     aws, pool = stack.aws, targets.pool_of(stack, name)
     ports = targets.ports_of(name, pool, ports)
-    asked = _described(aws, list(dict.fromkeys(wanted)))
-    for each in asked:
+    named = _described(aws, list(dict.fromkeys(wanted)))
+    for each in named:
         _refuse_taken(stack, name, each)
-    targets.vpc_of(aws, None, [*pool, *asked], [])
-    everything = {group.id: group for group in [*pool, *asked]}
+    targets.vpc_of(aws, None, [*pool, *named], [])
+    everything = {group.id: group for group in [*pool, *named]}
     there = attach.attached(aws, everything)
     _refuse_apart(name, everything, there)
     families = there.families if there.holders or there.interfaces else frozenset[str]()
     known = [group.families for group in pool]
-    if known and all(known):  # what the tag says stands: an operator may have set it
+    if known and all(known):  # the tag takes precedence: an operator may have set it
         families = frozenset[str]().union(*known)
-    new = [group.id for group in asked if group.id not in {each.id for each in pool}]
+    new = [group.id for group in named if group.id not in {each.id for each in pool}]
     if new:
         aws.client("ec2").create_tags(Resources=new, Tags=targets.target_tags(stack, name, ports, families))
     for line in targets.beside_the_world(aws, name, ports, set(), there.holders):
@@ -65,7 +68,7 @@ def adopt(stack: Stack, name: str, wanted: Sequence[str], *, ports: Sequence[Por
         if left < room // 2:
             warn(f"{group} has room for {count(max(0, left), 'rule')} more: knocks beyond that are refused")
     lines = [f"adopted {group}" for group in new]
-    lines += [f"{group.id} is of the target {name} already" for group in asked if group.id not in new]
+    lines += [f"{group.id} is of the target {name} already" for group in named if group.id not in new]
     lines.append(
         f"The target {name} opens {targets.show_ports(ports)} with {count(len(everything), 'group')}"
         + (f", for {targets.show_families(families)}." if families else ".")
@@ -88,9 +91,9 @@ def adopt(stack: Stack, name: str, wanted: Sequence[str], *, ports: Sequence[Por
 
 
 def _described(aws: Aws, wanted: list[str]) -> list[Group]:
-    """Read the groups that are named. Raises AdminError for one that is not there."""
+    """Read the named groups. Raises AdminError for one that does not exist."""
     try:
-        found = list(aws.pages("ec2", "describe_security_groups", "SecurityGroups", GroupIds=wanted))
+        listed = list(aws.pages("ec2", "describe_security_groups", "SecurityGroups", GroupIds=wanted))
     except ClientError as error:
         if code_of(error) not in ("InvalidGroup.NotFound", "InvalidGroupId.Malformed"):
             raise
@@ -98,11 +101,11 @@ def _described(aws: Aws, wanted: list[str]) -> list[Group]:
             f"{error.response['Error']['Message']}. Groups are named by id, like sg-0123456789abcdef0, and "
             f"must be in {aws.region}; see `aws ec2 describe-security-groups`."
         ) from error
-    return [targets.read_group(each) for each in found]
+    return [targets.read_group(each) for each in listed]
 
 
 def _refuse_taken(stack: Stack, name: str, group: Group) -> None:
-    """Raise AdminError for a group that is another target's, or another stack's."""
+    """Raise AdminError for a group of another target or another stack."""
     owner, target = group.tags.get(tags.STACK), group.tags.get(tags.TARGET)
     if group.tags.get(tags.UNFINISHED):
         raise AdminError(
@@ -127,7 +130,7 @@ def _refuse_taken(stack: Stack, name: str, group: Group) -> None:
 
 
 def _refuse_apart(name: str, groups: dict[str, Group], there: attach.Attached) -> None:
-    """Raise AdminError for groups that are not attached to the same things."""
+    """Raise AdminError for groups that are not attached to the same resources."""
     places = {group: there.places(group) for group in sorted(groups)}
     if len(set(places.values())) > 1:
         shown = "; ".join(f"{group}: {', '.join(sorted(at)) or 'nothing'}" for group, at in places.items())
@@ -142,10 +145,10 @@ def _refuse_apart(name: str, groups: dict[str, Group], there: attach.Attached) -
 
 
 def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, revoke: bool) -> Result:
-    """Take Knock's tags off a target's groups, or off those named; the groups stay, with all other rules.
+    """Remove Knock's tags from a target's groups, or from those named. The groups and their other rules stay.
 
-    Whoever is in is ended first, or it is refused: a rule in a group without tags could be closed by nobody.
-    A run that stopped goes on where it was.
+    Live grants are closed first (`revoke`), or AdminError is raised: Knock could not revoke a rule in a group
+    without tags. After an interruption, the same call continues.
     """
     aws = stack.aws
     leaving = targets.groups_where(aws, **{f"tag:{tags.LEAVING}": f"{stack.name}/{name}"})
@@ -156,7 +159,7 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
             f"{', '.join(unknown)}: not of the target {name}, whose groups are {', '.join(groups)}."
         )
     chosen = [group for group in groups if not wanted or group in wanted]
-    # A grant of the target may have its rule in another group of the pool; that of the trail has all of them.
+    # A grant of the target may have its rules in another group of the pool only: the trail says in which.
     entries = [entry for entry in inside.live(stack, name, chosen, now) if _is_in(entry, chosen)]
     if entries and not revoke:
         raise inside.refusal(
@@ -190,19 +193,20 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
         else f"There is no target {name} any more. Keys that may open it keep its name; `knock-admin "
         "doctor` names them."
     )
-    if made := sorted(group for group in chosen if groups[group].ours):
-        lines.append(f"knock-admin made {', '.join(made)}; nothing deletes what is released but you.")
+    if own := sorted(group for group in chosen if groups[group].ours):
+        lines.append(f"knock-admin made {', '.join(own)}; nothing deletes what is released but you.")
     return Result({"target": name, "released": chosen, "ended": ended}, lines)
 
 
 def _is_in(entry: Entry, chosen: Sequence[str]) -> bool:
-    """Say whether a grant has a rule in one of these groups, or may have: one that is opening has none on
-    record."""
+    """Say whether a grant has a rule in one of these groups. A grant that is being opened may have one: its
+    rules are not on record yet.
+    """
     return not entry.rules or bool(entry.groups & set(chosen))
 
 
 def _await_flight() -> None:
-    """Wait until no authorization is under way that took these groups for a target's."""
+    """Wait FLIGHT, until each authorization that read these groups' tags before has ended."""
     deadline = time.monotonic() + FLIGHT
     while (left := deadline - time.monotonic()) > 0:
         progress(f"waiting {left:.0f} s for knocks that are on their way")
@@ -210,7 +214,7 @@ def _await_flight() -> None:
 
 
 def _refuse_rules(stack: Stack, groups: Sequence[str]) -> None:
-    """Raise AdminError while a group holds a rule of Knock's."""
+    """Raise AdminError while a group has a rule of Knock's."""
     left = [
         rule["SecurityGroupRuleId"]
         for rule in targets.rules_of(stack.aws, groups)

@@ -1,6 +1,6 @@
-"""What security groups are attached to, and how they are attached there and taken off.
+"""The resources that security groups are attached to: finding them, and changing their groups.
 
-| kind | named by | where its groups are set | when it is done |
+| kind | named by | where its groups are set | when the change is done |
 |---|---|---|---|
 | network interface | `--eip`, `--instance`, `--interface` | the interface | at once |
 | load balancer | `--load-balancer` | the load balancer | at once |
@@ -8,10 +8,10 @@
 | ECS service | `--ecs` | its tasks' network configuration: a deployment | when tasks are replaced |
 | ElastiCache | `--elasticache` | the replication group, or a cluster without one | minutes later |
 
-No service has a call that adds or takes one group: the whole list is set, with the groups that are there. A
-change that somebody else makes between our reading and that call is lost.
+No service has a call that adds or removes one group: the whole list is replaced. So a change that somebody
+else makes between reading the list and replacing it is lost.
 
-Where AWS answers before it is done, `wait` looks until it is. All other things that have groups (launch
+Where AWS answers before the change is done, `wait` polls until it is. All other resources with groups (launch
 templates, pods, functions in a VPC) are for `target adopt`: their groups are set where they are defined.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from knock_admin.aws import Aws
 
 FILTER_VALUES = 200
-"""The most values a filter of EC2's takes."""
+"""The most values in a filter of EC2's."""
 
 # https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/CHAP_Limits.html ("Security groups (VPC)", not
 # adjustable)
@@ -40,15 +40,15 @@ FILTER_VALUES = 200
 FIXED_LIMIT = 5
 
 PAUSE = 5.0
-"""Seconds between two looks at something that is being changed."""
+"""Seconds between two polls of a resource that is being changed."""
 PATIENCE = 1800.0
-"""Seconds in which a change has to be done. An ECS deployment that cannot start its tasks never is."""
+"""Seconds after which `wait` gives up. An ECS deployment that cannot start its tasks never ends."""
 
 IPV4, IPV6 = "ipv4", "ipv6"
 OPTIONS = ("eip", "instance", "interface", "load_balancer", "rds", "ecs", "elasticache")
-"""The ways to name something, as the command line has them."""
+"""The options of the command line that name resources."""
 
-# The descriptions of interfaces that AWS makes for what is listed here itself.
+# How the descriptions begin of interfaces that AWS makes for the kinds above.
 _KNOWN = (
     "ELB ",
     "RDSNetworkInterface",
@@ -61,32 +61,32 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Holder:
-    """Something that security groups are attached to."""
+    """A resource that security groups are attached to."""
 
     id: str
     vpc: str
     groups: tuple[str, ...]
     families: frozenset[str] = frozenset()
-    """The address families it can be reached over; empty where that cannot be told from itself."""
+    """The address families it can be reached over; empty if its description does not have them."""
 
     kind: ClassVar[str] = ""
     limit: ClassVar[int | None] = None
-    """How many groups it may have; None for as many as a network interface."""
+    """The most groups it may have; None for the quota of a network interface."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
 
     @property
     def brief(self) -> str:
-        """Give its name for a column."""
+        """A short name, for a table."""
         return self.id
 
     def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
-        """Replace the groups by these, in one call."""
+        """Replace its groups, in one call."""
         raise NotImplementedError
 
     def unfinished(self, _aws: Aws, _groups: Sequence[str], /) -> str:
-        """Say what is not done yet of a change to these groups; empty when all is."""
+        """Say what remains of a change to these groups; empty when it is done."""
         return ""
 
 
@@ -112,7 +112,7 @@ class LoadBalancer(Holder):
 
 @dataclass(frozen=True)
 class Database(Holder):
-    """A DB instance that is of no cluster."""
+    """A DB instance that is in no cluster."""
 
     kind = "database"
     limit = FIXED_LIMIT
@@ -127,13 +127,13 @@ class Database(Holder):
         )
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
-        found = aws.client("rds").describe_db_instances(DBInstanceIdentifier=self.id)["DBInstances"][0]
-        return _differing(_of_rds(found), groups) and f"it is {found['DBInstanceStatus']}"
+        described = aws.client("rds").describe_db_instances(DBInstanceIdentifier=self.id)["DBInstances"][0]
+        return _differing(_of_rds(described), groups) and f"it is {described['DBInstanceStatus']}"
 
 
 @dataclass(frozen=True)
 class DatabaseCluster(Holder):
-    """An Aurora or Multi-AZ cluster: its groups are those of all its instances."""
+    """An Aurora or Multi-AZ cluster. Its instances have the cluster's groups."""
 
     kind = "database cluster"
     limit = FIXED_LIMIT
@@ -148,13 +148,13 @@ class DatabaseCluster(Holder):
         )
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
-        found = aws.client("rds").describe_db_clusters(DBClusterIdentifier=self.id)["DBClusters"][0]
-        return _differing(_of_rds(found), groups) and f"it is {found['Status']}"
+        described = aws.client("rds").describe_db_clusters(DBClusterIdentifier=self.id)["DBClusters"][0]
+        return _differing(_of_rds(described), groups) and f"it is {described['Status']}"
 
 
 @dataclass(frozen=True)
 class Service(Holder):
-    """An ECS service whose tasks have interfaces of their own (`awsvpc`)."""
+    """An ECS service whose tasks have their own network interfaces (`awsvpc`)."""
 
     network: tuple[tuple[str, Any], ...] = ()
     """The rest of its awsvpc configuration, which a change must repeat."""
@@ -176,10 +176,10 @@ class Service(Holder):
         )
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
-        """Look at the deployment: tasks that run already keep the groups they were started with."""
+        """Look at the deployment: a running task keeps the groups that it was started with."""
         deployments = _service(aws, self.id)["deployments"]
         ours = [each for each in deployments if set(_awsvpc(each).get("securityGroups", ())) == set(groups)]
-        # One that fails may have been rolled back: the newest is with the old groups then.
+        # A failed deployment may have been rolled back: then the newest deployment has the old groups.
         failed = [each for each in ours if each.get("rolloutState") == "FAILED"]
         if failed:
             why = failed[0].get("rolloutStateReason", "ECS does not say why")
@@ -208,11 +208,11 @@ class Cache(Holder):
 
     def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
         client = aws.client("elasticache")
-        given = {"SecurityGroupIds": list(groups), "ApplyImmediately": True}
+        parameters = {"SecurityGroupIds": list(groups), "ApplyImmediately": True}
         if self.replicated:
-            client.modify_replication_group(ReplicationGroupId=self.id, **given)
+            client.modify_replication_group(ReplicationGroupId=self.id, **parameters)
         else:
-            client.modify_cache_cluster(CacheClusterId=self.id, **given)
+            client.modify_cache_cluster(CacheClusterId=self.id, **parameters)
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
         waiting = [
@@ -226,46 +226,46 @@ class Cache(Holder):
 # ---------------------------------------------------------------------------- reading
 
 
-def _of_rds(found: Mapping[str, Any]) -> dict[str, str]:
-    """Give a database's groups and the state of each: adding, active, removing."""
-    return {each["VpcSecurityGroupId"]: each["Status"] for each in found.get("VpcSecurityGroups", [])}
+def _of_rds(described: Mapping[str, Any]) -> dict[str, str]:
+    """Give the groups of a database, each with its state: adding, active, removing."""
+    return {each["VpcSecurityGroupId"]: each["Status"] for each in described.get("VpcSecurityGroups", [])}
 
 
 def _staying(states: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(group for group, state in states.items() if state != "removing")
 
 
-def _of_cache(found: Mapping[str, Any]) -> dict[str, str]:
-    return {each["SecurityGroupId"]: each["Status"] for each in found.get("SecurityGroups", [])}
+def _of_cache(described: Mapping[str, Any]) -> dict[str, str]:
+    return {each["SecurityGroupId"]: each["Status"] for each in described.get("SecurityGroups", [])}
 
 
 def _differing(states: Mapping[str, str], groups: Iterable[str]) -> str:
-    """Say which groups are not as they shall be."""
+    """Name the groups that are to be added or removed; empty when there are none."""
     wanted = set(groups)
     others = {group for group in states if group not in wanted}
     return " ".join(sorted(others | {group for group in wanted if states.get(group) != "active"}))
 
 
-def _network(found: Mapping[str, Any]) -> frozenset[str]:
-    """Read the families of a database or a cache; empty where AWS does not say."""
+def _network(described: Mapping[str, Any]) -> frozenset[str]:
+    """Read the address families of a database or a cache; empty if AWS does not say."""
     return {
         "IPV4": frozenset({IPV4}),
         "IPV6": frozenset({IPV6}),
         "DUAL": frozenset({IPV4, IPV6}),
         "DUAL_STACK": frozenset({IPV4, IPV6}),
-    }.get(str(found.get("NetworkType", "")).upper(), frozenset())
+    }.get(str(described.get("NetworkType", "")).upper(), frozenset())
 
 
 def _vpc_of(aws: Aws, name: str, groups: Sequence[str]) -> str:
-    """Give the VPC of something by its groups, which lie in the same. Raises AdminError when it has none."""
+    """Give the VPC of a resource, which is the VPC of its groups. Raises AdminError if it has no group."""
     if not groups:
         raise AdminError(f"{name} has no security group of a VPC, so none can be added to it.")
-    found = aws.client("ec2").describe_security_groups(GroupIds=[groups[0]])["SecurityGroups"]
-    return str(found[0]["VpcId"])
+    described = aws.client("ec2").describe_security_groups(GroupIds=[groups[0]])["SecurityGroups"]
+    return str(described[0]["VpcId"])
 
 
 def _managed(each: Mapping[str, Any]) -> bool:
-    """Say whether an interface's groups are set elsewhere: by a service of AWS's, or by Kubernetes for a pod.
+    """Say whether an interface's groups are set elsewhere: by an AWS service, or by Kubernetes for a pod.
 
     https://docs.aws.amazon.com/eks/latest/userguide/security-groups-for-pods.html
     """
@@ -274,7 +274,7 @@ def _managed(each: Mapping[str, Any]) -> bool:
 
 
 def interface(each: Mapping[str, Any]) -> Interface:
-    """Read a network interface. Raises AdminError for one that an AWS service manages."""
+    """Read a network interface. Raises AdminError if an AWS service manages it."""
     if _managed(each):
         raise AdminError(
             f"{each['NetworkInterfaceId']} is managed by an AWS service ({each.get('Description')}): its "
@@ -295,7 +295,7 @@ def _addresses(each: Mapping[str, Any]) -> frozenset[str]:
 
 
 def load_balancer(each: Mapping[str, Any]) -> LoadBalancer:
-    """Read a load balancer. Raises AdminError for one that cannot have groups."""
+    """Read a load balancer. Raises AdminError if it cannot have groups."""
     groups = tuple(each.get("SecurityGroups", []))
     if each["Type"] not in ("application", "network"):
         raise AdminError(
@@ -315,26 +315,26 @@ def load_balancer(each: Mapping[str, Any]) -> LoadBalancer:
     return LoadBalancer(each["LoadBalancerArn"], each["VpcId"], groups, families)
 
 
-def _database(aws: Aws, found: Mapping[str, Any]) -> Database:
-    name, groups = found["DBInstanceIdentifier"], _staying(_of_rds(found))
-    return Database(name, _vpc_of(aws, f"The database {name}", groups), groups, _network(found))
+def _database(aws: Aws, described: Mapping[str, Any]) -> Database:
+    name, groups = described["DBInstanceIdentifier"], _staying(_of_rds(described))
+    return Database(name, _vpc_of(aws, f"The database {name}", groups), groups, _network(described))
 
 
-def _database_cluster(aws: Aws, found: Mapping[str, Any]) -> DatabaseCluster:
-    name, groups = found["DBClusterIdentifier"], _staying(_of_rds(found))
+def _database_cluster(aws: Aws, described: Mapping[str, Any]) -> DatabaseCluster:
+    name, groups = described["DBClusterIdentifier"], _staying(_of_rds(described))
     return DatabaseCluster(
-        name, _vpc_of(aws, f"The database cluster {name}", groups), groups, _network(found)
+        name, _vpc_of(aws, f"The database cluster {name}", groups), groups, _network(described)
     )
 
 
 def _named_database(aws: Aws, name: str) -> Holder:
-    """Find a DB instance or cluster by its identifier; an instance of a cluster stands for the cluster."""
+    """Find a DB instance or cluster by its identifier. For an instance of a cluster, give the cluster."""
     rds, cluster = aws.client("rds"), name
     try:
-        found = rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
-        if not found.get("DBClusterIdentifier"):
-            return _database(aws, found)
-        cluster = found["DBClusterIdentifier"]
+        instance = rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
+        if not instance.get("DBClusterIdentifier"):
+            return _database(aws, instance)
+        cluster = instance["DBClusterIdentifier"]
         note(
             f"{name} is of the cluster {cluster}, and its groups are the cluster's: all its instances get "
             "them"
@@ -356,27 +356,27 @@ def _service(aws: Aws, name: str) -> dict[str, Any]:
     cluster, slash, service = name.partition("/")
     if not slash or not cluster or not service:
         raise AdminError(f"An ECS service is named like main/web, its cluster first, not {name!r}.")
-    found: list[dict[str, Any]] = aws.client("ecs").describe_services(cluster=cluster, services=[service])[
+    services: list[dict[str, Any]] = aws.client("ecs").describe_services(cluster=cluster, services=[service])[
         "services"
     ]
-    if not found or found[0].get("status") != "ACTIVE":
+    if not services or services[0].get("status") != "ACTIVE":
         raise AdminError(f"There is no ECS service {service} in the cluster {cluster}.")
-    return found[0]
+    return services[0]
 
 
-def _awsvpc(found: Mapping[str, Any]) -> dict[str, Any]:
-    return dict((found.get("networkConfiguration") or {}).get("awsvpcConfiguration") or {})
+def _awsvpc(described: Mapping[str, Any]) -> dict[str, Any]:
+    return dict((described.get("networkConfiguration") or {}).get("awsvpcConfiguration") or {})
 
 
 def _named_service(aws: Aws, name: str) -> Service:
-    found = _service(aws, name)
-    network = _awsvpc(found)
+    service = _service(aws, name)
+    network = _awsvpc(service)
     if not network:
         raise AdminError(
             f"The tasks of the ECS service {name} have no interfaces of their own (network mode awsvpc): "
             "attach the instances they run on."
         )
-    controller = found.get("deploymentController", {}).get("type", "ECS")
+    controller = service.get("deploymentController", {}).get("type", "ECS")
     if controller != "ECS":
         raise AdminError(
             f"The ECS service {name} is deployed by {controller}, which sets its groups: add a group there, "
@@ -389,7 +389,7 @@ def _read_service(aws: Aws, name: str, network: Mapping[str, Any]) -> Service:
     ec2, groups = aws.client("ec2"), tuple(network.get("securityGroups", ()))
     subnets = ec2.describe_subnets(SubnetIds=[network["subnets"][0]])["Subnets"]
     vpc = str(subnets[0]["VpcId"])
-    if not groups:  # then tasks have the default group, which the first one named would replace
+    if not groups:  # then tasks have the default group, which a list of groups would replace
         in_vpc = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": ["default"]}]
         groups = tuple(
             each["GroupId"] for each in ec2.describe_security_groups(Filters=in_vpc)["SecurityGroups"]
@@ -403,10 +403,10 @@ def _read_service(aws: Aws, name: str, network: Mapping[str, Any]) -> Service:
 
 
 def _members(aws: Aws, name: str) -> list[dict[str, Any]]:
-    """List the cache clusters of a replication group, or the one cluster of that name."""
+    """List the cache clusters of a replication group, or the single cluster of that name."""
     client = aws.client("elasticache")
     try:
-        found = client.describe_cache_clusters(CacheClusterId=name)["CacheClusters"]
+        clusters = client.describe_cache_clusters(CacheClusterId=name)["CacheClusters"]
     except ClientError as error:
         if code_of(error) != "CacheClusterNotFound":
             raise
@@ -419,18 +419,18 @@ def _members(aws: Aws, name: str) -> list[dict[str, Any]]:
                 f"There is no cache cluster and no replication group {name} here. The groups of a "
                 "serverless cache are set there; take one in with `target adopt`."
             ) from missing
-        found = [
+        clusters = [
             each
             for member in group["MemberClusters"]
             for each in client.describe_cache_clusters(CacheClusterId=member)["CacheClusters"]
         ]
-    return list(found)
+    return list(clusters)
 
 
-def _cache(aws: Aws, found: Mapping[str, Any]) -> Cache:
-    group = found.get("ReplicationGroupId")
-    name, groups = str(group or found["CacheClusterId"]), _staying(_of_cache(found))
-    return Cache(name, _vpc_of(aws, f"The cache {name}", groups), groups, _network(found), bool(group))
+def _cache(aws: Aws, described: Mapping[str, Any]) -> Cache:
+    group = described.get("ReplicationGroupId")
+    name, groups = str(group or described["CacheClusterId"]), _staying(_of_cache(described))
+    return Cache(name, _vpc_of(aws, f"The cache {name}", groups), groups, _network(described), bool(group))
 
 
 def _named_cache(aws: Aws, name: str) -> Cache:
@@ -441,20 +441,20 @@ def _named_cache(aws: Aws, name: str) -> Cache:
 
 
 def named(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[Holder]:
-    """Find what a command line names, each once. Raises AdminError."""
+    """Find the resources that the command line names, by option; each once. Raises AdminError."""
     holders: list[Holder] = []
     if ids := _named_interfaces(aws, places):
-        found = aws.pages("ec2", "describe_network_interfaces", "NetworkInterfaces", NetworkInterfaceIds=ids)
-        holders += [interface(each) for each in found]
+        listed = aws.pages("ec2", "describe_network_interfaces", "NetworkInterfaces", NetworkInterfaceIds=ids)
+        holders += [interface(each) for each in listed]
     balancers = list(dict.fromkeys(places.get("load_balancer", ())))
     arns = [each for each in balancers if each.startswith("arn:")]
     for how, which in (
         ("LoadBalancerArns", arns),
         ("Names", [each for each in balancers if each not in arns]),
-    ):  # one call takes one or the other
+    ):  # a call takes either ARNs or names
         if which:
-            found = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers", **{how: which})
-            holders += [load_balancer(each) for each in found]
+            listed = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers", **{how: which})
+            holders += [load_balancer(each) for each in listed]
     by_name: dict[str, Callable[[Aws, str], Holder]] = {
         "rds": _named_database,
         "ecs": _named_service,
@@ -478,15 +478,15 @@ def _named_interfaces(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[str
     if instances := list(places.get("instance", ())):
         for reservation in aws.pages("ec2", "describe_instances", "Reservations", InstanceIds=instances):
             for instance in reservation["Instances"]:
-                found = [each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
-                if not found:
+                attached = [each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
+                if not attached:
                     raise AdminError(f"The instance {instance['InstanceId']} has no network interface.")
-                ids += found
+                ids += attached
     return list(dict.fromkeys(ids))
 
 
 def of_groups(aws: Aws, operation: str, items: str, groups: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield what a describe operation of EC2's finds for any of the groups."""
+    """Yield the items that a describe operation of EC2's lists for any of the groups."""
     ids = sorted(set(groups))
     for start in range(0, len(ids), FILTER_VALUES):
         values = ids[start : start + FILTER_VALUES]
@@ -495,16 +495,15 @@ def of_groups(aws: Aws, operation: str, items: str, groups: Iterable[str]) -> It
 
 @dataclass(frozen=True)
 class Attached:
-    """What some groups are attached to."""
+    """The resources that some groups are attached to."""
 
     holders: tuple[Holder, ...]
     interfaces: tuple[Mapping[str, Any], ...]
-    """All interfaces, also those that AWS made for a holder, or for something this program knows nothing
-    of."""
+    """All interfaces, also those that AWS made for a holder, or for a resource of an unknown kind."""
 
     @property
     def others(self) -> list[str]:
-        """Name the interfaces of things that this program cannot attach to."""
+        """Name the interfaces of resources that this program cannot attach groups to."""
         return [
             f"{each['NetworkInterfaceId']} ({each.get('Description') or 'managed by AWS'})"
             for each in self.interfaces
@@ -512,46 +511,50 @@ class Attached:
         ]
 
     def places(self, group: str) -> frozenset[str]:
-        """Name all that one group is attached to."""
+        """Name all resources and managed interfaces that a group is attached to."""
         there = {str(holder) for holder in self.holders if group in holder.groups}
         return frozenset(
             there
             | {
                 each["NetworkInterfaceId"]
                 for each in self.interfaces
-                if _managed(each) and any(one["GroupId"] == group for one in each["Groups"])
+                if _managed(each) and group in {listed["GroupId"] for listed in each["Groups"]}
             }
         )
 
     @property
     def families(self) -> frozenset[str]:
-        """Give the families that any of it can be reached over; empty where that cannot be told."""
+        """The address families over which any of them can be reached; empty if not known."""
         return families_of(self.holders, self.interfaces)
 
 
 def families_of(holders: Iterable[Holder], interfaces: Iterable[Mapping[str, Any]] = ()) -> frozenset[str]:
-    """Put families together. Empty when one thing's cannot be told: it may be reachable over either."""
-    found, tasks = set[str](), False
+    """Join the address families of resources. Empty if one is not known: it may be reachable over both."""
+    families, tasks = set[str](), False
     for each in interfaces:
-        said = str(each.get("Description", ""))
-        if said.startswith("ELB "):
+        description = str(each.get("Description", ""))
+        if description.startswith("ELB "):
             continue  # a load balancer without public IPv4 has private IPv4 there
-        found |= _addresses(each)
-        tasks |= ":ecs:" in said
+        families |= _addresses(each)
+        tasks |= ":ecs:" in description
     for holder in holders:
         if not holder.families and not (isinstance(holder, Service) and tasks):
             return frozenset()
-        found |= holder.families
-    return frozenset(found)
+        families |= holder.families
+    return frozenset(families)
 
 
 def attached(aws: Aws, groups: Iterable[str]) -> Attached:
-    """Find what any of the groups is attached to. A load balancer is listed itself, not its interfaces."""
+    """Find the resources that any of the groups is attached to.
+
+    A load balancer is listed itself, and its interfaces are not. A service that the credentials may not list
+    is left out, with a warning.
+    """
     wanted = set(groups)
     if not wanted:
         return Attached((), ())
-    found = of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
-    interfaces = {each["NetworkInterfaceId"]: each for each in found}
+    listed = of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
+    interfaces = {each["NetworkInterfaceId"]: each for each in listed}
     holders: list[Holder] = [interface(each) for each in interfaces.values() if not _managed(each)]
     balancers = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers")
     holders += [load_balancer(each) for each in balancers if wanted & set(each.get("SecurityGroups", []))]
@@ -567,20 +570,20 @@ def attached(aws: Aws, groups: Iterable[str]) -> Attached:
 
 
 def _databases(aws: Aws, wanted: set[str]) -> list[Holder]:
-    found: list[Holder] = [
+    instances: list[Holder] = [
         _database(aws, each)
         for each in aws.pages("rds", "describe_db_instances", "DBInstances")
         if not each.get("DBClusterIdentifier") and wanted & _of_rds(each).keys()
     ]
     clusters = aws.pages("rds", "describe_db_clusters", "DBClusters")
-    return found + [_database_cluster(aws, each) for each in clusters if wanted & _of_rds(each).keys()]
+    return instances + [_database_cluster(aws, each) for each in clusters if wanted & _of_rds(each).keys()]
 
 
 def _services(aws: Aws, wanted: set[str]) -> list[Holder]:
-    found: list[Holder] = []
+    services: list[Holder] = []
     for cluster in aws.pages("ecs", "list_clusters", "clusterArns"):
         names = list(aws.pages("ecs", "list_services", "serviceArns", cluster=cluster))
-        for start in range(0, len(names), 10):  # as many as one call describes
+        for start in range(0, len(names), 10):  # DescribeServices takes ten at most
             answer = aws.client("ecs").describe_services(
                 cluster=str(cluster), services=[str(name) for name in names[start : start + 10]]
             )
@@ -588,13 +591,13 @@ def _services(aws: Aws, wanted: set[str]) -> list[Holder]:
                 network = _awsvpc(each)
                 if wanted & set(network.get("securityGroups", ())):
                     name = f"{str(cluster).rpartition('/')[2]}/{each['serviceName']}"
-                    found.append(_read_service(aws, name, network))
-    return found
+                    services.append(_read_service(aws, name, network))
+    return services
 
 
 def _caches(aws: Aws, wanted: set[str]) -> list[Holder]:
-    found = aws.pages("elasticache", "describe_cache_clusters", "CacheClusters")
-    caches = [_cache(aws, each) for each in found if wanted & _of_cache(each).keys()]
+    clusters = aws.pages("elasticache", "describe_cache_clusters", "CacheClusters")
+    caches = [_cache(aws, each) for each in clusters if wanted & _of_cache(each).keys()]
     return list({cache.id: cache for cache in caches}.values())
 
 
@@ -602,30 +605,30 @@ def _caches(aws: Aws, wanted: set[str]) -> list[Holder]:
 
 
 def change(aws: Aws, changes: Mapping[Holder, Sequence[str]], doing: str) -> None:
-    """Set the groups of each holder. AWS may not be done with that yet: `wait` until it is."""
+    """Set the groups of each holder. AWS may finish the change later; see `wait`."""
     for number, (holder, groups) in enumerate(changes.items(), 1):
         progress(f"{doing} {number} of {len(changes)}: {holder}")
         holder.set_groups(aws, groups)
 
 
 def wait(aws: Aws, changes: Mapping[Holder, Sequence[str]]) -> None:
-    """Look until every holder has these groups and no others, and say how far it is. Raises AdminError.
+    """Poll until every holder has exactly these groups, and report progress.
 
-    A dry run has changed nothing that could be waited for.
+    Raises AdminError after PATIENCE, and for a deployment that fails. A dry run returns at once.
     """
     if aws.calls.dry_run:
         return
-    deadline, told = time.monotonic() + PATIENCE, dict[Holder, str]()
+    deadline, reported = time.monotonic() + PATIENCE, dict[Holder, str]()
     while True:
         left = {
             holder: text for holder, groups in changes.items() if (text := holder.unfinished(aws, groups))
         }
         for holder, text in left.items():
-            if told.get(holder) != text:
+            if reported.get(holder) != text:
                 progress(f"waiting for {holder}: {text}")
         if not left:
             return
-        told = left
+        reported = left
         if time.monotonic() >= deadline:
             raise AdminError(
                 "; ".join(

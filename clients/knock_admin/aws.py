@@ -1,12 +1,12 @@
-"""The way to AWS: one session, its clients, and the list of the calls that change something.
+"""Access to AWS: one session, its clients, and the list of calls that change something.
 
-Every call of every command passes the hooks below, so `--dry-run` is written once: a call that is not known
-to only read is listed with its parameters and answered here, with placeholders, and never sent. The same
-list says, when a command fails half-way, what had been done before.
+Every call of every command passes the hooks below, so `--dry-run` is implemented once: a call that is not
+known to only read is listed with its parameters, answered here with placeholders, and never sent. When a
+command fails half-way, the list of calls says what it had done before.
 
-A call counts as reading when its operation's name starts with a reading verb. All others are held back, so an
-operation this module has never heard of is held back too. EC2's own `DryRun` parameter was no alternative:
-few services have it, and it checks permissions instead of listing calls.
+A call counts as reading if its operation's name starts with a reading verb. In a dry run all other calls are
+held back, so an operation that this module does not know is held back too. EC2's own `DryRun` parameter was
+no alternative: few services have it, and it checks permissions instead of listing calls.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ if TYPE_CHECKING:
 
 READING = ("Describe", "Get", "List", "Select", "Query", "Scan", "DomainMetadata")
 
-# Their calls give credentials, and change nothing: a profile with a role signs in by one, a dry run's too.
+# Services whose calls only give credentials. A profile with a role needs such a call in a dry run as well.
 SIGNING_IN = ("sts", "sso", "sso-oidc", "signin")
 
-# The services that have no dual-stack endpoint: with AWS_USE_DUALSTACK_ENDPOINT botocore makes one up.
+# Services without a dual-stack endpoint. With AWS_USE_DUALSTACK_ENDPOINT botocore builds names for them that
+# do not exist.
 # https://docs.aws.amazon.com/vpc/latest/userguide/aws-ipv6-support.html
 SINGLE_STACK = ("apigateway", "sdb")
 
-# What these log for debugging holds whole answers, and API Gateway's hold keys' values.
+# The debug logs of these contain whole answers, and those of API Gateway contain keys' values.
 LOUD = ("boto3", "botocore", "urllib3")
 
-# IAM's prefix where it is not the endpoint's.
+# IAM's prefix of a service, if it differs from the endpoint's.
 IAM_SERVICE = {"monitoring": "cloudwatch"}
 
 CONFIG = Config(
@@ -55,7 +56,7 @@ CONFIG = Config(
     user_agent_extra=f"knock-admin/{__version__}",
 )
 
-# A synchronous Invoke is answered when the function has run, and the drift guard may run for 15 minutes.
+# A synchronous Invoke is answered when the function has ended, and the drift guard may run for 15 minutes.
 PATIENT = CONFIG.merge(Config(read_timeout=920, tcp_keepalive=True))
 
 
@@ -66,27 +67,27 @@ class Call:
     name: str
     """`ec2:CreateSecurityGroup`"""
     permission: str
-    """What IAM calls the right to make it."""
+    """The IAM action that allows it."""
     parameters: dict[str, Any]
     reads: bool
 
 
 @dataclass
 class Calls:
-    """The calls of one run that change something: planned (`--dry-run`) or done."""
+    """The calls of one command that change something: planned (`--dry-run`) or done."""
 
     dry_run: bool = False
     planned: list[Call] = field(default_factory=list)
     done: list[Call] = field(default_factory=list)
     last: Call | None = None
-    """The call that was tried last, whatever became of it."""
+    """The last call, whether it succeeded or not."""
     uncounted: bool = False
-    """Calls that are done are not remembered: there are any number of them."""
+    """While True, `done` does not grow, because the number of calls has no bound."""
     unanswered: list[Call] = field(default_factory=list)
-    """Calls that change something, sent and not answered: nobody knows whether they were done."""
+    """Calls that change something and were sent, but not answered: they may have been done or not."""
 
     def plan(self, call: str, parameters: dict[str, Any]) -> None:
-        """List a call that is no operation of AWS's."""
+        """List a call that is not an operation of AWS."""
         self.planned.append(Call(call, call, parameters, reads=False))
 
 
@@ -110,18 +111,18 @@ class Aws:
         self._signed_in = False
         events = self._session.events
         events.register_last("before-parameter-build", self._note)
-        # The stubs say that a hook gives nothing back; before-call's answer is what the call gives back.
+        # The stubs say that a hook returns nothing; what a before-call hook returns is the call's answer.
         events.register_last("before-call", self._hold_back)  # type: ignore[arg-type]
         events.register_last("after-call", self._remember)
 
     @property
     def region(self) -> str | None:
-        """Give the session's region."""
+        """The session's region."""
         return self._session.region_name
 
     @property
     def partition(self) -> str:
-        """Give the partition of the session's region, for ARNs."""
+        """The partition of the session's region, for ARNs."""
         return self._session.get_partition_for_region(str(self.region))
 
     def key_arn(self, key_id: str) -> str:
@@ -130,9 +131,9 @@ class Aws:
 
     @property
     def domain(self) -> str | None:
-        """Give the domain that the region's services answer under; mostly `amazonaws.com`.
+        """The domain of the region's service endpoints, mostly `amazonaws.com`.
 
-        None where they answer elsewhere: at an endpoint of one's own, as the local stack is.
+        None if the endpoints are elsewhere, as those of the local stack are.
         """
         host = urlsplit(self.client("apigateway").meta.endpoint_url).hostname or ""
         _, region, domain = (*host.split(".", 2), "", "")[:3]
@@ -140,19 +141,19 @@ class Aws:
 
     @property
     def trail_regions(self) -> list[str]:
-        """List the regions that have SimpleDB; botocore makes up an endpoint for every other."""
+        """The regions that have SimpleDB. For others botocore builds names of endpoints that do not exist."""
         return self._session.get_available_regions("sdb")
 
     def client(
         self, service: str, region: str | None = None
     ) -> Any:  # Any: a boto3 client has no static type
-        """Give the client of a service, made once. Raises Unreachable where signing in fails."""
+        """Give the client of a service, which is made once. Raises Unreachable if signing in fails."""
         if not self._signed_in:
             self._sign_in()
         key = (service, region)
         if key not in self._clients:
             config = PATIENT if service == "lambda" else CONFIG
-            if service in SINGLE_STACK:  # what a client is made with counts more than the environment
+            if service in SINGLE_STACK:  # a client's own configuration overrides the environment
                 config = config.merge(Config(use_dualstack_endpoint=False))
             self._clients[key] = self._session.client(
                 service,  # type: ignore[call-overload]  # the overloads want a literal
@@ -163,15 +164,14 @@ class Aws:
         return self._clients[key]
 
     def _sign_in(self) -> None:
-        """Have the profile's credentials now, from whatever gives them: a program, a file, a service.
+        """Get the profile's credentials now, from their program, file or service. Raises Unreachable.
 
-        botocore would do so in the middle of the first call, and let through whatever goes wrong there. None
-        at all are botocore's to report. Raises Unreachable.
+        botocore would get them during the first call, and let any exception of theirs through. A lack of
+        credentials is not an error here: botocore reports it.
         """
         try:
             with warnings.catch_warnings():
-                # Without a terminal getpass warns, and then reads an MFA code from whatever standard input
-                # is.
+                # Without a terminal getpass warns, and then reads an MFA code from standard input.
                 warnings.simplefilter("error", GetPassWarning)
                 credentials = self._session.get_credentials()
                 if credentials:
@@ -181,7 +181,7 @@ class Aws:
         self._signed_in = True
 
     def pages(self, service: str, operation: str, items: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """Yield the entries of all pages of a listing operation; `items` is the list's name in the answer."""
+        """Yield the items of all pages of a list operation; `items` is the list's name in the answer."""
         for page in self.client(service).get_paginator(operation).paginate(**parameters):
             yield from page.get(items, [])
 
@@ -239,7 +239,7 @@ def _permission(prefix: str, model: OperationModel) -> str:
 
 
 def _placeholders(shape: Shape | None, number: int) -> dict[str, Any]:
-    """Answer in place of a call that is not sent: texts say which planned call would have made them."""
+    """Make the answer to a call that is not sent: its texts name the planned call that they would be from."""
     members = getattr(shape, "members", {})
     return {
         name: f"<{name} of call {number}>"

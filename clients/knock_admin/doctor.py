@@ -1,14 +1,14 @@
-"""`knock-admin doctor`: is this deployment well, and does it do its job?
+"""`knock-admin doctor`: checks a deployment, and with `--test-grant` opens and closes a grant on it.
 
-Each check looks at one thing and answers with findings: `ok`, `warn` (works, but look at it) or `fail`
-(somebody is locked out, or a door might stay open). A check that may not look, for want of a permission, says
-so as a `warn` and lets the others go on. With `--test-grant` a real grant is made on a scratch group with a
-temporary key, through the knock API as people use it, and watched until it has closed by itself; what was
-made for it is removed whatever happens.
+Each check has findings: `ok`, `warn` (it works, and needs attention) or `fail` (a key cannot knock, or a door
+may stay open). A check that lacks a permission has a `warn` finding, and the other checks go on. With
+`--test-grant` a real grant is made on a scratch group with a temporary key, through the knock API, and
+watched until it has closed by itself. The group and the key are removed in any case.
 
-Live tags decide about every grant, so the scratch group has to be a target of the stack for a while, which a
-key that may open every target could open meanwhile. So it becomes one when all else is ready, and is none any
-more as soon as the test's grant is open: a minute, as long as the API keeps what it has read of tags.
+Grants are decided by the tags that groups have at that time, so the scratch group has to be a target of the
+stack for a while, and meanwhile a key that may open every target may open it. So it becomes a target when all
+else is ready, and stops being one as soon as the test's grant is open: for about a minute, since the API
+caches tags for that long.
 
     group and key made   key accepted   target seen   grant open   rule gone   group and key removed
                                ├── a target of the stack ──┤
@@ -35,7 +35,6 @@ from knock_admin.output import Result, count, progress, table, warn
 from knock_admin.stack import MODULES
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from datetime import datetime
 
     from knock import Client
@@ -43,18 +42,17 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
 
 TEST_DURATION = 10
-"""Seconds the test grant lasts."""
+"""Duration of the test grant, in seconds."""
 TEST_PATIENCE = 180.0
-"""Seconds to wait for the temporary key and target: a new key may take two minutes and a half, and the
-functions keep rights for one."""
+"""Seconds to wait for the temporary key and target: API Gateway may take 150 s to accept a new key, and the
+functions cache rights for 60 s."""
 CLOSING_PATIENCE = 30.0
-"""Seconds to wait for the rule to go after the grant's end."""
+"""Seconds to wait, after the grant's end, until its rule is revoked."""
 PAUSE = 1.0
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 RULES_PER_INTERFACE = 1000
 ENDS_SOON = timedelta(days=7)
-"""How long before a key's end it is warned of."""
-
+"""A key that ends within this time has a `warn` finding."""
 
 MACHINES = (
     ("state machine", "STATE_MACHINE_ARN", "no grant can start"),
@@ -66,15 +64,18 @@ Later = Callable[[str, Callable[[], object]], None]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw."""
+    """One result of a check."""
 
     level: str
     what: str
     detail: str
 
 
-def doctor(stack: Stack, args: Namespace) -> Result:
-    """Check a deployment. Exit code 1 when a check fails; warnings are only told."""
+def doctor(stack: Stack, *, now: datetime, test_grant: bool, vpc: str | None) -> Result:
+    """Check a deployment; the exit code is 1 if there is a `fail` finding.
+
+    `test_grant` makes a grant as well, on a scratch group in `vpc` (None for that of the targets).
+    """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("functions", lambda: _functions(stack)),
         *(
@@ -85,15 +86,15 @@ def doctor(stack: Stack, args: Namespace) -> Result:
         ("ledger", lambda: _ledger(stack)),
         ("refusals", lambda: _domain(stack, "refusals", stores.REFUSALS)),
         ("targets", lambda: _targets(stack)),
-        ("keys", lambda: _keys(stack, args)),
+        ("keys", lambda: _keys(stack, now)),
         ("usage plan", lambda: _usage_plan(stack)),
         ("limits", lambda: _limits(stack)),
         ("quotas", lambda: _quotas(stack)),
         ("events", lambda: _events(stack)),
         ("alarms", lambda: _alarms(stack)),
     ]
-    if args.test_grant:
-        checks.append(("test grant", lambda: _test_grant(stack, args)))
+    if test_grant:
+        checks.append(("test grant", lambda: _test_grant(stack, vpc)))
     findings = [Finding("ok", "stack", f"{stack.name} in {stack.aws.region}")]
     for what, check in checks:
         progress(f"checking {what}")
@@ -107,19 +108,19 @@ def doctor(stack: Stack, args: Namespace) -> Result:
 
 
 def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Run one check; what stops it is a finding of its own. Raises Unreachable: nothing can be checked."""
-    found: list[Finding] = []
+    """Run one check; an error that stops it becomes a finding. Raises botocore's if AWS does not answer."""
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except AdminError as error:
-        found.append(Finding("fail", what, str(error)))
+        findings.append(Finding("fail", what, str(error)))
     except (ClientError, BotoCoreError) as error:
         failure = translated(error, stack.aws.calls.last)
         if isinstance(failure, Unreachable):
             raise
         denied = "Your credentials need" in str(failure)
-        found.append(Finding("warn" if denied else "fail", what, str(failure).replace("\n", " ")))
-    return found
+        findings.append(Finding("warn" if denied else "fail", what, str(failure).replace("\n", " ")))
+    return findings
 
 
 def _functions(stack: Stack) -> Iterator[Finding]:
@@ -174,19 +175,19 @@ def _domain(stack: Stack, what: str, variable: str) -> Iterator[Finding]:
 
 
 def _ledger(stack: Stack) -> Iterator[Finding]:
-    """Look at the domain or table, and at every source's ledger: can it be read, and is there room in it?"""
+    """Check the domain or table, and that every source's ledger can be read and has room."""
     well = list(_domain(stack, "ledger", stores.LEDGER))
     yield from well
     if any(finding.level == "fail" for finding in well):
         return
     for source, values in stores.of(stack, stores.LEDGER).select():
         try:
-            found = ledger.decode(source, values)
+            content = ledger.decode(source, values)
         except AdminError as error:
             yield Finding("fail", "ledger", f"{error}; nobody can knock from there")
             continue
         for what, most in (("claims", ledger.MOST_CLAIMS), ("rules", ledger.MOST_RULES)):
-            held = len(found[what])
+            held = len(content[what])
             if held * 5 >= most * 4:
                 yield Finding(
                     "warn",
@@ -249,12 +250,12 @@ def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Ho
     )
 
 
-def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
+def _keys(stack: Stack, now: datetime) -> Iterator[Finding]:
     known = {group.tags.get(tags.TARGET) for group in targets.all_groups(stack)}
-    found = keys.keys_of(stack)
-    if not found:
+    listed = keys.keys_of(stack)
+    if not listed:
         yield Finding("warn", "keys", "there are none, so nobody can knock; see `knock-admin key add`")
-    for key in found:
+    for key in listed:
         who = key.who
         faults = keys.faults_of(key)
         yield from (Finding("fail", "keys", f"{who}: {fault}; it gives no right") for fault in faults)
@@ -274,27 +275,27 @@ def _keys(stack: Stack, args: Namespace) -> Iterator[Finding]:
             )
         elif key.recorded_name != key.name:
             yield Finding("warn", "keys", f"{who}: its grants are on record under {key.recorded_name}")
-        if key.retires_at and key.retires_at <= args.now:
+        if key.retires_at and key.retires_at <= now:
             yield Finding(
                 "warn", "keys", f"{who} was to retire at {key.tags[tags.RETIRES_AT]} and still works"
             )
-        yield from _rights(stack, key, args.now)
-    opened = {word for key in found if _opens(key, args.now) for word in key.tags[tags.TARGETS].split()}
-    if found and not opened & {"*", tags.EVERY_TARGET} and (nobody := known - opened - {None}):
-        yield Finding("warn", "keys", f"nobody may open {', '.join(sorted(map(str, nobody)))}")
-    if disabled := [key.name for key in found if not key.enabled]:
+        yield from _rights(stack, key, now)
+    opened = {word for key in listed if _opens(key, now) for word in key.tags[tags.TARGETS].split()}
+    if listed and not opened & {"*", tags.EVERY_TARGET} and (unused := known - opened - {None}):
+        yield Finding("warn", "keys", f"nobody may open {', '.join(sorted(map(str, unused)))}")
+    if disabled := [key.name for key in listed if not key.enabled]:
         yield Finding("ok", "keys", f"disabled: {', '.join(disabled)}")
-    yield Finding("ok", "keys", f"{count(len(found), 'key')}, {sum(key.enabled for key in found)} enabled")
+    yield Finding("ok", "keys", f"{count(len(listed), 'key')}, {sum(key.enabled for key in listed)} enabled")
 
 
 def _opens(key: keys.Key, now: datetime) -> bool:
-    """Say whether a key opens anything: enabled, with rights that can be read, and not past its end."""
+    """Say whether a key can open something: it is enabled, has not ended, and its rights can be read."""
     whole = not keys.faults_of(key) and {tags.TARGETS, tags.MAX_DURATION} <= key.tags.keys()
     return key.enabled and whole and not (key.until and key.until <= now)
 
 
 def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
-    """Look at what a key may do: does it open anything, and for as long as somebody meant?"""
+    """Check that a key's rights name targets and a duration, within the stack's limits and until its end."""
     who = key.who
     if lacks := [tag for tag in (tags.TARGETS, tags.MAX_DURATION) if tag not in key.tags]:
         yield Finding("warn", "keys", f"{who} opens nothing: it has no tag {' and no tag '.join(lacks)}")
@@ -381,9 +382,9 @@ def _events(stack: Stack) -> Iterator[Finding]:
 
 def _alarms(stack: Stack) -> Iterator[Finding]:
     prefix = f"{stack.name}-"
-    found = stack.aws.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=prefix)
+    listed = stack.aws.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=prefix)
     # The template's names have no dash of their own; with one, it is an alarm of the stack `knock-2`, say.
-    alarms = [alarm for alarm in found if "-" not in alarm["AlarmName"].removeprefix(prefix)]
+    alarms = [alarm for alarm in listed if "-" not in alarm["AlarmName"].removeprefix(prefix)]
     firing = [alarm for alarm in alarms if alarm["StateValue"] == "ALARM"]
     for alarm in firing:
         yield Finding(
@@ -400,7 +401,7 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
 
 @dataclass
 class Scratch:
-    """A group that is attached to nothing, and a target of the stack only while a test needs it."""
+    """A group that is attached to nothing, and is a target of the stack only while the test needs it."""
 
     stack: Stack
     name: str
@@ -409,11 +410,11 @@ class Scratch:
 
     @classmethod
     def make(cls, stack: Stack, name: str, vpc: str | None) -> Scratch:
-        """Make the group, tagged as one that is no target yet."""
+        """Create the group, with tags that mark it as no target yet."""
         where = targets.vpc_of(stack.aws, vpc, [] if vpc else targets.all_groups(stack)[:1], [])
         ec2 = stack.aws.client("ec2")
         marks = {tags.MADE_BY: tags.KNOCK_ADMIN, tags.UNFINISHED: f"{stack.name}/{name}"}
-        made = ec2.create_security_group(
+        created = ec2.create_security_group(
             GroupName=f"{stack.name}-{name}",
             Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
             VpcId=where["VpcId"],
@@ -424,10 +425,10 @@ class Scratch:
                 }
             ],
         )
-        return cls(stack, name, str(made["GroupId"]))
+        return cls(stack, name, str(created["GroupId"]))
 
     def become_target(self) -> None:
-        """Tag it as a target of its own."""
+        """Tag it as a target."""
         ec2 = self.stack.aws.client("ec2")
         if not self.stack.aws.calls.dry_run:
             ec2.get_waiter("security_group_exists").wait(GroupIds=[self.group], WaiterConfig={"Delay": 1})
@@ -439,7 +440,7 @@ class Scratch:
         ec2.delete_tags(Resources=[self.group], Tags=[{"Key": tags.UNFINISHED}])
 
     def become_none(self) -> None:
-        """Take it out of the targets; Knock may still close what is open there."""
+        """Remove the target's tags; `knock:stack` stays, so that Knock may still revoke its rules."""
         if self.is_target:
             self.stack.aws.client("ec2").delete_tags(
                 Resources=[self.group], Tags=[{"Key": tags.TARGET}, {"Key": tags.PORTS}]
@@ -447,14 +448,14 @@ class Scratch:
             self.is_target = False
 
     def delete(self) -> None:
-        """Delete it. Raises AdminError while it holds a rule: a grant of another key's may claim that."""
+        """Delete it. Raises AdminError while it has a rule, which a grant of another key may claim."""
         self.become_none()
         if rules := [] if self.stack.aws.calls.dry_run else self.rules():
             ids = ", ".join(rule["SecurityGroupRuleId"] for rule in rules)
             raise AdminError(
                 f"it holds {ids}, which a grant of another key may have opened: wait for its end"
             )
-        # Untagged first: the tagging API lists deleted groups for hours, with the tags that they had.
+        # First without its tags: for hours, the tagging API lists deleted groups with the tags they had.
         targets.untag(self.stack, self.name, [self.group])
         self.stack.aws.client("ec2").delete_security_group(GroupId=self.group)
 
@@ -463,8 +464,8 @@ class Scratch:
         return targets.rules_of(self.stack.aws, [self.group])
 
 
-def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
-    """Make a grant, watch it open and close, and remove what was made for it."""
+def _test_grant(stack: Stack, vpc: str | None) -> Iterator[Finding]:
+    """Make a grant, watch it open and close, and remove the key and the group."""
     name = f"doctor-{secrets.token_hex(4)}"
     left_behind: list[str] = []
     with _terminable(), ExitStack() as cleanup:
@@ -472,7 +473,7 @@ def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
         def later(what: str, remove: Callable[[], object]) -> None:
             cleanup.callback(_clean, stack, what, remove, left_behind)
 
-        scratch = Scratch.make(stack, name, args.vpc)
+        scratch = Scratch.make(stack, name, vpc)
         later(f"the group {scratch.group}", scratch.delete)
         gateway = stack.aws.client("apigateway")
         _, value = keys.make(
@@ -484,7 +485,7 @@ def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
                 tags.TARGETS: name,
                 tags.MAX_DURATION: f"{TEST_DURATION}s",
             },
-            made=lambda key: later(f"the key {key}", lambda: gateway.delete_api_key(apiKey=key)),
+            on_id=lambda key: later(f"the key {key}", lambda: gateway.delete_api_key(apiKey=key)),
         )
         if stack.aws.calls.dry_run:
             scratch.become_target()
@@ -497,7 +498,7 @@ def _test_grant(stack: Stack, args: Namespace) -> Iterator[Finding]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Clean up on SIGTERM too, as on Ctrl-C."""
+    """Clean up on SIGTERM, as on Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -512,7 +513,7 @@ def _client(stack: Stack, value: str) -> Client:
 
 
 def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iterator[Finding]:
-    """Knock, and look at the scratch group's rules until they have come and gone."""
+    """Knock, and poll the scratch group's rules until the grant's rule is there, and until it is gone."""
     from knock import KnockError
 
     try:
@@ -541,7 +542,7 @@ def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iter
             yield Finding("fail", "test grant", f"the rule of {grant.id} is still there after its end")
             return
         time.sleep(PAUSE)
-    # The trail says that it is closed a moment after the rule is gone.
+    # The trail records the closing a moment after the rule is revoked.
     while not (closed := _events_of(client, grant.id).get("closed")) and time.monotonic() < deadline:
         time.sleep(PAUSE)
     status = client.grant(grant.id).status
@@ -552,17 +553,17 @@ def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iter
 
 
 def _await(what: str, ask: Callable[[], str | None]) -> None:
-    """Wait until nothing is amiss any more. Raises AdminError when that takes too long."""
+    """Poll until `ask` gives None instead of a reason. Raises AdminError with it after TEST_PATIENCE."""
     progress(f"waiting for the API to {what}; up to two minutes")
     deadline = time.monotonic() + TEST_PATIENCE
-    while amiss := ask():
+    while reason := ask():
         if time.monotonic() > deadline:
-            raise AdminError(f"the API still {amiss}")
+            raise AdminError(f"the API still {reason}")
         time.sleep(PAUSE)
 
 
 def _await_key(client: Client) -> None:
-    """Wait until the gateway lets the temporary key in, by a call for which the API reads no targets."""
+    """Wait until the gateway accepts the temporary key, with a call for which the API reads no targets."""
     from knock import KeyRejected
 
     def ask() -> str | None:
@@ -578,7 +579,7 @@ def _await_key(client: Client) -> None:
 def _await_target(client: Client, name: str) -> None:
     """Wait until the API knows the scratch target.
 
-    By asking what the key may open, not by knocking: a knock that is refused is on record and counts for an
+    It asks for the key's targets and does not knock, because a refused knock is on record and counts for an
     alarm.
     """
 
@@ -594,7 +595,7 @@ def _events_of(client: Client, grant_id: str) -> dict[str, str]:
 
 
 def _end(stack: Stack, grant_id: str, scratch: Scratch) -> None:
-    """End the test grant, should its rule still be there."""
+    """Close the test grant if its rule is still there."""
     if scratch.rules():
         grants.end(stack, grant_id, _BY, "cleaning up")
 
@@ -607,7 +608,7 @@ def _cidrs(rule: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _clean(stack: Stack, what: str, remove: Callable[[], object], left_behind: list[str]) -> None:
-    """Remove one thing that the test made. A failure is told at once, and stops no other removal."""
+    """Remove a resource of the test. A failure is reported at once, and the other removals go on."""
     try:
         remove()
     except (ClientError, BotoCoreError, AdminError) as error:

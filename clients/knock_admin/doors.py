@@ -1,15 +1,15 @@
-"""`knock-admin trail --open-between` and `--open-at`: whose door was open then.
+"""`knock-admin trail --open-between` and `--open-at`: the grants whose door was open in a period.
 
-A door is open from `authorized_at` to `closed_at`: one whose grant has ended and could not be closed is open
-yet. What nobody can rule out is told, with a note:
+A grant's door is open from `authorized_at` to `closed_at`: also after its end, until it is closed. A door
+that may have been open is listed too, with a note:
 
-    asked for ──────── authorized ════════ ended ═════ closed
+    requested ──────── authorized ════════ ended ═════ closed
                           │   open, as it is on record    │
-    asked for ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ended ─ ─ ─ ┤  not on record as open; perhaps rules were
+    requested ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ended ─ ─ ─ ┤  not on record as open, and perhaps it had rules
 
-The second is a grant whose opening was cut off: it counts from when it was asked for, unless it was closed
-without a rule to revoke. All grants asked for before the end of the time are looked at, however long before,
-since a closing may fail for as long as it likes.
+The second is a grant whose opening was interrupted. It counts from its request on, unless closing it revoked
+no rule. All grants requested before the end of the period are read, however old, because closing a grant has
+no time limit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from knock_admin.output import Result, csv_lines, json_lines, table
 from knock_admin.stores import Where
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from knock_admin.stack import Stack
     from knock_admin.stores import AnyOf
@@ -54,7 +53,7 @@ UNREADABLE = "its times cannot be read"
 
 @dataclass(frozen=True)
 class Door:
-    """How long a grant's door was open, as far as the trail knows. `until` is None while it is open."""
+    """The time in which a grant's door was open, by the trail. `until` is None while it is open."""
 
     entry: Entry
     since: datetime
@@ -62,37 +61,37 @@ class Door:
     note: str = ""
 
     def within(self, first: datetime, last: datetime) -> bool:
-        """Say whether it was open in this time, or at this moment where both are one."""
+        """Say whether it was open in a period, or at a moment if `first` and `last` are equal."""
         begun = self.since <= last if first == last else self.since < last
         return begun and (self.until is None or self.until > first)
 
     def overlap(self, first: datetime, last: datetime) -> tuple[datetime, datetime]:
-        """Give the part of this time in which it was open; `last` is not ahead."""
+        """Give the part of a period in which it was open. `last` is not in the future."""
         return max(self.since, first), min(self.until or last, last)
 
 
 def door(entry: Entry, now: datetime) -> Door | None:
-    """Say when a grant's door was open; None where it never was."""
-    authorized, closed = entry.one("authorized_at"), entry.one("closed_at")
+    """Give the time in which a grant's door was open; None if it never was."""
+    authorized, closed = entry.text("authorized_at"), entry.text("closed_at")
     if not authorized and closed and not _revoked(entry):
         return None
     ended = entry.status(now) not in ("active", "pending")
     notes = [] if authorized else [UNRECORDED]
     notes += [UNCLOSED] if ended and not closed else []
     try:
-        since = _time(authorized or entry.one("requested_at"))
+        since = _time(authorized or entry.text("requested_at"))
         return Door(entry, since, _time(closed) if closed else None, "; ".join(notes))
-    except ValueError:  # it is told, whatever time was asked for
+    except ValueError:  # listed for every period, with a note
         return Door(entry, datetime.min.replace(tzinfo=timezone.utc), None, UNREADABLE)
 
 
 def _revoked(entry: Entry) -> bool:
-    """Say whether rules were there to be revoked when the grant was closed."""
-    return any(event.get("event") == "closed" and event.get("revoked") for event in entry.many("event"))
+    """Say whether closing the grant revoked rules."""
+    return any(event.get("event") == "closed" and event.get("revoked") for event in entry.objects("event"))
 
 
 def read_time(text: str) -> datetime | None:
-    """Read a time on record; None where it is none."""
+    """Read a time on record; None if it cannot be read."""
     try:
         return _time(text)
     except ValueError:
@@ -107,46 +106,43 @@ def _time(text: str) -> datetime:
 
 
 def candidates(stack: Stack, where: Sequence[AnyOf], first: datetime, last: datetime) -> Iterator[Entry]:
-    """Yield all grants whose door may have been open in a time: not closed before, nor asked for after."""
-    asked_for = Where("order", "<", trail.milliseconds(last + trail.SKEW))
+    """Yield the grants whose door may have been open in a period: neither closed before nor requested after
+    it.
+    """
+    requested = Where("order", "<", trail.milliseconds(last + trail.SKEW))
     unclosed = (Where("closed_at", "=", "-"), Where("closed_at", ">=", trail.milliseconds(first)))
-    return trail.grants(stack, [(asked_for,), unclosed, *where])
+    return trail.grants(stack, [(requested,), unclosed, *where])
 
 
-def show(stack: Stack, args: Namespace) -> Result:
-    """Print whose door was open in a time, or at a moment, and for how much of it."""
-    others = ("id", "kind", "since", "until", "events")
-    if given := [name for name in others if getattr(args, name)]:
-        raise UsageError(f"With a time in which doors were open, there is no {', no '.join(given)}.")
-    first, last = _asked(args)
-    if first > args.now:
+def show(
+    stack: Stack,
+    filters: Mapping[str, AnyOf],
+    first: datetime,
+    last: datetime,
+    *,
+    now: datetime,
+    output: str,
+) -> Result:
+    """Print the grants whose door was open in a period, or at a moment if `first` and `last` are equal.
+
+    `output` is `table`, `jsonl` or `csv`. Raises UsageError for a period that begins in the future, and
+    AdminError for a filter that no record has ever met.
+    """
+    if first > now:
         raise UsageError("That time has not come: who will be in then, nobody knows.")
-    notes = [f"what comes after {tags.show_time(args.now)} has not come yet"] if last > args.now else []
-    last = min(last, args.now)
-    filters = trail.chosen(args)
+    notes = [f"what comes after {tags.show_time(now)} has not come yet"] if last > now else []
+    last = min(last, now)
     entries = candidates(stack, list(filters.values()), first, last)
-    # What is on record, and had no door open then, is no mistyped name.
+    # A name that is on record is not mistyped, even if none of its doors was open in the period.
     known = trail.some(stack, entries, filters)
-    found = (each for each in (door(entry, args.now) for entry in known) if each and each.within(first, last))
-    shape = "jsonl" if args.json else args.format
-    if shape == "jsonl":
-        return Result(None, json_lines(_as_json(each, first, last, args.now) for each in found), notes=notes)
-    if shape == "csv":
-        rows = (_row(each, first, last, args.now) for each in found)
+    doors = (each for each in (door(entry, now) for entry in known) if each and each.within(first, last))
+    if output == "jsonl":
+        return Result(None, json_lines(_as_json(each, first, last, now) for each in doors), notes=notes)
+    if output == "csv":
+        rows = (_row(each, first, last, now) for each in doors)
         return Result(None, csv_lines(rows, _COLUMNS), notes=notes)
     header = ("ID", "PRINCIPAL", "SOURCE", "TARGETS", "OPEN FROM", "OPEN UNTIL", "OVERLAP", "NOTE")
-    return Result(None, table((_brief(each, first, last) for each in found), header), notes=notes)
-
-
-def _asked(args: Namespace) -> tuple[datetime, datetime]:
-    """Read the time that was asked for. Raises UsageError."""
-    if args.open_at:
-        at = trail.read_moment("--open-at", args.open_at, args.now)
-        return at, at
-    first, last = (trail.read_moment("--open-between", text, args.now) for text in args.open_between)
-    if first >= last:
-        raise UsageError(f"--open-between: {args.open_between[0]} is not before {args.open_between[1]}.")
-    return first, last
+    return Result(None, table((_brief(each, first, last) for each in doors), header), notes=notes)
 
 
 def _brief(each: Door, first: datetime, last: datetime) -> tuple[str, ...]:
@@ -155,8 +151,8 @@ def _brief(each: Door, first: datetime, last: datetime) -> tuple[str, ...]:
     long = "-" if first == last or each.note == UNREADABLE else tags.show_duration(end - begin)
     return (
         entry.id,
-        entry.one("principal_name"),
-        entry.one("source"),
+        entry.text("principal_name"),
+        entry.text("source"),
         entry.target_names or "-",
         _shown(each.since),
         _shown(each.until) if each.until else "still open",

@@ -1,7 +1,7 @@
-"""DynamoDB as a store of records: one table, its items by `name`. Every method is one call a page.
+"""A DynamoDB table as a store of records; its key is `name`.
 
-The trail's table has indexes, which hold its grants by `order`. The tables of refusals and ledgers have none:
-they are read whole, consistently, and where an order is asked for, sorted on disk beyond some thousands.
+The trail's table has indexes, which sort its grants by `order`. The tables of refusals and ledgers have none:
+they are scanned, consistently, and sorted here if an order is given: on disk beyond some thousands of items.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 # template.yaml makes them.
 INDEXES = {"closed_at": "by-closed-at", "kind": "by-kind"}
 
-# What the functions write as sets, also where there is one text.
+# Attributes that the functions write as sets, also if there is one text.
 SETS = frozenset({"event", "rule", "target_name"})
 
 SORTED_IN_MEMORY = 10_000
 
 
 class DynamoDb:
-    """The table `name` in a region; `indexes` are those it has, by the attribute that is their key."""
+    """The table `name` in a region; `indexes` has the names of its indexes by their partition keys."""
 
     def __init__(self, aws: Aws, region: str, name: str, indexes: Mapping[str, str]) -> None:
         self._aws, self._region, self._name, self._indexes = aws, region, name, indexes
@@ -45,7 +45,7 @@ class DynamoDb:
         return f"the table {self._name} in {self._region}"
 
     def get(self, name: str) -> Values:
-        if not name:  # no key is empty, and DynamoDB refuses to look for one
+        if not name:  # a key cannot be empty, and DynamoDB rejects a request with an empty one
             return {}
         with self._explained():
             answer = self._client.get_item(
@@ -59,18 +59,24 @@ class DynamoDb:
             return _sorted(self._pages(*_filter(where), ConsistentRead=True), order)
         if not key:
             return self._pages(*_filter(where), ConsistentRead=True)
-        keys = [one for either in where for one in either if len(either) == 1 and one.attribute in key]
+        keys = [
+            condition
+            for either in where
+            for condition in either
+            if len(either) == 1 and condition.attribute in key
+        ]
         rest = [either for either in where if len(either) > 1 or either[0] not in keys]
         first, last, outside = _range(keys)
-        if first and last and first > last:  # DynamoDB refuses to look there
+        if first and last and first > last:  # DynamoDB rejects an empty range
             return iter(())
-        found = self._pages(
+        partition = next(condition for condition in keys if condition.attribute == key[0])
+        items = self._pages(
             *_filter(rest),
-            keys=_key_condition(next(one for one in keys if one.attribute == key[0]), first, last),
+            keys=_key_condition(partition, first, last),
             IndexName=self._indexes[key[0]],
             ScanIndexForward=order != "descending",
         )
-        return (item for item in found if item[1]["order"][0] not in outside)
+        return (item for item in items if item[1]["order"][0] not in outside)
 
     def add(self, name: str, values: Values) -> bool:
         item = {attribute: _written(attribute, texts) for attribute, texts in values.items()}
@@ -97,13 +103,13 @@ class DynamoDb:
         described = backups["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
         if described.get("PointInTimeRecoveryStatus") != "ENABLED":
             yield "warn", f"{self._name} has no backups: its point-in-time recovery is off"
-        # DynamoDB counts every six hours:
+        # DynamoDB updates these numbers every six hours:
         # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TableDescription.html
         held = f"{count(table.get('ItemCount', 0), 'item')}, {table.get('TableSizeBytes', 0) >> 20} MB"
         yield "ok", f"{self._name} in {self._region}: {held}, as counted in the last six hours"
 
     def check(self) -> None:
-        """Raise AdminError for a table that is not of Knock's shape."""
+        """Raise AdminError for a table that has not Knock's schema."""
         with self._explained():
             table = self._client.describe_table(TableName=self._name)["Table"]
         if faults := list(self._faults(table)):
@@ -116,7 +122,7 @@ class DynamoDb:
             yield f"{self._name} is {table['TableStatus']}"
         if table["KeySchema"] != [_schema("name", "HASH")]:
             yield f"{self._name} is no table of Knock's: its key is not `name`"
-        known = {one["IndexName"]: one for one in table.get("GlobalSecondaryIndexes", ())}
+        known = {index["IndexName"]: index for index in table.get("GlobalSecondaryIndexes", ())}
         for attribute, index in self._indexes.items():
             schema = [_schema(attribute, "HASH"), _schema("order", "RANGE")]
             if index not in known or known[index]["KeySchema"] != schema:
@@ -125,8 +131,12 @@ class DynamoDb:
                 yield f"the index {index} of {self._name} is {known[index]['IndexStatus']}"
 
     def _key_of(self, where: Sequence[AnyOf]) -> tuple[str, str] | None:
-        """Give the keys of the index that fits best, if one does. No key is empty, or asked to be."""
-        fixed = {one.attribute for (one, *more) in where if not more and one.is_ == "=" and one.text}
+        """Give the keys of the most selective index that the conditions allow, or None."""
+        fixed = {
+            condition.attribute
+            for (condition, *more) in where
+            if not more and condition.is_ == "=" and condition.text
+        }
         return next(((name, "order") for name in self._indexes if name in fixed), None)
 
     def _pages(
@@ -137,7 +147,7 @@ class DynamoDb:
         keys: tuple[str, Mapping[str, str], Mapping[str, Any]] | None = None,
         **arguments: Any,
     ) -> Iterator[tuple[str, Values]]:
-        """Ask page after page: of an index by its `keys`, or of the table."""
+        """Yield the items of all pages: of a query of an index by `keys`, or of a scan of the table."""
         key_condition, key_names, key_texts = keys or ("", {}, {})
         arguments |= {"TableName": self._name}
         arguments |= {"KeyConditionExpression": key_condition} if keys else {}
@@ -161,11 +171,11 @@ class DynamoDb:
 
     @contextmanager
     def _explained(self, index: str = "") -> Iterator[None]:
-        """Say what is not there, or of another shape. Raises AdminError for that."""
+        """Raise AdminError for a table or index that does not exist, or has another schema."""
         try:
             yield
         except ClientError as error:
-            code, said = code_of(error), error.response["Error"].get("Message", "")
+            code, message = code_of(error), error.response["Error"].get("Message", "")
             if code == "ResourceNotFoundException":
                 raise AdminError(
                     f"There is no DynamoDB table {self._name} in {self._region}"
@@ -173,13 +183,13 @@ class DynamoDb:
                     + ". It was deleted, or the name is wrong: compare the stack's outputs."
                 ) from error
             if code == "ValidationException":
-                raise self._strange(said) from error
+                raise self._strange(message) from error
             raise
 
-    def _strange(self, said: str) -> AdminError:
+    def _strange(self, fault: str) -> AdminError:
         return AdminError(
             f"The DynamoDB table {self._name} in {self._region} is not of the shape that Knock's has "
-            f"(template.yaml makes it): {said}"
+            f"(template.yaml makes it): {fault}"
         )
 
 
@@ -193,15 +203,15 @@ def _schema(attribute: str, kind: str) -> dict[str, str]:
 
 
 def _range(keys: Sequence[Where]) -> tuple[str, str, set[str]]:
-    """Give the first and the last `order` that conditions allow, empty where any is, and ends left out."""
-    ends = [one for one in keys if one.attribute == "order"]
-    first = max((one.text for one in ends if one.is_ in (">", ">=")), default="")
-    last = min((one.text for one in ends if one.is_ in ("<", "<=")), default="")
-    return first, last, {one.text for one in ends if one.is_ in ("<", ">")}
+    """Give the first and last `order` that conditions allow, empty without a bound, and those excluded."""
+    bounds = [condition for condition in keys if condition.attribute == "order"]
+    first = max((bound.text for bound in bounds if bound.is_ in (">", ">=")), default="")
+    last = min((bound.text for bound in bounds if bound.is_ in ("<", "<=")), default="")
+    return first, last, {bound.text for bound in bounds if bound.is_ in ("<", ">")}
 
 
 def _key_condition(key: Where, first: str, last: str) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Write the condition on an index's keys, which takes one on `order` at most, both ends in.
+    """Write the condition on an index's keys. It may have one condition on `order`, with inclusive bounds.
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Query.KeyConditionExpressions.html
     """
@@ -221,31 +231,33 @@ def _filter(where: Sequence[AnyOf]) -> tuple[str, dict[str, str], dict[str, Any]
     terms = []
     for either in where:
         alternatives = []
-        for one in either:
+        for condition in either:
             name, value = f"#f{len(names)}", f":f{len(names)}"
-            names[name], texts[value] = one.attribute, {"S": one.text}
-            alternatives.append(f"{name} {one.is_} {value}")
-            if one.attribute in SETS and one.is_ == "=":  # of a text, `contains` would ask for a part
+            names[name], texts[value] = condition.attribute, {"S": condition.text}
+            alternatives.append(f"{name} {condition.is_} {value}")
+            if (
+                condition.attribute in SETS and condition.is_ == "="
+            ):  # of a text, `contains` would find a substring
                 texts[":ss"] = {"S": "SS"}
                 alternatives.append(f"(attribute_type({name}, :ss) and contains({name}, {value}))")
-        term = " or ".join(alternatives)  # DynamoDB refuses parentheses that change nothing
+        term = " or ".join(alternatives)  # DynamoDB rejects redundant parentheses
         terms.append(f"({term})" if len(alternatives) > 1 and len(where) > 1 else term)
     return " and ".join(terms), names, texts
 
 
 def _sorted(items: Iterable[tuple[str, Values]], order: Order) -> Iterator[tuple[str, Values]]:
-    """Sort items of any number by `order`: some thousands at a time, and beyond that in nameless files.
+    """Sort any number of items by `order`, with a merge sort in temporary files beyond SORTED_IN_MEMORY.
 
-    As in an index, what has no `order` is left out.
+    Items without `order` are left out, as in an index.
     """
 
     def key(item: tuple[str, Values]) -> str:
         return item[1]["order"][0]
 
-    backwards, found = order == "descending", (item for item in items if "order" in item[1])
+    backwards, ordered = order == "descending", (item for item in items if "order" in item[1])
     with ExitStack() as files:
         runs: list[Iterator[tuple[str, Values]]] = []
-        while run := sorted(islice(found, SORTED_IN_MEMORY), key=key, reverse=backwards):
+        while run := sorted(islice(ordered, SORTED_IN_MEMORY), key=key, reverse=backwards):
             if not runs and len(run) < SORTED_IN_MEMORY:
                 yield from run
                 return
@@ -270,7 +282,7 @@ def _values(item: Mapping[str, Any]) -> Values:
 
 
 def _texts(value: Mapping[str, Any]) -> tuple[str, ...]:
-    """Read an attribute. One of another type was made by hand, and is shown as it is."""
+    """Read an attribute. A type that Knock does not write was made by hand, and is shown as text."""
     ((kind, content),) = value.items()
     if kind == "S":
         return (content,)

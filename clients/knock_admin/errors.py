@@ -1,13 +1,13 @@
-"""What can go wrong, and what to say about it.
+"""The errors of this program, and the translation of botocore's.
 
     AdminError           exit 1   refused or failed; the message says what to do
     ├── FunctionFailed   exit 1   a function of the stack answered with an error of its own
     ├── UsageError       exit 2   the command line does not make sense
     └── Unreachable      exit 3   AWS did not answer, or there are no credentials to ask it with
 
-`translated` turns an error of botocore into one of these. It names the permission that is missing, because
-the operation's name is not always the permission's (`lambda:Invoke` needs `lambda:InvokeFunction`, API
-Gateway's permissions are HTTP methods on paths).
+`translated` turns an error of botocore into one of these. It names a missing permission, because an operation
+may need a permission of another name (`lambda:Invoke` needs `lambda:InvokeFunction`, and API Gateway's
+permissions are HTTP methods on paths).
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Unreachable(AdminError):
 
 
 def code_of(error: boto.ClientError) -> str:
-    """Give AWS's code of an error. Some codes are in no client's `exceptions`: compare text."""
+    """Give AWS's code of an error. A client's `exceptions` lack some codes, so callers compare texts."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager
 def already_done(code: str) -> Iterator[None]:
-    """Take the error with this code for an answer: what was to be done is done."""
+    """Ignore the error with this code, which says that the change has been made before."""
     try:
         yield
     except boto.ClientError as error:
@@ -82,23 +82,23 @@ def already_done(code: str) -> Iterator[None]:
 
 
 def translated(error: boto.BotoCoreError | boto.ClientError, call: Call | None) -> AdminError:
-    """Say what an error of botocore means; `call` is the call that met it, when there was one."""
+    """Make our error from one of botocore; `call` is the call that failed, if there was one."""
     where = f"{call.name}: " if call else ""
     if isinstance(error, boto.ClientError):
         code = code_of(error)
-        said = error.response.get("Error", {}).get("Message", "") or code
+        message = error.response.get("Error", {}).get("Message", "") or code
         if code in DENIED:
             needed = call.permission if call else "the permission for this call"
             return AdminError(
-                f"AWS refused {call.name if call else 'a call'}: {said}\nYour credentials need {needed}."
+                f"AWS refused {call.name if call else 'a call'}: {message}\nYour credentials need {needed}."
             )
         if code in EXPIRED:
             return AdminError(
                 f"{where}your credentials have expired. Sign in again, then repeat the command."
             )
         if code in UNKNOWN_CREDENTIALS:
-            return AdminError(f"{where}AWS does not know these credentials: {said}")
-        return AdminError(f"{where}{said} ({code})")
+            return AdminError(f"{where}AWS does not know these credentials: {message}")
+        return AdminError(f"{where}{message} ({code})")
     if isinstance(error, boto.ProfileNotFound):
         return UsageError(f"{error}. See `aws configure list-profiles`.")
     if isinstance(error, boto.NoRegionError):
@@ -117,7 +117,7 @@ def translated(error: boto.BotoCoreError | boto.ClientError, call: Call | None) 
 
 
 def not_signed_in(error: Exception, profile: str | None) -> Unreachable:
-    """Say why there are no credentials, in one line, whatever a configured program, file or service did."""
+    """Make the error that says, in one line, why there are no credentials."""
     of, login = (f" of the profile {profile}", f" --profile {profile}") if profile else ("", "")
     if isinstance(error, boto.SSOError | boto.TokenRetrievalError):
         why = f"{str(error).rstrip('.')}. Sign in with `aws sso login{login}`, then repeat the command."
@@ -132,12 +132,12 @@ def not_signed_in(error: Exception, profile: str | None) -> Unreachable:
             "identity token file). Mend it, or name another profile with --profile."
         )
     elif isinstance(error, boto.ClientError):
-        said = error.response.get("Error", {}).get("Message", "") or code_of(error)
-        why = f"{error.operation_name} answered {code_of(error)}: {said}. Sign in again, or name another "
+        message = error.response.get("Error", {}).get("Message", "") or code_of(error)
+        why = f"{error.operation_name} answered {code_of(error)}: {message}. Sign in again, or name another "
         "profile."
     elif isinstance(error, boto.BotoCoreError):
         why = f"{str(error).rstrip('.')}. Sign in, or name a profile with --profile."
-    else:  # not its text: a program that is to give credentials may have given some
+    else:  # without its text, in which a program may have put credentials
         why = (
             f"what the configuration{of} names gave no credentials ({type(error).__name__}). Try it by "
             f"hand: `aws sts get-caller-identity{login}`."

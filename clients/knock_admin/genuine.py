@@ -1,10 +1,11 @@
-"""Says whether a record is as Knock makes it, before it is carried into a trail (`trail copy`).
+"""Checks that Knock can have written a record, before `trail copy` copies it.
 
 A grant's id ends with a digest of all other fields of its execution's input (docs/architecture.md), and the
-record has that input: so who, from where, what, when and why were not changed after the id was given. How
-and when the grant ended, and all of a refusal, stand for themselves: of these the shape and the times are
-looked at. Who could write the old store could make up both, digest and all; this finds what was altered,
-cut off or is nothing of Knock's, and what would count as live in the new trail for good.
+record has that input. So principal, source, targets, times and reason have not been changed since the id was
+made. The end of a grant, and a refusal, have no digest: their format and their times are checked. This is no
+protection against an attacker who could write the old store, and compute digests: it finds records that were
+altered, truncated or written by another program, and those that would count as live in the new trail for
+ever.
 
 The functions' reader (`functions/grants/values.py`, `trail.py`) is not part of this distribution.
 """
@@ -28,14 +29,14 @@ ENDS = ("expired", "revoked", "superseded", "failed")
 DIGITS = 16
 LONGEST_ID = 80
 LONGEST = timedelta(days=366)
-"""No grant is longer: Step Functions waits for a year at most."""
+"""The longest grant: Step Functions waits for a year at most."""
 
 _TIME = re.compile(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII)
 _NAME = re.compile(r"[0-9A-Za-z_.:-]{1,200}", re.ASCII)
 
 
 def fault(kind: str, name: str, values: Values, now: datetime) -> str | None:
-    """Say what is wrong with a closed grant or a refusal, if something is."""
+    """Say why a closed grant or a refusal is not genuine; None if it may be."""
     try:
         _read(kind, name, values, now)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -45,7 +46,7 @@ def fault(kind: str, name: str, values: Values, now: datetime) -> str | None:
 
 
 def _read(kind: str, name: str, values: Values, now: datetime) -> None:
-    """Raise ValueError, or what reading something of another shape raises."""
+    """Raise ValueError for a record that is not genuine, or the error of reading another format."""
     if many := sorted(key for key, texts in values.items() if key not in SETS and len(texts) != 1):
         raise ValueError(f"{', '.join(many)} has several values")
     single = {key: texts[0] for key, texts in values.items() if key not in SETS}
@@ -64,7 +65,7 @@ def _read(kind: str, name: str, values: Values, now: datetime) -> None:
 
 
 def _check_end(single: dict[str, str], requested_at: datetime, now: datetime) -> None:
-    """Raise ValueError unless it has ended, and its times can be."""
+    """Raise ValueError unless the grant has ended, and its times are possible."""
     expires_at = _time(single, "expires_at")
     if not timedelta(0) < expires_at - requested_at <= LONGEST:
         raise ValueError(f"it was asked for at {single['requested_at']}, until {single['expires_at']}")
@@ -76,7 +77,7 @@ def _check_end(single: dict[str, str], requested_at: datetime, now: datetime) ->
 
 
 def _check_sets(values: Values, now: datetime) -> None:
-    """Raise ValueError unless its events and rules can be read."""
+    """Raise ValueError unless the grant's events and rules can be read."""
     for text in (*values.get("event", ()), *values.get("authorized", ())):
         event = json.loads(text)
         _past(event, "at", now)
@@ -89,39 +90,39 @@ def _check_sets(values: Values, now: datetime) -> None:
 
 
 def _compare(name: str, values: Values, single: dict[str, str]) -> None:
-    """Raise ValueError unless the id, and what is on record beside the input, are as the input says."""
-    asked: Any = Entry(name, values).input
-    if not isinstance(asked, dict):
+    """Raise ValueError unless the id and the other attributes agree with the input."""
+    input_: Any = Entry(name, values).input
+    if not isinstance(input_, dict):
         raise ValueError("its input cannot be read")
-    if asked["grant_id"] != name:
-        raise ValueError(f"its input is that of {asked['grant_id']!r}")
-    if name != (own := own_id(asked)):
+    if input_["grant_id"] != name:
+        raise ValueError(f"its input is that of {input_['grant_id']!r}")
+    if name != (own := own_id(input_)):
         raise ValueError(f"its id is not the digest of its input, which gives {own}")
     wanted = {
-        "principal_id": asked["principal"]["id"],
-        "principal_name": asked["principal"]["name"],
-        "source": asked["source"],
-        "requested_at": asked["requested_at"],
-        "expires_at": asked["expires_at"],
-        "reason": asked["reason"],
-        "renews": asked.get("renews", ""),
+        "principal_id": input_["principal"]["id"],
+        "principal_name": input_["principal"]["name"],
+        "source": input_["source"],
+        "requested_at": input_["requested_at"],
+        "expires_at": input_["expires_at"],
+        "reason": input_["reason"],
+        "renews": input_.get("renews", ""),
     }
     if other := sorted(key for key, text in wanted.items() if single.get(key, "") != text):
         raise ValueError(f"its input has another {', '.join(other)}")
-    if {target["name"] for target in asked["targets"]} != set(values.get("target_name", ())):
+    if {target["name"] for target in input_["targets"]} != set(values.get("target_name", ())):
         raise ValueError("its input has other targets")
 
 
-def own_id(asked: dict[str, Any]) -> str:
-    """Give the id that follows from an execution's input: `alice_203-0-113-7_20261123T211719Z_…`."""
-    content = {key: value for key, value in asked.items() if key != "grant_id"}
+def own_id(input_: dict[str, Any]) -> str:
+    """Compute the id of an execution's input, like `alice_203-0-113-7_20261123T211719Z_…`."""
+    content = {key: value for key, value in input_.items() if key != "grant_id"}
     text = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]
-    network = ipaddress.ip_network(asked["source"])
+    network = ipaddress.ip_network(input_["source"])
     where = str(network.network_address) if network.num_addresses == 1 else str(network)
-    when = _time(asked, "requested_at").strftime("%Y%m%dT%H%M%SZ")
+    when = _time(input_, "requested_at").strftime("%Y%m%dT%H%M%SZ")
     tail = f"_{_plain(where)}_{when}_{digest}"
-    return (_plain(asked["principal"]["name"]).strip("-") or "key")[: LONGEST_ID - len(tail)] + tail
+    return (_plain(input_["principal"]["name"]).strip("-") or "key")[: LONGEST_ID - len(tail)] + tail
 
 
 def _plain(text: str) -> str:
@@ -129,7 +130,7 @@ def _plain(text: str) -> str:
 
 
 def _time(record: dict[str, Any], key: str) -> datetime:
-    """Read a time as Knock writes it. Raises ValueError."""
+    """Read a time in Knock's format. Raises ValueError."""
     if not _TIME.fullmatch(record[key]):
         raise ValueError(f"its {key} is {record[key]!r}, which is no time")
     return datetime.fromisoformat(record[key].replace("Z", "+00:00"))

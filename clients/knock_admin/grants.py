@@ -1,9 +1,9 @@
-"""`knock-admin grants`, `revoke` and `guard`: who is in, ending it, and the smoke detector.
+"""`knock-admin grants`, `revoke` and `guard`: list the live grants, close some early, run the drift guard.
 
-A grant is ended as `DELETE /grants/{id}` ends it: the revoke function closes its rules and stops its
-execution, and what that cannot finish now goes on in the closings' state machine, for as long as it takes.
-What is done, and in which order, is nowhere repeated here. A grant named by its id is ended without reading
-the trail, so that it can be done while the trail cannot be reached.
+A grant is closed as `DELETE /grants/{id}` closes it: the revoke function revokes its rules and stops its
+execution. Where that fails for now, an execution of the closings' state machine retries until it succeeds.
+The steps and their order are the function's, and not repeated here. A grant named by its id is closed without
+reading the trail, so it can be closed while the trail is out of reach.
 """
 
 from __future__ import annotations
@@ -22,39 +22,43 @@ from knock_admin.output import Result, note, progress, table, visible
 from knock_admin.stores import equal
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from knock_admin.stack import Stack
-
+    from knock_admin.stores import AnyOf
 
 SETTLES_WITHIN = 2.0
-"""Seconds in which an authorization under way mostly ends."""
+"""Seconds within which most authorizations that are under way have ended."""
 PAUSE = 0.3
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 
 
-def show(stack: Stack, args: Namespace) -> Result:
-    """List grants, newest first: the live ones, or those that ended in a certain way."""
-    filters = trail.chosen(args)
+def show(stack: Stack, filters: Mapping[str, AnyOf], *, status: str, now: datetime, as_json: bool) -> Result:
+    """List the grants that meet the filters, newest first.
+
+    `status` is `live`, `all`, or the state in which they ended. Raises AdminError for a filter that no record
+    has ever met.
+    """
     where = list(filters.values())
-    if args.status == "live":
-        where += trail.live(args.now)
-    elif args.status != "all":
-        where.append(equal("state", args.status))
+    if status == "live":
+        where += trail.live(now)
+    elif status != "all":
+        where.append(equal("state", status))
     entries = trail.some(stack, trail.grants(stack, where, "descending"), filters)
-    if args.json:
-        return Result({"grants": [entry.as_json(args.now) for entry in entries]}, [])
+    if as_json:
+        return Result({"grants": [entry.as_json(now) for entry in entries]}, [])
     header = ("ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "LEFT", "EXPIRES AT", "REASON")
     rows = (
         (
             entry.id,
-            status := entry.status(args.now),
-            entry.one("principal_name"),
-            entry.one("source"),
+            shown := entry.status(now),
+            entry.text("principal_name"),
+            entry.text("source"),
             entry.target_names,
-            tags.left(entry.one("expires_at"), args.now) if status in ("active", "pending") else "-",
-            entry.one("expires_at"),
-            entry.one("reason") or "-",
+            tags.left(entry.text("expires_at"), now) if shown in ("active", "pending") else "-",
+            entry.text("expires_at"),
+            entry.text("reason") or "-",
         )
         for entry in entries
     )
@@ -62,34 +66,37 @@ def show(stack: Stack, args: Namespace) -> Result:
 
 
 def _operator(stack: Stack) -> dict[str, str]:
-    """Say who revokes, as AWS knows them: the identity's id, and its ARN's last part for a name."""
+    """Give the AWS identity that this program runs as: its id, and the last part of its ARN as its name."""
     identity = stack.aws.client("sts").get_caller_identity()
     return {"id": identity["UserId"], "name": identity["Arn"].split(":", 5)[5]}
 
 
 def invoke(stack: Stack, module: str, payload: dict[str, Any]) -> Any:
-    """Run one of the stack's functions and give its answer. Raises FunctionFailed with its own error."""
+    """Invoke one of the stack's functions and give its answer, `{}` in a dry run.
+
+    Raises FunctionFailed with the function's own error.
+    """
     answer = stack.aws.client("lambda").invoke(
         FunctionName=stack.function(module), Payload=json.dumps(payload)
     )
     if stack.aws.calls.dry_run:
         return {}
-    said = json.loads(answer["Payload"].read() or "null")
+    result = json.loads(answer["Payload"].read() or "null")
     if answer.get("FunctionError"):
-        detail = said.get("errorMessage", "") if isinstance(said, dict) else said
-        kind = said.get("errorType", "an error") if isinstance(said, dict) else "an error"
+        detail = result.get("errorMessage", "") if isinstance(result, dict) else result
+        kind = result.get("errorType", "an error") if isinstance(result, dict) else "an error"
         raise FunctionFailed(kind, f"{stack.function(module)} failed with {kind}: {visible(detail)}")
-    return said
+    return result
 
 
 def end(stack: Stack, grant_id: str, by: dict[str, str], reason: str) -> dict[str, Any]:
-    """End one grant: its rules are gone then, and its execution is stopped. Twice is fine.
+    """Close one grant: when this returns, its rules are revoked and its execution is stopped.
 
-    Raises FunctionFailed when that could not be finished; a closing goes on with it then, if the grant has an
-    execution.
+    Closing a closed grant changes nothing. Raises FunctionFailed when it could not be closed; where the grant
+    has an execution, the closings' state machine then retries.
     """
     payload = {"how": "revoked", "grant": {"grant_id": grant_id}, "by": by, "reason": reason}
-    payload["request"] = secrets.token_hex(8)  # so that a second try knows what the first has recorded
+    payload["request"] = secrets.token_hex(8)  # so that a retry recognizes the end that this request recorded
     try:
         return _close(stack, payload)
     except FunctionFailed as error:
@@ -98,15 +105,15 @@ def end(stack: Stack, grant_id: str, by: dict[str, str], reason: str) -> dict[st
             raise
         payload["grant"] = started
         if error.kind != "GrantNotFound":
-            raise _handed_over(stack, grant_id, payload, error) from error
-    try:  # its execution has started, and it is not on record yet
+            raise _start_closing(stack, grant_id, payload, error) from error
+    try:  # its execution has started, and the grant is not on record yet
         return _close(stack, payload)
     except FunctionFailed as error:
-        raise _handed_over(stack, grant_id, payload, error) from error
+        raise _start_closing(stack, grant_id, payload, error) from error
 
 
 def _close(stack: Stack, payload: dict[str, Any]) -> dict[str, Any]:
-    """Run the revoke function, and again for a moment while the grant is still being authorized."""
+    """Invoke the revoke function; retry for SETTLES_WITHIN while the grant is being authorized."""
     deadline = time.monotonic() + SETTLES_WITHIN
     while True:
         try:
@@ -118,7 +125,7 @@ def _close(stack: Stack, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input_of(stack: Stack, grant_id: str) -> dict[str, Any] | None:
-    """Read a grant from its execution's input: with that it can be closed without trail and ledger."""
+    """Read a grant from its execution's input, with which it can be closed without trail and ledger."""
     arn = stack.setting("STATE_MACHINE_ARN").replace(":stateMachine:", ":execution:")
     try:
         execution = stack.aws.client("stepfunctions").describe_execution(executionArn=f"{arn}:{grant_id}")
@@ -128,10 +135,10 @@ def _input_of(stack: Stack, grant_id: str) -> dict[str, Any] | None:
     return started if isinstance(started, dict) and started.get("grant_id") == grant_id else None
 
 
-def _handed_over(
+def _start_closing(
     stack: Stack, grant_id: str, payload: dict[str, Any], failure: FunctionFailed
 ) -> FunctionFailed:
-    """Start a closing, which goes on with what the revoke function could not finish; say so, or why not."""
+    """Start an execution that retries to close a grant. Gives the failure, with a word on that execution."""
     name = f"{grant_id[:63]}_{secrets.token_hex(8)}"
     try:
         stack.aws.client("stepfunctions").start_execution(
@@ -144,33 +151,35 @@ def _handed_over(
     return FunctionFailed(failure.kind, f"{failure}; a closing goes on until it is ({name})")
 
 
-def revoke(stack: Stack, args: Namespace) -> Result:
-    """End grants early. Goes on to the next when one fails, and says which are left."""
-    chosen = [args.principal, args.source, args.target, args.all]
-    if bool(args.id) == any(chosen):
-        raise UsageError(
-            "Which grants? Name their ids, or choose by --principal, --source, --target or --all."
-        )
-    ids: list[str] = list(args.id)
-    if not ids:
-        filters = trail.chosen(args)
-        found = trail.grants(stack, [*filters.values(), *trail.live(args.now)], None)
-        entries = sorted(trail.some(stack, found, filters), key=lambda entry: entry.one("expires_at"))
-        ids = [entry.id for entry in entries]
-        if ids and not (args.yes or stack.aws.calls.dry_run):
-            for line in table(
-                ((entry.id, entry.one("principal_name"), entry.one("source")) for entry in entries),
-                ("ID", "PRINCIPAL", "SOURCE"),
-            ):
-                print(line, file=sys.stderr)
-            _confirm(f"End {'this grant' if len(ids) == 1 else f'these {len(ids)} grants'}?")
+def revoke_matching(
+    stack: Stack, filters: Mapping[str, AnyOf], reason: str, *, now: datetime, confirmed: bool
+) -> Result:
+    """Close the live grants that meet the filters, in the order in which they expire.
+
+    Asks at the terminal unless `confirmed`. Raises UsageError without a terminal to ask at, AdminError when
+    the answer is no.
+    """
+    live = trail.grants(stack, [*filters.values(), *trail.live(now)], None)
+    entries = sorted(trail.some(stack, live, filters), key=lambda entry: entry.text("expires_at"))
+    if entries and not (confirmed or stack.aws.calls.dry_run):
+        for line in table(
+            ((entry.id, entry.text("principal_name"), entry.text("source")) for entry in entries),
+            ("ID", "PRINCIPAL", "SOURCE"),
+        ):
+            print(line, file=sys.stderr)
+        _confirm(f"End {'this grant' if len(entries) == 1 else f'these {len(entries)} grants'}?")
+    return revoke(stack, [entry.id for entry in entries], reason)
+
+
+def revoke(stack: Stack, ids: Sequence[str], reason: str) -> Result:
+    """Close these grants, and go on after one that cannot be closed: the exit code is 1 then."""
     by = _operator(stack)
     ended: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     lines: list[str] = []
     for number, grant_id in enumerate(ids, 1):
         progress(f"ending {number} of {len(ids)}: {grant_id}")
-        error = _try_end(stack, grant_id, by, args.reason, ended)
+        error = _try_end(stack, grant_id, by, reason, ended)
         if error:
             failed[grant_id] = error
             lines.append(f"{grant_id}: NOT closed: {error}")
@@ -188,7 +197,7 @@ def revoke(stack: Stack, args: Namespace) -> Result:
 def _try_end(
     stack: Stack, grant_id: str, by: dict[str, str], reason: str, ended: list[dict[str, Any]]
 ) -> str | None:
-    """End one grant; give what went wrong, so that the others get their turn."""
+    """Close one grant and add the answer to `ended`. Gives the error's text, or None."""
     try:
         ended.append({"grant_id": grant_id, **end(stack, grant_id, by, reason)})
     except AdminError as error:
@@ -205,7 +214,7 @@ def _summary(revocation: dict[str, Any]) -> str:
 
 
 def _confirm(question: str) -> None:
-    """Ask once. Raises UsageError where nobody can answer, AdminError when the answer is no."""
+    """Ask once. Raises UsageError without a terminal, AdminError unless the answer is yes."""
     if not sys.stdin.isatty():
         raise UsageError("Nobody is here to confirm that: say --yes.")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
@@ -213,10 +222,10 @@ def _confirm(question: str) -> None:
         raise AdminError("Nothing was changed.")
 
 
-def guard(stack: Stack, _args: Namespace) -> Result:
-    """Run the drift guard now: it mends what it can and tells what it found; exit code 1 then.
+def guard(stack: Stack) -> Result:
+    """Run the drift guard now, which repairs drift and reports it. Exit code 1 when there was some.
 
-    The function looks and mends in one and has no way to only look, so a dry run can list the call alone.
+    The function has no mode that reports only, so a dry run lists its invocation and no findings.
     """
     if stack.aws.calls.dry_run:
         note("what the guard would find, and mend, is not known before it has run: it does both in one")

@@ -1,13 +1,12 @@
-"""Who is in by a target, asked before something is done to it under them.
+"""The live grants of a target or a key, read before a command changes or removes it.
 
-A live grant's rules are on record by group, ports and source, and its ledger has their ids. So nothing that
-happens to a target's name or ports keeps them from being closed at the grant's end. What would is taking away
-the tag `knock:stack`: the functions may touch no other group.
+A live grant's rules are on record by group, ports and source, and its ledger has their ids. So a change of a
+target's name or ports does not keep them from being revoked at the grant's end. Removing the tag
+`knock:stack` from a group would: the functions may change rules only in groups that carry it.
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -28,38 +27,39 @@ _UNKNOWN = "Nothing was changed: who is in by the key cannot be said, so nobody 
 
 
 def live(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry]:
-    """List the live grants of a target, or with a rule in its groups, the one that ends first at the top.
+    """List the live grants that name a target, or have a rule in its groups; those that expire first first.
 
-    The second are those of a target that was renamed: they have its old name on record until their end.
+    A grant of a target that was renamed since has the old name on record, and is found by the groups.
     """
     ids = set(groups)
-    found = (
+    entries = (
         entry
         for entry in trail.grants(stack, trail.live(now), None)
         if target in entry.values.get("target_name", ()) or ids & entry.groups
     )
-    return sorted(found, key=lambda entry: entry.one("expires_at"))
+    return sorted(entries, key=lambda entry: entry.text("expires_at"))
 
 
 def of_keys(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry]:
-    """List the live grants of keys, named by id, by their ends. Raises AdminError, or what botocore
-    raises.
+    """List the live grants of keys, named by id; those that expire first first.
+
+    Raises AdminError, and botocore's errors.
     """
-    found = [
+    entries = [
         entry
         for key_id in keys
         for entry in trail.grants(stack, [equal("principal_id", key_id), *trail.live(now)], None)
     ]
-    return sorted(found, key=lambda entry: entry.one("expires_at"))
+    return sorted(entries, key=lambda entry: entry.text("expires_at"))
 
 
-def told_of_keys(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry] | None:
-    """List the live grants of keys where that decides nothing; None, with a warning, where it is unknown."""
+def of_keys_if_readable(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry] | None:
+    """List the live grants of keys, for information only: None, with a warning, if they cannot be read."""
     return _tolerated(stack, lambda: of_keys(stack, keys, now))
 
 
 def before_ending(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entry]:
-    """List the live grants of keys that are to be ended. Raises AdminError where that is unknown."""
+    """List the live grants of keys that will be closed. Raises AdminError if they cannot be read."""
     try:
         return of_keys(stack, keys, now)
     except AdminError as error:
@@ -70,14 +70,14 @@ def before_ending(stack: Stack, keys: Iterable[str], now: datetime) -> list[Entr
 
 
 def who(entries: Sequence[Entry], now: datetime) -> Iterator[str]:
-    """Lay out live grants: who is in, from where, for how long."""
+    """Lay out live grants as a table: principal, source, time left."""
     rows = (
         (
             entry.id,
-            entry.one("principal_name"),
-            entry.one("source"),
-            tags.left(entry.one("expires_at"), now),
-            entry.one("expires_at"),
+            entry.text("principal_name"),
+            entry.text("source"),
+            tags.left(entry.text("expires_at"), now),
+            entry.text("expires_at"),
         )
         for entry in entries
     )
@@ -85,24 +85,20 @@ def who(entries: Sequence[Entry], now: datetime) -> Iterator[str]:
 
 
 def count_of(entries: Sequence[Entry]) -> str:
-    """Write how many grants there are: `1 live grant`."""
+    """Write the number of grants: `1 live grant`."""
     return count(len(entries), "live grant")
 
 
 def end(
     stack: Stack, entries: Sequence[Entry], reason: str, done: str = "nothing else was done"
 ) -> list[str]:
-    """End these grants; give a line for each. Raises AdminError when one could not be closed.
+    """Close these grants; give a line for each. Raises AdminError when some could not be closed.
 
-    `done` says in that error what of the command has been done.
+    `done` says in that error which part of the command had been done before.
     """
     if not entries:
         return []
-    chosen = Namespace(
-        id=[entry.id for entry in entries], principal=None, source=None, target=None, all=False
-    )
-    chosen.reason, chosen.yes = reason, True
-    result = grants.revoke(stack, chosen)
+    result = grants.revoke(stack, [entry.id for entry in entries], reason)
     lines = list(result.lines)
     if result.exit_code:
         raise AdminError("\n".join([f"Not all grants could be closed; {done}:", *lines]))
@@ -110,7 +106,7 @@ def end(
 
 
 def refusal(target: str, entries: Sequence[Entry], now: datetime, choices: str) -> AdminError:
-    """Make the error that says who is in, and what there is to choose."""
+    """Make the error that lists the live grants, and the options that decide about them."""
     lines = [f"The target {target} has {count_of(entries)}:", *who(entries, now)]
     return AdminError("\n".join([*lines, f"Nothing was changed. {choices}"]))
 
@@ -118,15 +114,17 @@ def refusal(target: str, entries: Sequence[Entry], now: datetime, choices: str) 
 def end_or_refuse(
     stack: Stack, target: str, groups: Iterable[str], now: datetime, *, revoke: bool, choices: str
 ) -> list[str]:
-    """End whoever is in by a target, or refuse and say who it is. Gives a line for each that was ended."""
+    """Close the live grants of a target; give a line for each. Raises AdminError if there are, and not
+    `revoke`.
+    """
     entries = live(stack, target, groups, now)
     if entries and not revoke:
         raise refusal(target, entries, now, choices)
     return end(stack, entries, f"the target {target} is taken away")
 
 
-def told(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry] | None:
-    """List who is in where that decides nothing; None, with a warning, where the trail cannot be read."""
+def live_if_readable(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry] | None:
+    """List a target's live grants, for information only: None, with a warning, if they cannot be read."""
     return _tolerated(stack, lambda: live(stack, target, groups, now))
 
 

@@ -1,7 +1,7 @@
 """The commands about API keys: their options, and the way from those to `keys.py` and `many.py`.
 
-What does the work takes values. It is imported when it is called for: boto3 takes longer to read than
-`--help` to answer.
+The functions that do the work take values. They are imported when a command runs: importing boto3 takes
+longer than `--help` does.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _PRINCIPAL = checked(tags.principal_name)
 _TARGET = checked(tags.target_name)
 
 
-def _rights_options(to: ArgumentParser) -> None:
-    to.add_argument("--targets", nargs="+", metavar="NAME", help="what it may open; * for everything")
-    to.add_argument("--max", type=_DURATION, metavar="DURATION", help="for how long, like 8h")
-    to.add_argument(
+def _add_rights(command: ArgumentParser) -> None:
+    command.add_argument("--targets", nargs="+", metavar="NAME", help="what it may open; * for everything")
+    command.add_argument("--max", type=_DURATION, metavar="DURATION", help="for how long, like 8h")
+    command.add_argument(
         "--max-live",
         type=_LIVE,
         metavar="N",
         help="how many grants it may have at once (else the stack's MaxLive)",
     )
-    to.add_argument("--until", type=_UNTIL, metavar="TIME", help="until when: 2027-01-15, or a time with a Z")
-    to.add_argument("--operator", action="store_true", help="may see and revoke everyone's grants")
-    to.add_argument(
+    command.add_argument(
+        "--until", type=_UNTIL, metavar="TIME", help="until when: 2027-01-15, or a time with a Z"
+    )
+    command.add_argument("--operator", action="store_true", help="may see and revoke everyone's grants")
+    command.add_argument(
         "--any-source",
         type=_WIDTHS,
         metavar="WIDTH",
@@ -45,11 +47,11 @@ def _rights_options(to: ArgumentParser) -> None:
     )
 
 
-def _keeping(to: ArgumentParser) -> None:
-    to.add_argument(
+def _add_keeping(command: ArgumentParser) -> None:
+    command.add_argument(
         "--values", metavar="FILE", help="where to write the values: CSV, a file only you can read"
     )
-    to.add_argument(
+    command.add_argument(
         "--values-to",
         metavar="COMMAND",
         help="a command that gets each value on its standard input, and the key's name in KNOCK_KEY_NAME",
@@ -57,7 +59,7 @@ def _keeping(to: ArgumentParser) -> None:
 
 
 def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
-    """Add the commands; `key` is the group they are in, and `command` makes one."""
+    """Add the commands of the group `key`; `command` makes one."""
     add = command(
         key,
         "add [NAME] --targets NAME [NAME ...] --max DURATION",
@@ -68,7 +70,7 @@ def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
         "knock-admin key add --from people.csv --values keys.csv",
     )
     add.add_argument("name", nargs="?", type=_PRINCIPAL, help="the principal's name, also on record")
-    _rights_options(add)
+    _add_rights(add)
     add.add_argument(
         "--from",
         dest="file",
@@ -76,7 +78,7 @@ def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
         help="a key for each line of a CSV file with the columns name, targets, max, and any of max_live, "
         "until, operator, any_source",
     )
-    _keeping(add)
+    _add_keeping(add)
     show = command(
         key,
         "ls [NAME ...]",
@@ -95,7 +97,7 @@ def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
         "knock-admin key set alice bob --add-targets web",
     )
     change.add_argument("name", nargs="+", help="the keys' names or ids")
-    _rights_options(change)
+    _add_rights(change)
     change.add_argument(
         "--add-targets", nargs="+", type=_TARGET, default=[], metavar="NAME", help="more of them"
     )
@@ -128,10 +130,10 @@ def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
         "delete a key; its running grants keep their end",
         "knock-admin key rm alice --revoke",
     )
-    for one in (disable, enable, remove):
-        one.add_argument("name", help="the key's name or id")
-    for one in (disable, remove):
-        one.add_argument("--revoke", action="store_true", help="end its live grants too")
+    for parser in (disable, enable, remove):
+        parser.add_argument("name", help="the key's name or id")
+    for parser in (disable, remove):
+        parser.add_argument("--revoke", action="store_true", help="end its live grants too")
     rotate = command(
         key,
         "rotate [NAME]",
@@ -147,11 +149,11 @@ def register(key: Any, command: Callable[..., ArgumentParser]) -> None:
         "--overlap", type=_DURATION, default="1d", metavar="DURATION", help="how long (default: 24h)"
     )
     rotate.add_argument("--finish", action="store_true", help="delete the old key, when its time has come")
-    _keeping(rotate)
+    _add_keeping(rotate)
 
 
 def _rights(args: Namespace) -> dict[str, str]:
-    """Write the rights that a command line names as tags."""
+    """Give the rights that the command line names, as tags."""
     rights = {
         tags.TARGETS: args.targets,
         tags.MAX_DURATION: args.max,

@@ -1,21 +1,20 @@
 """API keys, their rights, and their place in the stack's usage plan (`knock-admin key`).
 
-A principal is an API key; its rights are tags on it, and so is the name under which its grants are on record
-(`knock:name`): the functions may read a key's tags, and not the key.
+A principal is an API key. Its rights are tags on the key, and so is the name under which its grants are on
+record (`knock:name`): the functions may read a key's tags, but not the key.
 
-A key opens nothing until it is in the usage plan, so a run that stopped between making a key and putting it
-there leaves nothing usable behind, and the next run of the same command finds that key by its name and stack,
-goes on with it and shows its value, which nobody has seen.
+A key opens nothing until it is in the usage plan. So an interruption between making a key and adding it to
+the plan leaves no usable key; the next run of the same command finds it by its name and stack, completes it
+and shows its value, which was not shown before.
 
-The value is shown once, when the key is made. This program asks for it again in one case only: for a key
-whose making it completes. API Gateway sends values all the same where it lists a usage plan's keys
-(GetUsagePlanKeys has done so since 2021, and takes no option against it): they are in that answer on its way
-to this process, are read by nothing here, and are in no log of ours (`aws.Aws` lets none of botocore's
-through). Who may call GetUsagePlanKeys, may read every value.
+The value is shown once, when the key is made. This program reads it again only to complete a key. API Gateway
+also sends values in its list of a usage plan's keys (GetUsagePlanKeys has done so since 2021, and has no
+option against it): this program ignores them there, and no log has them (`aws.Aws` switches off botocore's
+debug logs). A credential that may call GetUsagePlanKeys may read every value.
 
-A rotation marks the old key first and makes the new one then: a stop between the two leaves the old one
-working, and nothing is deleted while its successor is missing. Nothing ends the old key by itself: `rotate
---finish` does.
+A rotation first marks the old key, and then makes the new one: an interruption between the two leaves the old
+key working, and a key is never deleted before its successor exists. The old key is deleted by `rotate
+--finish`, not by itself.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
     from knock_admin.trail import Entry
 
-# The functions keep rights for about a minute.
+# The functions cache rights for about a minute.
 SOON = "The API knows of it within about a minute."
 
 
 @dataclass(frozen=True)
 class Key:
-    """One API key of the stack, without its value. `name` is its id where it has no name of its own."""
+    """An API key of the stack, without its value. `name` is the id of a key that has no name."""
 
     id: str
     name: str
@@ -52,12 +51,12 @@ class Key:
 
     @property
     def who(self) -> str:
-        """Name it in a line for people; whoever made it may have put anything into its name."""
+        """Its name and id, for people. Its name may have any character, so it is escaped."""
         return f"{visible(self.name)} ({self.id})"
 
     @property
     def retires_at(self) -> datetime | None:
-        """Give the time after which a rotated key may be deleted. Raises AdminError on a bad tag."""
+        """The time after which a rotated key may be deleted. Raises AdminError for a malformed tag."""
         text = self.tags.get(tags.RETIRES_AT)
         try:
             return tags.parse_time(text) if text else None
@@ -66,18 +65,18 @@ class Key:
 
     @property
     def until(self) -> datetime | None:
-        """Give the time after which it opens nothing; None where there is none, or none that can be read."""
+        """The time after which it opens nothing; None if it has no such tag, or a malformed one."""
         text = self.tags.get(tags.UNTIL, "")
         return None if not text or tags.fault(tags.UNTIL, text, tags.parse_until) else tags.parse_until(text)
 
     @property
     def recorded_name(self) -> str:
-        """Give the name under which its grants are on record."""
+        """The name under which its grants are on record."""
         return self.tags.get(tags.NAME) or self.id
 
     @property
     def name_tag(self) -> dict[str, str]:
-        """Give the tag it lacks to be on record under its own name; empty where no tag can hold that."""
+        """The missing tag that puts its name on record; empty also if a tag cannot hold the name."""
         if tags.NAME in self.tags or tags.fault(tags.NAME, self.name, tags.principal_name):
             return {}
         return {tags.NAME: self.name}
@@ -99,7 +98,7 @@ class Key:
 
 
 def faults_of(key: Key) -> list[str]:
-    """Say what is wrong with a key's tags; such a tag gives no right."""
+    """Describe the malformed tags of a key. A malformed tag gives no right."""
     readers = {
         tags.TARGETS: tags.parse_targets,
         tags.MAX_DURATION: tags.parse_duration,
@@ -108,8 +107,8 @@ def faults_of(key: Key) -> list[str]:
         tags.UNTIL: tags.parse_until,
         tags.RETIRES_AT: tags.parse_time,
     }
-    found = (tags.fault(tag, key.tags[tag], read) for tag, read in readers.items() if tag in key.tags)
-    faults = [fault for fault in found if fault]
+    messages = (tags.fault(tag, key.tags[tag], read) for tag, read in readers.items() if tag in key.tags)
+    faults = [fault for fault in messages if fault]
     if key.tags.get(tags.OPERATOR, "false") not in ("true", "false"):
         faults.append(f"the tag {tags.OPERATOR} is neither true nor false")
     return faults
@@ -117,30 +116,29 @@ def faults_of(key: Key) -> list[str]:
 
 @dataclass(frozen=True)
 class Listing:
-    """One look at the API keys of the account and region: those in the stack's usage plan, and the others.
+    """The API keys of the account and region: those in the stack's usage plan, and the others.
 
-    It takes two lists of API Gateway, which takes ten requests a second of the whole account: what works on
-    many keys looks once.
+    Reading it takes two list operations of API Gateway, which allows ten requests a second for the whole
+    account: a command for many keys reads it once.
     """
 
     inside: list[Key]
-    """By name, and one that retires before its successor: two may be of one second, so age alone does not
-    tell."""
+    """Sorted by name; a retiring key is before its successor, also if both were made within a second."""
     outside: list[Key]
 
     def named(self, stack: Stack, text: str) -> list[Key]:
-        """Find the key of the plan with this id, or every key with this name: two, while one is rotated.
+        """Give the plan's key with this id, or all its keys with this name: two during a rotation.
 
-        Raises AdminError when there is none.
+        Raises AdminError if there is none.
         """
-        found = [key for key in self.inside if key.id == text]
-        found = found or [key for key in self.inside if key.name == text]
-        if not found:
+        named_keys = [key for key in self.inside if key.id == text]
+        named_keys = named_keys or [key for key in self.inside if key.name == text]
+        if not named_keys:
             raise no_key(stack, text)
-        return found
+        return named_keys
 
     def begun(self, stack: Stack, name: str) -> Key | None:
-        """Find a key of this name that was made for the stack and is not in its plan yet."""
+        """Find a key of this name that was made for the stack, and was not added to its plan yet."""
         return next(
             (key for key in self.outside if key.name == name and key.tags.get(tags.STACK) == stack.name), None
         )
@@ -154,7 +152,7 @@ def look(stack: Stack) -> Listing:
             "apigateway", "get_usage_plan_keys", "items", usagePlanId=stack.plan["id"]
         )
     }
-    found = stack.aws.pages(
+    listed = stack.aws.pages(
         "apigateway", "get_api_keys", "items", includeValues=False, PaginationConfig={"PageSize": 500}
     )
     keys = [
@@ -165,7 +163,7 @@ def look(stack: Stack) -> Listing:
             each.get("tags", {}),
             each.get("createdDate"),
         )
-        for each in found
+        for each in listed
     ]
     oldest = datetime.min.replace(tzinfo=timezone.utc)
     return Listing(
@@ -178,7 +176,7 @@ def look(stack: Stack) -> Listing:
 
 
 def keys_of(stack: Stack) -> list[Key]:
-    """List the keys in the stack's usage plan, by name, and one that retires before its successor."""
+    """List the keys in the stack's usage plan, in the order of `Listing.inside`."""
     return look(stack).inside
 
 
@@ -191,7 +189,7 @@ def _arn(stack: Stack, key_id: str) -> str:
 
 
 def check_targets(stack: Stack, value: str) -> None:
-    """Warn of targets that are named and are not there (yet)."""
+    """Warn of the names of targets that do not exist (yet)."""
     if value == tags.EVERY_TARGET:
         return
     known = {group.tags.get(tags.TARGET) for group in all_groups(stack)}
@@ -204,15 +202,15 @@ def make(
     stack: Stack,
     name: str,
     wanted: Mapping[str, str],
-    made: Callable[[str], object] = lambda _id: None,
+    on_id: Callable[[str], object] = lambda _id: None,
     keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
     listing: Listing | None = None,
 ) -> tuple[str, str]:
-    """Make a key with these tags and put it into the usage plan, or complete one that is not in it.
+    """Make a key with these tags and add it to the usage plan, or complete one that is not in the plan.
 
-    Gives its id and its value; `made` is told the id as soon as there is one. `keep` gets name, id and value
-    before the key can be used: what it raises leaves a key that opens nothing, and that the next run
-    completes. `listing` is a look from before, which saves one.
+    Gives its id and its value. `on_id` is called with the id as soon as it is known, and `keep` with name, id
+    and value before the key can be used: if it raises, the key opens nothing, and the next call completes it.
+    `listing` saves reading the keys again.
     """
     gateway, plan = stack.aws.client("apigateway"), stack.plan["id"]
     begun = (listing or look(stack)).begun(stack, name)
@@ -223,13 +221,13 @@ def make(
     else:
         key = gateway.create_api_key(name=name, enabled=True, generateDistinctId=True, tags=dict(wanted))
         key_id, value = key["id"], key["value"]
-    made(str(key_id))
+    on_id(str(key_id))
     keep(name, str(key_id), str(value))
     gateway.create_usage_plan_key(usagePlanId=plan, keyId=key_id, keyType="API_KEY")
     return str(key_id), str(value)
 
 
-def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
+def _result(name: str, key_id: str, value: str, *notes: str) -> Result:
     return Result(
         {"id": key_id, "name": name, "value": value},
         [value],
@@ -238,7 +236,10 @@ def _told(name: str, key_id: str, value: str, *notes: str) -> Result:
 
 
 def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
-    """Make a key with its rights and put it into the stack's usage plan; its value is shown once."""
+    """Make a key with its rights in the stack's usage plan, and show its value.
+
+    Raises AdminError if the plan has a key of that name. After an interruption, a second call completes it.
+    """
     listing = look(stack)
     for key in listing.inside:
         if key.name == name:
@@ -248,7 +249,7 @@ def add(stack: Stack, name: str, rights: Mapping[str, str]) -> Result:
                 "it again."
             )
     check_targets(stack, rights[tags.TARGETS])
-    return _told(name, *make(stack, name, own_tags(stack, name, rights), listing=listing))
+    return _result(name, *make(stack, name, own_tags(stack, name, rights), listing=listing))
 
 
 def own_tags(stack: Stack, name: str, rights: Mapping[str, str]) -> dict[str, str]:
@@ -257,7 +258,7 @@ def own_tags(stack: Stack, name: str, rights: Mapping[str, str]) -> dict[str, st
 
 
 def show(stack: Stack, names: Sequence[str], now: datetime) -> Result:
-    """List the stack's keys and their rights; never their values."""
+    """List the stack's keys and their rights, but not their values."""
     keys = keys_of(stack)
     if missing := {*names} - {word for key in keys for word in (key.id, key.name)}:
         raise no_key(stack, ", ".join(sorted(missing)))
@@ -298,15 +299,15 @@ def change(
     more: Sequence[str] = (),
     fewer: Sequence[str] = (),
 ) -> Result:
-    """Change principals' rights, on every key of each name; what is not named stays.
+    """Change the rights of keys, on every key of each name. Tags that are not named stay as they are.
 
-    `more` and `fewer` are targets to add to what each may open, and to take away. A key without the tag under
-    which its grants are on record gets that too. All names are looked up, and all new lists checked, before
-    the first change. Twice changes nothing the second time.
+    `wanted` are tags to set, and `unwanted` tags to remove; `more` and `fewer` are targets to add to and to
+    remove from those that each key may open. A key without `knock:name` gets that tag too. All names and
+    values are checked before the first change. A second call changes nothing.
     """
     listing = look(stack)
-    found = list({key.id: key for name in names for key in listing.named(stack, name)}.values())
-    planned = [(key, {**wanted, **_targets(key, more, fewer), **key.name_tag}) for key in found]
+    chosen = list({key.id: key for name in names for key in listing.named(stack, name)}.values())
+    planned = [(key, {**wanted, **_targets(key, more, fewer), **key.name_tag}) for key in chosen]
     if wanted.get(tags.TARGETS) or more:
         check_targets(stack, wanted.get(tags.TARGETS) or " ".join(more))
     lines, changed = [], []
@@ -325,7 +326,7 @@ def change(
 
 
 def _targets(key: Key, more: Sequence[str], fewer: Sequence[str]) -> dict[str, str]:
-    """Give the tag of a key whose targets change by some. Raises AdminError where that cannot be written."""
+    """Give the tag with a key's new targets. Raises AdminError if there are none, or too many for a tag."""
     if not more and not fewer:
         return {}
     may = key.tags.get(tags.TARGETS, "").split()
@@ -344,18 +345,21 @@ def _targets(key: Key, more: Sequence[str], fewer: Sequence[str]) -> dict[str, s
 
 
 def enable(stack: Stack, name: str) -> Result:
-    """Let a disabled key, or every key of that name, knock again."""
-    found = look(stack).named(stack, name)
-    return Result(_switched(found, enabled=True), _switch(stack, found, enabled=True), notes=[SOON])
+    """Enable a key, or every key of that name."""
+    chosen = look(stack).named(stack, name)
+    return Result(_switched(chosen, enabled=True), _switch(stack, chosen, enabled=True), notes=[SOON])
 
 
 def disable(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
-    """Stop a key, or every key of that name, from knocking; its live grants keep their end, or are ended."""
-    found = look(stack).named(stack, name)
-    known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
-    lines = _switch(stack, found, enabled=False)
-    ended, notes = _inside(stack, found, now, "the key is disabled", known)
-    return Result(_switched(found, enabled=False), [*lines, *ended], notes=[SOON, *notes])
+    """Disable a key, or every key of that name; `revoke` closes its live grants, which else go on.
+
+    Raises AdminError, before any change, if the grants are to be closed and cannot be read.
+    """
+    chosen = look(stack).named(stack, name)
+    known = inside.before_ending(stack, [key.id for key in chosen], now) if revoke else None
+    lines = _switch(stack, chosen, enabled=False)
+    ended, notes = _inside(stack, chosen, now, "the key is disabled", known)
+    return Result(_switched(chosen, enabled=False), [*lines, *ended], notes=[SOON, *notes])
 
 
 def _switched(keys: Sequence[Key], *, enabled: bool) -> dict[str, Any]:
@@ -377,12 +381,12 @@ def _switch(stack: Stack, keys: Sequence[Key], *, enabled: bool) -> list[str]:
 def _inside(
     stack: Stack, keys: Sequence[Key], now: datetime, reason: str, known: Sequence[Entry] | None
 ) -> tuple[list[str], list[str]]:
-    """Say who is in by some keys, and how to end that; or end it: (lines of what was ended, notes).
+    """Close the live grants of keys, or list them: (lines on the grants closed, notes).
 
-    `known` are those that were in before the keys were touched, where they are to be ended. They are, with
-    whoever has come in since; raises AdminError where it cannot be said who has.
+    `known` are the grants that were live before the keys were changed, or None to close none. Grants that
+    were opened since are closed as well; raises AdminError if the trail cannot be read for those.
     """
-    live = inside.told_of_keys(stack, [key.id for key in keys], now)
+    live = inside.of_keys_if_readable(stack, [key.id for key in keys], now)
     names = dict.fromkeys(
         key.name if key.name == key.recorded_name and not _needs_quotes(key.name) else key.id for key in keys
     )
@@ -404,14 +408,17 @@ def _inside(
 
 
 def _needs_quotes(name: str) -> bool:
-    """Say whether a shell would not take a name as it is."""
+    """Say whether a name must be quoted in a shell."""
     return shlex.quote(name) != name
 
 
 def rotate(stack: Stack, name: str, *, overlap: timedelta, now: datetime) -> Result:
-    """Make a new key with an old one's name and rights; the old one stays valid until `finish`."""
+    """Make a successor with a key's name and rights. The old key stays valid until `finish`.
+
+    Raises AdminError if a successor exists. After an interruption, a second call completes it.
+    """
     old, retires_at, key_id, value = replace(stack, name, overlap=overlap, now=now)
-    return _told(
+    return _result(
         old.name,
         key_id,
         value,
@@ -429,13 +436,14 @@ def replace(
     keep: Callable[[str, str, str], object] = lambda _name, _id, _value: None,
     listing: Listing | None = None,
 ) -> tuple[Key, str, str, str]:
-    """Make a key's successor: (the old one, when it retires, the new one's id and value). `keep` and
-    `listing` as in `make`.
+    """Make a key's successor: (the old key, the time it retires, id and value of the new key).
+
+    `keep` and `listing` are those of `make`. Raises AdminError if a successor exists.
     """
     listing = listing or look(stack)
-    found = listing.named(stack, name)
-    current = [key for key in found if key.retires_at is None]
-    retiring = [key for key in found if key.retires_at is not None]
+    named = listing.named(stack, name)
+    current = [key for key in named if key.retires_at is None]
+    retiring = [key for key in named if key.retires_at is not None]
     if len(current) > 1:
         raise AdminError(
             f"Several keys are called {visible(name)}: say which by id, "
@@ -462,7 +470,10 @@ def replace(
 
 
 def finish(stack: Stack, name: str | None, now: datetime) -> Result:
-    """Delete the old keys of rotations whose time has come: of one name, or all. Twice is once."""
+    """Delete the old keys of rotations whose overlap is over, of one name or all.
+
+    The exit code is 1 if a named key cannot be deleted yet. A second call deletes none.
+    """
     keys = keys_of(stack)
     retiring = [key for key in keys if key.retires_at is not None and name in (None, key.name, key.id)]
     if name and not retiring:
@@ -493,14 +504,17 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
 
 
 def remove(stack: Stack, name: str, *, now: datetime, revoke: bool) -> Result:
-    """Delete a key, or every key of that name, for good; its live grants keep their end, or are ended."""
-    found = look(stack).named(stack, name)
-    known = inside.before_ending(stack, [key.id for key in found], now) if revoke else None
-    for key in found:
+    """Delete a key, or every key of that name; `revoke` closes its live grants, which else go on.
+
+    Raises AdminError, before any change, if the grants are to be closed and cannot be read.
+    """
+    chosen = look(stack).named(stack, name)
+    known = inside.before_ending(stack, [key.id for key in chosen], now) if revoke else None
+    for key in chosen:
         stack.aws.client("apigateway").delete_api_key(apiKey=key.id)
-    ended, notes = _inside(stack, found, now, "the key is deleted", known)
+    ended, notes = _inside(stack, chosen, now, "the key is deleted", known)
     return Result(
-        {"deleted": [{"id": key.id, "name": key.name} for key in found]},
-        [*(f"deleted the key {key.who}" for key in found), *ended],
+        {"deleted": [{"id": key.id, "name": key.name} for key in chosen]},
+        [*(f"deleted the key {key.who}" for key in chosen), *ended],
         notes=notes,
     )

@@ -1,8 +1,8 @@
-"""`knock-admin ledger`: why is a door open, or shut?
+"""`knock-admin ledger`: which live grants claim which rules of a source.
 
-The ledger of a source says which live grants claim which rules, and what is known of each rule. This reads
-it and writes nothing. The functions write it with code of their own (`functions/grants/ledgers.py`), which is
-not part of this distribution. That both agree is tested.
+The ledger of a source has the claims of its live grants, and of each rule its phase, its ids and the attempts
+to authorize it. This module reads a ledger and writes nothing. The functions read and write it with code of
+their own (`functions/grants/ledgers.py`), which is not part of this distribution. A test compares the two.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from knock_admin.errors import AdminError
 from knock_admin.output import Result, table
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from knock_admin.stack import Stack
     from knock_admin.stores import Values
 
-# The bounds of a source: a knock beyond them is refused (SourceFull).
+# The limits of a source. A knock that would exceed them is refused (SourceFull).
 MOST_CLAIMS = 64
 MOST_RULES = 128
 
 
-def show(stack: Stack, args: Namespace) -> Result:
-    """Show the ledger of one source: claims, rules, and ids lately revoked."""
-    source: str = args.source
+def show(stack: Stack, source: str, *, now: datetime) -> Result:
+    """Show the ledger of one source: claims, rules, tombstones, and grants that were released lately."""
     ledger = decode(source, stores.of(stack, stores.LEDGER).get(source))
     claims, rules = len(ledger["claims"]), len(ledger["rules"])
     lines = [f"{source}: {claims} of {MOST_CLAIMS} claims, {rules} of {MOST_RULES} rules"]
-    for header, rows in _tables(ledger, args.now):
+    for header, rows in _tables(ledger, now):
         if rows:
             lines += ["", *table(rows, header)]
     return Result(ledger, lines)
@@ -86,9 +84,9 @@ def _some(grants: list[str]) -> str:
 
 
 def decode(source: str, values: Values) -> dict[str, Any]:
-    """Read an item of the ledger, as this program shows it. Without an item all is empty.
+    """Read an item of the ledger, in the shape that `--json` prints. No item is an empty ledger.
 
-    Raises AdminError for one that cannot be read.
+    Raises AdminError for an item that cannot be read.
     """
     try:
         content = json.loads(_text(values)) if values else {}
@@ -127,7 +125,7 @@ def decode(source: str, values: Values) -> dict[str, Any]:
 
 
 def _text(values: Values) -> str:
-    """Put the parts together; parts beyond their count are left from a longer text."""
+    """Join the parts. Parts beyond the item's count are left over from a longer text."""
     (count,) = values["parts"]
     return "".join(part for number in range(int(count)) for (part,) in [values[f"part_{number:03}"]])
 
@@ -143,7 +141,7 @@ def _key(text: str, source: str) -> dict[str, Any]:
 
 
 def _numbered(values: Mapping[str, Any]) -> list[tuple[int, Any]]:
-    """Give what is kept by the number of a key, in the keys' order."""
+    """Sort values that are stored by the number of a rule key."""
     return sorted(((int(number), value) for number, value in values.items()), key=lambda pair: pair[0])
 
 

@@ -1,9 +1,8 @@
 """Many keys at once: `key add --from FILE` and `key rotate --all`.
 
-A value is kept, in one file that only its owner can read or by a command for each key, before its key can be
-used. So a run that is stopped, or whose disk is full, leaves no usable key whose value nobody has: the one it
-was at opens nothing yet, and the same command again completes it. What is there already is left as it is, and
-said.
+A value is stored before its key can be used: in a file that only its owner can read, or by a command, run for
+each key. So an interruption or a full disk leaves no usable key whose value is lost: the last key opens
+nothing yet, and the same command completes it. Keys that exist already are left as they are, and reported.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 REQUIRED = ("name", "targets", "max")
 OPTIONAL = ("max_live", "until", "operator", "any_source")
 MOST = 10_000
-"""Lines of a file. An account has 10,000 API keys at most, unless AWS has raised that.
+"""The most lines of a file. An account has 10,000 API keys at most, unless AWS has raised the quota.
 
 https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
 """
@@ -41,9 +40,7 @@ COMMAND_SECONDS = 60
 
 
 def read(file: str) -> dict[str, dict[str, str]]:
-    """Read a CSV file of principals: name → rights as tags. Raises UsageError, naming every line that is
-    wrong.
-    """
+    """Read a CSV file of principals: name → rights as tags. Raises UsageError with every wrong line."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -71,7 +68,7 @@ def read(file: str) -> dict[str, dict[str, str]]:
 
 
 def _check_columns(file: str, columns: list[str]) -> None:
-    """Raise UsageError unless the first line names what there is, each once."""
+    """Raise UsageError unless the first line names known columns, the required ones among them, each once."""
     if missing := [name for name in REQUIRED if name not in columns]:
         raise UsageError(f"--from {file}: its first line names no column {', '.join(missing)}")
     if strange := [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]:
@@ -84,34 +81,37 @@ def _check_columns(file: str, columns: list[str]) -> None:
 
 
 def _person(line: Mapping[str, str | None]) -> tuple[str, dict[str, str]]:
-    """Read one line. Raises ValueError."""
+    """Read one line: name, and rights as tags. Raises ValueError."""
     if None in line or None in line.values():
         raise ValueError("it has another number of fields than the first line")
-    said = {name: (value or "").strip() for name, value in line.items()}
+    fields = {name: (value or "").strip() for name, value in line.items()}
     for name in REQUIRED:
-        if not said[name]:
+        if not fields[name]:
             raise ValueError(f"it has no {name}")
     rights = {
-        tags.TARGETS: tags.parse_targets(said["targets"]),
-        tags.MAX_DURATION: tags.show_duration(tags.parse_duration(said["max"])),
+        tags.TARGETS: tags.parse_targets(fields["targets"]),
+        tags.MAX_DURATION: tags.show_duration(tags.parse_duration(fields["max"])),
     }
-    if text := said.get("max_live"):
+    if text := fields.get("max_live"):
         rights[tags.MAX_LIVE] = str(tags.parse_max_live(text))
-    if text := said.get("until"):
+    if text := fields.get("until"):
         tags.parse_until(text)
         rights[tags.UNTIL] = text
-    if text := said.get("any_source"):
+    if text := fields.get("any_source"):
         rights[tags.ANY_SOURCE] = tags.parse_any_source(text)
-    operator = said.get("operator") or "no"
+    operator = fields.get("operator") or "no"
     if operator not in ("yes", "no", "true", "false"):
         raise ValueError(f"operator is yes or no, not {operator!r}")
     if operator in ("yes", "true"):
         rights[tags.OPERATOR] = "true"
-    return tags.principal_name(said["name"]), rights
+    return tags.principal_name(fields["name"]), rights
 
 
 def keeper(file: str | None, command: str | None, dry_run: bool) -> Keep:
-    """Give what keeps a key's value: in a file, or by a command. Raises UsageError unless one is named."""
+    """Give the function that stores a key's value, in a file or by a command.
+
+    Raises UsageError unless exactly one of them is named.
+    """
     if dry_run and not (file and command):
         return lambda _name, _id, _value: None
     if bool(file) == bool(command):
@@ -120,7 +120,7 @@ def keeper(file: str | None, command: str | None, dry_run: bool) -> Keep:
 
 
 def _in_file(path: Path) -> Keep:
-    """Append values to a file that nobody else can read; each is on the disk before its key is usable."""
+    """Append values to a file, and sync each to the disk. Raises UsageError if others can read the file."""
     try:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
@@ -134,14 +134,14 @@ def _in_file(path: Path) -> Keep:
         kept.close()
         raise UsageError(f"--values {path}: it is another user's, who can read it; name another file")
     writer = csv.writer(kept, lineterminator="\n")
-    begun = False  # the first line is written with the first value: a run may stop before it
+    begun = False  # the header is written with the first value: a run may end before it
 
     def keep(name: str, key_id: str, value: str) -> None:
         nonlocal begun
         try:
             if not begun and os.fstat(kept.fileno()).st_size == 0:
                 writer.writerow(("name", "id", "value"))
-            elif not begun and not _ends_a_line(kept.fileno()):  # a full disk cut the last one off
+            elif not begun and not _ends_a_line(kept.fileno()):  # a full disk truncated the last line
                 kept.write("\n")
             begun = True
             writer.writerow((cell(name), key_id, value))
@@ -156,13 +156,13 @@ def _in_file(path: Path) -> Keep:
 
 
 def _ends_a_line(number: int) -> bool:
-    """Say whether a file that is not empty ends with a line's end. What is appended goes to its end still."""
+    """Say whether a file that is not empty ends with a newline. Appending still goes to its end."""
     os.lseek(number, -1, os.SEEK_END)
     return os.read(number, 1) == b"\n"
 
 
 def _by_command(command: str) -> Keep:
-    """Run a command for each value. Without a shell: no name can become part of it."""
+    """Store values with a command, run for each. It runs without a shell, so a name cannot change it."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -191,7 +191,7 @@ def _by_command(command: str) -> Keep:
 
 
 def add(stack: Stack, people: Mapping[str, Mapping[str, str]], keep: Keep) -> Result:
-    """Make a key for each, and keep its value; one that is there already is left as it is. Twice is once."""
+    """Make a key for each principal and store its value. Keys that exist already are left as they are."""
     listing = keys.look(stack)
     there = {key.name: key for key in listing.inside}
     keys.check_targets(stack, " ".join(dict.fromkeys(_named_targets(people))))
@@ -222,15 +222,18 @@ def _differs(key: keys.Key, rights: Mapping[str, str]) -> str:
 
 
 def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Result:
-    """Make a successor for every key that is not being rotated, and keep its value. Twice is once."""
+    """Make a successor for every key that is not being rotated, and store its value.
+
+    A second call makes none: all keys are being rotated then.
+    """
     listing = keys.look(stack)
-    found = listing.inside
-    retiring = {key.name for key in found if key.retires_at is not None}
+    members = listing.inside
+    retiring = {key.name for key in members if key.retires_at is not None}
     done: list[dict[str, str]] = []
     lines = []
-    names = list(dict.fromkeys(key.name for key in found))
+    names = list(dict.fromkeys(key.name for key in members))
     for name in names:
-        current = [key for key in found if key.name == name and key.retires_at is None]
+        current = [key for key in members if key.name == name and key.retires_at is None]
         shown = visible(name)
         if name in retiring and current:
             lines.append(
@@ -250,7 +253,7 @@ def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Re
 
 @contextmanager
 def _saying_how_far(name: str, done: Sequence[Mapping[str, str]], whole: int) -> Iterator[None]:
-    """Add to an error how far the command came: nothing is half done unsaid."""
+    """Add to an error how many keys were done before it."""
     try:
         yield
     except AdminError as error:

@@ -1,11 +1,11 @@
-"""What a command prints: tables for people, JSON for programs; data on standard output, the rest on standard
-error.
+"""The output of commands: tables for people, JSON for programs. Data goes to standard output, all else to
+standard error.
 
-Much of it was written by others: the name of a key, the reason of a grant. Such text is data. Control and
-format characters are shown as escapes, so that no reason can move the cursor, colour a line or turn its
-direction, and what a spreadsheet would take for a formula in a CSV file has a quote before it
-(https://owasp.org/www-community/attacks/CSV_Injection). Which separator a spreadsheet splits at depends on
-its language and on what its user chooses, so that holds after each of them, within a cell too.
+Some texts come from others, like the name of a key or the reason of a grant. Control and format characters in
+them are printed as escapes, so that they cannot move the cursor, change colours or the direction of a line.
+In a CSV file, a quote is put before text that a spreadsheet would take for a formula
+(https://owasp.org/www-community/attacks/CSV_Injection). The separator that a spreadsheet splits at depends on
+its language and settings, so the quote is also put after each possible separator within a cell.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# The wide forms of = + - @ count too: spreadsheets for East Asian scripts take them for the same.
-# A cell may begin after any of , ; | and white space, and with quotes that a spreadsheet takes away.
+# The full-width forms of = + - @ count too: spreadsheets for East Asian scripts treat them alike.
+# A cell may begin after any of , ; | and white space, and with quotes that a spreadsheet removes.
 _FORMULA = re.compile("(^|[,;|\\s])([\"'\\s]*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")
-# Rows that are looked at to choose a table's widths; those after them stream.
+# The rows that decide on a table's column widths; the rows after them are streamed.
 _SAMPLE = 100
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a command: for programs (`--json`), and for people.
+    """The result of a command: `data` for programs (`--json`), `lines` for people.
 
-    Without `data` the lines are for both: they are JSON lines already.
+    Without `data`, the lines are printed with `--json` as well.
     """
 
     data: Any
     lines: Iterable[str]
     exit_code: int = 0
     notes: Sequence[str] = ()
-    """What people should know beside it; on standard error, before the lines."""
+    """Remarks for people; printed to standard error, before the lines."""
 
 
 def visible(value: object) -> str:
-    """Write a value so that a terminal only shows it: what steers a terminal, as escapes."""
+    """Write a value with control and format characters as escapes."""
     text = str(value)
     if text.isprintable():
         return text
@@ -58,7 +58,7 @@ def visible(value: object) -> str:
 
 
 def visible_lines(value: object) -> str:
-    """Write several lines so that a terminal only shows them."""
+    """Write several lines with control and format characters as escapes."""
     return "\n".join(map(visible, str(value).split("\n")))
 
 
@@ -88,7 +88,7 @@ def csv_lines(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Iterat
 
 
 def json_lines(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Write each item as one line of JSON, in ASCII: nothing in it can steer a terminal."""
+    """Write each item as one line of JSON, in ASCII, so that it has no control characters."""
     return (json.dumps(item) for item in items)
 
 
@@ -98,16 +98,16 @@ def count(number: int, what: str) -> str:
 
 
 def warn(text: str) -> None:
-    """Say something that does not stop the command."""
+    """Print a warning, to standard error."""
     print(f"warning: {visible_lines(text)}", file=sys.stderr)
 
 
 def note(text: str) -> None:
-    """Say what a reader should know beside the data."""
+    """Print a remark on the data, to standard error."""
     print(f"note: {visible_lines(text)}", file=sys.stderr)
 
 
 def progress(text: str) -> None:
-    """Say how far long work has come, when somebody is watching."""
+    """Print the progress of a long command, to standard error if it is a terminal."""
     if sys.stderr.isatty():
         print(visible_lines(text), file=sys.stderr)

@@ -1,8 +1,8 @@
 """`knock-admin report`: a month for an auditor, in UTC.
 
-How long each person's doors were open, by target; what was refused; which grants were closed late, and which
-only by the forcing task, after the ordinary one had failed in all its tries. An hour is one of a person at a
-target: two grants at one time count once, and one grant for two targets counts for both.
+It has the hours that each principal had access to each target, the refusals, the grants that were closed
+late, and those that only the forcing task closed, after all attempts of the ordinary task had failed. Two
+grants of a principal for a target at the same time count once; one grant for two targets counts for both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from knock_admin.output import Result, csv_lines, visible
 from knock_admin.stores import Where
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterable, Iterator, Sequence
 
     from knock_admin.doors import Door
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from knock_admin.trail import Entry
 
 LATE = timedelta(minutes=4)
-"""From a grant's end to its closing; as the alarm RevocationLate has it."""
+"""A closing that is longer than this after the grant's end is late, as for the alarm RevocationLate."""
 FORCED = "force"
-"""What `closer` says where ForceRevokeIngress or ForceRollBackIngress closed it."""
+"""The `closer` of a grant that ForceRevokeIngress or ForceRollBackIngress closed."""
 
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,80}", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#&~])")
@@ -57,13 +56,13 @@ Row = dict[str, Any]
 
 @dataclass
 class Hours:
-    """The doors of one person to one target."""
+    """The times in which one principal had access to one target."""
 
     grants: int = 0
     open: list[tuple[datetime, datetime]] = field(default_factory=list)
 
     def total(self) -> float:
-        """Count each moment once, in hours."""
+        """Give the hours of access. Times that overlap count once."""
         seconds, reached = 0.0, None
         for begin, end in sorted(self.open):
             begin = max(begin, reached) if reached else begin
@@ -73,30 +72,32 @@ class Hours:
         return round(seconds / 3600, 2)
 
 
-def show(stack: Stack, args: Namespace) -> Result:
-    """Print the report of a month, as far as it has come."""
-    first, last = month(args.month, args.now)
-    until = min(last, args.now)
-    found = make(stack, first, until, args.now)
+def show(stack: Stack, name: str, *, now: datetime, output: str) -> Result:
+    """Report the month `name`, like `2026-11`, or the part of it that has passed.
+
+    `output` is `markdown`, `csv` or `json`. Raises UsageError for a month that has not begun.
+    """
+    first, last = month(name, now)
+    until = min(last, now)
+    figures = make(stack, first, until, now)
     head = {
         "stack": stack.name,
-        "month": args.month,
+        "month": name,
         "from": trail.milliseconds(first),
         "until": trail.milliseconds(until),
         "complete": until == last,
     }
     notes = [] if until == last else [f"the month goes on: this is until {trail.milliseconds(until)}"]
-    if args.json or args.format == "json":
-        args.json = True
-        return Result(head | found, [], notes=notes)
-    if args.format == "csv":
-        rows = ([row.get(column, "") for column in _COLUMNS] for row in _flat(found))
+    if output == "json":
+        return Result(head | figures, [], notes=notes)
+    if output == "csv":
+        rows = ([row.get(column, "") for column in _COLUMNS] for row in _flat(figures))
         return Result(None, csv_lines(rows, _COLUMNS), notes=notes)
-    return Result(None, _markdown(head, found), notes=notes)
+    return Result(None, _markdown(head, figures), notes=notes)
 
 
 def month(text: str, now: datetime) -> tuple[datetime, datetime]:
-    """Give the first moment of a month like `2026-11`, and that of the next. Raises UsageError."""
+    """Give the first moment of a month like `2026-11`, and of the month after it. Raises UsageError."""
     try:
         if not re.fullmatch(r"\d{4}-\d\d", text, re.ASCII):
             raise ValueError(text)
@@ -110,7 +111,7 @@ def month(text: str, now: datetime) -> tuple[datetime, datetime]:
 
 
 def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[str, list[Row]]:
-    """Read a time's grants and refusals, and count. What is kept is a few figures a grant."""
+    """Read the grants and refusals of a period and count them. Memory use is a few numbers a grant."""
     hours: dict[tuple[str, str], Hours] = {}
     endings: Counter[str] = Counter()
     forced: list[Row] = []
@@ -119,12 +120,12 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
         door = doors.door(entry, now)
         if door and door.within(first, last) and door.note != doors.UNREADABLE:
             _add(hours, door, first, last)
-        due, closed = _due(entry, now), doors.read_time(entry.one("closed_at"))
+        due, closed = _due(entry, now), doors.read_time(entry.text("closed_at"))
         if due and first <= due < last:
             endings[entry.status(now)] += 1
             if (closed or now) - due > LATE:
                 late.append(_closing(entry, due, closed, now))
-        if entry.one("closer") == FORCED and closed and first <= closed < last:
+        if entry.text("closer") == FORCED and closed and first <= closed < last:
             forced.append(_closing(entry, due, closed, now))
     return {
         "access": [
@@ -139,7 +140,7 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
 
 
 def _add(hours: dict[tuple[str, str], Hours], door: Door, first: datetime, last: datetime) -> None:
-    who = door.entry.one("principal_name") or door.entry.one("principal_id")
+    who = door.entry.text("principal_name") or door.entry.text("principal_id")
     for target in door.entry.targets:
         held = hours.setdefault((who, str(target["name"])), Hours())
         held.grants += 1
@@ -147,20 +148,20 @@ def _add(hours: dict[tuple[str, str], Hours], door: Door, first: datetime, last:
 
 
 def _due(entry: Entry, now: datetime) -> datetime | None:
-    """Say when a grant's door was to be closed: at its end, as planned or before; None before that."""
+    """Give the time at which a grant ended and had to be closed; None for a live one."""
     status = entry.status(now)
     if status in ("active", "pending"):
         return None
-    return doors.read_time(entry.one("expires_at" if status == "expired" else "ended_at"))
+    return doors.read_time(entry.text("expires_at" if status == "expired" else "ended_at"))
 
 
 def _closing(entry: Entry, due: datetime | None, closed: datetime | None, now: datetime) -> Row:
     return {
         "id": entry.id,
-        "principal": entry.one("principal_name"),
-        "source": entry.one("source"),
+        "principal": entry.text("principal_name"),
+        "source": entry.text("source"),
         "target": entry.target_names,
-        "ended_by": entry.one("ended_by"),
+        "ended_by": entry.text("ended_by"),
         "due": trail.milliseconds(due) if due else None,
         "closed_at": trail.milliseconds(closed) if closed else None,
         "late_seconds": round(((closed or now) - due).total_seconds(), 1) if due else None,
@@ -173,7 +174,7 @@ def _refusals(stack: Stack, first: datetime, last: datetime) -> list[Row]:
         (Where("order", "<", trail.milliseconds(last)),),
     ]
     counted = Counter(
-        (entry.one("principal_name"), entry.one("call"), entry.one("right"))
+        (entry.text("principal_name"), entry.text("call"), entry.text("right"))
         for entry in trail.refusals(stack, times, None)
     )
     return [
@@ -182,35 +183,38 @@ def _refusals(stack: Stack, first: datetime, last: datetime) -> list[Row]:
     ]
 
 
-# ---------------------------------------------------------------------------- how it is written
+# ---------------------------------------------------------------------------- output
 
 
-def _flat(found: dict[str, list[Row]]) -> Iterator[Row]:
-    """Give one row a figure; the first column says of what."""
-    for section, rows in found.items():
+def _flat(figures: dict[str, list[Row]]) -> Iterator[Row]:
+    """Give one row for each figure; the column `section` names the section that it is from."""
+    for section, rows in figures.items():
         for row in rows:
             known = {name: "" if value is None else value for name, value in row.items()}
             yield known | {"section": section}
 
 
-def _markdown(head: Row, found: dict[str, list[Row]]) -> Iterator[str]:
+def _markdown(head: Row, figures: dict[str, list[Row]]) -> Iterator[str]:
     yield f"# Knock: {head['month']}, stack {_text(head['stack'])}"
     yield ""
     yield f"From {head['from']} until {head['until']}{'' if head['complete'] else '; the month goes on'}."
-    hours = sum(row["hours"] for row in found["access"])
+    hours = sum(row["hours"] for row in figures["access"])
     yield from _section(
         "Who had access, to what",
         ("Person", "Target", "Grants", "Hours"),
-        [(row["principal"], row["target"], row["grants"], f"{row['hours']:.2f}") for row in found["access"]],
+        [
+            (row["principal"], row["target"], row["grants"], f"{row['hours']:.2f}")
+            for row in figures["access"]
+        ],
         f"{hours:.2f} hours in all. A door counts from its opening to its closing.",
     )
     yield from _section(
-        "How grants ended", ("How", "Grants"), [(row["how"], row["count"]) for row in found["endings"]]
+        "How grants ended", ("How", "Grants"), [(row["how"], row["count"]) for row in figures["endings"]]
     )
     yield from _section(
         "What was refused",
         ("Person", "Call", "Right", "Times"),
-        [(row["principal"], row["call"], row["right"] or "-", row["count"]) for row in found["refusals"]],
+        [(row["principal"], row["call"], row["right"] or "-", row["count"]) for row in figures["refusals"]],
     )
     closings = ("Grant", "Person", "Source", "Targets", "Due", "Closed", "Seconds late")
     for title, name, text in (
@@ -227,7 +231,7 @@ def _markdown(head: Row, found: dict[str, list[Row]]) -> Iterator[str]:
                 row["closed_at"] or "not yet",
                 row["late_seconds"] if row["late_seconds"] is not None else "-",
             )
-            for row in found[name]
+            for row in figures[name]
         ]
         yield from _section(title, closings, rows, text)
 
@@ -248,7 +252,7 @@ def _section(
 
 
 def _text(value: object) -> str:
-    """Write a value so that Markdown shows it as it is; a grant's id as code."""
+    """Escape a value for Markdown; a grant's id becomes code."""
     shown = visible(value)
     if "_" in shown and _NAME.fullmatch(shown):
         return f"`{shown}`"

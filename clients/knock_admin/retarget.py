@@ -1,11 +1,11 @@
-"""`knock-admin target set` and `rename`: another look for a target that people are in by.
+"""`knock-admin target set` and `rename`: change a target while grants of it may be live.
 
-What becomes of live grants: nothing, unless `--revoke` ends them. A grant's record and its ledger name its
-rules by group, ports and id, not by what tags say now, so it keeps what it was given until its end, and its
-rules are closed then. What people knock for next is decided by the new tags.
+Live grants stay as they are, unless `--revoke` closes them. A grant's record and its ledger name its rules by
+group, ports and id, and do not depend on tags: it keeps its rules until its end, when they are revoked. The
+new tags decide about later knocks.
 
-The API keeps targets for a minute, so a knock in that minute may be decided by the old tags; authorizing
-looks at the live ones and refuses it. Nothing is opened by what is over.
+The API caches targets for a minute, so the old tags may decide about a knock in that minute. The authorize
+function reads the tags anew and refuses such a knock: old tags open nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def change(
 ) -> Result:
     """Change the ports of a target, or the address families it can be reached over, on all its groups.
 
-    `families` is the tag's text, `any` to have none, or `auto` to find out. Twice changes nothing more.
+    `families` is the tag's text, `any` to remove the tag, or `auto` to determine them from the resources that
+    the groups are attached to. A second call changes nothing.
     """
     if ports is None and families is None:
         raise UsageError("Change what? Name --ports or --families.")
@@ -79,15 +80,15 @@ def change(
     return Result({"target": name, "set": wanted, "groups": ids, "ended": ended}, lines)
 
 
-def _families(stack: Stack, groups: Sequence[str], asked: str) -> str:
-    if asked == "any":
+def _families(stack: Stack, groups: Sequence[str], wanted: str) -> str:
+    if wanted == "any":
         return ""
-    if asked != "auto":
-        return asked
-    found = attach.attached(stack.aws, groups).families
-    if not found:
+    if wanted != "auto":
+        return wanted
+    families = attach.attached(stack.aws, groups).families
+    if not families:
         warn("over which address families it can be reached cannot be told: knocks over both are accepted")
-    return " ".join(sorted(found))
+    return " ".join(sorted(families))
 
 
 def _warn_of_the_world(stack: Stack, name: str, ports: Sequence[Ports], groups: Sequence[str]) -> None:
@@ -97,8 +98,8 @@ def _warn_of_the_world(stack: Stack, name: str, ports: Sequence[Ports], groups: 
 
 
 def _stay(stack: Stack, name: str, groups: Sequence[str], now: datetime, what: str) -> None:
-    """Say who is in, and what they keep."""
-    entries = inside.told(stack, name, groups, now)
+    """Print the live grants that the change does not affect."""
+    entries = inside.live_if_readable(stack, name, groups, now)
     if not entries:
         return
     verb = "keeps" if len(entries) == 1 else "keep"
@@ -115,8 +116,8 @@ def _stay(stack: Stack, name: str, groups: Sequence[str], now: datetime, what: s
 def rename(stack: Stack, old: str, new: str, *, now: datetime, revoke: bool) -> Result:
     """Give a target another name, in the tags of its groups and of the keys that may open it.
 
-    Keys get the new name first and lose the old one last, so nobody is locked out in between, and a run that
-    stopped goes on where it was.
+    Keys get the new name before the groups, and lose the old name after them, so that they may open the
+    target at any time. After an interruption, the same call continues.
     """
     if old == new:
         raise UsageError("The new name is the old one.")
@@ -163,9 +164,9 @@ def rename(stack: Stack, old: str, new: str, *, now: datetime, revoke: bool) -> 
 
 
 def _allowed(key: Key, old: str, names: Sequence[str]) -> str:
-    """Write a key's targets with these names in the old one's place, each name once. Raises AdminError.
+    """Write a key's targets with `names` in place of the old name, each name once. Raises AdminError.
 
-    A key that has the new name as well already, as after a run that stopped, keeps one.
+    After an interruption a key has both names already.
     """
     listed = key.tags[tags.TARGETS].split()
     replaced = dict.fromkeys(name for each in listed for name in (names if each == old else [each]))

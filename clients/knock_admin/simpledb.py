@@ -1,4 +1,4 @@
-"""SimpleDB as a store of records: one domain. Reads are consistent, and each is one call a page."""
+"""A SimpleDB domain as a store of records. All reads are consistent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from knock_admin.aws import Aws
     from knock_admin.stores import AnyOf, Order, Values, Where
 
-PAGE = 2500  # the most that SimpleDB gives, within 1 MB
+PAGE = 2500  # items; SimpleDB gives no more at once, nor more than 1 MB
 LARGEST = 10 * 1024**3
 
 
@@ -37,11 +37,13 @@ class SimpleDb:
 
     def select(self, where: Sequence[AnyOf] = (), order: Order | None = None) -> Iterator[tuple[str, Values]]:
         conditions = [" or ".join(map(_condition, either)) for either in where]
-        # What a Select sorts by must be in a condition.
+        # A Select may sort only by an attribute that has a condition.
         conditions += ["`order` is not null"] if order else []
         domain = self._name.replace("`", "``")
         expression = f"select * from `{domain}`"  # noqa: S608 - every value in it went through `quote`
-        expression += f" where {' and '.join(f'({one})' for one in conditions)}" if conditions else ""
+        expression += (
+            f" where {' and '.join(f'({condition})' for condition in conditions)}" if conditions else ""
+        )
         expression += f" order by `order` {'asc' if order == 'ascending' else 'desc'}" if order else ""
         token: dict[str, str] = {}
         while True:
@@ -93,7 +95,7 @@ class SimpleDb:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say what is not there. Raises AdminError for that."""
+        """Raise AdminError for a domain that does not exist."""
         try:
             yield
         except ClientError as error:

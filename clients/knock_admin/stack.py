@@ -1,13 +1,12 @@
-"""Finds what a deployment is made of, by asking the deployment.
+"""Finds the resources of a deployment.
 
-The functions of a stack carry `KNOCK_STACK` and the places they work with in their environment, so one
-listing of the region's functions gives the stack's name, its domains, its state machines and the functions to
-invoke. That works the same on AWS, on the local stack and for somebody who has no right to read
-CloudFormation stacks, and needs no configuration on the operator's side. CloudFormation's outputs alone would
-not do: the local stack has none.
+The functions of a stack have in their environment `KNOCK_STACK` and the resources that they use, so a list of
+the region's functions gives the stack's name, its domains, its state machines and the functions to invoke.
+That works in the same way on AWS and on the local stack, without the right to read CloudFormation stacks, and
+without configuration. CloudFormation's outputs were no alternative: the local stack has none.
 
-What the functions do not know is the usage plan and the API's address. The plan has the stack's name, and
-is for one stage, which has an address; options name others.
+The functions' environment lacks the usage plan and the API's URL. The plan has the stack's name, and is for
+one stage, which has a URL; options override both.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 MODULES = ("api", "authorize", "revoke", "guard")
 OPTIONAL = ("notify",)
-"""Modules that a stack may have a function for."""
+"""Modules that have a function in some stacks only."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class Stack:
     aws: Aws
     name: str
     functions: Mapping[str, Mapping[str, Any]]
-    """By module (`api`, `authorize`, …): the function's configuration as Lambda gives it."""
+    """The configuration of each function, as Lambda gives it, by module (`api`, `authorize`, …)."""
     usage_plan: str | None = None
     api_url: str | None = None
 
     def setting(self, variable: str) -> str:
-        """Give a variable of the functions' environment."""
+        """Give a variable of the functions' environment. Raises AdminError if no function has it."""
         for module in MODULES:
             function = self.functions.get(module)
             if function and (value := function["Environment"]["Variables"].get(variable)):
@@ -50,7 +49,7 @@ class Stack:
 
     @property
     def store(self) -> str:
-        """Say what keeps trail and ledger: `simpledb` or `dynamodb`."""
+        """The kind of store of trail and ledger: `simpledb` or `dynamodb`. Raises AdminError if unclear."""
         seen = {
             str(store)
             for module, function in self.functions.items()
@@ -61,10 +60,10 @@ class Stack:
                 f"The functions of the stack {self.name} name as TRAIL_STORE: {', '.join(sorted(seen))}. "
                 "One of simpledb and dynamodb was expected; an update that goes on may be why."
             )
-        return seen.pop() if seen else "simpledb"  # there was no other when the stack was deployed
+        return seen.pop() if seen else "simpledb"  # stacks from before TRAIL_STORE use SimpleDB
 
     def function(self, module: str) -> str:
-        """Give the name of the function that runs a module of Knock's."""
+        """Give the name of the function that runs a module. Raises AdminError if there is none."""
         if module not in self.functions:
             raise AdminError(
                 f"The stack {self.name} has no function for {module}; `knock-admin doctor` says more."
@@ -73,13 +72,13 @@ class Stack:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """Find the usage plan that the stack's keys belong to. Raises AdminError when it is not clear."""
+        """The usage plan of the stack's keys, as API Gateway gives it. Raises AdminError unless one fits."""
         wanted = self.usage_plan or self.name
         plans = list(self.aws.pages("apigateway", "get_usage_plans", "items"))
-        found = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
-        if len(found) == 1:
-            return found[0]
-        named = (visible(f"{plan['name']} ({plan['id']})") for plan in found or plans)
+        fitting = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
+        if len(fitting) == 1:
+            return fitting[0]
+        named = (visible(f"{plan['name']} ({plan['id']})") for plan in fitting or plans)
         known = ", ".join(sorted(named)) or "none"
         raise AdminError(
             f"Which usage plan do the keys of the stack {self.name} belong to? There are: {known}. "
@@ -88,7 +87,7 @@ class Stack:
 
     @property
     def address(self) -> str:
-        """Give the knock API's URL: as named, or that of the stage the usage plan is for."""
+        """The knock API's URL: as named, or that of the usage plan's stage. Raises AdminError if unclear."""
         if self.api_url:
             return self.api_url
         stages = self.plan.get("apiStages") or []
@@ -101,9 +100,9 @@ class Stack:
 def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: str | None = None) -> Stack:
     """Find the stack called `name`, or the only one of the region. Raises UsageError when there is none.
 
-    Anybody who may make functions may put KNOCK_STACK into their environment. So a function counts when it
-    has the name that template.yaml gives it, which no second one of the region can have; others are warned
-    of, and neither asked nor invoked.
+    A function of another project may have KNOCK_STACK in its environment. So a function counts only if it has
+    the name that template.yaml gives it, which is unique in a region. For other functions there is a warning;
+    they are not invoked.
     """
     stacks: dict[str, dict[str, Any]] = {}
     strangers: dict[str, list[str]] = {}
@@ -134,7 +133,7 @@ def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: 
 
 
 def _module(stack: str, function: Mapping[str, Any]) -> str | None:
-    """Give the module that a function runs, if it is one of the stack's."""
+    """Give the module that a function of the stack runs; None for a function of another name."""
     for module in (*MODULES, *OPTIONAL):
         if function["FunctionName"] == f"{stack}-{module}":
             return module

@@ -1,13 +1,13 @@
-"""What a stack keeps its records in: SimpleDB domains or DynamoDB tables, read in one way.
+"""The stores of a stack's records, SimpleDB domains or DynamoDB tables, behind one interface.
 
-The functions' environment says which (`TRAIL_STORE`) and what they are called. Nothing read is kept: a trail
-of any size streams in the memory of one page. In SimpleDB every read is consistent. In DynamoDB, lists of
-grants come from an index, which may lag behind by about a second; single items, refusals and ledgers are read
-from the table itself.
+The functions' environment has the kind of store (`TRAIL_STORE`) and the names. Results are streamed: a trail
+of any size takes the memory of one page. In SimpleDB every read is consistent. In DynamoDB, lists of grants
+are read from an index, which is eventually consistent and lags by about a second; single items, refusals and
+ledgers are read consistently from the table.
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/HowItWorks.ReadConsistency.html
 
 The functions have code of their own for both (`functions/grants/simpledb.py`, `dynamodb.py`), which is not
-part of this distribution. That both agree is tested.
+part of this distribution. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Order = Literal["ascending", "descending"]
 
 @dataclass(frozen=True)
 class Where:
-    """One condition; texts compare as texts. An attribute that is a set fulfils `=` if it contains the text.
+    """A condition on an attribute. Texts are compared as texts; a set meets `=` if it contains the text.
 
-    Both stores are asked for it: no value can be read as a part of the query.
+    Both stores get the text as a quoted value or a parameter, so it cannot change the query.
     """
 
     attribute: str
@@ -46,7 +46,7 @@ class Where:
     text: str
 
 
-# A query holds for what meets at least one condition of each tuple.
+# A query selects the items that meet at least one condition of each tuple.
 AnyOf = tuple[Where, ...]
 
 
@@ -56,27 +56,27 @@ def equal(attribute: str, text: str) -> AnyOf:
 
 
 class Store(Protocol):
-    """One domain or table. Every method raises AdminError, or what botocore raises."""
+    """One domain or table. Every method raises AdminError, and botocore's errors."""
 
     @property
     def where(self) -> str:
-        """Say what and where this is, for people."""
+        """Its kind, name and region, for people."""
         ...
 
     def get(self, name: str) -> Values:
-        """Read one item; empty where there is none."""
+        """Read one item; empty if there is none."""
         ...
 
     def select(self, where: Sequence[AnyOf] = (), order: Order | None = None) -> Iterator[tuple[str, Values]]:
-        """Yield the items for which all of `where` holds, by their `order` if asked. One call a page."""
+        """Yield the items that meet all of `where`, sorted by `order` if one is given. One call a page."""
         ...
 
     def add(self, name: str, values: Values) -> bool:
-        """Write an item that is not there yet, in one call. False says that there is one, untouched."""
+        """Write a new item, in one call. False if there is one of that name, which is left as it is."""
         ...
 
     def health(self) -> Iterator[tuple[str, str]]:
-        """Say how it is doing: `ok`, `warn` or `fail`, and why."""
+        """Check it; yield pairs of a level, `ok`, `warn` or `fail`, and a text."""
         ...
 
 
@@ -87,8 +87,8 @@ def of(stack: Stack, variable: str) -> Store:
 
 
 def at(aws: Aws, store: str, region: str, name: str, *, listed: bool) -> Store:
-    """Give a domain or table by its name; `listed` says that it is a trail, whose table has indexes."""
-    # Imported here, since both take this module's conditions.
+    """Give a domain or table by its name; `listed` is True for a trail, whose table has indexes."""
+    # Imported here because both modules use the conditions of this one.
     from knock_admin.dynamodb import INDEXES, DynamoDb
     from knock_admin.simpledb import SimpleDb
 

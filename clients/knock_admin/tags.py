@@ -1,7 +1,7 @@
 """The grammar of Knock's tags, as an operator writes it on the command line and as AWS holds it.
 
 The functions read these tags with code of their own (`functions/grants/policy.py`), which is not part of this
-distribution. That both agree is tested, text by text.
+distribution. A test compares the two, text by text.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ RETIRES_AT = "knock:retires-at"
 EVERY_TARGET = "@all"
 
 KNOCK_ADMIN = "knock-admin"
-"""What `knock:made-by` says on a group that this program made, and may delete."""
+"""The value of `knock:made-by` on a group that this program made, and may delete."""
 
 LONGEST = 256
-"""The most characters that a tag's value has, of an API key as of a security group.
+"""The most characters of a tag's value, on an API key and on a security group.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
 https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-tagging.html
@@ -87,7 +87,7 @@ class Ports:
 
 
 def parse_ports(text: str) -> tuple[Ports, ...]:
-    """Read the tag `knock:ports`: `80/tcp 443/tcp`. Raises ValueError, also when there is none."""
+    """Read the tag `knock:ports`: `80/tcp 443/tcp`. Raises ValueError, also for an empty text."""
     ports = tuple(sorted({Ports.parse(word) for word in text.split()}))
     if not ports:
         raise ValueError("no ports; they are written like 22/tcp")
@@ -101,8 +101,7 @@ def parse_ports(text: str) -> tuple[Ports, ...]:
 
 
 def parse_families(text: str) -> tuple[str, ...]:
-    """Read the tag `knock:families`: `ipv4`, `ipv6` or both; nothing where that is not known. Raises
-    ValueError."""
+    """Read the tag `knock:families`: `ipv4`, `ipv6`, both, or empty if not known. Raises ValueError."""
     families = set(text.split())
     if not families <= {"ipv4", "ipv6"}:
         raise ValueError(f"address families are ipv4, ipv6 or both, not {text!r}")
@@ -110,7 +109,7 @@ def parse_families(text: str) -> tuple[str, ...]:
 
 
 def parse_targets(text: str) -> str:
-    """Check the value of `knock:targets`, names or every target, and give it in the shape to write.
+    """Check the value of `knock:targets`, names or every target, and give it as it is to be written.
 
     Raises ValueError.
     """
@@ -129,7 +128,7 @@ def parse_targets(text: str) -> str:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read `90m`, `8h`, `1h30m`, `7d` or a number of seconds. Raises ValueError."""
+    """Read `90m`, `8h`, `1h30m`, `7d` or a number of seconds, up to a year. Raises ValueError."""
     match = _SHORT.fullmatch(text)
     if text.isascii() and text.isdigit() and len(text) < 10:
         seconds = int(text)
@@ -143,7 +142,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def show_duration(duration: timedelta) -> str:
-    """Write a duration as a person would: `1h30m`."""
+    """Write a duration in whole seconds, like `1h30m`."""
     left, parts = int(duration.total_seconds()), []
     for unit, size in _UNITS.items():
         count, left = divmod(left, size)
@@ -171,14 +170,14 @@ def parse_any_source(text: str) -> str:
 
 
 def parse_max_live(text: str) -> int:
-    """Read how many grants a key may hold at once. Raises ValueError."""
+    """Read the most live grants that a key may have, 1 to 9999. Raises ValueError."""
     if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII):
         raise ValueError(f"a number from 1 to 9999 was expected, not {text!r}")
     return int(text)
 
 
 def parse_until(text: str) -> datetime:
-    """Read until when a key is good: `2027-01-15` is to the end of that day in UTC; or a time with a Z.
+    """Read the end of a key: `2027-01-15`, which is the end of that day in UTC, or a time with a Z.
 
     Raises ValueError.
     """
@@ -196,7 +195,7 @@ def parse_until(text: str) -> datetime:
 
 
 def principal_name(text: str) -> str:
-    """Check a principal's name, which is on record as a tag of its key. Raises ValueError.
+    """Check a principal's name, which a tag of its key has as well. Raises ValueError.
 
     API Gateway allows letters, digits, spaces and + - = . _ : / @ in a tag; see EVERY_TARGET.
     """
@@ -217,13 +216,13 @@ def canonical_source(text: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError as error:
         raise ValueError(f"an address or a CIDR is like 203.0.113.7 or 203.0.113.0/28: {error}") from error
-    # EC2 matches the packet, which is of IPv4, where an IPv6 address only writes one of IPv4.
+    # EC2 compares packets. Those of an IPv4 address are IPv4, also if it is written as a mapped IPv6 address.
     address = getattr(address, "ipv4_mapped", None) or address
     return f"{address}/{address.max_prefixlen}"
 
 
 def fault(tag: str, text: str, read: Callable[[str], object]) -> str | None:
-    """Say why a tag's value cannot be read, if so."""
+    """Say why a tag's value cannot be read; None if it can."""
     try:
         read(text)
     except ValueError as error:
@@ -252,7 +251,7 @@ def show_time(at: datetime) -> str:
 
 
 def left(expires_at: str, now: datetime) -> str:
-    """Say how long it is until a time on record, in its two largest units; `?` where that is no time."""
+    """Give the duration until a time on record, in minutes from an hour on; `?` if it is no time."""
     try:
         seconds = (parse_time(expires_at) - now).total_seconds()
     except ValueError:

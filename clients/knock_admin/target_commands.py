@@ -1,7 +1,7 @@
-"""The commands about targets, and `why`: their options, and the way from those to `targets.py` and the rest.
+"""The commands about targets, and `why`: their options, and the way from those to `targets.py` and others.
 
-What does the work takes values. It is imported when it is called for: boto3 takes longer to read than
-`--help` to answer.
+The functions that do the work take values. They are imported when a command runs: importing boto3 takes
+longer than `--help` does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from knock_admin import tags
-from knock_admin.arguments import checked, group_count
+from knock_admin.arguments import SOURCE, checked, group_count
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NAME = checked(tags.target_name)
 _PORTS = checked(tags.parse_ports)
-_SOURCE = checked(tags.canonical_source, str)
 _PLACES = ("eip", "instance", "interface", "load_balancer", "rds", "ecs", "elasticache")
 
 
@@ -52,8 +51,8 @@ def _service(text: str) -> str:
     return text
 
 
-def _places(to: ArgumentParser) -> None:
-    """Add the options that name something to attach to, or to detach from."""
+def _add_places(command: ArgumentParser) -> None:
+    """Add the options that name resources to attach to, or to detach from."""
     for option, metavar, text, read in (
         ("--eip", "ADDRESS", "the interface behind an Elastic IP", str),
         ("--instance", "ID", "every interface of an instance", str),
@@ -63,15 +62,35 @@ def _places(to: ArgumentParser) -> None:
         ("--ecs", "CLUSTER/SERVICE", "an ECS service; its tasks are replaced", _service),
         ("--elasticache", "ID", "a replication group or cache cluster", str),
     ):
-        to.add_argument(option, nargs="+", default=[], metavar=metavar, help=text, type=read)
+        command.add_argument(option, nargs="+", default=[], metavar=metavar, help=text, type=read)
 
 
-def _revoke(to: ArgumentParser, text: str) -> None:
-    to.add_argument("--revoke", action="store_true", help=text)
+def _add_revoke(command: ArgumentParser, text: str) -> None:
+    command.add_argument("--revoke", action="store_true", help=text)
 
 
 def register(commands: Any, target: Any, command: Callable[..., ArgumentParser]) -> None:
-    """Add the commands; `target` is the group they are in, and `command` makes one."""
+    """Add the commands of the group `target`, and `why` to `commands`; `command` makes one."""
+    _register_pools(target, command)
+    _register_changes(target, command)
+    _register_removals(target, command)
+    why = command(
+        commands,
+        "why NAME|RULE",
+        "target_commands:why",
+        "say why somebody is not let in; or who is in by a rule of EC2's, and who made it",
+        "knock-admin why alice",
+        "knock-admin why alice --source 203.0.113.7",
+        "knock-admin why sgr-0123456789abcdef0",
+        changing=False,
+    )
+    why.add_argument(
+        "what", metavar="NAME|RULE", help="a key, by name or id; or a security group's rule, by id"
+    )
+    why.add_argument("--source", type=SOURCE, help="from where: an address or a CIDR")
+
+
+def _register_pools(target: Any, command: Callable[..., ArgumentParser]) -> None:
     add = command(
         target,
         "add NAME [--ports PORTS [PORTS ...]]",
@@ -87,7 +106,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
         "--groups", type=group_count, metavar="N", help="how many groups its pool has (default: 1)"
     )
     add.add_argument("--vpc", metavar="ID", help="where, when it is not clear from what it is attached to")
-    _places(add)
+    _add_places(add)
     adopt = command(
         target,
         "adopt NAME SG [SG ...] [--ports PORTS [PORTS ...]]",
@@ -109,6 +128,9 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
         changing=False,
     )
     show.add_argument("name", nargs="*", help="only these")
+
+
+def _register_changes(target: Any, command: Callable[..., ArgumentParser]) -> None:
     change = command(
         target,
         "set NAME",
@@ -126,7 +148,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
         metavar="FAMILY",
         help="ipv4, ipv6 or both; auto finds out; any accepts knocks over both",
     )
-    _revoke(change, "end live grants of it, which keep the old ports else")
+    _add_revoke(change, "end live grants of it, which keep the old ports else")
     rename = command(
         target,
         "rename OLD NEW",
@@ -136,7 +158,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
     )
     rename.add_argument("name", type=_NAME, metavar="OLD", help="the target's name")
     rename.add_argument("new", type=_NAME, metavar="NEW", help="the name it shall have")
-    _revoke(rename, "end live grants of it, which keep the old name else")
+    _add_revoke(rename, "end live grants of it, which keep the old name else")
     grow = command(
         target,
         "grow NAME --groups N",
@@ -148,6 +170,9 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
     grow.add_argument(
         "--groups", type=group_count, metavar="N", required=True, help="how many groups it shall have"
     )
+
+
+def _register_removals(target: Any, command: Callable[..., ArgumentParser]) -> None:
     detach = command(
         target,
         "detach NAME",
@@ -157,7 +182,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
     )
     detach.add_argument("name", type=_NAME, help="the target's name")
     detach.add_argument("--all", action="store_true", help="off everything")
-    _places(detach)
+    _add_places(detach)
     live = detach.add_mutually_exclusive_group()
     live.add_argument("--revoke", action="store_true", help="end live grants of it first")
     live.add_argument(
@@ -172,7 +197,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
     )
     release.add_argument("name", type=_NAME, help="the target's name")
     release.add_argument("group", nargs="*", type=_group_id, metavar="SG", help="only these groups")
-    _revoke(release, "end live grants of it first")
+    _add_revoke(release, "end live grants of it first")
     remove = command(
         target,
         "rm NAME",
@@ -181,25 +206,11 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
         "knock-admin target rm bastion",
     )
     remove.add_argument("name", type=_NAME, help="the target's name")
-    _revoke(remove, "end live grants of it first")
+    _add_revoke(remove, "end live grants of it first")
     remove.add_argument("--yes", action="store_true", help="do not ask at a terminal")
-    why = command(
-        commands,
-        "why NAME|RULE",
-        "target_commands:why",
-        "say why somebody is not let in; or who is in by a rule of EC2's, and who made it",
-        "knock-admin why alice",
-        "knock-admin why alice --source 203.0.113.7",
-        "knock-admin why sgr-0123456789abcdef0",
-        changing=False,
-    )
-    why.add_argument(
-        "what", metavar="NAME|RULE", help="a key, by name or id; or a security group's rule, by id"
-    )
-    why.add_argument("--source", type=_SOURCE, help="from where: an address or a CIDR")
 
 
-def _given(args: Namespace) -> dict[str, list[str]]:
+def _read_places(args: Namespace) -> dict[str, list[str]]:
     return {name: getattr(args, name) for name in _PLACES}
 
 
@@ -208,7 +219,7 @@ def _ports(args: Namespace) -> tuple[tags.Ports, ...] | None:
 
     try:
         return tags.parse_ports(" ".join(args.ports)) if args.ports else None
-    except ValueError as error:  # each is well-formed, and together they are too many
+    except ValueError as error:  # each is well-formed, and together they are too long for a tag
         raise UsageError(f"--ports: {error}") from error
 
 
@@ -216,7 +227,7 @@ def add(stack: Stack, args: Namespace) -> Result:
     from knock_admin import targets
 
     return targets.add(
-        stack, args.name, ports=_ports(args), groups=args.groups, vpc=args.vpc, places=_given(args)
+        stack, args.name, ports=_ports(args), groups=args.groups, vpc=args.vpc, places=_read_places(args)
     )
 
 
@@ -263,7 +274,7 @@ def detach(stack: Stack, args: Namespace) -> Result:
     return targets.detach(
         stack,
         args.name,
-        places=_given(args),
+        places=_read_places(args),
         everywhere=args.all,
         now=args.now,
         revoke=args.revoke,

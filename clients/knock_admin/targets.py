@@ -1,15 +1,15 @@
-"""`knock-admin target`: pools of security groups, and what they are attached to.
+"""`knock-admin target`: pools of security groups, and the resources that they are attached to.
 
-A group is made in this order: create it, take its way out away, attach it, and only then tag it as the
-target's. A group that is tagged is filled by the next knock, in order of its random id, so a group tagged
-before it is attached would swallow rules that open nothing. Until then it carries `knock:unfinished`, by
-which the next run of the same command finds it and goes on.
+A group is made in this order: create it, remove its egress rules, attach it, and only then tag it as the
+target's. The next knock may use a group as soon as it is tagged, so a group that is tagged before it is
+attached would take rules that open nothing. Until then it has the tag `knock:unfinished`, by which the next
+run of the same command finds it and continues.
 
-A new group lets everything out; the rules of all groups of an interface add up. So the pool's groups lose
-that rule: attaching a target must open nothing, in or out.
+A new group allows all egress, and the rules of all groups of an interface add up. So that rule is removed
+from the pool's groups: attaching a target must open nothing, in or out.
 
-`gather, decide, apply`: what would pass the limit of groups, lie in another VPC or leave an interface without
-a group is refused before the first change.
+`gather, decide, apply`: a change that would exceed the limit of groups, span several VPCs or leave an
+interface without a group is refused before the first call that changes something.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
 
     Places = Mapping[str, Sequence[str]]
-    """What a command line names to attach to or detach from, by the option's name (`attach.OPTIONS`)."""
+    """The resources that a command line names, by option (`attach.OPTIONS`)."""
 
 # https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups
 GROUPS_PER_INTERFACE = ("L-2AFB9258", 5)
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def ports(self) -> tuple[Ports, ...]:
-        """Read the ports. Raises AdminError naming the group."""
+        """Its ports. Raises AdminError, which names the group, if its tag cannot be read."""
         try:
             return tags.parse_ports(self.tags.get(tags.PORTS, ""))
         except ValueError as error:
@@ -61,7 +61,7 @@ class Group:
 
     @property
     def families(self) -> frozenset[str]:
-        """Read the address families; empty where they are not known, or cannot be read."""
+        """Its address families; empty if they are not known, or their tag cannot be read."""
         try:
             return frozenset(tags.parse_families(self.tags.get(tags.FAMILIES, "")))
         except ValueError:
@@ -69,7 +69,7 @@ class Group:
 
     @property
     def ours(self) -> bool:
-        """Say whether knock-admin made it, so that it may delete it."""
+        """Whether knock-admin made it, and so may delete it."""
         return self.tags.get(tags.MADE_BY) == tags.KNOCK_ADMIN
 
 
@@ -77,7 +77,7 @@ class Group:
 
 
 def quota(aws: Aws, which: tuple[str, int]) -> int:
-    """Give the account's own quota, or AWS's default when Service Quotas cannot be asked."""
+    """Give the account's quota; AWS's default, with a warning, if Service Quotas cannot be called."""
     code, default = which
     try:
         answer = aws.client("service-quotas").get_service_quota(ServiceCode="vpc", QuotaCode=code)
@@ -88,14 +88,14 @@ def quota(aws: Aws, which: tuple[str, int]) -> int:
 
 
 def groups_where(aws: Aws, **filters: str) -> list[Group]:
-    """List the groups that pass all filters of EC2's, by id."""
-    found = aws.pages(
+    """List the groups that meet all filters of EC2's, sorted by id."""
+    listed = aws.pages(
         "ec2",
         "describe_security_groups",
         "SecurityGroups",
         Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()],
     )
-    return sorted(map(read_group, found), key=lambda group: group.id)
+    return sorted(map(read_group, listed), key=lambda group: group.id)
 
 
 def read_group(each: Mapping[str, Any]) -> Group:
@@ -104,12 +104,12 @@ def read_group(each: Mapping[str, Any]) -> Group:
 
 
 def pool_of(stack: Stack, name: str) -> list[Group]:
-    """List the finished groups of a target, in the order in which they are filled."""
+    """List the finished groups of a target, in the order in which knocks use them."""
     return groups_where(stack.aws, **{f"tag:{tags.STACK}": stack.name, f"tag:{tags.TARGET}": name})
 
 
 def all_groups(stack: Stack) -> list[Group]:
-    """List every group tagged for the stack, well-formed or not."""
+    """List all groups with the stack's tag, also those with malformed tags."""
     return groups_where(stack.aws, **{f"tag:{tags.STACK}": stack.name})
 
 
@@ -118,7 +118,7 @@ def _unfinished(stack: Stack, name: str) -> list[Group]:
 
 
 def existing(stack: Stack, name: str) -> list[Group]:
-    """List the groups of a target. Raises AdminError when there is none."""
+    """List the groups of a target. Raises AdminError if there is no such target."""
     pool = pool_of(stack, name)
     if not pool:
         raise no_target(stack, name)
@@ -126,41 +126,44 @@ def existing(stack: Stack, name: str) -> list[Group]:
 
 
 def no_target(stack: Stack, name: str) -> AdminError:
-    """Make the error for a target that is not there."""
+    """Make the error for a target that does not exist."""
     return AdminError(f"The stack {stack.name} has no target {name}; see `knock-admin target ls`.")
 
 
-def ports_of(name: str, pool: Sequence[Group], asked: Sequence[Ports] | None) -> tuple[Ports, ...]:
-    """Give the ports of a target that there is, or of one to be made. Raises AdminError where they differ."""
+def ports_of(name: str, pool: Sequence[Group], wanted: Sequence[Ports] | None) -> tuple[Ports, ...]:
+    """Give the ports of a target: those of its groups, or for a new one the `wanted` ones.
+
+    Raises AdminError if they differ, UsageError if there are none.
+    """
     known = {group.ports for group in pool}
     if len(known) > 1:
         raise AdminError(
             f"The groups of the target {name} differ in {tags.PORTS}: make them equal with `knock-admin "
             f"target set {name} --ports …`."
         )
-    if not known and not asked:
+    if not known and not wanted:
         raise UsageError(f"There is no target {name} yet: name its ports, like --ports 22/tcp.")
-    if known and asked and known != {tuple(asked)}:
+    if known and wanted and known != {tuple(wanted)}:
         raise AdminError(
-            f"The target {name} has the ports {show_ports(known.pop())}, not {show_ports(asked)}. Change "
-            f"them with `knock-admin target set {name} --ports {show_ports(asked)}`."
+            f"The target {name} has the ports {show_ports(known.pop())}, not {show_ports(wanted)}. Change "
+            f"them with `knock-admin target set {name} --ports {show_ports(wanted)}`."
         )
-    return known.pop() if known else tuple(asked or ())
+    return known.pop() if known else tuple(wanted or ())
 
 
 def holders_of(aws: Aws, groups: Iterable[str]) -> list[Holder]:
-    """List what any of the groups is attached to. A load balancer is listed itself, not its interfaces."""
+    """List the resources that any of the groups is attached to; see `attach.attached`."""
     return list(attach.attached(aws, groups).holders)
 
 
 def rules_of(aws: Aws, groups: Iterable[str]) -> list[dict[str, Any]]:
-    """List the ingress rules of groups, as EC2 shows them."""
-    found = attach.of_groups(aws, "describe_security_group_rules", "SecurityGroupRules", groups)
-    return [rule for rule in found if not rule["IsEgress"]]
+    """List the ingress rules of groups, as EC2 describes them."""
+    rules = attach.of_groups(aws, "describe_security_group_rules", "SecurityGroupRules", groups)
+    return [rule for rule in rules if not rule["IsEgress"]]
 
 
 def used(rules: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """Count rules as the quota does: IPv4 and IPv6 apart, what names no CIDR (a group, a list) in both."""
+    """Count rules as the quota does: (IPv4, IPv6). A rule for a group or a prefix list counts in both."""
     v4 = v6 = 0
     for rule in rules:
         v4 += "CidrIpv6" not in rule
@@ -169,7 +172,7 @@ def used(rules: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 
 def world_open(aws: Aws, ports: Sequence[Ports], groups: Iterable[str]) -> list[str]:
-    """Say which rules of these groups open one of these ports to the whole world."""
+    """Describe the rules of these groups that open one of these ports to the whole world."""
     return [
         f"{rule['GroupId']} opens {_rule_ports(rule)} to {rule.get('CidrIpv4') or rule.get('CidrIpv6')} "
         f"({rule['SecurityGroupRuleId']})"
@@ -200,10 +203,14 @@ def _rule_ports(rule: dict[str, Any]) -> str:
 def beside_the_world(
     aws: Aws, name: str, ports: Sequence[Ports], pool: set[str], holders: Iterable[Holder]
 ) -> list[str]:
-    """Say, a line each, which rules of other groups there make a target pointless."""
+    """Describe, a line each, the rules that make a target pointless: other groups on the same resources open
+    its ports to the world.
+    """
     others = {group for holder in holders for group in holder.groups} - pool
-    found = world_open(aws, ports, others) if others else []
-    return [f"the target {name} guards nothing there: {line}, and is attached beside it" for line in found]
+    open_rules = world_open(aws, ports, others) if others else []
+    return [
+        f"the target {name} guards nothing there: {line}, and is attached beside it" for line in open_rules
+    ]
 
 
 # ---------------------------------------------------------------------------- decide and apply
@@ -218,14 +225,17 @@ def add(
     vpc: str | None,
     places: Places,
 ) -> Result:
-    """Make a target, complete one that is unfinished, or attach one to more. Twice changes nothing more."""
+    """Make a target, complete one that is unfinished, or attach it to more resources.
+
+    A second call changes nothing. Raises AdminError, before any change, for what cannot be attached.
+    """
     pool, unfinished = pool_of(stack, name), _unfinished(stack, name)
     ports = ports_of(name, pool, ports)
     return _complete(stack, name, ports, pool, unfinished, groups or max(1, len(pool)), vpc, places)
 
 
 def grow(stack: Stack, name: str, groups: int) -> Result:
-    """Give a target more groups, attached to all that the others are attached to."""
+    """Give a target more groups, attached where its groups are attached. `groups` is their total."""
     pool = existing(stack, name)
     return _complete(
         stack, name, ports_of(name, pool, None), pool, _unfinished(stack, name), groups, None, {}
@@ -256,13 +266,13 @@ def _complete(
             "SG`."
         )
 
-    made = [
+    created = [
         _create(stack, name, ports, vpc["VpcId"], number) for number in _numbers(stack, name, vpc, missing)
     ]
-    new = [*(group.id for group in unfinished), *made]
+    new = [*(group.id for group in unfinished), *created]
     for group in new:
         _close_way_out(aws, group, vpc)
-    everything = [*sorted(have), *made]
+    everything = [*sorted(have), *created]
     final = {
         holder: [*holder.groups, *(group for group in everything if group not in holder.groups)]
         for holder in holders.values()
@@ -270,16 +280,16 @@ def _complete(
     lacking = {holder: groups for holder, groups in final.items() if len(groups) > len(holder.groups)}
     attach.change(aws, lacking, "attaching")
     if new or lacking:
-        attach.wait(aws, final)  # what an earlier run has begun is done before the tags say so
+        attach.wait(aws, final)  # also for changes that an interrupted run has begun
     families = _families(aws, pool, everything, list(holders.values()), list(lacking), there)
     _tag_new(stack, name, ports, new, families)
-    told = _tag_families(aws, [group for group in pool if group.id not in new], families)
+    changes = _tag_families(aws, [group for group in pool if group.id not in new], families)
     for line in beside_the_world(aws, name, ports, set(everything), holders.values()):
         warn(line)
-    lines = [f"made {group} in {vpc['VpcId']}" for group in sorted(made)]
+    lines = [f"made {group} in {vpc['VpcId']}" for group in sorted(created)]
     lines += [f"finished {group.id}" for group in unfinished]
     lines += [f"attached to {holder}" for holder in lacking]
-    lines += told
+    lines += changes
     lines.append(
         f"The target {name} opens {show_ports(ports)} with {count(len(everything), 'group')}"
         + (f", attached in {count(len(holders), 'place')}" if holders else "")
@@ -294,7 +304,7 @@ def _complete(
             "vpc": vpc["VpcId"],
             "families": sorted(families),
             "groups": everything,
-            "made": made,
+            "made": created,
             "attached": [holder.id for holder in lacking],
         },
         lines,
@@ -302,7 +312,7 @@ def _complete(
 
 
 def _refuse_more_than_fit(aws: Aws, holders: Iterable[Holder], have: Iterable[str], missing: int) -> None:
-    """Raise AdminError for what would have more groups than it may."""
+    """Raise AdminError if a resource would have more groups than it may."""
     limit, ids = quota(aws, GROUPS_PER_INTERFACE), set(have)
     total = len(ids) + missing
     fixed, raisable = list[str](), list[str]()
@@ -333,16 +343,17 @@ def _families(
     lacking: Sequence[Holder],
     there: Attached,
 ) -> frozenset[str]:
-    """Find out over which families a target can be reached; empty where that is not known.
+    """Give the address families over which a target can be reached; empty if not known.
 
-    What its tag says stands, since an operator may have set it, and only grows by what is attached now.
+    The families of its tag are kept, since an operator may have set them; those of newly attached resources
+    are added.
     """
     known = {group.families for group in pool}
     before: frozenset[str] = frozenset().union(*known) if known and all(known) else frozenset()
     if before and not lacking:
         return before
     if lacking and not aws.calls.dry_run and not all(holder.families for holder in lacking):
-        there = attach.attached(aws, everything)  # new tasks have addresses only now
+        there = attach.attached(aws, everything)  # new tasks have got their addresses meanwhile
     if before:
         new = attach.families_of(lacking, there.interfaces)
         return before | new if new else new
@@ -352,7 +363,7 @@ def _families(
 def _tag_new(
     stack: Stack, name: str, ports: Sequence[Ports], new: Sequence[str], families: frozenset[str]
 ) -> None:
-    """Make finished groups the target's: from here on knocks fill them."""
+    """Tag finished groups as the target's: from now on knocks use them."""
     if not new:
         return
     ec2 = stack.aws.client("ec2")
@@ -363,7 +374,7 @@ def _tag_new(
 def target_tags(
     stack: Stack, name: str, ports: Sequence[Ports], families: frozenset[str]
 ) -> list[dict[str, str]]:
-    """Write the tags that make a group a target's."""
+    """Give the tags that make a group a target's."""
     wanted = {tags.STACK: stack.name, tags.TARGET: name, tags.PORTS: show_ports(ports)}
     if families:
         wanted[tags.FAMILIES] = " ".join(sorted(families))
@@ -371,7 +382,7 @@ def target_tags(
 
 
 def _tag_families(aws: Aws, pool: Sequence[Group], families: frozenset[str]) -> list[str]:
-    """Write the families on groups that say something else. Gives what to say of it."""
+    """Write the families' tag on groups where it differs. Gives lines on the change."""
     text = " ".join(sorted(families))
     stale = [group.id for group in pool if group.tags.get(tags.FAMILIES, "") != text]
     if not stale:
@@ -385,15 +396,15 @@ def _tag_families(aws: Aws, pool: Sequence[Group], families: frozenset[str]) -> 
     return [f"it can be reached over {show_families(families)}"]
 
 
-def vpc_of(aws: Aws, asked: str | None, groups: Iterable[Group], holders: Iterable[Holder]) -> dict[str, Any]:
-    """Find the one VPC that everything lies in; the default VPC when nothing says. Raises AdminError."""
+def vpc_of(aws: Aws, named: str | None, groups: Iterable[Group], holders: Iterable[Holder]) -> dict[str, Any]:
+    """Give the VPC of all groups and resources; the default VPC if there are none. Raises AdminError."""
     reasons: dict[str, str] = {}
     for holder in holders:
         reasons.setdefault(holder.vpc, str(holder))
     for group in groups:
         reasons.setdefault(group.vpc, f"the group {group.id}")
-    if asked:
-        reasons.setdefault(asked, "--vpc")
+    if named:
+        reasons.setdefault(named, "--vpc")
     if len(reasons) > 1:
         raise AdminError(
             "A target lies in one VPC, and these are in several: "
@@ -403,14 +414,14 @@ def vpc_of(aws: Aws, asked: str | None, groups: Iterable[Group], holders: Iterab
     query: dict[str, Any] = (
         {"VpcIds": list(reasons)} if reasons else {"Filters": [{"Name": "is-default", "Values": ["true"]}]}
     )
-    found: list[dict[str, Any]] = aws.client("ec2").describe_vpcs(**query)["Vpcs"]
-    if not found:
+    vpcs: list[dict[str, Any]] = aws.client("ec2").describe_vpcs(**query)["Vpcs"]
+    if not vpcs:
         raise UsageError("There is no default VPC here: say where with --vpc, or what to attach to.")
-    return found[0]
+    return vpcs[0]
 
 
 def _numbers(stack: Stack, name: str, vpc: dict[str, Any], missing: int) -> list[int]:
-    """Choose numbers for new groups' names, which must be free in the VPC."""
+    """Choose numbers for the names of new groups, which must be unique in the VPC."""
     if not missing:
         return []
     taken = {group.name for group in groups_where(stack.aws, **{"vpc-id": vpc["VpcId"]})}
@@ -421,7 +432,7 @@ def _numbers(stack: Stack, name: str, vpc: dict[str, Any], missing: int) -> list
 def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: int) -> str:
     ec2 = stack.aws.client("ec2")
     group = f"{stack.name}-{name}-{number}"
-    made = ec2.create_security_group(
+    created = ec2.create_security_group(
         GroupName=group,
         Description=f"Knock opens {show_ports(ports)} here (target {name} of {stack.name})"[:255],
         VpcId=vpc,
@@ -437,12 +448,12 @@ def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: i
         ],
     )
     if not stack.aws.calls.dry_run:
-        ec2.get_waiter("security_group_exists").wait(GroupIds=[made["GroupId"]], WaiterConfig={"Delay": 1})
-    return str(made["GroupId"])
+        ec2.get_waiter("security_group_exists").wait(GroupIds=[created["GroupId"]], WaiterConfig={"Delay": 1})
+    return str(created["GroupId"])
 
 
 def _close_way_out(aws: Aws, group: str, vpc: dict[str, Any]) -> None:
-    """Take a new group's rules that let everything out. What is gone already is done."""
+    """Remove a new group's egress rules. Rules that are gone already are no error."""
     ways: list[dict[str, Any]] = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": WORLD[0]}]}]
     if vpc.get("Ipv6CidrBlockAssociationSet"):
         ways.append({"IpProtocol": "-1", "Ipv6Ranges": [{"CidrIpv6": WORLD[1]}]})
@@ -454,9 +465,9 @@ def _close_way_out(aws: Aws, group: str, vpc: dict[str, Any]) -> None:
 def detach(
     stack: Stack, name: str, *, places: Places, everywhere: bool, now: datetime, revoke: bool, leave: bool
 ) -> Result:
-    """Take the target's groups off what is named, or off everything, and keep the other groups there.
+    """Detach the target's groups from the named resources, or from all. Other groups stay attached.
 
-    Whoever is in is ended first, or left alone: told so, they reach nothing there any more.
+    Live grants are closed first (`revoke`), or go on without effect there (`leave`), or AdminError is raised.
     """
     aws, pool = stack.aws, existing(stack, name)
     ids = {group.id for group in pool}
@@ -481,7 +492,7 @@ def detach(
             "another first."
         )
     if leave:
-        stay, ended = inside.told(stack, name, ids, now), []
+        stay, ended = inside.live_if_readable(stack, name, ids, now), []
         if stay:
             warn(f"{inside.count_of(stay)} of the target {name} stay as they are, and reach nothing there")
     else:
@@ -503,10 +514,11 @@ def detach(
 
 
 def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -> Result:
-    """Delete a target's groups that this program made, if they hold no rule and are attached to nothing.
+    """Delete a target's groups, if this program made them, and they have no rules and no attachments.
 
-    A deleted group that is tagged is listed for hours by the tagging API, which knows the targets: so its
-    tags go first. It carries `knock:unfinished` then, by which this command, run again, finds it.
+    For hours, the tagging API, from which the API reads the targets, lists deleted groups with the tags they
+    had: so their tags are removed first. They get `knock:unfinished` then, by which a second call finds them
+    after an interruption. Raises AdminError while grants of the target are live, unless `revoke`.
     """
     aws = stack.aws
     unfinished = _unfinished(stack, name)
@@ -552,7 +564,7 @@ def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -
 
 
 def _ask(question: str) -> None:
-    """Ask once where somebody is at a terminal to answer. Raises AdminError when the answer is no."""
+    """Ask once, if there is a terminal. Raises AdminError unless the answer is yes."""
     if not sys.stdin.isatty():
         return
     print(question, end="", file=sys.stderr, flush=True)
@@ -561,7 +573,7 @@ def _ask(question: str) -> None:
 
 
 def untag(stack: Stack, name: str, groups: Sequence[str]) -> None:
-    """Make groups nobody's target, but unfinished ones of this name."""
+    """Remove the target's tags from groups, and mark them as unfinished groups of that target."""
     if not groups:
         return
     ec2 = stack.aws.client("ec2")
@@ -572,7 +584,7 @@ def untag(stack: Stack, name: str, groups: Sequence[str]) -> None:
 
 
 def show(stack: Stack, names: Sequence[str]) -> Result:
-    """List the targets: rules used and free by family, and what each group is attached to."""
+    """List targets: rules used and free by address family, and the resources each group is attached to."""
     aws, groups = stack.aws, all_groups(stack)
     if names:
         if missing := {*names} - {group.tags.get(tags.TARGET) for group in groups}:
@@ -583,7 +595,9 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
     rules, there = rules_of(aws, ids), attach.attached(aws, ids)
     targets: dict[str, dict[str, Any]] = {}
     rows = []
-    warnings: dict[str, None] = {}  # each once, in order: the groups of a pool share what is beside them
+    warnings: dict[
+        str, None
+    ] = {}  # without duplicates: the groups of a pool are attached beside the same groups
     for group in sorted(groups, key=lambda group: (group.tags.get(tags.TARGET, ""), group.id)):
         name, ports = group.tags.get(tags.TARGET, ""), group.tags.get(tags.PORTS, "")
         warnings |= dict.fromkeys(faults_of(group))
@@ -645,14 +659,14 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
 
 
 def _where(group: Group, holders: Sequence[Holder], there: Attached) -> str:
-    """Name what a group is attached to, for a column."""
+    """Name the resources that a group is attached to, for a table."""
     names = [holder.brief for holder in holders]
     names += sorted(there.places(group.id) & {line.split()[0] for line in there.others})
     return ", ".join(names) or "nothing"
 
 
 def faults_of(group: Group) -> list[str]:
-    """Say what is wrong with a group's tags; a group with a fault is opened for nobody."""
+    """Describe the malformed tags of a group. Knocks do not use a group that has one."""
     readers: dict[str, Callable[[str], object]] = {
         tags.TARGET: tags.target_name,
         tags.PORTS: tags.parse_ports,
@@ -663,10 +677,10 @@ def faults_of(group: Group) -> list[str]:
 
 
 def show_ports(ports: Iterable[Ports]) -> str:
-    """Write ports as their tag has them."""
+    """Write ports as in their tag."""
     return " ".join(map(str, ports))
 
 
 def show_families(families: Iterable[str]) -> str:
-    """Write address families as people do."""
+    """Write address families for people: `IPv4 and IPv6`."""
     return " and ".join(sorted(family.replace("ip", "IP") for family in families))

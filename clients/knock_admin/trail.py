@@ -1,11 +1,10 @@
-"""`knock-admin trail`: what happened, grants and refusals.
+"""`knock-admin trail`: the grants and refusals on record.
 
-Grants are in the trail, refusals in a domain or table of their own; both stream in order of time. The
+Grants are in the trail, refusals in a domain or table of their own; both are streamed in order of time. The
 functions write them with code of their own (`functions/grants/trail.py` and `refusals.py`), which is not part
-of this distribution. That both agree is tested.
+of this distribution. A test compares the two.
 
-Who asks for somebody, or something, of whom nothing is on record has most likely mistyped a name: that is an
-error, and no empty answer.
+A filter with a name that no record has is most likely mistyped: it is an error, not an empty answer.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from knock_admin.output import Result, csv_lines, json_lines, table
 from knock_admin.stores import REFUSALS, TRAIL, Where, equal
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from knock_admin.stack import Stack
     from knock_admin.stores import AnyOf, Order
@@ -54,31 +52,31 @@ _COLUMNS = (
 _EVENT_COLUMNS = ("at", "event", "by", "id", "principal", "source", "detail")
 
 SKEW = timedelta(minutes=2)
-"""How much earlier than it was asked for something may have happened to a grant, by another's clock.
+"""How far an event may precede the request of its grant, because the functions' clocks differ.
 
-An execution whose `requested_at` is more than a minute ahead opens nothing.
+An execution whose `requested_at` is more than a minute in the future opens nothing.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One grant or one refusal, as it is on record."""
+    """One grant or one refusal on record."""
 
     id: str
     values: Mapping[str, tuple[str, ...]]
 
-    def one(self, name: str) -> str:
-        """Give an attribute that has one value; empty where it is missing or not yet set."""
+    def text(self, name: str) -> str:
+        """Give an attribute that has one value; empty if it is missing or not set yet."""
         value = self.values.get(name, ("",))[0]
         return "" if value == "-" else value
 
-    def many(self, name: str) -> list[dict[str, Any]]:
-        """Give an attribute whose values are JSON objects; a value that is none is shown as it is."""
+    def objects(self, name: str) -> list[dict[str, Any]]:
+        """Give an attribute whose values are JSON objects; other values as `{"unreadable": …}`."""
         return [_object(value) for value in self.values.get(name, ())]
 
     @property
     def input(self) -> Any:
-        """Read the execution's input; None where it cannot be read."""
+        """The execution's input; None if it cannot be read."""
         parts = sorted(name for name in self.values if name.startswith("input_"))
         try:
             return json.loads("".join(self.values[part][0] for part in parts))
@@ -87,12 +85,12 @@ class Entry:
 
     @cached_property
     def targets(self) -> list[dict[str, Any]]:
-        """Read names and ports from the execution's input; names alone where it cannot be read."""
+        """Names and ports, from the execution's input; names alone if it cannot be read."""
         try:
-            found = [{"name": target["name"], "ports": target["ports"]} for target in self.input["targets"]]
+            targets = [{"name": target["name"], "ports": target["ports"]} for target in self.input["targets"]]
         except (LookupError, TypeError):
-            found = [{"name": name} for name in self.values.get("target_name", ())]
-        return sorted(found, key=lambda target: str(target["name"]))
+            targets = [{"name": name} for name in self.values.get("target_name", ())]
+        return sorted(targets, key=lambda target: str(target["name"]))
 
     @property
     def target_names(self) -> str:
@@ -100,14 +98,15 @@ class Entry:
 
     @property
     def rules(self) -> list[dict[str, Any]]:
-        """Give the rules that the grant reached its targets by; a foreign one was there before."""
+        """The rules that let the grant's source in; a foreign one existed before the grant."""
         return sorted(
-            self.many("rule"), key=lambda rule: [str(rule.get(name)) for name in ("target", "group", "ports")]
+            self.objects("rule"),
+            key=lambda rule: [str(rule.get(name)) for name in ("target", "group", "ports")],
         )
 
     @property
     def groups(self) -> set[str]:
-        """Give the security groups its rules are in; where none is on record, those they may be put into."""
+        """The security groups of its rules; if none is on record, the groups of its targets."""
         if rules := self.rules:
             return {str(rule.get("group")) for rule in rules}
         try:
@@ -117,33 +116,33 @@ class Entry:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        events = [*self.many("event"), *self.many("authorized")]
+        events = [*self.objects("event"), *self.objects("authorized")]
         return sorted(events, key=lambda event: str(event.get("at")))
 
     def status(self, now: datetime) -> str:
-        """Give the status people see, at this time: pending, active, how it ended, or refused."""
-        state = self.one("state")
-        if self.one("kind") == "refusal":
+        """Give the status at this time: pending, active, expired, revoked, superseded, failed or refused."""
+        state = self.text("state")
+        if self.text("kind") == "refusal":
             return "refused"
         if state != "live":
             return state
-        if self.one("expires_at") <= tags.show_time(now):
+        if self.text("expires_at") <= tags.show_time(now):
             return "expired"
-        return "active" if self.one("authorized_at") else "pending"
+        return "active" if self.text("authorized_at") else "pending"
 
     def as_json(self, now: datetime) -> dict[str, Any]:
-        """Write it in the shape the API gives a grant, with its events; `kind` tells a refusal."""
+        """Write it as the API writes a grant, with its events; `kind` is `grant` or `refusal`."""
         entry: dict[str, Any] = {
-            "kind": self.one("kind"),
+            "kind": self.text("kind"),
             "id": self.id,
             "status": self.status(now),
-            "principal": {"id": self.one("principal_id"), "name": self.one("principal_name")},
-            "source": self.one("source"),
-            "requested_at": self.one("requested_at"),
+            "principal": {"id": self.text("principal_id"), "name": self.text("principal_name")},
+            "source": self.text("source"),
+            "requested_at": self.text("requested_at"),
         }
         if entry["kind"] == "refusal":
-            said = {"right": self.one("right") or None, "detail": self.one("detail")}
-            return entry | {"call": self.one("call")} | said
+            content = {"right": self.text("right") or None, "detail": self.text("detail")}
+            return entry | {"call": self.text("call")} | content
         for name in (
             "expires_at",
             "authorized_at",
@@ -154,35 +153,33 @@ class Entry:
             "reason",
             "renews",
         ):
-            entry[name] = self.one(name) or None
+            entry[name] = self.text(name) or None
         return entry | {"targets": self.targets, "rules": self.rules, "events": self.events}
 
     def row(
         self, now: datetime, columns: Sequence[str] = _COLUMNS, more: Mapping[str, object] | None = None
     ) -> list[object]:
-        """Write it as one row of columns: attributes, what is made of several, and `more` that a caller
-        knows.
-        """
+        """Write it as a row of columns: attributes, values computed here, and `more` values of the caller."""
         special = {
             "id": self.id,
             "status": self.status(now),
-            "principal": self.one("principal_name"),
+            "principal": self.text("principal_name"),
             "targets": self.target_names,
             **(more or {}),
         }
-        return [special.get(column, self.one(column)) for column in columns]
+        return [special.get(column, self.text(column)) for column in columns]
 
     def event_rows(self) -> Iterator[list[str]]:
-        """Write its events as rows of `_EVENT_COLUMNS`; a refusal is one event."""
+        """Write its events as rows of `_EVENT_COLUMNS`; a refusal has one event."""
         events = self.events
-        if self.one("kind") == "refusal":
+        if self.text("kind") == "refusal":
             events = [
                 {
-                    "at": self.one("requested_at"),
+                    "at": self.text("requested_at"),
                     "event": "refused",
                     "by": "knock",
-                    "call": self.one("call"),
-                    "detail": self.one("detail"),
+                    "call": self.text("call"),
+                    "detail": self.text("detail"),
                 }
             ]
         for event in events:
@@ -194,8 +191,8 @@ class Entry:
             yield [
                 *(str(event.get(name, "")) for name in ("at", "event", "by")),
                 self.id,
-                self.one("principal_name"),
-                self.one("source"),
+                self.text("principal_name"),
+                self.text("source"),
                 text,
             ]
 
@@ -209,45 +206,45 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def grants(stack: Stack, where: Iterable[AnyOf], order: Order | None = "ascending") -> Iterator[Entry]:
-    """Yield the grants that meet all conditions, by the time they were asked for."""
-    found = stores.of(stack, TRAIL).select([equal("kind", "grant"), *where], order)
-    return (Entry(name, values) for name, values in found)
+    """Yield the grants that meet all conditions, by the time they were requested."""
+    items = stores.of(stack, TRAIL).select([equal("kind", "grant"), *where], order)
+    return (Entry(name, values) for name, values in items)
 
 
 def refusals(stack: Stack, where: Iterable[AnyOf], order: Order | None = "ascending") -> Iterator[Entry]:
     """Yield the refusals that meet all conditions, by their time."""
-    found = stores.of(stack, REFUSALS).select([equal("kind", "refusal"), *where], order)
-    return (Entry(name, values) for name, values in found)
+    items = stores.of(stack, REFUSALS).select([equal("kind", "refusal"), *where], order)
+    return (Entry(name, values) for name, values in items)
 
 
-_KINDS = {"grant": (TRAIL, grants), "refusal": (REFUSALS, refusals)}
+KINDS = {"grant": (TRAIL, grants), "refusal": (REFUSALS, refusals)}
+"""By kind of entry: the variable that names its domain or table, and the function that reads it."""
 
 
-def chosen(args: Namespace) -> dict[str, AnyOf]:
-    """Turn the filters of a command line into conditions, each by what it is called.
+def conditions(*, principal: str | None, source: str | None, target: str | None) -> dict[str, AnyOf]:
+    """Give the conditions of the filters --principal, --source and --target, by their description.
 
-    Raises UsageError on a source that is none.
+    Raises UsageError for a source that is no address and no CIDR.
     """
     where: dict[str, AnyOf] = {}
-    if args.principal is not None:
-        name = args.principal
-        where[f"principal {name}"] = (
-            Where("principal_name", "=", name),
-            Where("principal_id", "=", name),
+    if principal is not None:
+        where[f"principal {principal}"] = (
+            Where("principal_name", "=", principal),
+            Where("principal_id", "=", principal),
         )
-    if args.source is not None:
+    if source is not None:
         try:
-            source = tags.canonical_source(args.source)
+            cidr = tags.canonical_source(source)
         except ValueError as error:
             raise UsageError(f"--source: {error}") from error
-        where[f"source {source}"] = equal("source", source)
-    if args.target is not None:
-        where[f"target {args.target}"] = equal("target_name", args.target)  # a refusal has none
+        where[f"source {cidr}"] = equal("source", cidr)
+    if target is not None:
+        where[f"target {target}"] = equal("target_name", target)  # a refusal has none
     return where
 
 
 def live(now: datetime) -> list[AnyOf]:
-    """Give the conditions of a live grant; what is live is not closed, for which there is an index."""
+    """Give the conditions of a live grant. `closed_at` is among them because it has an index."""
     return [
         equal("closed_at", "-"),
         equal("state", "live"),
@@ -255,13 +252,13 @@ def live(now: datetime) -> list[AnyOf]:
     ]
 
 
-def some(stack: Stack, entries: Iterator[Entry], filters: Mapping[str, AnyOf]) -> Iterator[Entry]:
-    """Give the same entries. Raises AdminError where there are none, for a filter that nothing ever met."""
-    first = next(entries, None)
+def some(stack: Stack, selected: Iterator[Entry], filters: Mapping[str, AnyOf]) -> Iterator[Entry]:
+    """Give the same entries. Raises AdminError if there are none, and a filter has never matched a record."""
+    first = next(selected, None)
     if first is not None:
-        return chain([first], entries)
+        return chain([first], selected)
     for what, condition in filters.items():
-        if not any(next(read(stack, [condition], None), None) for _, read in _KINDS.values()):
+        if not any(next(read(stack, [condition], None), None) for _, read in KINDS.values()):
             raise AdminError(
                 f"Nothing on record has the {what}: no grant and no refusal, ever. Is it mistyped?"
             )
@@ -284,7 +281,7 @@ def moment(text: str, now: datetime) -> datetime:
 
 
 def read_moment(option: str, text: str, now: datetime) -> datetime:
-    """Read a time of the command line. Raises UsageError."""
+    """Read the time that an option of the command line has. Raises UsageError."""
     try:
         return moment(text, now).astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:
@@ -292,82 +289,78 @@ def read_moment(option: str, text: str, now: datetime) -> datetime:
 
 
 def milliseconds(at: datetime) -> str:
-    """Write a time as `requested_at` is written; texts of one shape sort as the times do."""
+    """Write a time as `requested_at` is written, so that sorting the texts sorts the times."""
     at = at.astimezone(timezone.utc)
     return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
 
 
-def show(stack: Stack, args: Namespace) -> Result:
-    """Print what happened, oldest first: grants and refusals, or their events one by one."""
-    if args.open_between or args.open_at:
-        from knock_admin import doors  # which reads the trail by this module
+def entries(
+    stack: Stack, kinds: Sequence[str], filters: Mapping[str, AnyOf], period: Sequence[AnyOf]
+) -> Iterator[Entry]:
+    """Yield the entries of these kinds that meet the filters, by the time they were requested.
 
-        return doors.show(stack, args)
-    if args.kind == "refusal" and args.target is not None:
-        raise UsageError("No refusal has a target on record: leave out --target, or --kind.")
-    filters, times = chosen(args), _asked_for(args)
-    kinds = [_KINDS[args.kind]] if args.kind else list(_KINDS.values())
-    if args.id is None:
-        reads = (read(stack, [*times, *filters.values()]) for _, read in kinds)
-        merged = heapq.merge(*reads, key=lambda entry: entry.one("requested_at"))
-        entries = some(stack, merged, filters)
-    elif filters or times:
-        raise UsageError("An id names one entry: leave out what else would choose.")
-    else:
-        entries = iter([_named(stack, args.id, kinds)])
-    shape = "jsonl" if args.json else args.format
-    if args.events:
-        return Result(None, _events(entries, shape))
-    if shape == "jsonl":
-        return Result(None, json_lines(entry.as_json(args.now) for entry in entries))
-    if shape == "csv":
-        return Result(None, csv_lines((entry.row(args.now) for entry in entries), _COLUMNS))
-    return Result(
-        None,
-        table(
-            _brief(entries, args.now),
-            ("AT", "ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "UNTIL", "BY", "WHY"),
-        ),
-    )
+    Raises AdminError for a filter that no record has ever met.
+    """
+    reads = (KINDS[kind][1](stack, [*period, *filters.values()]) for kind in kinds)
+    merged = heapq.merge(*reads, key=lambda entry: entry.text("requested_at"))
+    return some(stack, merged, filters)
 
 
-def _asked_for(args: Namespace) -> list[AnyOf]:
-    """Turn --since and --until into conditions. An `order` begins with the time, and goes on."""
-    times = (("since", args.since, ">="), ("until", args.until, "<"))
-    return [
-        (Where("order", sign, milliseconds(read_moment(f"--{name}", text, args.now))),)  # type: ignore[arg-type]
-        for name, text, sign in times
-        if text is not None
-    ]
-
-
-def _named(stack: Stack, name: str, kinds: Iterable[tuple[str, Callable[..., object]]]) -> Entry:
-    """Read the entry of this id. Raises AdminError when there is none."""
-    for variable, _ in kinds:
-        values = stores.of(stack, variable).get(name)
+def entry(stack: Stack, name: str, kinds: Iterable[str]) -> Entry:
+    """Read the entry with this id. Raises AdminError when there is none."""
+    for kind in kinds:
+        values = stores.of(stack, KINDS[kind][0]).get(name)
         if "kind" in values:
             return Entry(name, values)
     raise AdminError(f"Nothing on record has the id {name}; `knock-admin trail` lists what there is.")
 
 
-def _events(entries: Iterator[Entry], shape: str) -> Iterator[str]:
-    rows = in_order_of_time(entries)
-    if shape == "jsonl":
+def show(listed: Iterator[Entry], *, now: datetime, output: str, events: bool) -> Result:
+    """Print entries, or with `events` their events, one a line. `output` is `table`, `jsonl` or `csv`."""
+    if events:
+        return Result(None, _events(listed, output))
+    if output == "jsonl":
+        return Result(None, json_lines(entry.as_json(now) for entry in listed))
+    if output == "csv":
+        return Result(None, csv_lines((entry.row(now) for entry in listed), _COLUMNS))
+    return Result(
+        None,
+        table(
+            _brief(listed, now),
+            ("AT", "ID", "STATUS", "PRINCIPAL", "SOURCE", "TARGETS", "UNTIL", "BY", "WHY"),
+        ),
+    )
+
+
+def requested_between(since: datetime | None, until: datetime | None) -> list[AnyOf]:
+    """Give the conditions on the time of the request; `until` is exclusive, None is no bound."""
+    conditions: list[AnyOf] = []
+    # An `order` is the time of the request and the id.
+    if since:
+        conditions.append((Where("order", ">=", milliseconds(since)),))
+    if until:
+        conditions.append((Where("order", "<", milliseconds(until)),))
+    return conditions
+
+
+def _events(listed: Iterator[Entry], output: str) -> Iterator[str]:
+    rows = in_order_of_time(listed)
+    if output == "jsonl":
         return json_lines(dict(zip(_EVENT_COLUMNS, row, strict=True)) for row in rows)
-    if shape == "csv":
+    if output == "csv":
         return csv_lines(rows, _EVENT_COLUMNS)
     return table(rows, [name.upper() for name in _EVENT_COLUMNS])
 
 
-def in_order_of_time(entries: Iterable[Entry]) -> Iterator[list[str]]:
-    """Yield the events of entries, which come by the time they were asked for, as rows by their own time.
+def in_order_of_time(listed: Iterable[Entry]) -> Iterator[list[str]]:
+    """Yield the events of entries as rows, in order of time. The entries come in order of their requests.
 
-    An event waits until no later entry can have an earlier one, so what is kept are the events of grants that
-    were live at one time.
+    An event is held back until no later entry can have an earlier event. So memory holds the events of grants
+    that were live at the same time.
     """
     waiting: list[tuple[str, int, list[str]]] = []
     numbers = count()
-    for entry in entries:
+    for entry in listed:
         before = _earliest(entry)
         while waiting and waiting[0][0] < before:
             yield heapq.heappop(waiting)[2]
@@ -378,25 +371,25 @@ def in_order_of_time(entries: Iterable[Entry]) -> Iterator[list[str]]:
 
 
 def _earliest(entry: Entry) -> str:
-    """Say before when none of an entry's events can have been; empty where its time cannot be read."""
+    """Give the time before which no event of an entry can be; empty if the entry's time cannot be read."""
     try:
-        return milliseconds(datetime.fromisoformat(entry.one("requested_at").replace("Z", "+00:00")) - SKEW)
+        return milliseconds(datetime.fromisoformat(entry.text("requested_at").replace("Z", "+00:00")) - SKEW)
     except (ValueError, OverflowError):
         return ""
 
 
-def _brief(entries: Iterator[Entry], now: datetime) -> Iterator[tuple[str, ...]]:
-    for entry in entries:
+def _brief(listed: Iterator[Entry], now: datetime) -> Iterator[tuple[str, ...]]:
+    for entry in listed:
         status = entry.status(now)
-        why = [entry.one("reason"), entry.one("end_reason"), entry.one("detail")]
+        why = [entry.text("reason"), entry.text("end_reason"), entry.text("detail")]
         yield (
-            entry.one("requested_at")[:19].replace("T", " "),
+            entry.text("requested_at")[:19].replace("T", " "),
             entry.id,
             status,
-            entry.one("principal_name"),
-            entry.one("source"),
+            entry.text("principal_name"),
+            entry.text("source"),
             entry.target_names or "-",
-            (entry.one("ended_at") or entry.one("expires_at"))[:19].replace("T", " ") or "-",
-            entry.one("ended_by") or "-",
+            (entry.text("ended_at") or entry.text("expires_at"))[:19].replace("T", " ") or "-",
+            entry.text("ended_by") or "-",
             " / ".join(text for text in why if text) or "-",
         )

@@ -1,19 +1,19 @@
-"""`knock-admin trail copy`: carries history over after the stack's store was changed.
+"""`knock-admin trail copy`: copies the history from the store that the stack had before.
 
-What is copied is what can no longer change: grants that are closed, and refusals. A ledger says what is open
-now, which is the new store's to know, so it is not. Nothing that is there already is overwritten, and each
-item is written by one call under the condition that there is none: twice is once, a run that was stopped goes
-on, and a record that the stack has made since stands.
+It copies the records that can no longer change: closed grants, and refusals. It does not copy ledgers, which
+say what is open now: the new store has its own. Each item is written by one conditional call, which never
+overwrites. So a second run copies nothing again, an interrupted run can be continued, and a record that the
+stack has written since is kept.
 
-Both sides are read in one order, so what is there already costs a read and no write:
+Both stores are read in the same order, so an item that the destination has costs a read and no write:
 
     source       a   b   c   d
-    destination  a       c       x      b and d are written; x is of the new store
+    destination  a       c       x      b and d are written; x is a record of the new store
 
-Then both are read once more: the check is that everything there was to copy is there.
+Then both are read again, to check that the destination has every item that was to be copied.
 
-A record that is not as Knock makes it (`genuine.py`) is named and not copied. For what the others say of the
-past the old store is trusted, as it was before.
+A record that Knock cannot have written (`genuine.py`) is reported and not copied. What genuine records say is
+trusted, as the old store was.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from knock_admin.output import Result, count, note, progress, table, visible
 from knock_admin.stores import DYNAMODB, REFUSALS, SIMPLEDB, TITLES, TRAIL, equal
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from knock_admin.stack import Stack
@@ -42,14 +41,14 @@ PLURALS = {"grant": "grants", "refusal": "refusals"}
 OTHER = {SIMPLEDB: DYNAMODB, DYNAMODB: SIMPLEDB}
 
 TOLD_EACH = 100
-"""Items between two words on how far the copy has come."""
+"""Items between two reports of progress."""
 MOST_NAMED = 10
-"""How many items of a kind are named in one line."""
+"""The most items that are named in one line."""
 
 
 @dataclass
 class Tally:
-    """What became of one kind of record."""
+    """The results of copying one kind of record."""
 
     kind: str
     source: Store
@@ -58,12 +57,12 @@ class Tally:
     copied: int = 0
     there: int = 0
     different: list[str] = field(default_factory=list)
-    """Those of which the destination holds another record; it stands."""
+    """Ids under which the destination has a different record, which is kept."""
     left: list[str] = field(default_factory=list)
-    """Those that are not closed: they are left where they are."""
+    """Grants that are not closed, and so not copied."""
     failed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    """Those that the check at the end did not find."""
+    """Ids that the check at the end did not find in the destination."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -80,16 +79,23 @@ class Tally:
         }
 
 
-def copy(stack: Stack, args: Namespace) -> Result:
-    """Copy the history of the store the stack had before into the one it has."""
-    if args.to != stack.store:
+def copy(
+    stack: Stack, to: str, *, names: Mapping[str, str | None], region: str | None, now: datetime
+) -> Result:
+    """Copy the history from the stack's former store to its present store, `to`.
+
+    `names` has the former domain or table of each kind and `region` its region, each None to search for it.
+    Raises UsageError if they are not clear, or `to` is not the stack's store. A second run copies nothing
+    again.
+    """
+    if to != stack.store:
         raise UsageError(
             f"The stack {stack.name} keeps its trail in {TITLES[stack.store]}, so a copy goes there: "
             f"--to {stack.store}. To change that, deploy with another TrailStore first."
         )
-    tallies = [Tally(kind, *each) for kind, each in _places(stack, args).items()]
+    tallies = [Tally(kind, *pair) for kind, pair in _places(stack, OTHER[to], names, region).items()]
     for tally in tallies:
-        _copy(stack, tally, args.now)
+        _copy(stack, tally, now)
     if not stack.aws.calls.dry_run:
         for tally in tallies:
             _check(tally)
@@ -98,16 +104,17 @@ def copy(stack: Stack, args: Namespace) -> Result:
     return Result(data, list(_lines(tallies, well=well)), exit_code=0 if well else 1)
 
 
-# ---------------------------------------------------------------------------- from where to where
+# ---------------------------------------------------------------------------- source and destination
 
 
-def _places(stack: Stack, args: Namespace) -> dict[str, tuple[Store, Store]]:
-    """Find source and destination of each kind, and see that they are there and of Knock's shape."""
-    before = OTHER[args.to]
+def _places(
+    stack: Stack, before: str, names: Mapping[str, str | None], region: str | None
+) -> dict[str, tuple[Store, Store]]:
+    """Find source and destination of each kind, and check that they exist and have Knock's schema."""
     places: dict[str, tuple[Store, Store]] = {}
     for kind, variable in KINDS.items():
-        region, name = _source(stack, before, kind, args)
-        source = stores.at(stack.aws, before, region, name, listed=variable == TRAIL)
+        source_region, name = _source(stack, before, kind, names[kind], region)
+        source = stores.at(stack.aws, before, source_region, name, listed=variable == TRAIL)
         places[kind] = source, stores.of(stack, variable)
     for pair in places.values():
         for place in pair:
@@ -118,40 +125,35 @@ def _places(stack: Stack, args: Namespace) -> dict[str, tuple[Store, Store]]:
     return places
 
 
-def _source(stack: Stack, store: str, kind: str, args: Namespace) -> tuple[str, str]:
-    """Find a domain or table that the stack had before: as named, or the only one that its name fits.
+def _source(stack: Stack, store: str, kind: str, named: str | None, region: str | None) -> tuple[str, str]:
+    """Give region and name of the former domain or table: as named, or the only one that fits the stack.
 
-    Both stay when the store is changed. Raises UsageError when it is not clear which it is.
+    A change of the store keeps both stores. Raises UsageError unless exactly one fits.
     """
-    named = args.from_trail if kind == "grant" else args.from_refusals
     own = str(stack.aws.region)
-    regions = [args.from_region] if args.from_region else [own] if store == DYNAMODB else _regions(stack)
+    regions = [region] if region else [own] if store == DYNAMODB else stack.aws.trail_regions
     if named and len(regions) == 1:
         return regions[0], named
-    # One endpoint may answer for every region, with the same names: then it is the stack's own.
-    found = {
+    # An endpoint may answer for every region with the same names; the stack's own region then wins.
+    fitting = {
         name: region
         for region in sorted(regions, key=lambda region: region == own)
         for name in _names(stack, store, region)
         if (name == named if named else _fits(stack.name, store, kind, name))
     }
-    if len(found) == 1:
-        ((name, region),) = found.items()
-        return region, name
+    if len(fitting) == 1:
+        ((name, where),) = fitting.items()
+        return where, name
     what = f"{TITLES[store]} {'table' if store == DYNAMODB else 'domain'}"
     option = "--from-trail" if kind == "grant" else "--from-refusals"
     known = (
-        ", ".join(f"{name} in {region}" for name, region in sorted(found.items()))
+        ", ".join(f"{name} in {where}" for name, where in sorted(fitting.items()))
         or "none that looks like it"
     )
     raise UsageError(
         f"Which {what} held the {PLURALS[kind]} of the stack {stack.name}? There is: {known}. "
         f"Name it with {option}, and its region with --from-region."
     )
-
-
-def _regions(stack: Stack) -> list[str]:
-    return stack.aws.trail_regions
 
 
 def _names(stack: Stack, store: str, region: str) -> list[str]:
@@ -167,7 +169,7 @@ def _names(stack: Stack, store: str, region: str) -> list[str]:
 
 
 def _fits(stack: str, store: str, kind: str, name: str) -> bool:
-    """Say whether a name is as template.yaml names a stack's domains, and CloudFormation its tables."""
+    """Say whether template.yaml gives a stack's domains such names, or CloudFormation its tables."""
     if store == SIMPLEDB:
         what = {"grant": "trail", "refusal": "refusals"}[kind]
         return re.fullmatch(rf"{re.escape(stack)}-{what}-[0-9a-z]{{8}}", name) is not None
@@ -182,7 +184,7 @@ Pair = tuple[str, "Values", "Values | None"]
 
 
 def _paired(tally: Tally) -> Iterator[Pair]:
-    """Walk through the source's records, each with what the destination holds of it; both come by `order`."""
+    """Yield the source's records, each with the destination's record of the same id, or None."""
     theirs = tally.destination.select([equal("kind", tally.kind)], "ascending")
     ahead = next(theirs, None)
     for name, values in tally.source.select([equal("kind", tally.kind)], "ascending"):
@@ -193,8 +195,8 @@ def _paired(tally: Tally) -> Iterator[Pair]:
 
 
 def _copy(stack: Stack, tally: Tally, now: datetime) -> None:
-    """Copy what can no longer change. An item that is not Knock's, or cannot be written, stops no other."""
-    stack.aws.calls.uncounted = True  # there may be any number, and all of them may be done again
+    """Copy the records that can no longer change; pass over those that are not genuine or not accepted."""
+    stack.aws.calls.uncounted = True  # their number has no bound, and repeating them changes nothing
     try:
         for name, values, held in _paired(tally):
             if _may_change(tally, values):
@@ -221,7 +223,7 @@ def _copy(stack: Stack, tally: Tally, now: datetime) -> None:
 
 
 def _carry(stack: Stack, tally: Tally, name: str, values: Values, held: Values | None) -> None:
-    """Write a record unless the destination holds it, and count what became of it."""
+    """Write a record unless the destination has one of that id, and count the result."""
     if held is None and not stack.aws.calls.dry_run:
         held = _write(stack, tally, name, values)
     elif held is None:
@@ -237,7 +239,7 @@ def _may_change(tally: Tally, values: Values) -> bool:
 
 
 def _write(stack: Stack, tally: Tally, name: str, values: Values) -> Values | None:
-    """Write a record; give what is there instead, where it is there already after all."""
+    """Write a record. Gives the destination's record if it has one after all, else None."""
     try:
         if tally.destination.add(name, values):
             tally.copied += 1
@@ -255,7 +257,7 @@ def _write(stack: Stack, tally: Tally, name: str, values: Values) -> Values | No
 
 
 def _of_the_item(error: ClientError) -> bool:
-    """Say whether an error is of one item's content, so that the next may be tried."""
+    """Say whether an error is about one item's content, so that the next item can be tried."""
     return error.response.get("Error", {}).get("Code") in (
         "InvalidParameterValue",
         "NumberItemAttributesExceeded",
@@ -263,14 +265,14 @@ def _of_the_item(error: ClientError) -> bool:
     )
 
 
-def _same(one: Values, other: Values) -> bool:
-    return {name: sorted(texts) for name, texts in one.items()} == {
-        name: sorted(texts) for name, texts in other.items()
+def _same(first: Values, second: Values) -> bool:
+    return {name: sorted(texts) for name, texts in first.items()} == {
+        name: sorted(texts) for name, texts in second.items()
     }
 
 
 def _check(tally: Tally) -> None:
-    """See that everything there was to copy is there. What a list does not show yet is asked for by name."""
+    """Check that the destination has every item. An item that its index does not list yet is read by id."""
     progress(f"{PLURALS[tally.kind]}: checking")
     for name, values, held in _paired(tally):
         if _may_change(tally, values) or name in tally.failed:

@@ -1,7 +1,7 @@
-"""`knock-admin why sgr-…`: from a rule in EC2 to whoever is in by it now.
+"""`knock-admin why sgr-…`: the live grants that use a rule in EC2.
 
-A rule's tag names the grant that made it, which may have ended: others of the same source may hold the rule
-by then, and a rule goes when its last claim does. Who claims it is in the ledger of its source.
+A rule's tag names the grant that made it, which may have ended: other grants of the same source may claim the
+rule, and it is revoked after its last claim. The claims are in the ledger of its source.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 
 def rule(stack: Stack, rule_id: str, *, now: datetime) -> Result:
-    """Say of a rule who is in by it, who made it, and what becomes of it."""
-    found = _rule(stack, rule_id)
-    source = found.get("CidrIpv4") or found.get("CidrIpv6") or ""
-    its_tags = tags.of(found.get("Tags", []))
+    """Describe a rule: the grants that claim it, the grant that made it, and what happens to it next."""
+    described = _rule(stack, rule_id)
+    source = described.get("CidrIpv4") or described.get("CidrIpv6") or ""
+    its_tags = tags.of(described.get("Tags", []))
     ours = its_tags.get(tags.STACK) == stack.name
     maker = _entry(stack, its_tags.get("knock:grant", "")) if ours else None
-    # Changed by hand, a rule keeps its id, and is in the ledger of the source it was made for.
-    sources = list(dict.fromkeys(each for each in (source, maker.one("source") if maker else "") if each))
+    # A rule that was modified by hand keeps its id, and is in the ledger of the source it was made for.
+    sources = list(dict.fromkeys(each for each in (source, maker.text("source") if maker else "") if each))
     phase, holders = _claims(stack, rule_id, sources)
     entries = [(grant_id, _entry(stack, grant_id)) for grant_id in holders]
     data = {
         "rule": rule_id,
-        "group": found["GroupId"],
-        "target": _target(stack, found["GroupId"]),
-        "ports": _ports(found),
+        "group": described["GroupId"],
+        "target": _target(stack, described["GroupId"]),
+        "ports": _ports(described),
         "source": source or None,
         "stack": its_tags.get(tags.STACK),
         "phase": phase,
         "held_by": [entry.as_json(now) if entry else {"id": grant_id} for grant_id, entry in entries],
         "made_by": maker.as_json(now) if maker else {"id": its_tags.get("knock:grant")} if ours else None,
     }
-    lines = [f"{rule_id} opens {data['ports']} to {source or 'what is no address'} in {found['GroupId']}"]
+    lines = [f"{rule_id} opens {data['ports']} to {source or 'what is no address'} in {described['GroupId']}"]
     if data["target"]:
         lines[0] += f" (target {data['target']})"
-    lines += _said(stack, rule_id, data, its_tags, maker, now)
+    lines += _explanation(stack, rule_id, data, its_tags, maker, now)
     if entries:
         lines += ["", *_who(entries, now)]
     return Result(data, lines)
@@ -56,8 +56,8 @@ def rule(stack: Stack, rule_id: str, *, now: datetime) -> Result:
 
 def _rule(stack: Stack, rule_id: str) -> dict[str, Any]:
     try:
-        found = stack.aws.client("ec2").describe_security_group_rules(SecurityGroupRuleIds=[rule_id])
-        rules: list[dict[str, Any]] = found["SecurityGroupRules"]
+        answer = stack.aws.client("ec2").describe_security_group_rules(SecurityGroupRuleIds=[rule_id])
+        rules: list[dict[str, Any]] = answer["SecurityGroupRules"]
     except ClientError as error:
         if code_of(error) not in (
             "InvalidSecurityGroupRuleId.NotFound",
@@ -75,43 +75,47 @@ def _rule(stack: Stack, rule_id: str) -> dict[str, Any]:
     return rules[0]
 
 
-def _ports(found: dict[str, Any]) -> str:
-    first, last, protocol = found.get("FromPort", -1), found.get("ToPort", -1), found["IpProtocol"]
+def _ports(described: dict[str, Any]) -> str:
+    first, last, protocol = (
+        described.get("FromPort", -1),
+        described.get("ToPort", -1),
+        described["IpProtocol"],
+    )
     if protocol == "-1" or first == -1:
         return "everything" if protocol == "-1" else str(protocol)
     return f"{first}-{last}/{protocol}" if first != last else f"{first}/{protocol}"
 
 
 def _target(stack: Stack, group: str) -> str | None:
-    found = stack.aws.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
-    its_tags = tags.of(found.get("Tags", []))
+    described = stack.aws.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+    its_tags = tags.of(described.get("Tags", []))
     return its_tags.get(tags.TARGET) if its_tags.get(tags.STACK) == stack.name else None
 
 
 def _entry(stack: Stack, grant_id: str) -> Entry | None:
-    """Read a grant's record; None for one that is not on record."""
+    """Read a grant's record; None if there is none."""
     values = stores.of(stack, stores.TRAIL).get(grant_id) if grant_id else {}
     return Entry(grant_id, values) if values else None
 
 
 def _claims(stack: Stack, rule_id: str, sources: Sequence[str]) -> tuple[str, list[str]]:
-    """Find a rule in the ledgers: `open`, `closing`, `foreign` or `unknown`, and the grants that claim it."""
+    """Find a rule in the ledgers: its phase, `foreign` or `unknown`, and the grants that claim it."""
     for source in sources:
         ledger = decode(source, stores.of(stack, stores.LEDGER).get(source))
         for each in ledger["rules"]:
-            if rule_id in {one["rule"] for one in each["ids"]}:
+            if rule_id in {known["rule"] for known in each["ids"]}:
                 return each["phase"], each["claimed_by"]
         foreign = [
             claim["grant_id"]
             for claim in ledger["claims"]
-            if rule_id in {one["rule"] for one in claim["foreign"]}
+            if rule_id in {known["rule"] for known in claim["foreign"]}
         ]
         if foreign:
             return "foreign", foreign
     return "unknown", []
 
 
-def _said(
+def _explanation(
     stack: Stack,
     rule_id: str,
     data: dict[str, Any],
@@ -119,7 +123,7 @@ def _said(
     maker: Entry | None,
     now: datetime,
 ) -> Iterator[str]:
-    """Say in words what the rule is, and what there is to do about it."""
+    """Explain in words what the rule is, and what to do about it."""
     phase, owner = data["phase"], its_tags.get(tags.STACK)
     if owner != stack.name:
         yield (
@@ -130,8 +134,8 @@ def _said(
         if phase == "foreign":
             yield "These grants found it open. Ending them does not close it; whoever made it has to:"
         return
-    made = its_tags.get("knock:grant", "nobody")
-    yield f"The grant {made} made it" + (
+    maker_id = its_tags.get("knock:grant", "nobody")
+    yield f"The grant {maker_id} made it" + (
         f", and is {maker.status(now)} now." if maker else ", and is not on record."
     )
     if phase == "open":
@@ -150,11 +154,11 @@ def _who(entries: Sequence[tuple[str, Entry | None]], now: datetime) -> Iterator
     rows = (
         (
             grant_id,
-            entry.one("principal_name"),
+            entry.text("principal_name"),
             entry.status(now),
-            tags.left(entry.one("expires_at"), now),
-            entry.one("expires_at"),
-            entry.one("reason") or "-",
+            tags.left(entry.text("expires_at"), now),
+            entry.text("expires_at"),
+            entry.text("reason") or "-",
         )
         if entry
         else (grant_id, "?", "not on record", "?", "?", "-")

@@ -1,13 +1,12 @@
-"""`knock-admin why NAME`: everything that decides whether this person gets in, in order, with the first "no".
+"""`knock-admin why NAME`: checks all that decides about a key's knocks, in order, and names the first "no".
 
-    the key      is there, enabled, in the usage plan, has quota left, and has not ended
-    its rights   can be read, and name targets, a time, and room for another grant
+    the key      exists, is enabled, is in the usage plan, has quota left, and has not ended
+    its rights   can be read, and name targets and a duration; the key may have another live grant
     each target  exists, has room, is attached to something, and has an address of the source's family
-    what is      its live grants, and its last refusals
-    the gateway  what it refused by itself, in the access log, where that can be asked
+    the record   the key's live grants, and its last refusals
+    the gateway  the requests that API Gateway refused by itself, from the access log
 
-Each line is `ok`, `warn` or `no`. A question that may not be asked, for want of a permission, is a `warn` and
-the others go on.
+Each line is `ok`, `warn` or `no`. A check that lacks a permission is a `warn`, and the other checks go on.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
 
 REFUSALS = 5
-"""The last ones, which are shown."""
+"""The number of refusals shown, the latest."""
 LOGGED = 100
-"""As many are counted there."""
+"""The most requests of the gateway's log that are counted."""
 LOG_DAYS = timedelta(days=1)
-"""How far back the gateway's log is asked."""
+"""The part of the gateway's log that is read, up to now."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One thing that decides: `ok`, `warn` or `no`."""
+    """The result of a check: `ok`, `warn` or `no`."""
 
     level: str
     what: str
@@ -47,10 +46,10 @@ class Answer:
 
 
 def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result:
-    """Say of a key, by name or id, whether its holder gets in. Exit code 1 when something says no."""
-    found, in_plan = _found(stack, name)
+    """Say whether a key, by name or id, can knock. The exit code is 1 if the result of a check is `no`."""
+    named, in_plan = _named(stack, name)
     answers: list[Answer] = []
-    for each in found:
+    for each in named:
         steps: tuple[Callable[[], Iterator[Answer]], ...] = (
             lambda each=each: _of_key(stack, each, now, in_plan=in_plan),  # type: ignore[misc]
             lambda each=each: _quota(stack, each, now),  # type: ignore[misc]
@@ -60,10 +59,10 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
             lambda each=each: _gateway(stack, each, now),  # type: ignore[misc]
         )
         for step in steps:
-            answers += _asked(stack, step)
+            answers += _run(stack, step)
     first = next((answer for answer in answers if answer.level == "no"), None)
     verdict = f"The first no: {first.what}: {first.detail}" if first else "Nothing here says no."
-    live = inside.told_of_keys(stack, [each.id for each in found], now)
+    live = inside.of_keys_if_readable(stack, [each.id for each in named], now)
     lines = [
         *table(
             [(answer.level, answer.what, answer.detail) for answer in answers], ("", "WHAT", "WHAT IT IS")
@@ -83,16 +82,15 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
     return Result(data, lines, exit_code=1 if first else 0)
 
 
-def _found(stack: Stack, name: str) -> tuple[list[keys.Key], bool]:
-    """Find keys by name or id: those in the usage plan or, where there is none, others; and say which they
-    are.
+def _named(stack: Stack, name: str) -> tuple[list[keys.Key], bool]:
+    """Find keys by name or id: (keys, whether they are in the usage plan). Those in the plan take precedence.
 
-    Raises AdminError where there is none at all.
+    Raises AdminError if there is none.
     """
     listing = keys.look(stack)
-    found = [each for each in listing.inside if name in (each.id, each.name, each.recorded_name)]
-    if found:
-        return found, True
+    inside_plan = [each for each in listing.inside if name in (each.id, each.name, each.recorded_name)]
+    if inside_plan:
+        return inside_plan, True
     outside = [
         each
         for each in listing.outside
@@ -103,8 +101,8 @@ def _found(stack: Stack, name: str) -> tuple[list[keys.Key], bool]:
     return outside, False
 
 
-def _asked(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
-    """Ask one question; what stops it is an answer of its own. Raises Unreachable."""
+def _run(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
+    """Run one check; an error that stops it is a `warn`, but for Unreachable, which is raised."""
     answers: list[Answer] = []
     try:
         answers.extend(step())
@@ -144,7 +142,7 @@ def _of_key(stack: Stack, each: keys.Key, now: datetime, *, in_plan: bool) -> It
 
 
 def _quota(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
-    """Ask how many requests it has left today.
+    """Check how many requests the key has left today.
     https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsage.html
     """
     plan = stack.plan
@@ -177,7 +175,7 @@ def _rights(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
 
 
 def _targets(stack: Stack, each: keys.Key, source: str | None) -> Iterator[Answer]:
-    """Look at each target it may open: the functions find them by the same tags."""
+    """Check each target that the key may open, which the functions find by the same tags."""
     named = each.tags.get(tags.TARGETS, "").split()
     pools: dict[str, list[targets.Group]] = {}
     for group in targets.all_groups(stack):
@@ -232,19 +230,19 @@ def _family(source: str | None) -> str | None:
 
 
 def _refusals(stack: Stack, each: keys.Key) -> Iterator[Answer]:
-    found = trail.refusals(stack, [equal("principal_id", each.id)], "descending")
-    for entry in islice(found, REFUSALS):
-        at, detail = entry.one("requested_at"), visible(entry.one("detail"))
-        yield Answer("warn", "refused", f"{at} from {entry.one('source')}: {detail}")
+    listed = trail.refusals(stack, [equal("principal_id", each.id)], "descending")
+    for entry in islice(listed, REFUSALS):
+        at, detail = entry.text("requested_at"), visible(entry.text("detail"))
+        yield Answer("warn", "refused", f"{at} from {entry.text('source')}: {detail}")
 
 
 def _gateway(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
-    """Look for what the gateway refused by itself: nothing of Knock's has seen those requests.
+    """Count the requests that API Gateway refused by itself, which reach no function.
 
-    The log's `error` is the gateway's own message, and `-` where a function answered.
+    The log's `error` is the gateway's message, and `-` if a function answered.
     """
     group = f"/knock/{stack.name}/access"
-    found = stack.aws.pages(
+    events = stack.aws.pages(
         "logs",
         "filter_log_events",
         "events",
@@ -253,7 +251,7 @@ def _gateway(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
         filterPattern=f'{{ $.apiKeyId = "{each.id}" && $.status = "403" && $.error != "-" }}',
     )
     try:
-        number = sum(1 for _ in islice(found, LOGGED))
+        number = sum(1 for _ in islice(events, LOGGED))
     except ClientError as error:
         if code_of(error) != "ResourceNotFoundException":
             raise

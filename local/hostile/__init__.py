@@ -1,19 +1,18 @@
-"""AWS at its worst, around the embedded one: what AWS documents, or its users report, and an emulator hides.
+"""A hostile AWS around the embedded one: faults and delays that AWS documents or its users report.
 
-`Hostile` is a watcher of the stack's AWS endpoint (`local.endpoint`): it sees every call that any program
-makes of AWS, and throttles it, fails it before or after its effect, or answers it as a replica that is behind
-would. Three things never pass the endpoint, and the stack hands them over: which keys the gateway knows
-(`keys`), the events of Step Functions (`publish`), and a function's start (`admit`). Without one a stack is
-as it was.
+`Hostile` is a watcher of the stack's AWS endpoint (`local.endpoint`): it sees every AWS call of every
+program, and throttles it, fails it before or after its effect, or answers it as a replica that lags behind
+would. Three things do not pass the endpoint, so the stack hands them over: the keys that the gateway accepts
+(`keys`), the events of Step Functions (`publish`), and a function's start (`admit`).
 
-Each kind of trouble is a *row* of `ROWS`, to be had alone or with the others; docs/simulated-aws.md has their
-sources. What happens is drawn from a seed, for each kind of call by how many there were before
-(`local.hostile.dice`): two runs with one seed meet the same as far as they make the same calls.
+Each kind of fault is a *row* of `ROWS`, and can be chosen alone or with others; docs/simulated-aws.md has
+their sources. Faults are drawn from a seed, by the kind of a call and its number among the calls of that kind
+(`local.hostile.dice`): two runs with the same seed have the same faults as far as they make the same calls.
 
     python -m local up --hostile 7
     python -m local up --hostile-only ec2-lag,events --hostile-scale 0.1
 
-Calls signed with the access key TRUTH see AWS as it is: they are for tests, which have to know.
+Calls signed with the access key TRUTH meet no faults: tests use it to check the true state.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = ["ALONE", "ROWS", "TRUTH", "Hostile", "Plan"]
 
 TRUTH = "AKIATRUTH"
 
-# row → what a client meets; the figures are what it is drawn from
+# row → its effect on a client; the figures are probabilities and ranges of delays
 ROWS = {
     "sdb": "SimpleDB answers 503 [2 %], or loses the answer to a write it has made [1 %]",
     "dynamodb": "DynamoDB throttles [2 %], or loses the answer to a write it has made [1 %]",
@@ -63,19 +62,19 @@ ROWS = {
     "iam-lag": "a role of the new stack is denied what its policy grants [0-10 s]",
 }
 ALONE = ("sdb-closed", "iam-lag")
-"""Rows to be had only by name: a stack has none of them once it runs."""
+"""Rows that have to be named: a stack that runs normally is past them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What trouble there is. `scale` multiplies every delay; rates stay as they are."""
+    """The rows of a hostile AWS, and its seed. `scale` multiplies every delay, and no rate."""
 
     seed: int
     rows: tuple[str, ...] = tuple(row for row in ROWS if row not in ALONE)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse rows there are not. Raises ValueError, in words for the command line."""
+        """Refuse unknown rows and scales. Raises ValueError with a message for the command line."""
         for row in self.rows:
             if row not in ROWS:
                 raise ValueError(f"there is no row {row!r}; there are {', '.join(ROWS)}")
@@ -84,7 +83,7 @@ class Plan:
 
     @classmethod
     def of(cls, seed: int, only: str | None = None, scale: float = 1.0) -> Plan:
-        """Read a plan as the command line has it: `only` names rows, with commas. Raises ValueError."""
+        """Read a plan from the command line: `only` names rows, separated by commas. Raises ValueError."""
         return cls(seed, tuple(only.split(",")), scale) if only else cls(seed, scale=scale)
 
     def as_json(self) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class Plan:
 
 
 class Hostile:
-    """The trouble of one plan, as a watcher of the endpoint. It begins with `begin`; sdb-closed at once."""
+    """The faults of a plan, as a watcher of the endpoint. They begin with `begin`; sdb-closed at once."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class Hostile:
         clock: Callable[[], datetime],
         at: Callable[[datetime, Callable[[], None]], object],
     ) -> None:
-        """Prepare it; `clock` is the stack's time, and `at` has something done at a moment on it."""
+        """Prepare the faults; `clock` is the stack's time, and `at` calls back at a time on it."""
         self.plan = plan
         dice = Dice(plan.seed)
         moment = Moment(clock, plan.scale)
@@ -115,8 +114,8 @@ class Hostile:
             if {"concurrency", "cold-starts"} & set(plan.rows)
             else None
         )
-        # The first sees a call first: one that is throttled has not acted, and a lost answer is of an effect.
-        made: list[tuple[str, str, Watcher]] = [
+        # In the order in which they see a call: throttling comes before, a lost answer after the effect.
+        watchers: list[tuple[str, str, Watcher]] = [
             ("iam-lag", "", PermissionLag(dice, moment)),
             ("sdb", "sdb", Store(dice)),
             ("dynamodb", "dynamodb", Store(dice)),
@@ -130,20 +129,20 @@ class Hostile:
             ("key-name", "apigateway", KeyNames(dice)),
         ]
         if self._key_lag:
-            made.append(("key-lag", "apigateway", self._key_lag))
+            watchers.append(("key-lag", "apigateway", self._key_lag))
         if self._states:
-            made.append(("states-lag", "states", self._states))
-        self._watchers = [one for one in made if one[0] in plan.rows]
+            watchers.append(("states-lag", "states", self._states))
+        self._watchers = [(row, service, watcher) for row, service, watcher in watchers if row in plan.rows]
         self.met: Counter[str] = Counter()
-        """How many answers each row has changed, or kept back."""
+        """How many answers each row has changed or withheld."""
         self._closed = ClosedSimpleDb() if "sdb-closed" in plan.rows else None
 
     def begin(self) -> None:
-        """Begin: the stack is set up, and from now on there are no more obliging answers."""
+        """Begin with faults and delays: the stack is set up."""
         self._begun = True
 
     def __call__(self, call: Call, forward: Forward) -> Answer:
-        """Let one call through to AWS, or not."""
+        """Answer one call: through the watchers of its service, last of all by AWS."""
         if call.access_key == TRUTH:
             return forward()
         if self._closed and call.service == "sdb":
@@ -156,19 +155,19 @@ class Hostile:
         return forward()
 
     def _passing(self, row: str, watcher: Watcher, call: Call, forward: Forward) -> Forward:
-        """Give the way through a watcher. With another body it is a watcher's own call, and goes past it."""
+        """Return `forward` for the watcher before this one; a call with another body bypasses it."""
 
         def passing(body: bytes | None = None) -> Answer:
             if body is not None:
                 return forward(body)
             answers: list[Answer] = []
 
-            def really(*other: bytes) -> Answer:
-                answers.append(forward(*other))
+            def forward_and_note(*changed_body: bytes) -> Answer:
+                answers.append(forward(*changed_body))
                 return answers[-1]
 
-            answer = watcher(call, really)
-            if all(answer is not one for one in answers):
+            answer = watcher(call, forward_and_note)
+            if all(answer is not genuine for genuine in answers):
                 self._count(row)
             return answer
 
@@ -178,12 +177,12 @@ class Hostile:
         with self._counting:
             self.met[row] += 1
 
-    def keys(self, really: Keys) -> Keys:
-        """Give the keys that the gateway knows by now."""
-        return self._key_lag.known(really) if self._key_lag else really
+    def keys(self, actual_keys: Keys) -> Keys:
+        """Return the keys that the gateway accepts now."""
+        return self._key_lag.known(actual_keys) if self._key_lag else actual_keys
 
     def publish(self, deliver: Publish) -> Publish:
-        """Carry Step Functions' events, as badly as EventBridge may."""
+        """Return the `publish` of Step Functions' events, with the faults of EventBridge."""
         carry = self.events.carry(deliver) if self.events else deliver
 
         def publish(account: str, region: str, event: dict[str, Any]) -> None:
@@ -194,5 +193,5 @@ class Hostile:
         return publish
 
     def admit(self, function: str) -> AbstractContextManager[None]:
-        """Start a function, if there is a place for it. Raises InvocationError where there is none."""
+        """Admit one run of a function. Raises InvocationError when the account's concurrency is used up."""
         return self._functions.admit(function) if self._functions and self._begun else nullcontext()

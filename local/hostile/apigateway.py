@@ -15,7 +15,7 @@ NAMELESS = 0.2
 
 
 class ControlPlane:
-    """Ten requests a second and a burst of forty, of everybody in the account together; not raisable.
+    """Ten requests a second and a burst of forty, for the whole account; the quota cannot be raised.
 
     https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
     """
@@ -30,7 +30,7 @@ class ControlPlane:
 
 
 class KeyNames:
-    """Shows some keys without a name, as its model allows: always the same ones."""
+    """Shows some keys without a name, as API Gateway's model allows: always the same keys."""
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
@@ -54,30 +54,33 @@ class KeyNames:
 
 
 class KeyLag:
-    """What the gateway knows of the keys is late: a change shows when its delay is over.
+    """Keys in the gateway that lag behind the control plane: a change takes effect after its delay.
 
-    It looks at the keys after each call that may have changed one, and at each request.
+    The actual keys are read after each call that may have changed a key, and at each request.
     """
 
     def __init__(self, dice: Dice, moment: Moment, count: Callable[[str], None]) -> None:
         self._dice, self._moment, self._count = dice, moment, count
-        self._really: Keys = lambda: ()
+        self._actual_keys: Keys = lambda: ()
         self._now: dict[str, Caller] = {}
-        self._late: dict[str, tuple[Caller | None, datetime]] = {}  # id → as it was, and until when it is
+        # id → the key before its change, and until when that is in effect
+        self._late: dict[str, tuple[Caller | None, datetime]] = {}
         self._began = False
         self._lock = threading.Lock()
 
-    def known(self, really: Keys) -> Keys:
-        """Begin with the keys there are, which are all known; give what the gateway knows at each request."""
-        self._really = really
+    def known(self, actual_keys: Keys) -> Keys:
+        """Begin with the present keys, without delay; return the gateway's source of keys."""
+        self._actual_keys = actual_keys
 
         def known() -> Iterable[Caller]:
             with self._lock:
                 self._look()
                 now = self._moment.now()
-                self._late = {key: late for key, late in self._late.items() if now < late[1]}
+                self._late = {
+                    key: (before, until) for key, (before, until) in self._late.items() if now < until
+                }
                 shown: dict[str, Caller | None] = {**self._now}
-                shown |= {key: was for key, (was, _) in self._late.items()}
+                shown |= {key: before for key, (before, _) in self._late.items()}
             return [caller for caller in shown.values() if caller]
 
         return known
@@ -90,12 +93,12 @@ class KeyLag:
         return answer
 
     def _look(self) -> None:
-        really = {caller.key_id: caller for caller in self._really()}
+        actual = {caller.key_id: caller for caller in self._actual_keys()}
         if self._began:
-            for key in really.keys() | self._now.keys():
-                was = self._now.get(key)
-                if really.get(key) != was and key not in self._late:
+            for key in actual.keys() | self._now.keys():
+                before = self._now.get(key)
+                if actual.get(key) != before and key not in self._late:
                     lag = self._moment.delay(self._dice.throw("key"), 60, 150, 0.1)
                     self._count("key-lag")
-                    self._late[key] = was, self._moment.now() + lag
-        self._began, self._now = True, really
+                    self._late[key] = before, self._moment.now() + lag
+        self._began, self._now = True, actual

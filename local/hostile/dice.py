@@ -1,8 +1,8 @@
-"""Chance that comes again, and delays on the stack's clock.
+"""Repeatable random numbers, and delays on the stack's clock.
 
-Calls come from many threads, whose order no seed decides. So each throw has a random generator of its own,
-made from the seed, the kind of call, and how many of the kind there were before: one thread that is slower
-than last time changes nothing for other kinds of calls.
+Calls come from many threads, whose order no seed determines. So each throw has a random generator of its own,
+seeded with the seed, the kind of call, and the call's number within its kind: a thread that is slower than in
+another run changes nothing for other kinds of calls.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Dice:
         self._lock = threading.Lock()
 
     def throw(self, *kind: str) -> random.Random:
-        """Give the generator of the next call of a kind."""
+        """Return the generator for the next call of a kind."""
         with self._lock:
             number = self._thrown[kind]
             self._thrown[kind] += 1
         return self.of(*kind, str(number))
 
     def of(self, *name: str) -> random.Random:
-        """Give the generator of what has a name of its own: the same one each time."""
-        return random.Random(f"{self._seed} {' '.join(name)}")  # noqa: S311  # has to come again
+        """Return the generator for a name: the same sequence each time."""
+        return random.Random(f"{self._seed} {' '.join(name)}")  # noqa: S311  # has to be repeatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Moment:
     def delay(
         self, dice: random.Random, most: float, longest: float = 0, often: float = 0.04, least: float = 0
     ) -> timedelta:
-        """Draw a delay from `least` to `most` seconds, or, so often, one of up to `longest`; scaled."""
+        """Draw a delay in seconds: `least` to `most`, or with probability `often` up to `longest`; scaled."""
         seconds = (
             dice.uniform(most, longest) if longest and dice.random() < often else dice.uniform(least, most)
         )
@@ -55,7 +55,7 @@ class Moment:
 
 
 class Bucket:
-    """A token bucket on the stack's clock: so many calls at once, and so many a second."""
+    """A token bucket on the stack's clock: `size` calls at once, refilled at `rate` a second."""
 
     def __init__(self, now: Callable[[], datetime], size: int, rate: float) -> None:
         self._now, self._size, self._rate = now, size, rate
@@ -63,7 +63,7 @@ class Bucket:
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Take a token, and say whether there was one."""
+        """Take a token; False when there is none."""
         with self._lock:
             now = self._now()
             self._left = min(self._size, self._left + (now - self._at).total_seconds() * self._rate)

@@ -1,12 +1,12 @@
 """EC2's eventual consistency, its request limits, and its errors before and after the effect.
 
-- https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html; more than two minutes were seen:
+- https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html; users report over two minutes:
   https://github.com/hashicorp/terraform/issues/6325
 - https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
 - https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupIngress.html (a default VPC)
 
-The embedded EC2 is consistent, and what it holds stays true: here only answers change. Each change of a rule
-has a delay of its own; until it is over, each list shows the rule as it is or, by a throw, as it was.
+The embedded EC2 stays consistent, and so does its state: only answers are changed here. Each change of a rule
+has a delay of its own; until it is over, each list shows the rule after or, by a throw, before the change.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LENIENT = 0.5
 _DESCRIBES = ("Describe", "Get", "List")
 _UNKNOWN = "InvalidSecurityGroupRuleId.NotFound"
 _PAGE = "1000"
+_ID = "securityGroupRuleId"
 
 Form = dict[str, str]
 _Key = tuple[str, str, str, str, str]  # group, protocol, first port, last port, CIDR
@@ -74,7 +75,7 @@ class Ec2Errors:
 
 
 class Ec2Lenient:
-    """Revoking what is not there, as in a default VPC: success, half of the time, that names what went."""
+    """Revoking an unknown rule, as in a default VPC: often a success that names the revoked rules."""
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
@@ -89,13 +90,13 @@ class Ec2Lenient:
             return answer
         if self._dice.throw("lenient", call.access_key).random() >= LENIENT:
             return answer
-        there = {text(one, "securityGroupRuleId") for one in _described(form["GroupId"], forward)}
-        return _revoke_only(form, [one for one in ids if one in there], forward)
+        present = {text(rule, _ID) for rule in _described(form["GroupId"], forward)}
+        return _revoke_only(form, [rule_id for rule_id in ids if rule_id in present], forward)
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a rule was until it was changed: None was not there."""
+    """A rule before a recent change; `before` is None for a rule that was added."""
 
     before: Element | None
     group: str
@@ -103,7 +104,7 @@ class _Change:
 
 
 class Ec2Lag:
-    """Lists that are behind, ids that are not known yet, and duplicates of what has gone."""
+    """Lists that lag behind, ids that are not known yet, and duplicates of revoked rules."""
 
     def __init__(self, dice: Dice, moment: Moment, *, lenient: bool) -> None:
         self._dice, self._moment, self._lenient = dice, moment, lenient
@@ -121,10 +122,10 @@ class Ec2Lag:
         return self._handlers.get(call.operation, _plainly)(call, forward)
 
     def _recent(self) -> dict[str, _Change]:
-        """Give the changes that lists may not show yet, by their rules' ids."""
+        """Return the changes that lists may not show yet, by their rules' ids."""
         with self._lock:
             now = self._moment.now()
-            self._changes = {name: one for name, one in self._changes.items() if now < one.until}
+            self._changes = {name: change for name, change in self._changes.items() if now < change.until}
             return dict(self._changes)
 
     def _changed(self, operation: str, rules: Iterable[tuple[str, str, Element | None]]) -> None:
@@ -136,15 +137,15 @@ class Ec2Lag:
     # ---------------------------------------------------------------- changes
 
     def _authorize(self, call: Call, forward: Forward) -> Answer:
-        asked = _keys_asked_for(_read(call))
-        gone = {_key(one.before) for one in self._recent().values() if one.before is not None}
-        if asked & gone and self._dice.throw("duplicate", call.access_key).random() < BEHIND:
+        requested = _requested_keys(_read(call))
+        revoked = {_key(change.before) for change in self._recent().values() if change.before is not None}
+        if requested & revoked and self._dice.throw("duplicate", call.access_key).random() < BEHIND:
             return failure(call, "InvalidPermission.Duplicate", "the specified rule already exists", 400)
         answer = forward()
         if answer.status == 200:
             rules = parse(answer.body).iterfind("./securityGroupRuleSet/item")
-            made = [(text(one, "securityGroupRuleId"), text(one, "groupId"), None) for one in rules]
-            self._changed(call.operation, made)
+            added = [(text(rule, _ID), text(rule, "groupId"), None) for rule in rules]
+            self._changed(call.operation, added)
         return answer
 
     def _revoke(self, call: Call, forward: Forward) -> Answer:
@@ -152,33 +153,29 @@ class Ec2Lag:
         ids, group = _numbered(form, "SecurityGroupRuleId"), form.get("GroupId", "")
         dice = self._dice.throw("revoke", call.access_key)
         recent = self._recent()
-        young = [one for one in ids if one in recent and recent[one].before is None]
-        unknown = {one for one in young if dice.random() < BEHIND}
+        new = [rule_id for rule_id in ids if rule_id in recent and recent[rule_id].before is None]
+        unknown = {rule_id for rule_id in new if dice.random() < BEHIND}
         if unknown and not (self._lenient and dice.random() < LENIENT):
             return failure(call, _UNKNOWN, f"The security group rule ID '{min(unknown)}' does not exist", 400)
-        before = (
-            {text(one, "securityGroupRuleId"): one for one in _described(group, forward)} if group else {}
-        )
-        known = [one for one in ids if one not in unknown]
+        before = {text(rule, _ID): rule for rule in _described(group, forward)} if group else {}
+        known = [rule_id for rule_id in ids if rule_id not in unknown]
         answer = _revoke_only(form, known, forward) if unknown else forward()
         if answer.status == 200:
-            now_there = (
-                {text(one, "securityGroupRuleId") for one in _described(group, forward)} if group else set()
-            )
-            went = [(name, group, one) for name, one in before.items() if name not in now_there]
-            self._changed(call.operation, went)
+            after = {text(rule, _ID) for rule in _described(group, forward)} if group else set()
+            revoked = [(rule_id, group, rule) for rule_id, rule in before.items() if rule_id not in after]
+            self._changed(call.operation, revoked)
         return answer
 
     def _modify(self, call: Call, forward: Forward) -> Answer:
         group = _read(call).get("GroupId", "")
-        before = {text(one, "securityGroupRuleId"): one for one in _described(group, forward)}
+        before = {text(rule, _ID): rule for rule in _described(group, forward)}
         answer = forward()
         if answer.status == 200:
-            after = {text(one, "securityGroupRuleId"): one for one in _described(group, forward)}
+            after = {text(rule, _ID): rule for rule in _described(group, forward)}
             changed = [
-                (name, group, one)
-                for name, one in before.items()
-                if name in after and _key(after[name]) != _key(one)
+                (rule_id, group, rule)
+                for rule_id, rule in before.items()
+                if rule_id in after and _key(after[rule_id]) != _key(rule)
             ]
             self._changed(call.operation, changed)
         return answer
@@ -190,12 +187,12 @@ class Ec2Lag:
         if answer.status != 200 or not recent:
             return answer
         form, dice = _read(call), self._dice.throw("rules", call.access_key)
-        by_id, wanted = set(_numbered(form, "SecurityGroupRuleId")), _filter(form)
+        by_id, matches = set(_numbered(form, "SecurityGroupRuleId")), _filter(form)
         root = parse(answer.body)
         shown = root.find("./securityGroupRuleSet")
         if shown is None:
             return answer
-        there = {text(one, "securityGroupRuleId"): one for one in shown}
+        listed = {text(rule, _ID): rule for rule in shown}
         differs = False
         for name, change in sorted(recent.items()):
             if dice.random() >= BEHIND:
@@ -203,11 +200,16 @@ class Ec2Lag:
             if name in by_id and change.before is None:
                 message = f"The security group rule ID '{name}' does not exist"
                 return failure(call, _UNKNOWN, message, 400)
-            if name in there:
-                shown.remove(there[name])
+            if name in listed:
+                shown.remove(listed[name])
                 differs = True
             last = not text(root, "nextToken")
-            if change.before is not None and (name in there or last) and not by_id and wanted(change.before):
+            if (
+                change.before is not None
+                and (name in listed or last)
+                and not by_id
+                and matches(change.before)
+            ):
                 shown.append(deepcopy(change.before))
                 differs = True
         return Answer(answer.status, answer.headers, write(root)) if differs else answer
@@ -217,7 +219,7 @@ class Ec2Lag:
         if answer.status != 200 or not recent:
             return answer
         dice, root = self._dice.throw("groups", call.access_key), parse(answer.body)
-        groups = {text(one, "groupId"): one for one in root.iterfind("./securityGroupInfo/item")}
+        groups = {text(group, "groupId"): group for group in root.iterfind("./securityGroupInfo/item")}
         differs = False
         for name, change in sorted(recent.items()):
             if dice.random() >= BEHIND or change.group not in groups:
@@ -227,7 +229,7 @@ class Ec2Lag:
                 continue
             if change.before is not None:
                 _add(permissions, change.before)
-            elif (rule := _one(name, change.group, forward)) is not None:
+            elif (rule := _described_rule(name, change.group, forward)) is not None:
                 _remove(permissions, rule)
             differs = True
         return Answer(answer.status, answer.headers, write(root)) if differs else answer
@@ -249,7 +251,7 @@ def _numbered(form: Form, name: str) -> list[str]:
 
 
 def _revoke_only(form: Form, ids: list[str], forward: Forward) -> Answer:
-    """Revoke some of the rules that a call names; none is a success too, as in a default VPC."""
+    """Revoke some of the rules that a call names; with no ids it is a success too, as in a default VPC."""
     if not ids:
         body = (
             '<RevokeSecurityGroupIngressResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/">'
@@ -263,21 +265,21 @@ def _revoke_only(form: Form, ids: list[str], forward: Forward) -> Answer:
 
 
 def _described(group: str, forward: Forward) -> list[Element]:
-    """Ask for a group's ingress rules as they really are."""
-    asked = {
+    """List a group's ingress rules in their true state."""
+    request = {
         "Action": "DescribeSecurityGroupRules",
         "Version": "2016-11-15",
         "Filter.1.Name": "group-id",
         "Filter.1.Value.1": group,
         "MaxResults": _PAGE,
     }
-    answer = forward(urlencode(asked).encode())
+    answer = forward(urlencode(request).encode())
     rules = parse(answer.body).iterfind("./securityGroupRuleSet/item")
     return [rule for rule in rules if text(rule, "isEgress") == "false"]
 
 
-def _one(name: str, group: str, forward: Forward) -> Element | None:
-    return next((one for one in _described(group, forward) if text(one, "securityGroupRuleId") == name), None)
+def _described_rule(rule_id: str, group: str, forward: Forward) -> Element | None:
+    return next((rule for rule in _described(group, forward) if text(rule, _ID) == rule_id), None)
 
 
 def _cidr(rule: Element) -> str:
@@ -294,25 +296,25 @@ def _key(rule: Element) -> _Key:
     )
 
 
-def _keys_asked_for(form: Form) -> set[_Key]:
-    """Read which rules an authorize call asks for. CIDRs are compared as they are written."""
+def _requested_keys(form: Form) -> set[_Key]:
+    """Read the rules that an authorize call requests. CIDRs are compared as they are written."""
     keys = set()
     for name, cidr in form.items():
-        found = re.fullmatch(r"(IpPermissions\.\d+)\.Ip(?:v6)?Ranges\.\d+\.CidrIp(?:v6)?", name)
-        if found:
-            one = found[1]
-            ports = form.get(f"{one}.FromPort", "-1"), form.get(f"{one}.ToPort", "-1")
-            keys.add((form.get("GroupId", ""), form.get(f"{one}.IpProtocol", ""), *ports, cidr))
+        match = re.fullmatch(r"(IpPermissions\.\d+)\.Ip(?:v6)?Ranges\.\d+\.CidrIp(?:v6)?", name)
+        if match:
+            permission = match[1]
+            ports = form.get(f"{permission}.FromPort", "-1"), form.get(f"{permission}.ToPort", "-1")
+            keys.add((form.get("GroupId", ""), form.get(f"{permission}.IpProtocol", ""), *ports, cidr))
     return keys
 
 
 def _filter(form: Form) -> Callable[[Element], bool]:
-    """Read the filters of a list; a rule that has gone is shown where all are known and true of it."""
+    """Read a list's filters as a test; a revoked rule is shown where all are known and match it."""
     tests: list[Callable[[Element], bool]] = []
     for key, name in form.items():
-        if not (found := re.fullmatch(r"(Filter\.\d+)\.Name", key)):
+        if not (match := re.fullmatch(r"(Filter\.\d+)\.Name", key)):
             continue
-        values = [value for other, value in form.items() if other.startswith(f"{found[1]}.Value.")]
+        values = [value for field, value in form.items() if field.startswith(f"{match[1]}.Value.")]
         tests.append(lambda rule, n=name, v=values: _any_of(_values(rule, n), v))  # type: ignore[misc]
     return lambda rule: all(test(rule) for test in tests)
 
@@ -325,8 +327,8 @@ def _values(rule: Element, name: str) -> list[str]:
     return [text(rule, fields[name])] if name in fields else []
 
 
-def _any_of(values: list[str], wanted: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(value, one) for value in values for one in wanted)
+def _any_of(values: list[str], patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(value, pattern) for value in values for pattern in patterns)
 
 
 # -------------------------------------------------------------------- a group's permissions
@@ -340,14 +342,14 @@ def _ranges(permissions: Element, rule: Element) -> Iterable[tuple[Element, Elem
         ports = text(permission, "fromPort"), text(permission, "toPort")
         if text(permission, "ipProtocol") == protocol and ports == (first, last):
             for ranges in permission.iterfind(f"./{family}"):
-                for one in list(ranges):
-                    if text(one, name) == cidr:
-                        yield permission, ranges, one
+                for range_ in list(ranges):
+                    if text(range_, name) == cidr:
+                        yield permission, ranges, range_
 
 
 def _remove(permissions: Element, rule: Element) -> None:
-    for permission, ranges, one in list(_ranges(permissions, rule)):
-        ranges.remove(one)
+    for permission, ranges, range_ in list(_ranges(permissions, rule)):
+        ranges.remove(range_)
         if not permission.findall("./*/item"):
             permissions.remove(permission)
 
@@ -365,7 +367,7 @@ def _add(permissions: Element, rule: Element) -> None:
 
 
 def _child(parent: Element, name: str, value: str) -> Element:
-    made = Element(name)
-    made.text = value
-    parent.append(made)
-    return made
+    child = Element(name)
+    child.text = value
+    parent.append(child)
+    return child

@@ -18,7 +18,7 @@ Publish = Callable[[str, str, dict[str, Any]], None]
 
 
 class Unreliable:
-    """Carries events; `lost` names the executions whose end nobody hears of."""
+    """Delivers events late, twice or never; `lost` names the executions whose end was not delivered."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Unreliable:
         self.lost: list[str] = []
 
     def carry(self, deliver: Publish) -> Publish:
-        """Give the way there."""
+        """Return a `publish` that passes events to `deliver`, late, twice or never."""
 
         def carry(account: str, region: str, event: dict[str, Any]) -> None:
             status = event["detail"]["status"]

@@ -2,7 +2,7 @@
 
 https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html ("New AWS accounts have reduced
 concurrency and memory quotas").
-Asynchronous retries need nothing here: the local Lambda always makes them.
+Asynchronous retries need no row: the local Lambda always makes them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from local.hostile.dice import Dice, Moment
 from local.invocation import InvocationError
 
 CONCURRENT = 10
-RECLAIMED = 0.05  # starts that find their environment gone
+RECLAIMED = 0.05  # of the starts, whose environment Lambda has removed
 
 
 class Lambda:
-    """Counts who runs. A start is cold where more of a function run than before, or Lambda reclaimed one."""
+    """Counts runs. A start is cold when more runs of a function overlap than ever before, or by chance."""
 
     def __init__(
         self, dice: Dice, moment: Moment, count: Callable[[str], None], *, limited: bool, cold: bool
@@ -34,7 +34,7 @@ class Lambda:
 
     @contextmanager
     def admit(self, function: str) -> Iterator[None]:
-        """Have a place for one run. Raises InvocationError as Lambda does when there is none."""
+        """Admit one run. Raises InvocationError, as Lambda does, when the concurrency is used up."""
         with self._lock:
             if self._limited and self._busy.total() >= CONCURRENT:
                 self._count("concurrency")

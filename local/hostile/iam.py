@@ -1,4 +1,4 @@
-"""Permissions that are not there yet: a role made seconds ago may be denied what its policy grants."""
+"""Permissions that take effect late: a role that is seconds old may be denied what its policy allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CODES = {"ec2": "UnauthorizedOperation", "sdb": "AuthorizationFailure", "dynamo
 
 
 class PermissionLag:
-    """Denies the calls of each role until its own delay after its first call is over; each by a throw."""
+    """Denies calls of each role, each by a throw, until the role's delay after its first call is over."""
 
     def __init__(self, dice: Dice, moment: Moment) -> None:
         self._dice, self._moment = dice, moment

@@ -2,7 +2,7 @@
 
 https://docs.aws.amazon.com/step-functions/latest/apireference/API_ListExecutions.html
 https://docs.aws.amazon.com/step-functions/latest/apireference/API_DescribeExecution.html
-Within its delay an execution that has just started is not there, and one that has ended runs.
+Within the delay of a change, a started execution is not listed yet, and an ended execution is RUNNING.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _STATUSES = ("SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
 
 
 class StatesLag:
-    """Answers of executions as they were a moment ago; it hears of their changes through `hear`."""
+    """Answers with executions before their latest change; `hear` reports each change."""
 
     def __init__(self, dice: Dice, moment: Moment) -> None:
         self._dice, self._moment = dice, moment
-        self._unseen: dict[str, datetime] = {}  # execution → until when it is not there
-        self._running: dict[str, datetime] = {}  # execution → until when it still runs
+        self._unseen: dict[str, datetime] = {}  # execution → until when it is not listed
+        self._running: dict[str, datetime] = {}  # execution → until when it is shown as RUNNING
         self._lock = threading.Lock()
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Hear of an execution's change from the event of it."""
+        """Note a change of an execution's status, from its event."""
         detail = event["detail"]
         started = detail["status"] == "RUNNING"
         lag = self._moment.delay(self._dice.throw("states", "started" if started else "ended"), LONGEST)
@@ -68,18 +68,19 @@ class StatesLag:
         unseen, running = self._recent()
         if answer.status != 200 or not unseen | running:
             return answer
-        asked, body = json.loads(call.body), json.loads(answer.body)
-        status = asked.get("statusFilter")
+        request, body = json.loads(call.body), json.loads(answer.body)
+        status = request.get("statusFilter")
         shown = []
-        for one in body["executions"]:
-            one = _as_running(one) if one["executionArn"] in running else one
-            if one["executionArn"] not in unseen and status in (None, one["status"]):
-                shown.append(one)
-        if status == "RUNNING" and "nextToken" not in asked:
+        for execution in body["executions"]:
+            arn = execution["executionArn"]
+            listed = _as_running(execution) if arn in running else execution
+            if arn not in unseen and status in (None, listed["status"]):
+                shown.append(listed)
+        if status == "RUNNING" and "nextToken" not in request:
             for ended in _STATUSES if running else ():
-                page = forward(json.dumps(asked | {"statusFilter": ended, "maxResults": 1000}).encode())
-                found = json.loads(page.body).get("executions", [])
-                shown += [_as_running(one) for one in found if one["executionArn"] in running]
+                page = forward(json.dumps(request | {"statusFilter": ended, "maxResults": 1000}).encode())
+                executions = json.loads(page.body).get("executions", [])
+                shown += [_as_running(each) for each in executions if each["executionArn"] in running]
         return _with(answer, body | {"executions": shown})
 
 

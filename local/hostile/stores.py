@@ -1,7 +1,7 @@
 """SimpleDB and DynamoDB that fail now and then, lose answers, or refuse the account.
 
-A lost answer is a 5xx after the effect: the SDK makes the call again by itself, and a conditional write then
-meets what it has written: `ConditionalCheckFailed` by its own hand.
+A lost answer is a 5xx after the effect: the SDK repeats the call by itself, and a conditional write then
+fails with `ConditionalCheckFailed` because of its own first attempt.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Store:
 
 
 class ClosedSimpleDb:
-    """SimpleDB as an account meets it that never used it: it takes no new customers since 25 July 2024.
+    """SimpleDB for an account that has never used it: it has taken no new customers since 25 July 2024.
 
-    Which error AWS gives is not known; this is one that SimpleDB documents.
+    AWS does not document its error; this is an error code that SimpleDB documents.
     """
 
     def __call__(self, call: Call, _forward: Forward) -> Answer:

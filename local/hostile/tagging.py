@@ -1,9 +1,9 @@
-"""The Resource Groups Tagging API, which is behind EC2: it lists deleted groups, and new tags late.
+"""The Resource Groups Tagging API, which lags behind EC2: it lists deleted groups, and new tags late.
 
 GetResources lists resources that are "tagged or previously tagged"; users report deleted ones for minutes to
 hours (aws/aws-cli#4173, boto/boto3#3341). A group that was untagged before it was deleted is not listed.
 
-It watches the EC2 calls that change security groups' tags, notes what the tags were before, and shows that.
+It watches the EC2 calls that change security groups' tags, and shows the tags before the change.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Tags = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Was:
-    """What a group's tags were until they were changed; shown so until the delay is over."""
+class _TagsBefore:
+    """A group's tags before a change, shown until the delay is over."""
 
     tags: Tags
     until: datetime
 
 
 class TaggingLag:
-    """Shows the tags of security groups as they were."""
+    """Shows the tags of security groups before their latest changes."""
 
     def __init__(self, dice: Dice, moment: Moment) -> None:
         self._dice, self._moment = dice, moment
-        self._was: dict[str, _Was] = {}
+        self._before: dict[str, _TagsBefore] = {}
         self._arns: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -66,10 +66,10 @@ class TaggingLag:
             )
             with self._lock:
                 now = self._moment.now()
-                earlier = self._was.get(group)
+                earlier = self._before.get(group)
                 if earlier and earlier.until > now and not deleted:
-                    continue  # still shown as it was before the change before
-                self._was[group] = _Was(tags, now + lag)
+                    continue  # an earlier change is not shown yet either
+                self._before[group] = _TagsBefore(tags, now + lag)
                 self._arns[group] = f"arn:aws:ec2:{call.region}:123456789012:security-group/{group}"
         return answer
 
@@ -77,39 +77,41 @@ class TaggingLag:
         answer = forward()
         if answer.status != 200:
             return answer
-        asked, body = json.loads(call.body or b"{}"), json.loads(answer.body)
+        request, body = json.loads(call.body or b"{}"), json.loads(answer.body)
         with self._lock:
             now = self._moment.now()
-            self._was = {group: was for group, was in self._was.items() if now < was.until}
-            late = {self._arns[group]: was.tags for group, was in self._was.items()}
-        if not late:
+            self._before = {group: before for group, before in self._before.items() if now < before.until}
+            delayed = {self._arns[group]: before.tags for group, before in self._before.items()}
+        if not delayed:
             return answer
-        listed = [one for one in body["ResourceTagMappingList"] if one["ResourceARN"] not in late]
+        listed = [
+            mapping for mapping in body["ResourceTagMappingList"] if mapping["ResourceARN"] not in delayed
+        ]
         if not body.get("PaginationToken"):
             listed += [
                 {"ResourceARN": arn, "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
-                for arn, tags in late.items()
-                if tags and _asked_for(tags, asked)
+                for arn, tags in delayed.items()
+                if tags and _matches(tags, request)
             ]
         return Answer(
             answer.status, answer.headers, json.dumps(body | {"ResourceTagMappingList": listed}).encode()
         )
 
 
-def _asked_for(tags: Tags, asked: dict[str, Any]) -> bool:
-    types = asked.get("ResourceTypeFilters") or ["ec2"]
-    filters = asked.get("TagFilters", [])
+def _matches(tags: Tags, request: dict[str, Any]) -> bool:
+    types = request.get("ResourceTypeFilters") or ["ec2"]
+    filters = request.get("TagFilters", [])
     return bool({"ec2", "ec2:security-group"} & set(types)) and all(
-        one["Key"] in tags and (not one.get("Values") or tags[one["Key"]] in one["Values"]) for one in filters
+        tag["Key"] in tags and (not tag.get("Values") or tags[tag["Key"]] in tag["Values"]) for tag in filters
     )
 
 
 def _tags_of(group: str, forward: Forward) -> Tags:
-    asked = {
+    request = {
         "Action": "DescribeTags",
         "Version": "2016-11-15",
         "Filter.1.Name": "resource-id",
         "Filter.1.Value.1": group,
     }
-    root = parse(forward(urlencode(asked).encode()).body)
-    return {text(one, "key"): text(one, "value") for one in root.iterfind("./tagSet/item")}
+    root = parse(forward(urlencode(request).encode()).body)
+    return {text(tag, "key"): text(tag, "value") for tag in root.iterfind("./tagSet/item")}

@@ -1,4 +1,4 @@
-"""EC2's answers as trees: names without their namespace, which botocore does not look at."""
+"""EC2's answers as element trees, without XML namespaces, which botocore ignores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Element", "parse", "text", "write"]
 
 
 def parse(body: bytes) -> Element:
-    """Read an answer of the embedded EC2's own."""
+    """Parse an answer of the embedded EC2."""
     return fromstring(re.sub(rb' xmlns="[^"]*"', b"", body, count=1))  # noqa: S314  # our own
 
 
 def text(element: Element, name: str) -> str:
-    """Give the text of an element's part, nothing where it has none."""
+    """Return the text of a child element; empty where it is missing."""
     return element.findtext(name) or ""
 
 
 def write(root: Element) -> bytes:
-    """Write an answer again."""
+    """Serialize an answer."""
     return b'<?xml version="1.0" encoding="UTF-8"?>' + tostring(root)

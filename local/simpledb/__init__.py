@@ -1,10 +1,10 @@
-"""A true SimpleDB inside moto: every operation, set semantics, conditions, limits and the whole of Select.
+"""A complete SimpleDB inside moto: every operation, set semantics, conditions, limits and all of Select.
 
-moto's own is a stub: it ignores `Expected`, keeps only one of several replaced values, wipes a domain that
+moto's own is a stub: it ignores `Expected`, keeps only one of several replaced values, empties a domain that
 is created again, has no Select, no deletes and no batches, and does not answer for us-east-1. `install()`
-puts this one in its place, for the in-process mock and for the server alike.
+replaces it, for the in-process mock and for the server.
 
-What is not played: reads that lag behind writes, throttling (503), Select's five seconds, the size limits of
+Not simulated: reads that lag behind writes, throttling (503), Select's five seconds, the size limits of
 a domain (10 GB) and of a request (1 MB), export to S3, and signatures, which moto does not check.
 """
 
@@ -19,14 +19,14 @@ from local.simpledb.responses import Responses
 
 __all__ = ["install"]
 
-# moto's server makes up a region from the end of the User-Agent, which may be anything and may be nothing.
+# moto's server reads a region from the end of the User-Agent, which is any text, or empty.
 _HOST = r"https?://sdb(?:\.[^/]*)?\.amazonaws\.com"
 
 
 def install() -> None:
-    """Put this SimpleDB in the place of moto's, in this process.
+    """Replace moto's SimpleDB with this one, in this process.
 
-    Call it before a mock or a server starts. Calling it again changes nothing; nothing takes it back.
+    Call it before a mock or a server starts. A second call changes nothing. It cannot be undone.
     """
     moto.sdb.urls.url_bases[:] = [_HOST]
     moto.sdb.urls.url_paths["{0}/$"] = Responses.dispatch

@@ -1,15 +1,15 @@
-"""The one exception of the local SimpleDB: what the service would have answered.
+"""The exception of the local SimpleDB: an error of the service.
 
 Codes, messages and HTTP statuses are those of the SimpleDB developer guide's "API Error Codes"
-(docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/APIError.html); where the guide says too little to
-help (the place of a syntax error, say), the message adds it after the guide's words.
+(docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/APIError.html); where the guide's
+message says too little (the place of a syntax error, for example), ours adds it at the end.
 """
 
 from __future__ import annotations
 
 
 class SimpleDBError(Exception):
-    """A refusal, as the service words it."""
+    """A refusal, in the service's words."""
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
         super().__init__(f"{code}: {message}")
@@ -19,12 +19,12 @@ class SimpleDBError(Exception):
 
 
 def invalid_value(value: object, parameter: str, reason: str = "") -> SimpleDBError:
-    """Word an InvalidParameterValue; the reason is appended as the guide appends it."""
+    """Build an InvalidParameterValue, with the reason appended as in the guide."""
     return SimpleDBError(
         "InvalidParameterValue", f"Value ({value}) for parameter {parameter} is invalid. {reason}".rstrip()
     )
 
 
 def missing(message: str) -> SimpleDBError:
-    """Word a MissingParameter."""
+    """Build a MissingParameter."""
     return SimpleDBError("MissingParameter", message)

@@ -1,15 +1,15 @@
-"""SimpleDB's wire: a form comes in, the store is asked, XML goes out.
+"""SimpleDB's protocol: it reads a form, calls the store and writes XML.
 
-A subclass of moto's response class, so that moto's account and region handling and its two ways in (the
-in-process mock and the server) stay what they are. Reading the form and writing the XML are done here
-rather than by moto's generic parser and serializer: SimpleDB's error document is its own, and the generic
-ones cost more than the store does.
+A subclass of moto's response class, which keeps moto's account and region handling and its two entry points
+(the in-process mock and the server). Reading the form and writing the XML are done here rather than by moto's
+generic parser and serializer: SimpleDB has an error document of its own, and the generic code takes more time
+than the store does.
 
 Regions. The endpoint's host names the region (`sdb.eu-west-1.amazonaws.com`; `sdb.amazonaws.com` is
 us-east-1). SimpleDB is signed with Signature Version 2, which names none, so at a bare endpoint
 (`http://127.0.0.1:5000`) the region of a client cannot be known. The rule there is the service's own: no
-region in the host means us-east-1. All clients of a bare endpoint therefore share one store, whatever
-region they were made with. This is also what moto's `get_region_from_url` comes to.
+region in the host means us-east-1. So all clients of a bare endpoint share one store, whatever their region.
+moto's `get_region_from_url` has the same result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from local.simpledb.store import (
 )
 
 BIGGEST_PAGE = 1_000_000
-"""Bytes of items a Select response holds at most (1 MB)."""
+"""The largest size of the items in a Select response, in bytes (1 MB)."""
 
 _NAMESPACE = "http://sdb.amazonaws.com/doc/2009-04-15/"
 _BOX_USAGE = "0.0000219907"
@@ -50,7 +50,7 @@ _STORE = "knock_store"
 
 
 def store_of(backend: SimpleDBBackend) -> Store:
-    """Return the store of one account's region. It lives in moto's backend, so moto's reset empties it."""
+    """Return the store of one account's region. It is kept in moto's backend, so moto's reset empties it."""
     # setdefault on the instance's dict is atomic: two threads' first requests get one store.
     store: Store = backend.__dict__.setdefault(_STORE, Store())
     return store
@@ -64,11 +64,11 @@ class Responses(SimpleDBResponse):
         self.automated_parameter_parsing = False
 
     def call_action(self) -> tuple[int, dict[str, str], str]:
-        """Do what the form asks. A refusal becomes the service's error document."""
+        """Run the operation that the form names. A refusal becomes the service's error document."""
         self.form: dict[str, str] = {name: values[0] for name, values in self.querystring.items()}
         backends = sdb_backends[self.current_account]
         if self.region not in backends:
-            # botocore makes up an endpoint for every region; where SimpleDB is not, nothing answers at it.
+            # botocore builds an endpoint for every region; in one without SimpleDB nothing answers there.
             raise EndpointConnectionError(endpoint_url=self.uri)
         self.store = store_of(backends[self.region])
         action = self.form.get("Action", "")
@@ -90,7 +90,7 @@ class Responses(SimpleDBResponse):
             )
         except SimpleDBError as refusal:
             status = refusal.status
-            # A message repeats what was sent, which XML may not be able to hold.
+            # A message repeats input, which may contain characters that XML cannot hold.
             message = _text(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", refusal.message))
             body = (
                 f"<Response><Errors><Error><Code>{refusal.code}</Code><Message>{message}</Message>"
@@ -112,14 +112,14 @@ class Responses(SimpleDBResponse):
 
     def _expected(self) -> Expected | None:
         """Read the condition, written `Expected.Name` or `Expected.1.Name`."""
-        found: dict[str, list[str]] = {"Name": [], "Value": [], "Exists": []}
+        conditions: dict[str, list[str]] = {"Name": [], "Value": [], "Exists": []}
         for key, text in self.form.items():
             match = _EXPECTED.fullmatch(key)
             if match:
-                found[match[1]].append(text)
-        name = _only(found["Name"], "MultipleExpectedNames", "Expected.Name")
-        value = _only(found["Value"], "MultipleExpectedValues", "Expected.Value")
-        exists = _only(found["Exists"], "MultipleExistsConditions", "Exists condition")
+                conditions[match[1]].append(text)
+        name = _only(conditions["Name"], "MultipleExpectedNames", "Expected.Name")
+        value = _only(conditions["Value"], "MultipleExpectedValues", "Expected.Value")
+        exists = _only(conditions["Exists"], "MultipleExistsConditions", "Exists condition")
         if name is None and value is None and exists is None:
             return None
         if name is None:
@@ -190,9 +190,9 @@ class Responses(SimpleDBResponse):
 
     def _get_attributes(self) -> str:
         self._check_consistent_read()
-        wanted = [value for key, value in self.form.items() if _ATTRIBUTE_NAME.fullmatch(key)]
+        names = [value for key, value in self.form.items() if _ATTRIBUTE_NAME.fullmatch(key)]
         item = self.store.get(self._required("DomainName"), self._required("ItemName"))
-        return f"<GetAttributesResult>{_item_xml(item, wanted or None)}</GetAttributesResult>"
+        return f"<GetAttributesResult>{_item_xml(item, names or None)}</GetAttributesResult>"
 
     def _put_attributes(self) -> str:
         domain, item = self._required("DomainName"), self._required("ItemName")
@@ -219,8 +219,8 @@ class Responses(SimpleDBResponse):
         query = parse(self._required("SelectExpression"))
         token = self.form.get("NextToken")
         after = _read_token(token, query.identity) if token is not None else None
-        found = _count(self.store, query, after) if query.counting else _page(self.store, query, after)
-        return f"<SelectResult>{found}</SelectResult>"
+        result = _count(self.store, query, after) if query.counting else _page(self.store, query, after)
+        return f"<SelectResult>{result}</SelectResult>"
 
 
 _ACTIONS: dict[str, Callable[[Responses], str]] = {
@@ -242,31 +242,31 @@ _ATTRIBUTE = re.compile(r"Attribute\.([0-9]+)\.(Name|Value|Replace)")
 _ATTRIBUTE_NAME = re.compile(r"AttributeName(?:\.[0-9]+)?")
 
 
-def _only(values: list[str], code: str, what: str) -> str | None:
+def _only(values: list[str], code: str, label: str) -> str | None:
     if len(values) > 1:
-        raise SimpleDBError(code, f"Only one {what} can be specified")
+        raise SimpleDBError(code, f"Only one {label} can be specified")
     return values[0] if values else None
 
 
-def _flag(value: str | None, parameter: str, what: str) -> bool:
+def _flag(value: str | None, parameter: str, label: str) -> bool:
     if value is None:
         return False
     if value.lower() not in ("true", "false"):
-        raise invalid_value(value, parameter, f"{what} should be either true or false.")
+        raise invalid_value(value, parameter, f"{label} should be either true or false.")
     return value.lower() == "true"
 
 
 def _attributes(form: dict[str, str]) -> list[dict[str, str]]:
     """Gather `Attribute.X.Name`, `.Value` and `.Replace` by X."""
-    found: dict[str, dict[str, str]] = {}
+    attributes: dict[str, dict[str, str]] = {}
     for key, value in form.items():
         match = _ATTRIBUTE.fullmatch(key)
         if match:
-            found.setdefault(match[1], {})[match[2]] = value
-    for members in found.values():
+            attributes.setdefault(match[1], {})[match[2]] = value
+    for members in attributes.values():
         if "Name" not in members:
             raise missing(f"Attribute.Name missing for Attribute.Value='{members.get('Value', '')}'.")
-    return list(found.values())
+    return list(attributes.values())
 
 
 def _puts(attributes: list[dict[str, str]]) -> list[Put]:
@@ -283,9 +283,9 @@ def _deletes(attributes: list[dict[str, str]]) -> list[Delete]:
     return [Delete(members["Name"], members.get("Value")) for members in attributes]
 
 
-# Next tokens. They hold where to go on, and a digest over that and the statement they belong to: one that was
-# made up, changed or given with another statement is refused. They hold a position and not a number of rows,
-# so a page neither repeats nor skips rows when items come or go between two calls.
+# Next tokens. Each holds the position of the next page, and a digest of the position and its statement: a
+# token that was invented, changed or sent with another statement is refused. A position rather than a number
+# of rows, so a page neither repeats nor skips rows when items are added or deleted between two calls.
 
 
 def _digest(identity: str, position: Position) -> str:
@@ -302,7 +302,7 @@ def _read_token(token: str, identity: str) -> Position:
         if digest == _digest(identity, (value, name)):
             return value, name
     except (binascii.Error, ValueError, TypeError):
-        pass  # not one of ours: refused like one of another statement
+        pass  # not a token of ours: refused like a token of another statement
     raise SimpleDBError("InvalidNextToken", "The specified next token is not valid.")
 
 
@@ -333,10 +333,10 @@ def _attribute_xml(name: str, values: tuple[str, ...]) -> str:
     return "".join(f"{opening}{_element('Value', value)}</Attribute>" for value in values)
 
 
-def _item_xml(item: Item, wanted: list[str] | None) -> str:
-    """Write an item's attributes, all or those wanted."""
-    if wanted is not None:
-        names = [name for name in dict.fromkeys(wanted) if name in item.attributes]
+def _item_xml(item: Item, selected: list[str] | None) -> str:
+    """Write an item's attributes: all, or those selected."""
+    if selected is not None:
+        names = [name for name in dict.fromkeys(selected) if name in item.attributes]
         return "".join(_attribute_xml(name, item.attributes[name]) for name in names)
     if item.xml is None:
         item.xml = "".join(_attribute_xml(name, values) for name, values in item.attributes.items())
@@ -346,11 +346,11 @@ def _item_xml(item: Item, wanted: list[str] | None) -> str:
 def _page(store: Store, query: Query, after: Position | None) -> str:
     most = query.limit or DEFAULT_PAGE
     rows = store.select(query, after, most + 1)
-    wanted = None if query.everything else list(query.attributes)
+    selected = None if query.everything else list(query.attributes)
     page: list[str] = []
     size = 0
     for position, item in rows[:most]:
-        xml = f"<Item>{_element('Name', position[1])}{_item_xml(item, wanted)}</Item>"
+        xml = f"<Item>{_element('Name', position[1])}{_item_xml(item, selected)}</Item>"
         size += len(xml) if xml.isascii() else len(xml.encode())
         if page and size > BIGGEST_PAGE:
             break
@@ -360,7 +360,7 @@ def _page(store: Store, query: Query, after: Position | None) -> str:
 
 
 def _count(store: Store, query: Query, after: Position | None) -> str:
-    """Count all that is found, or up to the limit. No default or longest page holds for count(*)."""
+    """Count all matches, or up to the limit. The default and the longest page do not apply to count(*)."""
     rows = store.select(query, after, query.limit and query.limit + 1)
     more = (
         _token(query.identity, rows[query.limit - 1][0]) if query.limit and len(rows) > query.limit else None

@@ -1,23 +1,24 @@
-"""SimpleDB's Select language: a statement becomes a `Query`, whose predicate judges an item.
+"""SimpleDB's Select language: a statement is parsed into a `Query`, whose predicate tests an item.
 
 Grammar and meaning are those of the developer guide's "Using Select"
 (docs.aws.amazon.com/AmazonSimpleDB/latest/DeveloperGuide/UsingSelect.html). A small recursive descent
 parser rather than pyparsing: parsing is on every request's path, and this one takes tens of microseconds.
 
-What the guide says about attributes with several values, and how it is kept here:
+The guide's rules for attributes with several values, as they are implemented here:
 
 - A comparison holds if any value satisfies it.
-- Comparisons on one attribute joined by `and` and `or` are one predicate, and each value is judged against
-  the whole of it: `Keyword = 'Book' and Keyword = 'Hardcover'` finds nothing, by the guide's own table.
-  This holds wherever in a chain of `and` they stand. `intersection` joins sets of items, so it finds items
+- Comparisons on the same attribute joined by `and` and `or` are a single predicate, and each value is tested
+  against the whole predicate: `Keyword = 'Book' and Keyword = 'Hardcover'` finds nothing, by the guide's own
+  table. This holds at any place in a chain of `and`. `intersection` joins sets of items, so it finds items
   with both.
-- `every(a)` must hold for each value, and the item must have one. Each `every` comparison stands alone.
-- `not` is the complement of the items its expression finds, items without the attribute included.
+- `every(a)` must hold for each value, and the item must have a value. Each `every` comparison is a predicate
+  of its own.
+- `not` is the complement of the items that its expression finds, including items without the attribute.
 
-Where the guide is silent, the choice here is the stricter one, so that what passes here passes on AWS:
-`between` counts as two of the 20 comparisons and `in` as one for each constant; `%` stands only at the
-start or the end of a `like` constant. It is silent on precedence too: here `intersection` binds loosest,
-then `or`, `and`, `not`.
+Where the guide is silent, the stricter reading is implemented, so that a statement that passes here passes on
+AWS: `between` counts as two of the 20 comparisons and `in` as one for each constant; `%` is allowed only at
+the start or the end of a `like` constant. The guide is silent on precedence too: here `intersection` binds
+loosest, then `or`, `and`, `not`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import NoReturn
 from local.simpledb.errors import SimpleDBError, invalid_value
 
 ITEM_NAME = None
-"""Stands where an attribute's name would: the predicate or the order is on itemName()."""
+"""In the place of an attribute's name: the predicate or the order is on itemName()."""
 
 DEFAULT_PAGE = 100
 LONGEST_PAGE = 2500
@@ -45,7 +46,7 @@ Attributes = Mapping[str, tuple[str, ...]]
 """An item: attribute name → its values, each once, in the order they were added."""
 
 Spans = list[tuple[int, int]]
-"""Half-open stretches of a sorted list of values, in order and apart from each other."""
+"""Half-open ranges of positions in a sorted list of values, in order and disjoint."""
 
 # fmt: off
 RESERVED = frozenset([
@@ -55,8 +56,8 @@ RESERVED = frozenset([
 # fmt: on
 
 
-# Tests: what one value is judged by. Each also says which stretches of a sorted list of values can hold what
-# it accepts, which is what makes an index useful. They may hold more than the test accepts, never less.
+# Tests of a single value. `spans` returns the parts of a sorted list that contain all values a test accepts;
+# a Select looks at these parts of an index only. They may contain other values too.
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class OneOf:
 
     def spans(self, values: list[str]) -> Spans:
         starts = [bisect_left(values, value) for value in self.values]
-        found = zip(starts, self.values, strict=True)
-        return [(i, i + 1) for i, value in sorted(found) if i < len(values) and values[i] == value]
+        positions = zip(starts, self.values, strict=True)
+        return [(i, i + 1) for i, value in sorted(positions) if i < len(values) and values[i] == value]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Like:
-    """like: the text between the percent signs, and on which sides they stand."""
+    """like: the text between the percent signs, and on which sides these are."""
 
     text: str
     any_start: bool
@@ -185,7 +186,7 @@ Test = OneOf | Other | Range | Like | Unlike | AllOf | AnyOf
 
 
 def overlap(left: Spans, right: Spans) -> Spans:
-    """Return what two lists of spans have in common."""
+    """Return the intersection of two lists of spans."""
     common = []
     i = j = 0
     while i < len(left) and j < len(right):
@@ -199,12 +200,12 @@ def overlap(left: Spans, right: Spans) -> Spans:
     return common
 
 
-# Predicates: what an item is judged by.
+# Predicates: tests of an item.
 
 
 @dataclass(frozen=True)
 class Values:
-    """Some value of an attribute passes a test; with `every`, all do, and there is one."""
+    """Some value of an attribute passes a test; with `every`, all do, and the attribute exists."""
 
     attribute: str | None
     test: Test
@@ -224,7 +225,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Null:
-    """is null. An item's name never is."""
+    """is null. An item's name is never null."""
 
     attribute: str | None
 
@@ -244,7 +245,7 @@ class NotNull:
 
 @dataclass(frozen=True)
 class And:
-    """Expressions joined by and; those on one attribute are one already."""
+    """Expressions joined by and; comparisons on the same attribute are merged already."""
 
     parts: tuple[Predicate, ...]
 
@@ -274,7 +275,7 @@ class Or:
 
 @dataclass(frozen=True)
 class Not:
-    """All items of the domain but those the expression finds."""
+    """All items of the domain except those that the expression finds."""
 
     part: Predicate
 
@@ -286,7 +287,7 @@ Predicate = Values | Null | NotNull | And | Intersection | Or | Not
 
 
 def _all_of(parts: list[Predicate]) -> Predicate:
-    """Join by and: chains within chains are one, and comparisons on one attribute become one predicate."""
+    """Join by and: nested chains are flattened, comparisons on the same attribute become one predicate."""
     flat = [inner for part in parts for inner in (part.parts if isinstance(part, And) else (part,))]
     tests: dict[str | None, list[Test]] = {}
     rest: list[Predicate] = []
@@ -296,15 +297,15 @@ def _all_of(parts: list[Predicate]) -> Predicate:
         else:
             rest.append(part)
     merged: list[Predicate] = [
-        Values(attribute, found[0] if len(found) == 1 else AllOf(tuple(found)))
-        for attribute, found in tests.items()
+        Values(attribute, attribute_tests[0] if len(attribute_tests) == 1 else AllOf(tuple(attribute_tests)))
+        for attribute, attribute_tests in tests.items()
     ]
     joined = merged + rest
     return joined[0] if len(joined) == 1 else And(tuple(joined))
 
 
 def _any_of(parts: list[Predicate]) -> Predicate:
-    """Join by or: comparisons on one attribute alone become one predicate."""
+    """Join by or: if all are comparisons on the same attribute, they become one predicate."""
     if len(parts) == 1:
         return parts[0]
     values = [part for part in parts if isinstance(part, Values) and not part.every]
@@ -329,7 +330,7 @@ class Query:
     descending: bool
     limit: int | None
     identity: str = field(compare=False)
-    """The same for statements whose next tokens may be exchanged: same domain, where and order by."""
+    """Equal for statements that can use each other's next tokens: same domain, where and order by."""
 
 
 _TOKEN = re.compile(
@@ -390,7 +391,7 @@ def _tokens(statement: str) -> Iterator[_Token]:
 
 
 class _Parser:
-    """One statement's way through the grammar, a method for each rule."""
+    """The recursive descent through a statement, with a method for each rule of the grammar."""
 
     def __init__(self, statement: str) -> None:
         self.tokens = list(_tokens(statement))
@@ -412,9 +413,9 @@ class _Parser:
         self.next += 1
         return token
 
-    def wanted(self, what: str) -> NoReturn:
-        found = "the statement ends" if self.token.kind == "end" else f"found {self.token.text!r}"
-        _refuse(f"Expected {what} at character {self.token.at}, but {found}.")
+    def fail_expecting(self, expected: str) -> NoReturn:
+        next_token = "the statement ends" if self.token.kind == "end" else f"found {self.token.text!r}"
+        _refuse(f"Expected {expected} at character {self.token.at}, but {next_token}.")
 
     def is_next(self, *words: str) -> bool:
         for offset, word in enumerate(words):
@@ -431,18 +432,20 @@ class _Parser:
 
     def demand(self, *words: str) -> None:
         if not self.skip(*words):
-            self.wanted(" ".join(words))
+            self.fail_expecting(" ".join(words))
 
     # Names and constants.
 
-    def name(self, what: str) -> str:
+    def name(self, expected: str) -> str:
         token = self.token
         if token.kind == "quoted":
             return self.take().text[1:-1].replace("``", "`")
         if token.kind != "word":
-            self.wanted(f"{what} (quote it with backticks if it holds other than letters, digits, _ and $)")
+            self.fail_expecting(
+                f"{expected} (quote it with backticks if it holds other than letters, digits, _ and $)"
+            )
         if token.text.lower() in RESERVED:
-            self.wanted(f"{what} ({token.text!r} is a reserved word: quote it with backticks)")
+            self.fail_expecting(f"{expected} ({token.text!r} is a reserved word: quote it with backticks)")
         return self.take().text
 
     def operand(self) -> str | None:
@@ -452,7 +455,7 @@ class _Parser:
 
     def constant(self) -> str:
         if self.token.kind != "text":
-            self.wanted("a constant in quotes")
+            self.fail_expecting("a constant in quotes")
         text = self.take().text
         return text[1:-1].replace(text[0] * 2, text[0])
 
@@ -467,7 +470,7 @@ class _Parser:
         order, descending = self.order() if self.skip("order") else (ITEM_NAME, False)
         limit = self.limit(counting) if self.skip("limit") else None
         if self.token.kind != "end":
-            self.wanted(
+            self.fail_expecting(
                 "and, or, intersection, order by, limit or the end"
                 if where
                 else "where, order by, limit or the end"
@@ -500,7 +503,7 @@ class _Parser:
 
     def limit(self, counting: bool) -> int:
         if self.token.kind != "number":
-            self.wanted("a whole number")
+            self.fail_expecting("a whole number")
         limit = int(self.take().text)
         if limit < 1 or (limit > LONGEST_PAGE and not counting):
             raise invalid_value(
@@ -586,10 +589,10 @@ class _Parser:
             return self.like(), 1
         if self.skip("not", "like"):
             return Unlike(self.like()), 1
-        return self.wanted("=, !=, <, <=, >, >=, like, not like, between, in, is null or is not null")
+        return self.fail_expecting("=, !=, <, <=, >, >=, like, not like, between, in, is null or is not null")
 
     def like(self) -> Like:
-        """Read a like constant. A percent sign meant as itself has a backslash before it."""
+        """Read a like constant. A literal percent sign has a backslash before it."""
         at = self.token.at
         match = _LIKE.fullmatch(self.constant())
         if match is None:
@@ -600,7 +603,7 @@ class _Parser:
         return Like(_PERCENT.sub("%", match["text"]), bool(match["start"]), bool(match["end"]))
 
     def count(self, attribute: str | None, comparisons: int) -> None:
-        """Keep the limits "comparisons" and "unique attributes per Select expression"."""
+        """Enforce the limits "comparisons" and "unique attributes per Select expression"."""
         self.compared.add(attribute)
         if len(self.compared) > MOST_ATTRIBUTES:
             raise SimpleDBError("InvalidNumberPredicates", "Too many predicates in the query expression.")

@@ -1,21 +1,21 @@
 """SimpleDB's data: domains, items and attributes that are sets of values, with every operation atomic.
 
-A `Store` is one region of one account. It promises what the developer guide does, always consistent (so
-ConsistentRead changes nothing: a client that forgets it is not found out here), and to be fast with 100,000
-items in a domain.
+A `Store` is one region of one account. It keeps the developer guide's promises, is always consistent (so
+ConsistentRead has no effect, and a client that omits it is not noticed here), and is fast with 100,000 items
+in a domain.
 
-How Select is fast. A domain keeps its item names sorted and, for each attribute that some Select has used,
-an index: the attribute's distinct values, sorted, and the items that have each. A Select then takes the
-cheaper of two ways, by an estimate: collect what the best index yields, judge it and sort it; or walk in
-the order asked for, judging as it goes, and stop when the page is full. The first suits few candidates, the
+How Select is fast. A domain keeps its item names sorted and, for each attribute that a Select has used, an
+index: the attribute's distinct values, sorted, and the items with each value. A Select takes the cheaper of
+two plans, by an estimate: collect the items of the best index, test them and sort them; or walk the index of
+the requested order, test each item, and stop when the page is full. The first plan suits few candidates, the
 second many.
 
-Indices are made at the first Select that needs them: a write only pays for attributes that are asked for.
+Indices are built at the first Select that needs them, so a write pays only for attributes that are selected.
 Sorted lists with `bisect` rather than a tree or the sortedcontainers package: inserting into a list of
-100,000 strings takes tens of microseconds, and it is one dependency fewer.
+100,000 strings takes tens of microseconds, and it saves a dependency.
 
-Items are never changed in place: a write makes new ones and puts them in at the end. So a call that is
-refused has changed nothing, and what a read was given stays as it was while it is being turned into XML.
+Items are never changed in place: a write builds new items and stores them at the end. So a refused call has
+changed nothing, and an item that was read stays the same while it is being turned into XML.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MOST_DOMAINS_LISTED = 100
 
 _DOMAIN_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
 _SPANS_SUMMED = 32
-"""Up to so many distinct values an estimate adds their items up; beyond, it takes the average."""
+"""An estimate sums the items of up to so many distinct values; of more it takes the average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """One attribute to delete, or with a value one value of it."""
+    """An attribute to delete; with a value, only that value of it."""
 
     name: str
     value: str | None = None
@@ -72,7 +72,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Expected:
-    """The condition of a write: the attribute has this one value, or with None does not exist."""
+    """The condition of a write: the attribute has this value only, or, with None, does not exist."""
 
     name: str
     value: str | None
@@ -80,20 +80,20 @@ class Expected:
 
 @dataclass(slots=True)
 class Item:
-    """An item as written. `xml` is room for whoever renders it: an item never changes, so nor does that."""
+    """An item as written. `xml` caches its XML, which is valid for ever: an item never changes."""
 
     attributes: dict[str, tuple[str, ...]]
     xml: str | None = field(default=None, compare=False)
 
 
 Position = tuple[str, str]
-"""Where a row stands in its Select's order: the value it is sorted by, then its name."""
+"""A row's place in its Select's order: the value it is sorted by, then its name."""
 
 Row = tuple[Position, Item]
 
 
 class _Names:
-    """The item names of a domain as an index: each is its own value, held by one item."""
+    """The item names of a domain as an index: each name is a value of one item."""
 
     one_value_each = True
 
@@ -108,7 +108,7 @@ class _Names:
 
 
 class _Index:
-    """The distinct values of an attribute, sorted, and the items that have each."""
+    """The distinct values of an attribute, sorted, and the items with each value."""
 
     def __init__(self, attribute: str, items: dict[str, Item]) -> None:
         self._items: dict[str, set[str]] = {}
@@ -131,13 +131,13 @@ class _Index:
         return self._items[value]
 
     def weight(self, start: int, end: int) -> int:
-        """Return about how many items the values from start to end hold."""
+        """Estimate how many items have the values from start to end."""
         if end - start <= _SPANS_SUMMED:
             return sum(len(self._items[value]) for value in self.values[start:end])
         return (end - start) * self._pairs // len(self.values)
 
     def change(self, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> None:
-        """Follow an item's write."""
+        """Update the index after an item's write."""
         self._having += bool(after) - bool(before)
         self._pairs += len(after) - len(before)
         for value in before:
@@ -167,7 +167,7 @@ class Domain:
         self._indices: dict[str, _Index] = {}
 
     def write(self, name: str, attributes: dict[str, tuple[str, ...]]) -> None:
-        """Let an item be these attributes; without any, it does not exist."""
+        """Store an item's attributes; without any, the item does not exist."""
         item = self.items.get(name)
         before = item.attributes if item else {}
         if attributes:
@@ -201,10 +201,10 @@ class Domain:
     def find(self, query: Query, after: Position | None, most: int | None) -> list[Row]:
         """Return the first rows a query finds after a position, in its order; all of them without `most`.
 
-        Rows of a query without order by are in the order of their names: the service promises none, but pages
-        must meet. An item with several values of the sort attribute stands by its least when ascending and by
-        its greatest when descending; one without the attribute is not found ("returned results must contain
-        the attribute on which you are sorting").
+        Rows of a query without order by are in the order of their names: the service promises no order, but
+        pages must neither overlap nor leave gaps. An item with several values of the sort attribute is sorted
+        by the least when ascending and by the greatest when descending; an item without the attribute is left
+        out ("returned results must contain the attribute on which you are sorting").
         """
         index = self._index(query.order)
         spans = self._walk(query, index, after)
@@ -213,7 +213,7 @@ class Domain:
         if stretches is not None:
             candidates = sum(source.weight(start, end) for source, start, end in stretches)
             if most is not None:
-                # Rows come up about evenly along the walk, so a full page ends it early.
+                # Matches are spread about evenly along the walk, so a full page ends it early.
                 walk = min(walk, most * len(self.items) // max(candidates, 1))
             rows = self._along(query, after, most, index, spans, candidates) if walk <= candidates else None
             return self._collect(query, after, most, stretches) if rows is None else rows
@@ -256,7 +256,7 @@ class Domain:
         spans: Spans,
         patience: int,
     ) -> list[Row] | None:
-        """Walk the order's index. None: more items judged than `patience` and the page is still not full."""
+        """Walk the order's index. None: `patience` items were tested, and the page is still not full."""
         rows: list[Row] = []
         for start, end in reversed(spans) if query.descending else spans:
             for at in reversed(range(start, end)) if query.descending else range(start, end):
@@ -278,14 +278,14 @@ class Domain:
         return rows
 
     def _walk(self, query: Query, index: _Names | _Index, after: Position | None) -> Spans:
-        """Return the stretches of the order's index that a walk must see."""
+        """Return the spans of the order's index that a walk has to visit."""
         values = index.values
         spans: Spans = [(0, len(values))] if values else []
         if after and query.descending:
             spans = overlap(spans, [(0, bisect_right(values, after[0]))])
         elif after:
             spans = overlap(spans, [(bisect_left(values, after[0]), len(values))])
-        # With several values, the one an item stands by may lie outside what the predicate asks for.
+        # Of an item with several values, the sort value may be outside the predicate's spans.
         if query.where is not None and index.one_value_each:
             parts: Sequence[Predicate] = (
                 query.where.parts if isinstance(query.where, And | Intersection) else (query.where,)
@@ -296,7 +296,7 @@ class Domain:
         return spans
 
     def _candidates(self, predicate: Predicate) -> list[_Stretch] | None:
-        """Return stretches of indices that hold all a predicate can find, or None when no index knows."""
+        """Return spans of indices that contain all matches of a predicate; None when no index does."""
         match predicate:
             case Values(attribute, test):
                 index = self._index(attribute)
@@ -305,15 +305,17 @@ class Domain:
                 index = self._index(attribute)
                 return [(index, 0, len(index.values))]
             case And(parts) | Intersection(parts):
-                known = [found for part in parts if (found := self._candidates(part)) is not None]
-                return min(known, key=lambda found: sum(i.weight(a, b) for i, a, b in found), default=None)
+                options = [stretches for part in parts if (stretches := self._candidates(part)) is not None]
+                return min(
+                    options, key=lambda stretches: sum(i.weight(a, b) for i, a, b in stretches), default=None
+                )
             case Or(parts):
                 joined: list[_Stretch] = []
                 for part in parts:
-                    found = self._candidates(part)
-                    if found is None:
+                    stretches = self._candidates(part)
+                    if stretches is None:
                         return None
-                    joined += found
+                    joined += stretches
                 return joined
             case _:
                 return None
@@ -334,7 +336,7 @@ class Store:
         return domain
 
     def create_domain(self, name: str) -> None:
-        """Create a domain; one that exists already stays as it is."""
+        """Create a domain; does nothing when it exists."""
         _check_domain_name(name)
         with self._lock:
             if name not in self._domains and len(self._domains) >= MOST_DOMAINS:
@@ -342,7 +344,7 @@ class Store:
             self._domains.setdefault(name, Domain())
 
     def delete_domain(self, name: str) -> None:
-        """Delete a domain and all in it; one that does not exist is no error."""
+        """Delete a domain and its items; does nothing when it does not exist."""
         _check_domain_name(name)
         with self._lock:
             self._domains.pop(name, None)
@@ -359,7 +361,12 @@ class Store:
         with self._lock:
             items = dict(self._domain(name).items)
         attributes = {attribute for item in items.values() for attribute in item.attributes}
-        values = [value for item in items.values() for found in item.attributes.values() for value in found]
+        values = [
+            value
+            for item in items.values()
+            for attribute_values in item.attributes.values()
+            for value in attribute_values
+        ]
         return {
             "ItemCount": len(items),
             "ItemNamesSizeBytes": sum(map(_size, items)),
@@ -371,7 +378,7 @@ class Store:
         }
 
     def get(self, domain: str, item: str) -> Item:
-        """Return an item; one that does not exist has no attributes."""
+        """Return an item; an item that does not exist has no attributes."""
         _check_item_name(item)
         with self._lock:
             return self._domain(domain).items.get(item) or Item({})
@@ -387,9 +394,9 @@ class Store:
                 target.write(item, attributes)
 
     def delete(self, domain: str, writes: dict[str, list[Delete]], expected: Expected | None = None) -> None:
-        """Delete from one or more items, all or nothing; what is not there is no error.
+        """Delete from one or more items, all or nothing; ignores attributes and values that do not exist.
 
-        No deletes for an item means all of it.
+        An empty list of deletes means the whole item.
         """
         for item, deletes in writes.items():
             _check_item_name(item)
@@ -397,7 +404,9 @@ class Store:
                 _check_attribute(delete.name, delete.value or "")
         with self._lock:
             target = self._domain(domain)
-            written = {item: _without(target.checked(item, expected), gone) for item, gone in writes.items()}
+            written = {
+                item: _without(target.checked(item, expected), deletes) for item, deletes in writes.items()
+            }
             for item, attributes in written.items():
                 target.write(item, attributes)
 
@@ -434,14 +443,14 @@ def _check_expected(values: tuple[str, ...], expected: Expected) -> None:
 
 
 def _with(attributes: dict[str, tuple[str, ...]], puts: list[Put]) -> dict[str, tuple[str, ...]]:
-    """Add values. Replace is about what was there before: values of one call never replace each other."""
+    """Add values. Replace applies to earlier values only: values of the same call are all kept."""
     # The keys of a dict are a set that keeps its order.
     fresh: dict[str, dict[str, None]] = {put.name: {} for put in puts if put.replace}
     for put in puts:
         if put.name not in fresh:
             fresh[put.name] = dict.fromkeys(attributes.get(put.name, ()))
         fresh[put.name][put.value] = None
-    # Interned, as the same few names come with every item.
+    # Interned, as every item has the same few names.
     attributes |= {sys.intern(name): tuple(values) for name, values in fresh.items()}
     if sum(map(len, attributes.values())) > MOST_PAIRS:
         raise SimpleDBError("NumberItemAttributesExceeded", "Too many attributes in this item.", 409)
@@ -449,15 +458,15 @@ def _with(attributes: dict[str, tuple[str, ...]], puts: list[Put]) -> dict[str, 
 
 
 def _without(attributes: dict[str, tuple[str, ...]], deletes: list[Delete]) -> dict[str, tuple[str, ...]]:
-    """Take values, whole attributes or, without deletes, everything away."""
+    """Remove values, whole attributes or, without deletes, all attributes."""
     if not deletes:
         return {}
     for delete in deletes:
         values = attributes.pop(delete.name, ())
         if delete.value is not None:
-            kept = tuple(value for value in values if value != delete.value)
-            if kept:
-                attributes[delete.name] = kept
+            remaining = tuple(value for value in values if value != delete.value)
+            if remaining:
+                attributes[delete.name] = remaining
     return attributes
 
 
@@ -466,7 +475,7 @@ def _size(text: str) -> int:
 
 
 def _too_long(text: str) -> bool:
-    # No character takes more than four bytes, so most texts need no encoding to be known short.
+    # A character takes at most four bytes, so short texts need not be encoded to be measured.
     return len(text) * 4 > LONGEST and _size(text) > LONGEST
 
 

@@ -81,7 +81,7 @@ class TestATrailThatCannotBeRead:
         """Break it: believe the second look alone."""
         asked, alice = ended(world), key(world, "alice")
         grant = world.record("alice", key=alice)
-        monkeypatch.setattr("knock_admin.inside.told_of_keys", lambda *_: None)
+        monkeypatch.setattr("knock_admin.inside.of_keys_if_readable", lambda *_: None)
         ran = world.run("key", command, "alice", "--revoke")
         assert (ran.code, asked) == (1, [grant.id])
         assert f"is not known; `knock-admin revoke --principal {alice}` ends that later" in ran.err

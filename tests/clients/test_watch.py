@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from knock import KnockError, network, state, watch
+from knock import KnockError, network, signals, state, watch
 from tests.clients.conftest import Api, Done, OnDouble, wait_until
 from tests.clients.double import Double
 
@@ -324,7 +324,7 @@ def test_who_asks_twice_to_stop_is_not_kept_waiting(
     wait_until(lambda: double.calls("POST") == 1)
     watching.process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        watching.process.wait(timeout=watch.SAME_REQUEST + 0.2)
+        watching.process.wait(timeout=signals.SAME_REQUEST + 0.2)
     watching.process.send_signal(signal.SIGTERM)
     assert watching.process.wait(timeout=3) == -signal.SIGTERM
 
@@ -525,9 +525,9 @@ def test_a_knock_that_may_have_opened_something_is_ended_by_the_next_check(
     double.faults = [None, None, (503, {"Retry-After": "0"}, unavailable)]
     watcher._check()
     assert watcher.slot.ids == [lost]
-    watcher.found.clear()
+    watcher.reported.clear()
     watcher._check()
-    assert watcher.found == set(), "what the watch is about to end is nobody else's"
+    assert watcher.reported == set(), "what the watch is about to end is nobody else's"
     assert watcher.grant is not None
     assert watcher.slot.ids == [watcher.grant.id]
     assert double.grants[lost]["status"] == "revoked"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -182,30 +181,6 @@ def test_no_body_and_no_query_are_null(front: Front) -> None:
 def test_a_body_that_is_not_utf_8_does_not_break_the_gateway(front: Front) -> None:
     front.ask("POST", "/v1/knock", data=b"\xff{")
     assert front.event["body"] == "�{"
-
-
-def test_binary_types_come_and_go_as_base64() -> None:
-    front = Front(api=replace(API, binary_types=("image/png",)))
-    front.answer = {
-        "statusCode": 200,
-        "body": base64.b64encode(b"\x00\x01").decode(),
-        "isBase64Encoded": True,
-    }
-    answer = front.ask(
-        "POST", "/v1/knock", data=b"\x89PNG", content_type="image/png", headers={"Accept": "image/png"}
-    )
-    assert (front.event["isBase64Encoded"], front.event["body"]) == (
-        True,
-        base64.b64encode(b"\x89PNG").decode(),
-    )
-    assert answer.data == b"\x00\x01"
-    assert front.ask("POST", "/v1/knock", headers={"Accept": "text/html"}).data == b"AAE="
-
-
-def test_stage_variables_are_in_the_event() -> None:
-    front = Front(api=replace(API, stage_variables={"colour": "blue"}))
-    front.ask("GET", "/v1/console")
-    assert front.event["stageVariables"] == {"colour": "blue"}
 
 
 # Routing

@@ -401,6 +401,8 @@ def _resource(resource_type: str, **properties: Any) -> Any:
             "throttles single methods",
         ),
         (_add("Api", ApiKeySourceType="AUTHORIZER"), "takes keys from an authorizer"),
+        (_add("Api", BinaryMediaTypes=["image/png"]), "sets BinaryMediaTypes"),
+        (_add("Api", Variables={"colour": "blue"}), "sets Variables"),
         (_authorize_whoami_by_iam, "GET /whoami wants the authorizer AWS_IAM"),
         (_add("Api", Cors="'*'"), "OPTIONS .* is no Lambda proxy integration"),
         (
