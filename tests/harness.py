@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -45,8 +44,8 @@ from local.clock import Clock
 from local.deployment import Deployment, Table
 from local.invocation import InvocationResult, Workers
 from local.template import Place, load
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 REGION, ACCOUNT, STACK = "eu-west-1", "123456789012", "knock"
 MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
 CLOSINGS = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-closings"

@@ -136,7 +136,7 @@ class Screen:
         else:
             streams.say(f"knock: {plain(detail)}")
 
-    def json_error(self, name: str, exit_code: int, *, status: int | None = None, **members: Any) -> None:
+    def json_error(self, name: str, exit_code: int, /, *, status: int | None = None, **members: Any) -> None:
         import json
 
         first: dict[str, Any] = {} if status is None else {"status": status}

@@ -112,6 +112,8 @@ def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> l
     findings: list[Finding] = []
     try:
         findings.extend(check())
+    except Unreachable:
+        raise
     except AdminError as error:
         findings.append(Finding("fail", what, str(error)))
     except (ClientError, BotoCoreError) as error:

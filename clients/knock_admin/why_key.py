@@ -106,6 +106,8 @@ def _run(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
     answers: list[Answer] = []
     try:
         answers.extend(step())
+    except Unreachable:
+        raise
     except AdminError as error:
         answers.append(Answer("warn", "could not be asked", str(error)))
     except (ClientError, BotoCoreError) as error:

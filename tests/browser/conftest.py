@@ -9,27 +9,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from tests.conftest import program
+from tests.local_stack import LocalStack
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "203.0.113.7"
-STARTS_WITHIN = 60.0  # seconds; three where nothing else runs
 
 # Without a sandbox, since a container's root has none; the others keep Chromium from calling its makers.
 FLAGS = [
@@ -54,29 +46,14 @@ class Key:
     value: str
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A running local stack, seen from outside."""
-
-    api_url: str
-    console_url: str
-    aws_endpoint_url: str
-    region: str
-
-    def aws(self, service: str) -> Any:
-        return boto3.client(
-            service,
-            region_name=self.region,
-            endpoint_url=self.aws_endpoint_url,
-            aws_access_key_id="local",
-            aws_secret_access_key="local",
-        )
+class Stack(LocalStack):
+    """A running local stack, and the keys and knocks of the people before its console."""
 
     def key(self, name: str, **tags: str) -> Key:
         """Make a key; `targets="*"` is the tag `knock:targets`. Its name gets a random end."""
         name, value = f"{name}-{secrets.token_hex(3)}", secrets.token_hex(20)
         tags = {f"knock:{tag.replace('_', '-')}": text for tag, text in {**tags, "name": name}.items()}
-        apigateway = self.aws("apigateway")
+        apigateway = self.client("apigateway")
         made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
         plan = apigateway.get_usage_plans()["items"][0]["id"]
         apigateway.create_usage_plan_key(usagePlanId=plan, keyId=made["id"], keyType="API_KEY")
@@ -88,7 +65,7 @@ class Stack:
 
     def disable(self, key: Key) -> None:
         off = {"op": "replace", "path": "/enabled", "value": "false"}
-        self.aws("apigateway").update_api_key(apiKey=key.id, patchOperations=[off])
+        self.client("apigateway").update_api_key(apiKey=key.id, patchOperations=[off])
 
     def call(
         self, key: Key, method: str, path: str, body: Any = None, source: str = SOURCE
@@ -111,33 +88,9 @@ class Stack:
         return self.call(key, "GET", f"/grants/{grant_id}")
 
 
-@contextmanager
-def running_stack() -> Iterator[tuple[Stack, dict[str, Key]]]:
-    """Run a local stack in a process of its own: it, and the keys it made by itself, without their ids."""
-    command = [sys.executable, "-m", "local", "up", "--port", "0", "--json"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    late = threading.Timer(STARTS_WITHIN, process.kill)
-    late.start()
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        late.cancel()
-        assert line, f"the local stack ended, or took longer than {STARTS_WITHIN} s; see its standard error"
-        said = json.loads(line)
-        keys = {name: Key("", name, value) for name, value in said["keys"].items()}
-        yield (
-            Stack(said["api_url"], said["console_url"], said["aws_endpoint_url"], said["region"]),
-            keys,
-        )
-    finally:
-        late.cancel()
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
 @pytest.fixture(scope="package")
 def stack() -> Iterator[Stack]:
-    with running_stack() as (running, _):
+    with Stack.start() as running:
         yield running
 
 

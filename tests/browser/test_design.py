@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.conftest import need
+from tests.conftest import ROOT, need
 
-from .conftest import UPDATE_SCREENSHOTS, Key, Stack, Visitor, running_stack
+from .conftest import UPDATE_SCREENSHOTS, Key, Stack, Visitor
 
-ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PICTURE = ROOT / "docs" / "console.png"
 PICTURE_SIZE = (1280, 1020)
@@ -282,8 +280,9 @@ def size_of(png: bytes) -> tuple[int, ...]:
 
 def take_picture(visitor: Visitor) -> None:
     """Take the picture on a stack of its own, with nothing on it but what it is to show."""
-    with running_stack() as (stack, keys):
-        apigateway = stack.aws("apigateway")
+    with Stack.start() as stack:
+        keys = {name: Key("", name, value) for name, value in stack.keys.items()}
+        apigateway = stack.client("apigateway")
         [alice] = [key for key in apigateway.get_api_keys()["items"] if key["name"] == "alice"]
         arn = f"arn:aws:apigateway:{stack.region}::/apikeys/{alice['id']}"
         apigateway.tag_resource(resourceArn=arn, tags={"knock:operator": "true"})

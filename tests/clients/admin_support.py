@@ -6,9 +6,6 @@ import functools
 import hashlib
 import io
 import json
-import signal
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -47,8 +43,8 @@ from local.aws import make_tables
 from local.deployment import Deployment, Table
 from local.invocation import InvocationResult
 from local.template import Place, load
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
 TRAIL_REGION = "eu-west-1"
 LOADER = create_loader()
@@ -559,26 +555,3 @@ def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
             return moment.astimezone(tz)
 
     monkeypatch.setattr(cli, "datetime", Clock)
-
-
-@contextmanager
-def local_stack() -> Iterator[dict[str, Any]]:
-    """Run the local stack in a process of its own; give the summary it prints. Stopped as Ctrl-C stops it."""
-    command = [sys.executable, "-m", "local", "up", "--json", "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as stack:
-        assert stack.stdout is not None
-        assert stack.stderr is not None
-        # What the functions say must not fill the pipe; a stack that does not start is quoted.
-        said: list[str] = []
-        listener = threading.Thread(target=lambda: said.extend(stack.stderr or ()), daemon=True)
-        listener.start()
-        try:
-            line = stack.stdout.readline()
-            assert line, f"the local stack did not start: {''.join(said)}"
-            yield json.loads(line)
-        finally:
-            stack.send_signal(signal.SIGINT)
-            stack.wait(20)
-            listener.join(5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import subprocess
@@ -22,9 +21,10 @@ import pytest
 
 from knock import Client
 from tests.clients.double import Double
+from tests.conftest import ROOT
+from tests.local_stack import LocalStack
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = ROOT / "clients"
 
 
@@ -263,22 +263,8 @@ class Edge:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The local stack, started once; gives what it prints."""
     log = tmp_path_factory.mktemp("stack") / "log"
-    with log.open("wb") as errors:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "local", "up", "--json", "--port", "0"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    try:
-        assert running.stdout is not None
-        line = running.stdout.readline()
-        assert line, f"the local stack did not start:\n{log.read_text()[-3000:]}"
-        yield json.loads(line)
-    finally:
-        running.terminate()
-        running.wait(timeout=15)
+    with log.open("wb") as errors, LocalStack.start(errors=errors) as running:
+        yield running.said
 
 
 @pytest.fixture(params=["double", "stack"])

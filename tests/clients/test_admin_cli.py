@@ -20,10 +20,9 @@ from botocore.endpoint import Endpoint
 
 from knock_admin import adopt, aws, cli, errors
 from tests.clients.admin_support import MODULES, REGION, World, at, client, make_world
+from tests.conftest import ROOT
 
 world = pytest.fixture(make_world)
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands(parser: argparse.ArgumentParser | None = None) -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -34,10 +34,11 @@ from botocore.client import ClientCreator
 
 from knock_admin import adopt, cli, doctor
 from local.aws import make_tables
-from tests.clients.admin_support import LOADER, client_class, local_stack, tables
+from tests.clients.admin_support import LOADER, client_class, tables
+from tests.conftest import ROOT
 from tests.docs.index import OPERATORS, commands, tasks
+from tests.local_stack import LocalStack
 
-ROOT = Path(__file__).resolve().parents[2]
 WRITE = os.environ.get("WRITE_DOCS") == "1"
 REFERENCE = ROOT / "docs/operators-reference.md"
 DOMAINS = {f"{what}_domain": f"knock-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")}
@@ -275,7 +276,8 @@ def play(pages: list[str], folder: Path) -> list[str]:
     config.write_text(
         "[preview]\nsdb = true\n"
     )  # the pages are of version 2 of the AWS CLI, which needs no such
-    with local_stack() as stack, ExitStack() as patches:
+    with LocalStack.start(store="simpledb") as running, ExitStack() as patches:
+        stack = running.said
         where = {
             "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
             "AWS_REGION": stack["region"],

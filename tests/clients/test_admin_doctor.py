@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from knock_admin import doctor, simpledb
+from knock_admin.errors import Unreachable
 from tests.clients.admin_support import (
     ACCOUNT,
     CLOSINGS,
@@ -90,6 +91,21 @@ def test_a_deployment_that_is_well_has_nothing_but_ok(well: World) -> None:
     assert {line.split()[0] for line in ran.out.splitlines()[1:]} == {"ok"}
     checks = {line[7:22].strip() for line in ran.out.splitlines()[1:]}
     assert len(checks) >= 13, checks
+
+
+def test_credentials_that_run_out_between_two_checks_end_it(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sign-in that fails is no finding of the one check that met it."""
+
+    def run_out(_stack: object) -> Iterator[doctor.Finding]:
+        raise Unreachable("the profile p gave no credentials")
+        yield
+
+    monkeypatch.setattr(doctor, "_functions", run_out)
+    ran = well.run("doctor")
+    assert (ran.code, ran.out) == (3, "")
+    assert "the profile p gave no credentials" in ran.err
 
 
 def test_a_missing_function_is_a_failure(well: World) -> None:

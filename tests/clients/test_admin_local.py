@@ -18,7 +18,8 @@ from knock import Client, KeyRejected, NotAllowed
 from knock_admin import doctor, grants
 from knock_admin.cli import main
 from knock_admin.errors import FunctionFailed
-from tests.clients.admin_support import LOADER, REGION, ROOT, Ran, World, local_stack, make_world
+from tests.clients.admin_support import LOADER, REGION, ROOT, Ran, World, make_world
+from tests.local_stack import LocalStack
 
 world = pytest.fixture(make_world)
 
@@ -102,8 +103,8 @@ def test_the_usage_of_keys_is_what_the_gateway_has_counted(world: World) -> None
 @pytest.fixture(scope="module")
 def stack() -> Iterator[dict[str, Any]]:
     """Run the local stack as people do, in a process of its own."""
-    with local_stack() as summary:
-        yield summary
+    with LocalStack.start() as running:
+        yield running.said
 
 
 @pytest.fixture

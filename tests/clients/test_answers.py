@@ -144,6 +144,7 @@ def test_a_list_without_end_ends(double: Double) -> None:
 
 def test_an_error_s_json_cannot_forge_what_is_the_program_s_own(run: Run, double: Double) -> None:
     forged = {"title": "No", "status": 200, "error": "Done", "exit_code": 0, "detail": "x", "more": [1]}
+    forged |= {"name": "x", "self": 1}
     double.faults = [(403, {}, forged)]
     told = json.loads(run("ls", "--json").err)
     assert (told["status"], told["error"], told["exit_code"], told["more"]) == (403, "Refusal", 1, [1])

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "clients")]
 
-from tests.e2e.conftest import Stack, start, stop  # noqa: E402  # the path above first
+from tests.e2e.conftest import Stack  # noqa: E402  # the path above first
 
 ID = re.compile(r"(?<=_)\d{8}T\d{6}Z_[0-9a-f]{16}\b")
 DAY = r"[A-Z][a-z]{2} +\d\d? [A-Z][a-z]{2} "
@@ -130,11 +130,8 @@ def play(page: str, stack: Stack, folder: Path) -> str:
 if __name__ == "__main__":
     import tempfile
 
-    running = start("moto", store="simpledb")
-    try:
+    with Stack.start(store="simpledb") as running:
         for name in sys.argv[1:]:
             path = ROOT / name
             with tempfile.TemporaryDirectory() as where:
                 path.write_text(play(path.read_text(), running, Path(where)))
-    finally:
-        stop(running)

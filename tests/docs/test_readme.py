@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.diagram import README, diagram, put, today
 from tests.docs.player import alike, play
-from tests.e2e.conftest import start, stop
+from tests.e2e.conftest import Stack
 from tests.template.transform import read
 
 TOUR = ROOT / "docs" / "tour.md"
@@ -21,15 +21,12 @@ DEPLOYING = ROOT / "docs" / "deploying.md"
 @pytest.mark.timeout(180)
 def test_every_transcript_of_the_readme_and_the_tour_is_what_the_commands_answer(tmp_path: Path) -> None:
     """On one stack, in this order, as `python -m tests.docs.player README.md docs/tour.md` does."""
-    stack = start("moto", store="simpledb")
-    try:
+    with Stack.start(store="simpledb") as stack:
         for page in (README, TOUR):
             folder = tmp_path / page.stem
             folder.mkdir()
             written = page.read_text()
             assert alike(play(written, stack, folder)) == alike(written), "run tests.docs.player and look"
-    finally:
-        stop(stack)
 
 
 def test_what_differs_from_run_to_run_and_nothing_else_is_made_alike() -> None:

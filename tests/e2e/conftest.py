@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import boto3
 import pytest
 import requests
 
-from tests.conftest import ROOT, STORE, need
+from tests.conftest import ROOT
+from tests.local_stack import LocalStack
 from tests.waiting import wait_for
 
 ENGINES = ("moto", "stepfunctions-local")
@@ -25,17 +22,8 @@ STORES = ("simpledb", "dynamodb")
 WAYS = [(engine, store) for engine in ENGINES for store in STORES]
 
 
-@dataclass
-class Stack:
-    """A running `python -m local up --json`, by what its first line says."""
-
-    process: subprocess.Popen[str]
-    said: dict[str, Any]
-    engine: str
-    store: str
-
-    def __getattr__(self, name: str) -> Any:
-        return self.said[name]
+class Stack(LocalStack):
+    """A local stack, and the tools that a person has: HTTP, the AWS CLI, the rules in EC2."""
 
     @cached_property
     def session(self) -> requests.Session:
@@ -57,15 +45,6 @@ class Stack:
         assert answer.status_code == 201, answer.text
         grant: dict[str, Any] = answer.json()
         return grant
-
-    def client(self, service: Any) -> Any:
-        return boto3.client(
-            service,
-            endpoint_url=self.said["aws_endpoint_url"],
-            region_name=self.said["region"],
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
-        )
 
     def aws(self, *arguments: str) -> Any:
         """Run the AWS CLI against the stack, as an operator would."""
@@ -100,50 +79,16 @@ class Stack:
         return wait_for(what, why, seconds)
 
 
-def start(engine: str, *arguments: str, store: str = STORE, errors: IO[bytes] | None = None) -> Stack:
-    """Start a stack and wait for its line of JSON; `errors` takes its standard error.
-
-    `store` is what KNOCK_TEST_STORE says, where it is not said: simpledb or dynamodb.
-    """
-    if engine == "stepfunctions-local":
-        package = ROOT / "node_modules" / ".bin" / "stepfunctions-local"
-        need(package.exists(), "npm's stepfunctions-local is not installed: run npm ci")
-    up = ["local", "up", "--port", "0", "--json", "--engine", engine, "--store", store]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *up, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout
-    line = process.stdout.readline()
-    assert line, f"the stack ended with {process.wait(10)} before it answered"
-    return Stack(process, json.loads(line), engine, store)
-
-
-def stop(stack: Stack) -> None:
-    stack.process.send_signal(signal.SIGTERM)
-    try:
-        stack.process.wait(10)
-    finally:
-        if stack.process.poll() is None:
-            os.killpg(stack.process.pid, signal.SIGKILL)
-
-
 @pytest.fixture(scope="session", params=WAYS, ids="-".join)
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack on each engine and store, shared by the tests: each knocks from an address of its own."""
     engine, store = request.param
-    started = start(engine, store=store)
-    yield started
-    stop(started)
+    with Stack.start(engine=engine, store=store) as started:
+        yield started
 
 
 @pytest.fixture(scope="session", params=STORES)
 def moto_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack on the embedded engine, on each store in turn."""
-    started = start("moto", store=request.param)
-    yield started
-    stop(started)
+    with Stack.start(store=request.param) as started:
+        yield started

@@ -26,7 +26,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, program
-from tests.e2e.conftest import Stack, start, stop
+from tests.e2e.conftest import Stack
 from tests.local.test_gateway import KEY, Front
 
 
@@ -73,9 +73,9 @@ class Watched:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     log = tmp_path_factory.mktemp("attacks") / "log"
     with log.open("wb") as errors:
-        stack = start("moto", "--verbose", errors=errors)
-    yield Watched(stack, log)
-    stop(stack)
+        stack = Stack.start("--verbose", errors=errors)
+    with stack:
+        yield Watched(stack, log)
 
 
 @pytest.fixture(scope="module")

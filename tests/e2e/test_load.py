@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.e2e.conftest import Stack, start, stop
+from tests.e2e.conftest import Stack
 
 ROUNDS = 5  # of four requests
 CLIENTS = {"alice": 20, "bob": 20, "ci": 10}  # MaxLive is 20
@@ -24,9 +24,8 @@ CLIENTS = {"alice": 20, "bob": 20, "ci": 10}  # MaxLive is 20
 @pytest.fixture
 def stack() -> Iterator[Stack]:
     """A stack of its own, so that what is open at the end is this test's."""
-    started = start("moto")
-    yield started
-    stop(started)
+    with Stack.start() as started:
+        yield started
 
 
 class Client:

@@ -20,7 +20,7 @@ from grants import wiring
 from grants.errors import EngineUnavailable
 from grants.executions import Closings, Executions
 from grants.trail import Trail
-from tests.e2e.conftest import start, stop
+from tests.e2e.conftest import Stack
 from tests.harness import STACK, running
 from tests.template.transform import read
 
@@ -53,18 +53,15 @@ def printed(log: Path) -> Iterator[Written]:
 def test_a_days_work_writes_every_metric_that_is_no_misfortunes(tmp_path: Path) -> None:
     """Mutations: `@metrics.log_metrics` deleted; a `POWERTOOLS_SERVICE_NAME` changed; any `count` deleted."""
     log = tmp_path / "log"
-    with log.open("wb") as errors:
-        stack = start("moto", "--verbose", errors=errors)  # then what functions print is there too
-        try:
-            stack.open(targets=["web"], duration="2s")  # web's one group is the last of its pool
-            stopped = stack.open("bob")
-            stack.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
-            stack.open(renews=stack.open()["id"])
-            assert stack.call("POST", "/knock", json={"targets": ["vault"]}).status_code == 403
-            stack.client("lambda").invoke(FunctionName=f"{STACK}-guard", Payload=b"{}")
-            stack.wait(lambda: set(printed(log)) >= PROMISED - ON_A_BAD_DAY, "not all of them are written")
-        finally:
-            stop(stack)
+    # --verbose: then what functions print is there too
+    with log.open("wb") as errors, Stack.start("--verbose", errors=errors) as stack:
+        stack.open(targets=["web"], duration="2s")  # web's one group is the last of its pool
+        stopped = stack.open("bob")
+        stack.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
+        stack.open(renews=stack.open()["id"])
+        assert stack.call("POST", "/knock", json={"targets": ["vault"]}).status_code == 403
+        stack.client("lambda").invoke(FunctionName=f"{STACK}-guard", Payload=b"{}")
+        stack.wait(lambda: set(printed(log)) >= PROMISED - ON_A_BAD_DAY, "not all of them are written")
     assert set(printed(log)) == PROMISED - ON_A_BAD_DAY
 
 

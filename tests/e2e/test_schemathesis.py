@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.conftest import Stack, start, stop
+from tests.e2e.conftest import Stack
 
 # Who asks: their key, and how many cases to make of each operation, beside those at the edges of its schema.
 CASES = {"no rights": 150, "alice": 150, "operator": 150, "wrong": 60}
@@ -54,7 +54,7 @@ class Ran:
 @contextmanager
 def running() -> Iterator[Stack]:
     """A stack of its own: thousands of grants are nobody else's business."""
-    started = start("moto")
+    started = Stack.start()
     apigateway = started.client("apigateway")
     (plan,) = apigateway.get_usage_plans()["items"]
     made = apigateway.create_api_key(name="eve", value="e" * 40, enabled=True)
@@ -64,10 +64,8 @@ def running() -> Iterator[Stack]:
             arn = f"arn:aws:apigateway:{started.region}::/apikeys/{key['id']}"
             apigateway.tag_resource(resourceArn=arn, tags={"knock:max-live": "1000"})
     started.said["keys"] |= {"no rights": "e" * 40, "wrong": "w" * 40}
-    try:
+    with started:
         yield started
-    finally:
-        stop(started)
 
 
 def document(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import need
-from tests.e2e.conftest import WAYS, Stack, start
+from tests.e2e.conftest import WAYS, Stack
 
 WITHIN = 5.0  # seconds
 
@@ -63,7 +63,7 @@ def knock_at_once(stack: Stack, count: int) -> list[socket.socket]:
 @pytest.mark.parametrize(("engine", "store"), WAYS)
 def test_ctrl_c_in_the_middle_of_500_knocks_leaves_no_process(engine: str, store: str) -> None:
     need(sys.platform == "linux", "processes are looked for in /proc, which only Linux has")
-    stack = start(engine, store=store)
+    stack = Stack.start(engine=engine, store=store)
     connections: list[socket.socket] = []
     try:
         connections = knock_at_once(stack, 500)

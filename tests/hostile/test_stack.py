@@ -25,8 +25,8 @@ import pytest
 import requests
 
 from local.hostile import TRUTH, Plan
-from tests.conftest import ROOT, STORE
-from tests.e2e.conftest import Stack, start, stop
+from tests.conftest import ROOT
+from tests.e2e.conftest import Stack
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,10 +41,8 @@ REFUSED = (1, 3, 4)  # the clients' exit codes for what may be tried again
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     errors = tmp_path_factory.mktemp("hostile") / "errors"
     asked = "--hostile", str(SEED.seed), "--hostile-scale", str(SEED.scale)
-    with errors.open("wb") as to:
-        started = start("moto", *asked, store=STORE, errors=to)
+    with errors.open("wb") as to, Stack.start(*asked, errors=to) as started:
         yield started
-        stop(started)
     assert "Traceback" not in errors.read_text(), errors.read_text()
 
 

@@ -15,7 +15,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -26,9 +25,9 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
 from local import ec2
+from tests.conftest import ROOT
 from tests.local.plain_moto import faults as plain_moto_faults
 
-ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 
 Json = dict[str, Any]

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -31,10 +30,10 @@ from moto.stepfunctions.parser.backend.execution_worker import ExecutionWorker
 from local import engine_api
 from local.clock import Clock
 from local.engine import Engine, InvocationError, InvocationResult, install
+from tests.conftest import ROOT
 from tests.local.plain_moto import faults as plain_moto_faults
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/engine"
 FUNCTION = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:"

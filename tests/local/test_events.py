@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -27,10 +26,10 @@ from moto.server import ThreadedMotoServer
 from local import engine, events
 from local.clock import Clock
 from local.invocation import InvocationError, InvocationResult, Workers
+from tests.conftest import ROOT
 from tests.local.plain_moto import faults as plain_moto_faults
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 FUNCTION = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:stopped"
 MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:closings"

@@ -24,10 +24,9 @@ from local.clock import Clock
 from local.deployment import Function
 from local.invocation import InvocationError, InvocationResult
 from local.lambdas import FunctionNotLoaded, NotAnswered, Runtime, access_key, environment
+from tests.conftest import ROOT
 from tests.local.processes import alive
 from tests.waiting import wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
 
 HANDLERS = """
 import decimal, logging, os, signal, sys, time

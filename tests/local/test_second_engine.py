@@ -20,11 +20,10 @@ from local.endpoint import Call
 from local.invocation import InvocationError
 from local.stack import Stack, StackError, running
 from local.stepfunctions_local import Engine, EngineNotFound, Npm, NpmEngine
-from tests.conftest import need
+from tests.conftest import ROOT, need
 from tests.local.processes import alive, descendants
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 ARN = "arn:aws:states:eu-west-1:123456789012"
 
 

@@ -28,10 +28,9 @@ from local.lambdas import access_key
 from local.serving import bind
 from local.stack import KEYS, Options, Stack, StackError, running
 from local.template import TemplateError
+from tests.conftest import ROOT
 from tests.local.processes import alive, descendants
 from tests.waiting import wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

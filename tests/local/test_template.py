@@ -11,8 +11,8 @@ import yaml
 
 from local.deployment import Deployment
 from local.template import NO_LOCAL_EFFECT, Place, Template, TemplateError, load
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PLACE = Place("knock", "eu-west-1")
 
 QUEUE = """

@@ -26,7 +26,7 @@ from grants.simpledb import SimpleDb
 from grants.trail import Trail
 from knock_admin import stack as stacks
 from knock_admin.aws import Aws
-from tests.e2e.conftest import start, stop
+from tests.local_stack import LocalStack
 from tests.waiting import wait_for
 
 STACK = os.environ.get("KNOCK_SIGNOFF_STACK")  # read here, before a fixture takes a person's settings away
@@ -112,8 +112,7 @@ def _on_aws(name: str) -> Deployment:
 
 
 def _local(cleanup: ExitStack) -> Deployment:
-    local = start("moto")
-    cleanup.callback(stop, local)
+    local = cleanup.enter_context(LocalStack.start())
     environment = {
         "AWS_ACCESS_KEY_ID": "any",
         "AWS_SECRET_ACCESS_KEY": "any",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -17,7 +16,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 TEMPLATE = ROOT / "template.yaml"
 CONDITIONS = {"TrailIsInSimpleDb": "simpledb", "TrailIsInDynamoDb": "dynamodb"}
 STORES = tuple(CONDITIONS.values())
