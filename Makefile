@@ -44,7 +44,7 @@ local: $(VENV)/.run ## run Knock on this machine
 	$(BIN)/python -m local up $(ARGS)
 
 test: check .venv-newest/.done ## run the checks and all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 check: ## the quick part of `test`: linters, types and fast scanners
 	@$(MAKE) --no-print-directory -j 2 .check-types .check-sam .check-template .check-code .check-machines
@@ -79,7 +79,7 @@ quick: $(VENV)/.dev ## linters, types and the tests that need no stack, in a min
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local tools
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -q $(QUICK) $(ARGS)
 
 bench: $(VENV)/.dev ## measure Knock on this machine (ARGS='--only lag', '--json FILE', '--quick')
 	@$(BIN)/python -m bench $(ARGS)

@@ -149,13 +149,23 @@ def test_the_api_counts_what_a_key_has_left_whether_or_not_it_is_enabled(
     run("key", "enable", "bob")
 
 
+@pytest.fixture
+def fresh_stack() -> Iterator[dict[str, Any]]:
+    """A stack whose API has read no rights yet: it keeps them for a minute."""
+    with LocalStack.start() as running:
+        yield running.said
+
+
 def test_an_operators_day(
-    stack: dict[str, Any], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    fresh_stack: dict[str, Any], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A target and a key are made and used, seen, rotated and ended; at the end nothing is open.
 
-    One test, because one thing leads to another, and functions keep what they read of rights for a minute.
+    One test, because one thing leads to another.
     """
+    stack = fresh_stack
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stack["aws_endpoint_url"])
+    monkeypatch.setenv("KNOCK_URL", stack["api_url"])
     ec2 = boto3.client("ec2", stack["region"], endpoint_url=stack["aws_endpoint_url"])
     subnet = ec2.describe_subnets()["Subnets"][0]
     office = ec2.create_security_group(GroupName="office", Description="office", VpcId=subnet["VpcId"])[
