@@ -112,8 +112,8 @@ cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost
 mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test names, and see that it notices
 	@$(BIN)/python -m tools.mutants $(ARGS)
 
-soak: $(VENV)/.dev ## try random schedules for hours (ARGS="--hours 8 --from 123"; "--hostile": on a hostile AWS)
-	@PYTHONPATH=functions:clients $(BIN)/python -m tools.soak $(ARGS)
+soak: $(VENV)/.dev .venv-sam/.done .venv-newest/.done node_modules/.done ## all tests on each store, then random schedules for an hour (ARGS="--hours 8 --from 123", "--hostile")
+	@PYTHONPATH=functions:clients $(BIN)/python -m tools.soak $(or $(ARGS),--suites)
 
 release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
 	$(BIN)/python -m tools.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))

@@ -5,6 +5,9 @@ is generated; one order of its steps is tried. A violation prints the number and
 number to start at: that of a violation to see it again, or the last number printed to continue.
 
 With --hostile the numbers are seeds of a hostile AWS (`local.hostile`), on which the functions run.
+
+With --suites all tests are run first, on each store: the gate runs most of them on one, and fails only the
+writes of the other. That takes half an hour.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from tests.proofs.test_interleavings import LARGER, fresh
 from tests.twins import LAGS, World
 
 ROOT = Path(__file__).resolve().parents[1]
+STORES = ("simpledb", "dynamodb")
 STACK_EVERY = 25  # mornings; after so many, the tests over HTTP run as well
 
 SOURCES = ("203.0.113.7/32", "2001:db8::7/128")
@@ -124,8 +128,13 @@ def main() -> None:
     parser.add_argument(
         "--hostile", action="store_true", help="live through mornings on a hostile AWS instead, a seed each"
     )
+    parser.add_argument(
+        "--suites", action="store_true", help="first run all tests on each store, with every fault on both"
+    )
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    for store in STORES if options.suites else []:
+        _run_suites(store)
     for scenario_of in LARGER if options.larger else []:
         explored = Explorer(scenario_of(fresh())).explore()
         print(f"{scenario_of.__name__}: {explored.states:,} states, {explored.orders:,} orders", flush=True)
@@ -133,6 +142,19 @@ def main() -> None:
         _soak(options, "mornings", _morning)
     else:
         _soak(options, "schedules", _schedule)
+
+
+def _run_suites(store: str) -> None:
+    """Run all tests on a store, showing what pytest shows. Raises SystemExit where one fails."""
+    print(f"all tests on {store}:", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "3", "--dist", "worksteal", "-q"],
+        cwd=ROOT,
+        env=os.environ | {"KNOCK_TEST_STORE": store, "KNOCK_FAULTS": "all"},
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"\nKNOCK_TEST_STORE={store} KNOCK_FAULTS=all pytest: failed")
 
 
 def _schedule(number: int) -> int:
@@ -154,7 +176,7 @@ def _morning(seed: int) -> int:
     from tests.hostile.life import live_through
 
     try:
-        morning = live_through(Plan(seed), store=("simpledb", "dynamodb")[seed % 2])
+        morning = live_through(Plan(seed), store=STORES[seed % 2])
     except AssertionError as violation:
         raise SystemExit(f"\nmorning {violation}") from None
     if seed % STACK_EVERY == 0:
