@@ -414,10 +414,9 @@ def test_patience_covers_the_time_in_line(runtime: Runtime) -> None:
     with ThreadPoolExecutor(3) as threads:
         busy = [threads.submit(runtime.invoke, "test-slow", b"0.4") for _ in range(3)]
         time.sleep(0.1)
-        began = time.monotonic()
         with pytest.raises(NotAnswered, match="no worker of test-slow was free"):
             runtime.invoke("test-slow", b"0", patience=0.05)
-        assert time.monotonic() - began < 0.3
+        assert not any(future.done() for future in busy), "it waited for a worker"
         assert [future.result().function_error for future in busy] == [None] * 3
 
 
