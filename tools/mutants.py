@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -20,11 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"Mutation: (\S+):\s+`([^\n]+?)`\s+->\s+`([^\n]*?)`")
+AT_ONCE = os.cpu_count() or 1
 NEEDED = (
     "functions",
     "clients",
@@ -115,23 +118,36 @@ def survives(mutation: Mutation, tree: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="those whose test or file has this in its name")
-    only = parser.parse_args().only
-    chosen = [mutation for mutation in mutations() if only in mutation.test or only in mutation.file]
+    parser.add_argument("--from", dest="first", type=int, default=1, help="the number to start at")
+    options = parser.parse_args()
+    chosen = [each for each in mutations() if options.only in each.test or options.only in each.file]
     problems = [problem for mutation in chosen if (problem := mutation.problem())]
     if problems:
         raise SystemExit("\n".join(problems))
+    trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def check(mutation: Mutation) -> tuple[bool, float]:
+        tree, began = trees.get(), time.monotonic()
+        try:
+            return survives(mutation, tree), time.monotonic() - began
+        finally:
+            trees.put(tree)
+
     survivors = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy_to(Path(folder))
-        for number, mutation in enumerate(chosen, 1):
-            began = time.monotonic()
-            survived = survives(mutation, Path(folder))
+    tried = chosen[options.first - 1 :]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as threads:
+        for number in range(AT_ONCE):
+            tree = Path(folder, str(number))
+            tree.mkdir()
+            copy_to(tree)
+            trees.put(tree)
+        results = zip(tried, threads.map(check, tried), strict=True)
+        for number, (mutation, (survived, took)) in enumerate(results, options.first):
             survivors += survived
-            took = f"{time.monotonic() - began:5.1f} s"
             result = "SURVIVED" if survived else "noticed "
             change = f"{mutation.file}: `{mutation.before}` -> `{mutation.after}`"
-            print(f"{number:3}/{len(chosen)} {result} {took}  {change}", flush=True)
-    print(f"{len(chosen) - survivors} passed, {survivors} failed")
+            print(f"{number:3}/{len(chosen)} {result} {took:5.1f} s  {change}", flush=True)
+    print(f"{len(tried) - survivors} passed, {survivors} failed")
     if survivors:
         raise SystemExit(1)
 
