@@ -238,9 +238,9 @@ class TestTheRevokeFunctionCalledByHand:
         assert knock.rules(web) == before
 
     def test_another_grants_rule_stays(self, knock: Knock) -> None:
-        """Mutation: functions/grants/closing.py:
-        `    return [rule for rule in ours if rule.grant_id == grant.id or rule.key in own_keys]` ->
-        `    return list(ours)`
+        """Two things keep it: ids count for nothing without an execution, and no rule of other keys counts.
+
+        The second by itself is tested in tests/proofs/test_operations.py, with its mutation.
         """
         alice = knock.open(targets=["bastion"], duration="8h")
         ((group, port, _),) = knock.rules()
