@@ -28,7 +28,8 @@ from typing import Any, Protocol
 import boto3
 import tomllib
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import ConnectionError as NotConnected
 
 from local.template import Place, Template, TemplateError, load
 
@@ -110,6 +111,8 @@ class Aws:
             raise DeployError(
                 "there are no AWS credentials. Sign in first (aws login, aws sso login, or AWS_PROFILE=…)."
             ) from error
+        except (NotConnected, HTTPClientError) as error:
+            raise DeployError(f"AWS cannot be reached: {error}.") from error
         except (BotoCoreError, ClientError) as error:
             raise DeployError(f"AWS does not take these credentials: {error}.") from error
         return identity["Account"], identity["Arn"].split(":")[1], identity["Arn"]
@@ -159,7 +162,9 @@ class Aws:
             raise DeployError(f"Step Functions cannot be reached: {error}.") from error
 
     def _client(self, service: str, region: str | None = None) -> Any:  # boto3 makes its clients at run time
-        return self._session.client(service, region_name=region, config=SHORT)  # type: ignore[call-overload]
+        # With AWS_USE_DUALSTACK_ENDPOINT botocore builds a name for SimpleDB that is not known to exist.
+        config = SHORT.merge(Config(use_dualstack_endpoint=False)) if service == "sdb" else SHORT
+        return self._session.client(service, region_name=region, config=config)  # type: ignore[call-overload]
 
 
 # -------------------------------------------------------------------------------------- the wanted deployment
@@ -383,7 +388,7 @@ def deploy(
     who = account.identity()
     place = Place(wanted.stack, wanted.region, who[0], who[1])
     existing = look(account, wanted.stack, wanted.region)
-    wanted, lines = settle(account, wanted, existing, place, ask, tell)
+    wanted, lines = settle(account, wanted, existing, place, ask, tell, proposes=options.file is None)
     steps = commands(wanted, place.region, options.profile, options.more, ask=bool(ask))
     if options.bytecode:
         steps.insert(1, compiling())
@@ -417,10 +422,13 @@ def settle(
     place: Place,
     ask: Ask | None,
     tell: Callable[[str], None],
+    *,
+    proposes: bool,
 ) -> tuple[Wanted, list[str]]:
     """Decide on the store of the trail: (the deployment, lines for the plan).
 
-    Raises DeployError for a store that does not work here, or that cannot be changed while grants are live.
+    With `proposes`, a new stack that nobody is asked about gets the store that would be proposed. Raises
+    DeployError for a store that does not work here, or that cannot be changed while grants are live.
     """
     near = simpledb_region(wanted, existing, place)
     answer = account.simpledb(near) if near else SimpleDb.IS_NOT_NEAR
@@ -428,6 +436,8 @@ def settle(
     if ask:
         tell(lines[0])
         wanted = _ask_parameters(ask, tell, wanted, existing, answer)
+    elif proposes and not existing:
+        wanted = replace(wanted, parameters={STORE: proposal(answer)})
     check_tags(wanted.tags)
     check_texts({**wanted.parameters, **wanted.tags, "stack": wanted.stack})
     before = _home(replace(wanted, parameters={}), existing, place) if existing else None

@@ -121,7 +121,7 @@ def grant_schemas() -> Json:
         "left_out": {
             "type": "array",
             "items": text(),
-            "description": "Names of targets that have no address of the source's family",
+            "description": "Names of targets that the knock did not name, and whose groups were gone",
         },
         "revoked": {
             "type": "array",

@@ -279,12 +279,12 @@ def record_ids(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now:
     closing.
     """
     ledger = _tidy(ledger, now)
-    rules, claimed = dict(ledger.rules), ledger.claimed()
+    rules = dict(ledger.rules)
     for key, rule_ids in ids_by_key.items():
         for rule_id in sorted(rule_ids):
             if ledger.knows(rule_id):
                 continue
-            rule = rules.get(key, LedgerRule(closing=key not in claimed))
+            rule = rules.get(key, LedgerRule())  # closing, by _tidy, where no grant claims it
             rules[key] = replace(rule, ids={**rule.ids, rule_id: cut_to_milliseconds(now)})
     return _tidy(replace(ledger, rules=rules), now)
 

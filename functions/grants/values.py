@@ -451,6 +451,12 @@ class Record:
     def id(self) -> str:
         return self.grant.id
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Give the targets that it reaches: once it is open, without those that were gone by then."""
+        reached = {rule.target for rule in self.opened}
+        return tuple(target for target in self.grant.targets if target.name in reached) or self.grant.targets
+
     def live_at(self, now: datetime) -> bool:
         """Say whether it has not ended, and its end is still to come."""
         return self.state == "live" and self.grant.live_at(now)

@@ -63,7 +63,7 @@ def show(record: Record, at: datetime, execution_arn: str, caller: str) -> dict[
         "status": status,
         "principal": grant.principal.as_json(),
         "source": grant.source,
-        "targets": [target.as_json() for target in grant.targets],
+        "targets": [target.as_json() for target in record.targets],
         "requested_at": show_time(grant.requested_at),
         "expires_at": show_second(grant.expires_at),
         "seconds_left": max(0, int(left)),

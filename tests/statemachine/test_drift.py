@@ -117,16 +117,13 @@ class TestUnclaimedRule:
         monkeypatch.setattr(Ingress, "ours", and_then_a_knock)
         asked: list[object] = []
         monkeypatch.setattr(Ingress, "revoke", lambda *given: asked.append(given))
+        monkeypatch.setattr(drift, "finish_closing", lambda *given: asked.append(given))
         assert guard(knock) == []
         assert (len(knock.rules()), asked) == (1, [])
 
     def test_one_that_a_grant_claims_while_it_is_looked_at_stands(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Mutation: functions/grants/ledger.py:
-        `            rule = rules.get(key, LedgerRule(closing=key not in claimed))` ->
-        `            rule = rules.get(key, LedgerRule(closing=True))`
-        """
         orphan(knock, cidr=CIDR)
         real = Ledgers.all
 

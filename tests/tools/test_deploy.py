@@ -375,6 +375,15 @@ class TestAws:
         with fails("ListDomains", error):
             assert aws.simpledb("eu-west-1") is says
 
+    def test_a_wish_for_dual_stack_addresses_makes_no_other_one_of_simpledb(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mutation: `if service == "sdb" else SHORT` -> `if service == "sts" else SHORT`."""
+        monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+        with mock_aws():
+            asked = Aws(region=REGION)._client("sdb", "eu-west-1").meta.endpoint_url
+        assert asked == "https://sdb.eu-west-1.amazonaws.com"
+
     def test_what_runs_is_listed_page_by_page(self, aws: Aws) -> None:
         """Mutation: `for page in pages for one` -> `for page in list(pages)[:1] for one`."""
         pages = {None: (["one", "two"], "more"), "more": (["three"], None)}
@@ -399,7 +408,11 @@ class TestAws:
     @pytest.mark.parametrize(
         ("operation", "ask", "why"),
         [
-            ("GetCallerIdentity", lambda aws: aws.identity(), "AWS does not take these credentials"),
+            (
+                "GetCallerIdentity",
+                lambda aws: aws.identity(),
+                "AWS does not take these credentials: .*AccessDenied|AWS cannot be reached: .*connect",
+            ),
             (
                 "DescribeStacks",
                 lambda aws: aws.stack("knock"),
@@ -445,6 +458,14 @@ class TestProgram:
         with mock_aws(), mock.patch("subprocess.run", side_effect=AssertionError("a command")):
             assert deploy.main(["--file", str(path), "--dry-run"]) == 0
         assert "will run    sam build" in capsys.readouterr().out
+
+    def test_one_without_a_file_has_the_store_that_would_be_proposed(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Mutation: `elif proposes and not existing:` -> `elif False:`."""
+        with mock_aws(), fails("ListDomains", refusal("OptInRequired", 403)):
+            assert deploy.main(["--dry-run", "--region", REGION]) == 0
+        assert "trail       will be kept in dynamodb in eu-central-1" in capsys.readouterr().out
 
     def test_sam_is_run_in_the_project_and_tells_nobody(self) -> None:
         with mock.patch("subprocess.run", return_value=mock.Mock(returncode=4)) as ran:

@@ -369,6 +369,17 @@ class TestFound:
         assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW}, frozenset({ONE}))
         assert ledger.rules[WEB] == LedgerRule(True, {"sgr-2": NOW})
 
+    def test_one_of_a_claimed_rule_that_the_ledger_had_dropped_is_open(self) -> None:
+        """Its only id was lost, so the ledger kept the claim alone.
+
+        Mutation: functions/grants/ledger.py:
+        `            rule = rules.get(key, LedgerRule())  # closing` ->
+        `            rule = rules.get(key, LedgerRule(closing=True))  # closing`
+        """
+        ledger = record_lost(opened(SSH), [rule_id(SSH)], NOW)
+        assert (ledger.rules, ledger.claimed()) == ({}, {SSH})
+        assert record_ids(ledger, {SSH: ["sgr-1"]}, NOW).rules[SSH] == LedgerRule(False, {"sgr-1": NOW})
+
     def test_a_claim_that_ended_claims_nothing(self) -> None:
         assert record_ids(claimed(SSH), {SSH: ["sgr-1"]}, END + SKEW).rules[SSH].closing
 
