@@ -78,6 +78,7 @@ HANDLERS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
 }
 DOMAINS = ("TRAIL", "LEDGER", "REFUSALS")
 MODULES = (api, authorize, guard, revoke)
+THREADS = "threads"  # counts, beside the functions, what is handed over to the embedded AWS's threads
 
 
 @cache
@@ -190,7 +191,7 @@ class Knock:
         self.deliveries.shutdown()
         self.engine.shutdown()
         deadline = time.monotonic() + 5
-        while any(self.busy.values()) and time.monotonic() < deadline:
+        while self.busy.total() > self.busy[THREADS] and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def call(self, name: str, event: Any) -> Any:
@@ -513,7 +514,7 @@ class _Counted:
 
     def _count(self, more: int) -> None:
         with self._knock.lock:
-            self._knock.busy["thread"] += more
+            self._knock.busy[THREADS] += more
 
 
 class Hurried:
