@@ -17,6 +17,10 @@ set -eu
 LC_ALL=C
 export LC_ALL
 
+# The number of a closed stream would go to a pipe of this script, whose programs then fail.
+(: 3<&0) 2>/dev/null || exec </dev/null
+(: >&2) || exec 2>/dev/null
+
 usage() {
     cat <<'END'
 usage: knock.sh [open] [TARGET...] [--for 8h] [--reason TEXT] [--source CIDR] [--renews ID] [--wait 5m]
@@ -120,6 +124,7 @@ find_access() {
         r????? | ???r??) note "others on this machine can read the key in $file; if it is yours: chmod 600 $file" ;;
         esac
         IFS= read -r key <"$file" || :
+        key=${key%"$(printf '\r')"} # of a file from Windows
         [ -n "$key" ] || unset_up "$file is empty: the key is missing"
     fi
     case $key in
@@ -810,7 +815,7 @@ revoke_grants() {
 end_one() {
     [ -n "$from_here" ] || request DELETE "$path"
     case $status in
-    2??) ;;
+    2??) [ "$(field id)" = "$id" ] || not_knock "with something that is not grant $id" ;;
     *) refused ;;
     esac
     if [ -n "$from_here" ] && [ "$(field status)" != revoked ]; then exit 9; fi

@@ -170,6 +170,14 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
     return "__implied", words
 
 
+def split_at_dashes(words: list[str]) -> tuple[list[str], bool, list[str]]:
+    """Split words at the first `--`: those before it, whether it is there, and those behind it."""
+    if "--" not in words:
+        return words, False, []
+    at = words.index("--")
+    return words[:at], True, words[at + 1 :]
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that allows arguments before and after options, and reports if its help cannot be written.
 
@@ -182,6 +190,11 @@ class Parser(argparse.ArgumentParser):
         """Read the words of a command. Raises SystemExit(2) after printing what is wrong."""
         self._as_json = "--json" in words
         return self.parse_intermixed_args(words)
+
+    def peek(self, words: list[str]) -> argparse.Namespace:
+        """Read the words of a command, but leave out options that it does not know."""
+        self._as_json = "--json" in words
+        return self.parse_known_intermixed_args(words)[0]
 
     def error(self, message: str) -> NoReturn:
         if not self._as_json:
@@ -232,6 +245,13 @@ def make_parser(
                 help=f"call over IPv{family} alone",
             )
     return parser
+
+
+def grant_id(text: str) -> str:
+    """Check that an id is not empty: the API's path would be that of all grants."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: is a variable not set?")
+    return text
 
 
 def time_with_unit(text: str) -> str:

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from . import config, state
-from .cli import Parser, make_parser, time_to_wait, time_with_unit
+from .cli import Parser, grant_id, make_parser, split_at_dashes, time_to_wait, time_with_unit
 from .client import Client
 from .errors import CannotReach, ConfigurationError, KnockError
 from .screen import Screen, say_open, show_event, show_left, show_targets, show_time
@@ -50,12 +50,21 @@ def _open(words: list[str], *, implied: bool) -> int:
         "                   [--wait TIME] [-4 | -6] [--json | -q]",
     )
     add_knock_options(parser)
-    parser.add_argument("--renews", metavar="ID", help="an own grant that ends once this one is open")
+    parser.add_argument(
+        "--renews", type=grant_id, metavar="ID", help="an own grant that ends once this one is open"
+    )
     parser.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
+    if implied:
+        before, parted, _ = split_at_dashes(words)
+        # Words are checked before options, since with a mistyped command those may be the command's.
+        named = parser.peek(before)
+        check_targets(parser, named, implied=True)
+        if parted and named.targets:
+            parser.error("only run takes a command behind --: knock run bastion -- ./deploy.sh")
     args = parser.parse(words)
     if args.renews and args.new:
         parser.error("--renews and --new contradict each other: use one")
-    check_targets(parser, args, implied=implied and "--" not in words)
+    check_targets(parser, args, implied=False)
     screen = Screen(args.json, args.quiet)
     by = _opener(args)
     with Session(args.profile, screen, family=args.family) as api:
@@ -181,7 +190,7 @@ def run_show(words: list[str]) -> int:
         "Show one grant and what happened to it.",
         "knock show alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081",
     )
-    parser.add_argument("id", metavar="ID", help="as knock ls shows it")
+    parser.add_argument("id", type=grant_id, metavar="ID", help="as knock ls shows it")
     args = parser.parse(words)
     screen = Screen(args.json, args.quiet)
     with Session(args.profile, screen, family=args.family) as api, screen.progress("asking"):
@@ -226,7 +235,7 @@ def run_revoke(words: list[str]) -> int:
         "knock revoke --all                   all of yours",
         usage="knock revoke [ID… | --all] [--reason TEXT] [-4 | -6] [--json | -q]",
     )
-    parser.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    parser.add_argument("ids", nargs="*", type=grant_id, metavar="ID", help="as knock ls shows it")
     parser.add_argument("--all", action="store_true", help="all your own live grants")
     parser.add_argument("--reason", metavar="TEXT", help="why; it is kept in the trail")
     args = parser.parse(words)
@@ -279,7 +288,7 @@ def run_renew(words: list[str]) -> int:
         "knock renew --all",
         usage="knock renew [ID… | --all] [--for TIME] [-4 | -6] [--json | -q]",
     )
-    parser.add_argument("ids", nargs="*", metavar="ID", help="as knock ls shows it")
+    parser.add_argument("ids", nargs="*", type=grant_id, metavar="ID", help="as knock ls shows it")
     parser.add_argument("--all", action="store_true", help="what you opened from any source")
     parser.add_argument(
         "--for", dest="duration", type=time_with_unit, metavar="TIME", help="how long: 90m, 8h, 1d, PT8H"

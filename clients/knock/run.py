@@ -25,7 +25,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
-from .cli import make_parser
+from .cli import make_parser, split_at_dashes
 from .commands import add_knock_options, check_targets
 from .errors import (
     CannotReach,
@@ -66,7 +66,7 @@ def run_run(words: list[str]) -> int:
         "                 [--json | -q] -- COMMAND…",
     )
     add_knock_options(parser)
-    own, parted, command = _part(words)
+    own, parted, command = split_at_dashes(words)
     args = parser.parse(own)
     if not parted or not command:
         parser.error("the command stands behind --: knock run bastion -- ./deploy.sh")
@@ -78,13 +78,6 @@ def run_run(words: list[str]) -> int:
         return code
     with Session(args.profile, screen, family=args.family) as api:
         return Run(api, args, screen, command).run()
-
-
-def _part(words: list[str]) -> tuple[list[str], bool, list[str]]:
-    if "--" not in words:
-        return words, False, []
-    at = words.index("--")
-    return words[:at], True, words[at + 1 :]
 
 
 def _cannot_start(program: str, screen: Screen) -> int:

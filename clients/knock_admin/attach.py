@@ -356,11 +356,18 @@ def _service(aws: Aws, name: str) -> dict[str, Any]:
     cluster, slash, service = name.partition("/")
     if not slash or not cluster or not service:
         raise AdminError(f"An ECS service is named like main/web, its cluster first, not {name!r}.")
-    services: list[dict[str, Any]] = aws.client("ecs").describe_services(cluster=cluster, services=[service])[
-        "services"
-    ]
+    services: list[dict[str, Any]]
+    try:
+        services = aws.client("ecs").describe_services(cluster=cluster, services=[service])["services"]
+    except ClientError as error:
+        if code_of(error) != "ClusterNotFoundException":
+            raise
+        raise AdminError(f"There is no ECS cluster {cluster} here; see `aws ecs list-clusters`.") from error
     if not services or services[0].get("status") != "ACTIVE":
-        raise AdminError(f"There is no ECS service {service} in the cluster {cluster}.")
+        raise AdminError(
+            f"There is no ECS service {service} in the cluster {cluster}; see `aws ecs list-services "
+            f"--cluster {cluster}`."
+        )
     return services[0]
 
 

@@ -12,7 +12,7 @@ import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from knock import __version__
+from knock import __version__, streams
 from knock.cli import speak_as_the_terminal_can
 from knock_admin import check_commands, grant_commands, key_commands, tags, target_commands, trail_commands
 
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(args)
     except KeyboardInterrupt:  # while the libraries are loaded: no call was made yet
-        print("knock-admin: interrupted", file=sys.stderr)
+        streams.say("knock-admin: interrupted")
         return 130
 
 
@@ -179,7 +179,7 @@ def _main(args: argparse.Namespace) -> int:
         except (BotoCoreError, ClientError) as error:
             raise translated(error, aws.calls.last if aws else None) from error
     except AdminError as error:
-        print(f"knock-admin: {visible_lines(error)}", file=sys.stderr)
+        streams.say(f"knock-admin: {visible_lines(error)}")
         _print_done(aws.calls if aws else None, args)
         return error.exit_code
     except BrokenPipeError:
@@ -187,7 +187,7 @@ def _main(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("knock-admin: interrupted", file=sys.stderr)
+        streams.say("knock-admin: interrupted")
         _print_done(aws.calls if aws else None, args, interrupted=True)
         return 130
 
@@ -227,15 +227,32 @@ def _run(aws: Aws, args: argparse.Namespace) -> Result:
 
 def _finish(result: Result, calls: Calls, args: argparse.Namespace) -> int:
     """Print a command's result, or with `--dry-run` the calls that it would make. Gives the exit code."""
-    if calls.dry_run:
-        planned = [{"call": call.name, "parameters": call.parameters} for call in calls.planned]
-        if args.json:
-            print(json.dumps({"dry_run": True, "calls": planned}, indent=2, default=str))
-            return 0
-        print("Calls this would make:" if planned else "This would change nothing.")
-        for number, call in enumerate(planned, 1):
-            print(f"{number:3}. {call['call']} {json.dumps(call['parameters'], default=str)}")
+    from knock_admin.errors import AdminError
+
+    try:
+        code = _print_planned(calls, args) if calls.dry_run else _print_result(result, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: the stream is closed
+        streams.silence(sys.stdout)
+        why = getattr(error, "strerror", None) or error
+        raise AdminError(f"standard output cannot be written ({why})") from error
+    return code
+
+
+def _print_planned(calls: Calls, args: argparse.Namespace) -> int:
+    planned = [{"call": call.name, "parameters": call.parameters} for call in calls.planned]
+    if args.json:
+        print(json.dumps({"dry_run": True, "calls": planned}, indent=2, default=str))
         return 0
+    print("Calls this would make:" if planned else "This would change nothing.")
+    for number, call in enumerate(planned, 1):
+        print(f"{number:3}. {call['call']} {json.dumps(call['parameters'], default=str)}")
+    return 0
+
+
+def _print_result(result: Result, args: argparse.Namespace) -> int:
     if args.json and result.data is not None:
         print(json.dumps(result.data, indent=2, default=str))
         return result.exit_code
@@ -243,8 +260,7 @@ def _finish(result: Result, calls: Calls, args: argparse.Namespace) -> int:
 
     # Each is one line. A line break inside comes from a name, which may be an attacker's: it is escaped.
     for note in result.notes:
-        print(visible(note), file=sys.stderr)
-    sys.stderr.flush()
+        streams.say(visible(note))
     for line in result.lines:
         print(visible(line))
     return result.exit_code
@@ -257,12 +273,12 @@ def _print_done(calls: Calls | None, args: argparse.Namespace, *, interrupted: b
     unknown = calls.unanswered if interrupted else []
     for heading, listed in (("Done before that:", calls.done), ("Not known whether done:", unknown)):
         if listed:
-            print(heading, file=sys.stderr)
+            streams.say(heading)
         for call in listed:
-            print(f"  {call.name} {json.dumps(call.parameters, default=str)}", file=sys.stderr)
+            streams.say(f"  {call.name} {json.dumps(call.parameters, default=str)}")
     if calls.done or unknown:
         usual = "Run the same command again: it goes on where this one stopped."
-        print(AGAIN.get(args.run, usual), file=sys.stderr)
+        streams.say(AGAIN.get(args.run, usual))
 
 
 if __name__ == "__main__":

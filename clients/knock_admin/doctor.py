@@ -264,10 +264,9 @@ def _keys(stack: Stack, now: datetime) -> Iterator[Finding]:
         if faults:
             continue
         named = set(key.tags.get(tags.TARGETS, "").split()) - {"*", tags.EVERY_TARGET}
-        if named - known:
-            yield Finding(
-                "warn", "keys", f"{who} may open {', '.join(sorted(named - known))}, which do not exist"
-            )
+        if missing := sorted(named - known):
+            do = "does" if len(missing) == 1 else "do"
+            yield Finding("warn", "keys", f"{who} may open {', '.join(missing)}, which {do} not exist")
         if tags.NAME not in key.tags:
             yield Finding(
                 "warn",

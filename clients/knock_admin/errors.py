@@ -135,8 +135,8 @@ def not_signed_in(error: Exception, profile: str | None) -> Unreachable:
         message = error.response.get("Error", {}).get("Message", "") or code_of(error)
         why = f"{error.operation_name} answered {code_of(error)}: {message}. Sign in again, or name another "
         "profile."
-    elif isinstance(error, boto.BotoCoreError):
-        why = f"{str(error).rstrip('.')}. Sign in, or name a profile with --profile."
+    elif isinstance(error, boto.BotoCoreError):  # a program that failed may have said nothing: "…-process: "
+        why = f"{str(error).rstrip(' .:')}. Sign in, or name a profile with --profile."
     else:  # without its text, in which a program may have put credentials
         why = (
             f"what the configuration{of} names gave no credentials ({type(error).__name__}). Try it by "

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from knock_admin.arguments import add_filters, conditions
+from knock_admin import tags
+from knock_admin.arguments import add_filters, checked, conditions
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -44,7 +45,7 @@ def register(commands: Any, command: Callable[..., ArgumentParser]) -> None:
         "knock-admin revoke alice_203-0-113-7_20261123T211719Z_9f86d081884c7d65 --reason 'left the team'",
         "knock-admin revoke --principal alice --reason 'laptop stolen' --yes",
     )
-    revoke.add_argument("id", nargs="*", help="grants, by id")
+    revoke.add_argument("id", nargs="*", type=checked(tags.grant_id), help="grants, by id")
     add_filters(revoke)
     revoke.add_argument("--all", action="store_true", help="every live grant of the stack")
     revoke.add_argument("--reason", default="", help="why, for the trail")

@@ -173,15 +173,18 @@ def add(stack: Stack, args: Namespace) -> Result:
     if args.file:
         if args.name or rights:
             raise UsageError("--from: the file says whose keys and which rights; name neither beside it.")
-        return many.add(
-            stack, many.read(args.file), many.keeper(args.values, args.values_to, stack.aws.calls.dry_run)
-        )
+        people = many.read(args.file)
+        keep = many.keeper(args.values, args.values_to, stack.aws.calls.dry_run)
+        for name, theirs in people.items():
+            keys.check_end(name, theirs, args.now)
+        return many.add(stack, people, keep)
     if args.values or args.values_to:
         raise UsageError("--values and --values-to go with --from; one key's value is shown.")
     if not args.name or not args.targets or not args.max:
         raise UsageError(
             "Whose key, for which --targets, and for how long at most (--max)? Or name a file, --from."
         )
+    keys.check_end(args.name, rights, args.now)
     return keys.add(stack, args.name, rights)
 
 
@@ -213,6 +216,7 @@ def change(stack: Stack, args: Namespace) -> Result:
         )
     if both := set(args.add_targets) & set(args.remove_targets):
         raise UsageError(f"{', '.join(sorted(both))}: added and removed in one command.")
+    keys.check_end(", ".join(args.name), wanted, args.now)
     return keys.change(stack, args.name, wanted, unwanted, more=args.add_targets, fewer=args.remove_targets)
 
 

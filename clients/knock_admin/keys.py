@@ -198,6 +198,12 @@ def check_targets(stack: Stack, value: str) -> None:
             warn(f"there is no target {name} yet; make it with `knock-admin target add {name}`")
 
 
+def check_end(who: str, rights: Mapping[str, str], now: datetime) -> None:
+    """Warn of an end that is past: of a year that is mistyped, say."""
+    if (end := rights.get(tags.UNTIL)) and tags.parse_until(end) <= now:
+        warn(f"{visible(who)}: {end} is past, so the key opens nothing; `key set --until` gives it more")
+
+
 def make(
     stack: Stack,
     name: str,

@@ -43,8 +43,10 @@ def read(file: str) -> dict[str, dict[str, str]]:
     """Read a CSV file of principals: name → rights as tags. Raises UsageError with every wrong line."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"--from {file}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--from {file}: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise UsageError(f"--from {file}: it is not in UTF-8 ({error})") from error
     lines = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
     try:
         _check_columns(file, list(lines.fieldnames or ()))

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from knock import streams
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -99,15 +101,15 @@ def count(number: int, what: str) -> str:
 
 def warn(text: str) -> None:
     """Print a warning, to standard error."""
-    print(f"warning: {visible_lines(text)}", file=sys.stderr)
+    streams.say(f"warning: {visible_lines(text)}")
 
 
 def note(text: str) -> None:
     """Print a remark on the data, to standard error."""
-    print(f"note: {visible_lines(text)}", file=sys.stderr)
+    streams.say(f"note: {visible_lines(text)}")
 
 
 def progress(text: str) -> None:
     """Print the progress of a long command, to standard error if it is a terminal."""
     if sys.stderr.isatty():
-        print(visible_lines(text), file=sys.stderr)
+        streams.say(visible_lines(text))

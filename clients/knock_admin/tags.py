@@ -206,6 +206,13 @@ def principal_name(text: str) -> str:
     return text
 
 
+def grant_id(text: str) -> str:
+    """Check that a text has the form of a grant's id. Raises ValueError."""
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", text, re.ASCII):
+        raise ValueError(f"a grant's id, as `knock-admin grants` shows it, was expected, not {text!r}")
+    return text
+
+
 def canonical_source(text: str) -> str:
     """Write an address or a CIDR as EC2 does: `203.0.113.7` is `203.0.113.7/32`. Raises ValueError."""
     try:

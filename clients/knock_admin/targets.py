@@ -469,8 +469,8 @@ def detach(
 
     Live grants are closed first (`revoke`), or go on without effect there (`leave`), or AdminError is raised.
     """
-    aws, pool = stack.aws, existing(stack, name)
-    ids = {group.id for group in pool}
+    aws, unfinished = stack.aws, _unfinished(stack, name)  # a run of `add` that was stopped attached those
+    ids = {group.id for group in [*(pool_of if unfinished else existing)(stack, name), *unfinished]}
     if everywhere:
         there = attach.attached(aws, ids)
         holders = list(there.holders)
@@ -494,7 +494,7 @@ def detach(
     if leave:
         stay, ended = inside.live_if_readable(stack, name, ids, now), []
         if stay:
-            warn(f"{inside.count_of(stay)} of the target {name} stay as they are, and reach nothing there")
+            warn(f"The target {name} keeps {inside.count_of(stay)}, to reach nothing there")
     else:
         ended = inside.end_or_refuse(
             stack,

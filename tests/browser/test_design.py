@@ -118,11 +118,13 @@ def test_the_knock_brings_the_door_into_view_on_a_phone(stack: Stack, visitor: V
 
 
 def test_an_error_stands_where_its_field_is_on_a_phone(stack: Stack, visitor: Visitor) -> None:
-    page = visitor.open(viewport=PHONE, has_touch=True)
+    page = visitor.open(viewport=PHONE, has_touch=True, reduced_motion="no-preference")
     visitor.come_in(page, stack.person(any_source="/28"))
     for field in ("duration", "source"):
         page.locator(f"#{field}").fill("soon")
-        page.get_by_role("button", name="Knock").click()
+        knock = page.get_by_role("button", name="Knock")
+        knock.evaluate("node => node.scrollIntoView({ block: 'start', behavior: 'instant' })")
+        knock.click()
         alert = page.locator(f"#{field}-wrong")
         expect(alert).to_be_in_viewport(ratio=1)
         expect(page.locator(f"#{field}")).to_be_in_viewport(ratio=1)

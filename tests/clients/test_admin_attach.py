@@ -206,7 +206,7 @@ def test_a_service_without_a_group_keeps_the_default_one_that_its_tasks_have(
     ]
 
 
-def test_a_deployment_that_failed_is_said_and_the_target_cannot_be_knocked_for(
+def test_a_deployment_that_failed_is_said_and_the_target_cannot_be_knocked_for_and_can_be_undone(
     world: World, deploys: list[str]
 ) -> None:
     make_service(world, groups=[world.office])
@@ -217,6 +217,12 @@ def test_a_deployment_that_failed_is_said_and_the_target_cannot_be_knocked_for(
         True,
     )
     assert pool(world, "data") == []
+    assert len(network_of_service()["securityGroups"]) == 2, "attached, by a group that is no target's yet"
+    deploys[:] = ["COMPLETED"]
+    world.ok("target", "detach", "data", "--all")
+    assert network_of_service()["securityGroups"] == [world.office]
+    world.ok("target", "rm", "data")
+    assert "has no target data" in world.run("target", "detach", "data", "--all").err
 
 
 def test_a_service_that_cannot_be_attached_to_says_what_to_do(world: World) -> None:
@@ -224,6 +230,7 @@ def test_a_service_that_cannot_be_attached_to_says_what_to_do(world: World) -> N
     for name, said in (
         ("main/web", "is deployed by CODE_DEPLOY, which sets its groups"),
         ("main/nope", "There is no ECS service nope in the cluster main"),
+        ("nope/web", "There is no ECS cluster nope here"),
     ):
         ran = world.run("target", "add", "data", "--ports", "443/tcp", "--ecs", name)
         assert (ran.code, said in ran.err) == (1, True), ran.err

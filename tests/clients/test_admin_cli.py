@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
 import shlex
@@ -418,6 +420,22 @@ def test_a_reader_that_leaves_early_is_no_error(world: World, monkeypatch: pytes
     monkeypatch.setattr(sys, "stdout", Gone())
     assert cli.main(["target", "ls", "--region", REGION]) == 1
     os.close(reader)
+
+
+def test_output_that_cannot_be_written_is_an_error_that_says_what_was_done(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:  # a file's text is kept in memory until then
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["target", "ls", "--region", REGION]) == 1
+    told = "knock-admin: standard output cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err == told
+    add = ["target", "add", "web", "--ports", "80/tcp", "--eip", world.eip, "--region", REGION]
+    assert cli.main(add) == 1
+    assert f"{told}Done before that:\n  ec2:CreateSecurityGroup " in capsys.readouterr().err
 
 
 def test_long_work_tells_how_far_it_is_on_a_terminal_only(

@@ -254,7 +254,7 @@ def test_keys_that_open_nothing_or_should_be_gone_are_told(well: World) -> None:
         tags={"knock:retires-at": "2026-01-01T00:00:00Z"},
     )
     details = " ".join(each["detail"] for each in well.ok("doctor", "--json").json["findings"])
-    assert re.search(r"bob \(\w+\) may open nowhere, which do not exist", details)
+    assert re.search(r"bob \(\w+\) may open nowhere, which does not exist", details)
     assert f"alice ({old}) was to retire at 2026-01-01T00:00:00Z and still works" in details
 
 

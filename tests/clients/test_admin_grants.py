@@ -87,6 +87,15 @@ def test_a_grant_is_ended_by_the_revoke_function_which_is_told_by_whom_and_why(
     assert ran.out == "alice_1: revoked; rules gone: sgr-1\n"
 
 
+@pytest.mark.parametrize("text", ["alice_1 ", "alice 1", "alice\x1b[31m", "a" * 81, ""])
+def test_what_is_no_grants_id_is_a_usage_error_and_not_a_grant_without_rules(
+    world: World, calls: list[dict[str, Any]], text: str
+) -> None:
+    ran = world.run("revoke", "alice_1", text)
+    assert (ran.code, calls) == (2, [])
+    assert "a grant's id, as `knock-admin grants` shows it, was expected" in ran.err
+
+
 def test_a_grant_named_by_id_is_ended_without_reading_the_trail(
     world: World, calls: list[dict[str, Any]]
 ) -> None:

@@ -466,8 +466,11 @@ class TestUntil:
         assert world.ok("key", "ls", "--json").json["keys"][0]["until"] == "2099-01-15"
 
     def test_one_that_is_over_says_so(self, world: World) -> None:
-        add(world, "alice", "--until", "2020-01-15T17:00:00Z")
-        assert "ended 2020-01-15T17:00:00Z" in world.ok("key", "ls").out
+        added = add(world, "alice", "--until", "2020-01-15T17:00:00Z")
+        assert "alice: 2020-01-15T17:00:00Z is past, so the key opens nothing" in added.err
+        changed = world.ok("key", "set", "alice", "--until", "2020-01-15")
+        assert "alice: 2020-01-15 is past, so the key opens nothing" in changed.err
+        assert "ended 2020-01-15" in world.ok("key", "ls").out
 
     def test_it_is_taken_away_again(self, world: World) -> None:
         add(world, "alice", "--until", "2099-01-15")

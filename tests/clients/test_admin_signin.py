@@ -43,7 +43,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("credential_process = /bin/echo []", "gave no credentials (AttributeError)"),
         ("credential_process = /bin/sh -c 'x", "gave no credentials (ValueError)"),
-        ("credential_process = /bin/false", "Error when retrieving credentials from custom-process"),
+        ("credential_process = /bin/false", "Error when retrieving credentials from custom-process. Sign in"),
         (
             f"role_arn = {ROLE}\nweb_identity_token_file = /nonexistent/token",
             "there is no /nonexistent/token",

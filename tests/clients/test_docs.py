@@ -80,8 +80,6 @@ def play(page: str, api: OnStack, home: Path) -> str:
                        capture_output=True)  # fmt: skip
     script = "set +e\n"
     for command in commands(page):
-        if "$GRANT" in command:
-            script += 'GRANT=$(curl -s -H "x-api-key: $KEY" "$URL/grants?status=all" | cut -d \'"\' -f 6)\n'
         script += f"{{ {command}\n}} 2>&1\nprintf '\\036'\n"
     zone = zone_where_it_is_evening(datetime.now(UTC))
     done = subprocess.run(

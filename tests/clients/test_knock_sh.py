@@ -418,6 +418,8 @@ def test_a_key_file_can_be_named(
     for name in (file, home / "link"):
         monkeypatch.setenv("KNOCK_KEY_FILE", str(name))
         assert json.loads(sh("whoami").out)["principal"]["name"] == "bob"
+    file.write_bytes(double.keys["bob"].encode() + b"\r\n")
+    assert sh("whoami", "-q").out == "bob\n", "a file from Windows"
     file.write_text("")
     assert f"{home / 'link'} is empty: the key is missing" in sh("whoami").err
     file.unlink()
@@ -755,13 +757,15 @@ def test_what_is_open_is_known_when_the_output_cannot_be_written(
         assert f"end what is open with knock.sh revoke {grant}" in done.err
 
 
-@pytest.mark.parametrize("gone", ["2>&-", "2>/dev/full"])
-def test_run_does_its_work_when_standard_error_cannot_be_written(
+@pytest.mark.parametrize("gone", ["2>&-", "2>/dev/full", "<&-"])
+def test_its_work_is_done_where_standard_error_or_input_is_closed(
     shell: list[str], sh: Run, double: Double, as_alice_on_double: None, spawn: Run, gone: str
 ) -> None:
-    command = [*shell, str(SCRIPT), "run", "bastion", "--", "sh", "-c", "echo done; exit 7"]
+    command = [*shell, str(SCRIPT), "run", "bastion", "-q", "--", "sh", "-c", "echo done; exit 7"]
     assert spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *command) == Done(7, "done\n", "")
     assert [grant["status"] for grant in double.grants.values()] == ["revoked"]
+    command = [*shell, str(SCRIPT), "ls", "-q"]
+    assert spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *command) == Done(0, "", "")
     double.faults = [(409, {}, {"type": "urn:knock:problem:pool-exhausted", "title": "x"})]
     command = [*shell, str(SCRIPT), "bastion", "--json"]
     assert spawn("/bin/sh", "-c", f'"$@" {gone}', "sh", *command).code == 4
@@ -1056,6 +1060,16 @@ def test_ctrl_c_while_an_answer_is_awaited_says_what_may_be_open(
         _, told = running.communicate(timeout=10)
     assert running.returncode == 130
     assert "interrupted; something may be open all the same: look with knock.sh ls" in told
+
+
+def test_an_answer_without_the_grant_ends_none(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    grant = opened(sh("bastion"))
+    for words in (("revoke",), ("revoke", grant)):
+        double.faults = [(200, {}, {"login": "please"})]
+        done = sh(*words)
+        assert (done.code, done.out) == (3, "")
+        assert f"answered with something that is not grant {grant}" in done.err
+    assert sh("revoke").out == f"revoked: {grant}\n", "it is still known"
 
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\u009b31m\u202e".encode() + b"\x9b\xff\x00\r\x08"

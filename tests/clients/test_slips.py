@@ -41,7 +41,10 @@ def _as_alice(double: Double, home: object, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_mistyped_command_is_no_target_and_asks_nothing(
     run: Run, double: Double, typed: str, meant: str
 ) -> None:
-    for words in ([typed], ["--for", "1h", typed], [typed, "bastion"], [typed, "-q"]):
+    for words in (
+        [typed], ["--for", "1h", typed], [typed, "bastion"], [typed, "-q"], [typed, "--all"],
+        [typed, "bastion", "--", "true"],
+    ):  # fmt: skip
         done = run(*words)
         assert (done.code, done.out, double.seen) == (2, "", []), words
         assert f"did you mean {meant}?" in done.err
@@ -56,6 +59,12 @@ def test_a_target_of_such_a_name_opens_once_it_is_known_or_with_open(run: Run, d
     assert run("status").code == 0
     assert run("basion").out.startswith("open: basion")
     assert run("--", "close").code == 1, "what stands behind -- is a target: the API says that it is none"
+
+
+def test_a_command_behind_dashes_is_no_target_where_run_was_left_out(run: Run, double: Double) -> None:
+    done = run("bastion", "--for", "1h", "--", "./deploy.sh", "--json")
+    assert (done.code, done.out, double.seen) == (2, "", [])
+    assert "only run takes a command behind --: knock run bastion -- ./deploy.sh" in done.err
 
 
 def test_a_mistyped_target_is_told_from_what_this_machine_has_learned(run: Run, double: Double) -> None:
@@ -107,6 +116,15 @@ def test_with_json_what_is_typed_wrong_is_json_too(run: Run, double: Double) -> 
         "the command's own word"
     )
     assert double.calls("GET") == 0
+
+
+@pytest.mark.parametrize("words", [["show"], ["revoke"], ["renew"], ["bastion", "--renews"]])
+def test_an_empty_id_is_a_variable_that_is_not_set_and_is_not_sent(
+    run: Run, double: Double, words: list[str]
+) -> None:
+    done = run(*words, "")
+    assert (done.code, done.out, double.seen) == (2, "", [])
+    assert "it is empty: is a variable not set?" in done.err
 
 
 def test_how_long_to_wait_is_a_time_too(run: Run, double: Double) -> None:
