@@ -1,7 +1,8 @@
 """`knock run`: open targets, run a command, and close the grant, however the command ends.
 
     open              the command runs with this terminal, in this process group
-    SIGINT, SIGQUIT   the terminal sends to the command as well; those sent to this process are passed on
+    SIGINT, SIGQUIT   the terminal sends to the command as well, so they are passed on only where there is
+                      no terminal: there, one sent to this process alone is not told from Ctrl-C
     SIGTERM, SIGHUP   are passed on to the command, and so are SIGUSR1 and SIGUSR2
     the command ends  the grant is closed; the exit code is the command's (128 + n for a signal)
 
