@@ -494,7 +494,7 @@ def detach(
     if leave:
         stay, ended = inside.live_if_readable(stack, name, ids, now), []
         if stay:
-            warn(f"The target {name} keeps {inside.count_of(stay)}, to reach nothing there")
+            warn(f"{inside.count_of(stay)} of the target {name} left open, reaching nothing there")
     else:
         ended = inside.end_or_refuse(
             stack,

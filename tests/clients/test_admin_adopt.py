@@ -279,7 +279,7 @@ def test_detaching_says_who_is_in_and_leaves_the_choice(world: World) -> None:
     assert (ran.code, f"{grant.id}  alice" in ran.err, "--leave-grants" in ran.err) == (1, True, True)
     assert world.groups_of(world.eni) == attached
     ran = world.ok("target", "detach", "bastion", "--all", "--leave-grants")
-    assert "1 live grant of the target bastion stay" in ran.err
+    assert "1 live grant of the target bastion left open" in ran.err
     assert world.groups_of(world.eni) == [world.office]
     world.ok("target", "add", "bastion", "--eip", world.eip)
     ends(world)
