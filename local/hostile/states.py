@@ -80,7 +80,7 @@ class StatesLag:
             for ended in _STATUSES if running else ():
                 page = forward(json.dumps(request | {"statusFilter": ended, "maxResults": 1000}).encode())
                 executions = json.loads(page.body).get("executions", [])
-                shown += [_as_running(each) for each in executions if each["executionArn"] in running]
+                shown += [_as_running(each) for each in executions if each["executionArn"] in running - unseen]
         return _with(answer, body | {"executions": shown})
 
 

@@ -431,7 +431,9 @@ class TestStepFunctions:
             started = states.start_execution(stateMachineArn=MACHINE, name="young", input="{}")[
                 "executionArn"
             ]
-            assert "young" not in running_now()
+            with meeting_it(None):
+                knock.wait(lambda: knock.execution_status("young") == "FAILED", "it was not refused")
+            assert "young" not in running_now(), "one that has ended by now was not listed either"
             with pytest.raises(states.exceptions.ExecutionDoesNotExist):
                 states.describe_execution(executionArn=started)
             me.later(seconds=120)
