@@ -77,10 +77,11 @@ class StatesLag:
             if arn not in unseen and status in (None, listed["status"]):
                 shown.append(listed)
         if status == "RUNNING" and "nextToken" not in request:
-            for ended in _STATUSES if running else ():
+            listed_late = running - unseen
+            for ended in _STATUSES if listed_late else ():
                 page = forward(json.dumps(request | {"statusFilter": ended, "maxResults": 1000}).encode())
                 executions = json.loads(page.body).get("executions", [])
-                shown += [_as_running(each) for each in executions if each["executionArn"] in running - unseen]
+                shown += [_as_running(each) for each in executions if each["executionArn"] in listed_late]
         return _with(answer, body | {"executions": shown})
 
 
