@@ -10,10 +10,9 @@ import sys
 import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import boto3
-from typing_extensions import Self
 
 from tests.conftest import ROOT, STORE, need
 

@@ -54,17 +54,16 @@ class Ran:
 @contextmanager
 def running() -> Iterator[Stack]:
     """A stack of its own: thousands of grants are nobody else's business."""
-    started = Stack.start()
-    apigateway = started.client("apigateway")
-    (plan,) = apigateway.get_usage_plans()["items"]
-    made = apigateway.create_api_key(name="eve", value="e" * 40, enabled=True)
-    apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
-    for key in apigateway.get_api_keys()["items"]:
-        if key["name"] in ("alice", "operator"):  # so that hundreds of their knocks open
-            arn = f"arn:aws:apigateway:{started.region}::/apikeys/{key['id']}"
-            apigateway.tag_resource(resourceArn=arn, tags={"knock:max-live": "1000"})
-    started.said["keys"] |= {"no rights": "e" * 40, "wrong": "w" * 40}
-    with started:
+    with Stack.start() as started:
+        apigateway = started.client("apigateway")
+        (plan,) = apigateway.get_usage_plans()["items"]
+        made = apigateway.create_api_key(name="eve", value="e" * 40, enabled=True)
+        apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
+        for key in apigateway.get_api_keys()["items"]:
+            if key["name"] in ("alice", "operator"):  # so that hundreds of their knocks open
+                arn = f"arn:aws:apigateway:{started.region}::/apikeys/{key['id']}"
+                apigateway.tag_resource(resourceArn=arn, tags={"knock:max-live": "1000"})
+        started.said["keys"] |= {"no rights": "e" * 40, "wrong": "w" * 40}
         yield started
 
 
