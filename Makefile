@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help local test check quick format bench mutants soak openapi deploy e2e scan audit cost release-snapshot dist requirements clean
+.PHONY: help local test check quick format bench mutants soak docs openapi deploy e2e scan audit cost release-snapshot dist requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -106,6 +106,14 @@ audit: $(VENV)/.dev ## look the pinned libraries up among known vulnerabilities 
 	for name in requirements requirements-dev requirements-sam requirements-checkov; do \
 	  $(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $$name.txt || exit 1; done
 
+docs: openapi cost .venv-sam/.done node_modules/.done ## write anew all that is generated in README and docs/: transcripts, pictures, references
+	$(BIN)/python -m bench.plots
+	$(BIN)/python -m tools.diagram
+	$(BIN)/python -m tests.docs.player README.md docs/tour.md
+	$(BIN)/python -m tools.recording
+	WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/clients/test_docs.py tests/clients/test_admin_docs.py \
+	  tests/browser/test_design.py::test_the_readmes_picture_is_there
+
 cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
 	PYTHONPATH=functions $(BIN)/python -m tools.cost
 
@@ -115,8 +123,8 @@ mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test n
 soak: $(VENV)/.dev .venv-sam/.done .venv-newest/.done node_modules/.done ## all tests on each store, then random schedules for an hour (ARGS="--hours 8 --from 123", "--hostile")
 	@PYTHONPATH=functions:clients $(BIN)/python -m tools.soak $(or $(ARGS),--suites)
 
-release-snapshot: $(VENV)/.dev ## write down what a release deploys (VERSION=1.2.3)
-	$(BIN)/python -m tools.snapshot $(or $(VERSION),$(error say which release: make release-snapshot VERSION=1.2.3))
+release-snapshot: $(VENV)/.dev ## write down what the current version deploys
+	$(BIN)/python -m tools.snapshot
 
 dist: $(VENV)/.run ## build what a release gives to users, into dist/: the wheel, knock.pyz, knock.sh, checksums
 	@$(BIN)/python -m tools.dist $(ARGS)

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import calls, cold, knocks, lag, listing, plots, report, starts, stores
 from bench.scale import FULL, QUICK, BenchError, Scale
-from bench.stacks import ROOT
+from tools import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: dict[str, Callable[[Scale], list[report.Table]]] = {

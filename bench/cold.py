@@ -26,14 +26,13 @@ from bench.grants import Grant  # before the functions' own modules: it puts the
 from bench.recorded import GROUP, RULE, Recorded
 from bench.report import Cell, Table
 from bench.scale import BenchError, Scale
-from bench.stacks import ROOT
 from grants import ledger
 from grants.values import Ports, Principal, Target
 from local.deployment import Deployment
 from local.lambdas import environment
 from local.stack import REGION
 from local.template import Place, load
-from tools import bytecode
+from tools import ROOT, bytecode
 
 SOURCE = "203.0.113.7/32"
 

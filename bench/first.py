@@ -17,7 +17,7 @@ import sys
 def resolve_aws_to(port: int, ca: str) -> None:
     """Resolve AWS's host names to a port of this machine, and refuse all others."""
 
-    def find(host, *_arguments, **_named):
+    def find(host, *_arguments, **_keywords):
         if not str(host).endswith(".amazonaws.com"):
             raise socket.gaierror(f"{host} is not to be called here")
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
@@ -25,8 +25,8 @@ def resolve_aws_to(port: int, ca: str) -> None:
     socket.getaddrinfo = find
     load = ssl.SSLContext.load_verify_locations
 
-    def load_and_trust(self, *arguments, **named):
-        load(self, *arguments, **named)
+    def load_and_trust(self, *arguments, **keywords):
+        load(self, *arguments, **keywords)
         load(self, cadata=ca)
 
     ssl.SSLContext.load_verify_locations = load_and_trust

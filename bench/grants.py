@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from bench.scale import BenchError
-from bench.stacks import ROOT, Stack, new_source, together, wait_until
+from bench.stacks import Stack, new_source, together, wait_until
+from tools import ROOT
 
 sys.path.insert(0, str(ROOT / "functions"))
 
@@ -159,10 +160,10 @@ def _attributes(record: Record) -> list[dict[str, str]]:
     """Build the item of an ended grant by the four writes that Knock makes from its knock to its end."""
     if not (record.authorized_at and record.ended_at and record.closed_at):
         raise BenchError(f"{record.id} is not a grant that has ended")
-    written = _Written()
-    writer = Trail(written)  # type: ignore[arg-type]  # only its writes are called
+    item = _Written()
+    writer = Trail(item)  # type: ignore[arg-type]  # only its writes are called
     writer.record(record.grant)
     writer.authorize(record.id, record.authorized_at, record.opened)
     writer.end(record.id, record.state, record.ended_at, record.ended_by, record.end_reason)
     writer.close(record.id, record.closed_at, record.closer, [rule.rule_id for rule in record.opened], ())
-    return written.attributes
+    return item.attributes

@@ -27,7 +27,8 @@ from typing import Any
 from local.endpoint import Answer, Call, Forward
 from local.engine import calm_collector
 from local.lambdas import access_key
-from local.stack import ROOT, Stack, running
+from local.stack import Stack, running
+from tools import ROOT
 
 EMPTY = """\
 Resources:

@@ -69,8 +69,10 @@ def load(scale: Scale) -> list[Table]:
     with local_up() as stack:
         for name, ports in (("bench-a", "22/tcp"), ("bench-b", "80/tcp 443/tcp")):
             stack.add_target(name, -(-scale.load_clients * 2 // RULES_PER_GROUP), ports)
-        share, rest = divmod(scale.load_requests, scale.load_clients)
-        clients = [_Client(stack, number, share + (number < rest)) for number in range(scale.load_clients)]
+        share, remainder = divmod(scale.load_requests, scale.load_clients)
+        clients = [
+            _Client(stack, number, share + (number < remainder)) for number in range(scale.load_clients)
+        ]
         together(scale.load_clients, lambda client: client.run(), clients)
         answers = [answer for client in clients for answer in client.answers]
         together(8, lambda client: client.leave(), clients)
@@ -145,8 +147,8 @@ def _end(stack: Stack, clients: list[_Client]) -> Table:
     """Count what is left after all clients have revoked: nothing may be open, and no grant lost."""
     wait_until(lambda: not stack.running(), "not all executions ended", 30)
     grants = [grant for client in clients for grant in client.grants]
-    shown = [stack.call("GET", f"/grants/{grant}", "operator") for grant in grants]
-    events = [{event["event"] for event in answer.json.get("events", ())} for answer in shown]
+    answers = [stack.call("GET", f"/grants/{grant}", "operator") for grant in grants]
+    events = [{event["event"] for event in answer.json.get("events", ())} for answer in answers]
     recorded = sum({"requested", "closed"} <= names for names in events)
     rows: list[dict[str, Cell]] = [
         {"at the end": "grants that were answered with 201 or 202", "count": len(grants)},

@@ -176,6 +176,6 @@ def _knock_round(stack: Stack, targets: list[tuple[str, list[str]]], size: int, 
         return (record.closed_at - end) / MILLISECOND, (record.ended_at - end) / MILLISECOND
 
     lags = together(4, lags_of, round_grants)
-    if left := stack.open_rules():
-        raise BenchError(f"{left} rules are open after their grants ended")
+    if open_rules := stack.open_rules():
+        raise BenchError(f"{open_rules} rules are open after their grants ended")
     return _Lags([closed for closed, _ in lags], [ended for _, ended in lags], cpu)

@@ -58,11 +58,11 @@ def _requests(past: list[grants.Record], live: list[str]) -> list[tuple[str, str
     """List the kinds of requests: name, path, query, and how many grants the answer must have."""
     middle = base64.urlsafe_b64encode(past[len(past) // 2].grant.order.encode()).decode()
     of_user = sum(record.grant.principal.name == "user-07" for record in past)
-    left = len(past) - len(past) // 2 - 1
+    older = len(past) - len(past) // 2 - 1
     return [
         ("/grants (live)", "/grants", {}, len(live)),
         ("/grants?status=all", "/grants", {"status": "all"}, min(50, len(past) + len(live) + 1)),
-        ("…&cursor=… (deep page)", "/grants", {"status": "all", "cursor": middle}, min(50, left)),
+        ("…&cursor=… (deep page)", "/grants", {"status": "all", "cursor": middle}, min(50, older)),
         (
             "…&principal=user-07",
             "/grants",

@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 LATENCIES = ROOT / "docs" / "cost" / "latencies.json"
 
 PARTS = (

@@ -11,15 +11,14 @@ whose SVG has paths with fixed colours, and which is a hundred times as large.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pygal
 from pygal.style import Style
 
 from bench import model
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "plots"
 

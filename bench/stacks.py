@@ -28,8 +28,8 @@ import boto3
 from botocore.config import Config
 
 from bench.scale import BenchError
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RULES_PER_GROUP = 50  # of the 60 that EC2 allows: no pool is ever full by accident
 
 T = TypeVar("T")

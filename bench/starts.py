@@ -13,11 +13,12 @@ from pathlib import Path
 
 from bench.report import Cell, Table
 from bench.scale import BenchError, Scale
-from bench.stacks import ROOT, local_up, stop
+from bench.stacks import local_up, stop
 from local.deployment import Deployment
 from local.lambdas import environment
 from local.stack import REGION
 from local.template import Place, load
+from tools import ROOT
 
 # The clients and objects that a function creates in its first invocation, and later ones reuse.
 FUNCTIONS = {

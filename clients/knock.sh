@@ -76,7 +76,7 @@ misused() {
     fail 2 UsageError "$1"
 }
 
-unset_up() { fail 2 ConfigurationError "$1"; }
+misconfigured() { fail 2 ConfigurationError "$1"; }
 
 # Remove control characters, and print ? for bytes that are not ASCII.
 printable() { tr -d '\000-\010\013-\037\177' | tr '\200-\377' '?'; }
@@ -94,29 +94,29 @@ find_access() {
     if [ -f "$folder/url" ]; then
         IFS= read -r stored <"$folder/url" || :
     fi
-    [ -n "${KNOCK_URL-unset}" ] || unset_up "KNOCK_URL is empty: is it set where this runs?"
+    [ -n "${KNOCK_URL-unset}" ] || misconfigured "KNOCK_URL is empty: is it set where this runs?"
     url=${KNOCK_URL:-$stored}
     [ -z "$stored" ] || guard "$folder/url"
-    [ -n "$url" ] || unset_up "set KNOCK_URL to the API's URL, or write it to $folder/url"
+    [ -n "$url" ] || misconfigured "set KNOCK_URL to the API's URL, or write it to $folder/url"
     url=$(bare "$url")
     case $url in
-    *[!!-~]* | *\"* | *\\* | *\?* | *'#'* | *@*) unset_up "KNOCK_URL is only https://HOST/STAGE" ;;
+    *[!!-~]* | *\"* | *\\* | *\?* | *'#'* | *@*) misconfigured "KNOCK_URL is only https://HOST/STAGE" ;;
     https://?* | http://127.0.0.1[:/]* | http://localhost[:/]* | 'http://[::1]'[:/]*) ;;
-    *) unset_up "KNOCK_URL must start with https://: anything else would show the key to the network" ;;
+    *) misconfigured "KNOCK_URL must start with https://: anything else would show the key to the network" ;;
     esac
 
     key=${KNOCK_API_KEY:-} given=${KNOCK_API_KEY:-}
     if [ -z "$key" ]; then
         if [ -n "${KNOCK_KEY_FILE:-}" ]; then
             file=$KNOCK_KEY_FILE
-            [ -f "$file" ] || unset_up "KNOCK_KEY_FILE is $file, and there is no such file"
+            [ -f "$file" ] || misconfigured "KNOCK_KEY_FILE is $file, and there is no such file"
         else
             [ -n "${KNOCK_API_KEY-unset}" ] ||
-                unset_up "KNOCK_API_KEY is empty: is the secret given to this job? (Forks are given none.)"
-            [ -n "${KNOCK_KEY_FILE-unset}" ] || unset_up "KNOCK_KEY_FILE is empty: is it set where this runs?"
+                misconfigured "KNOCK_API_KEY is empty: is the secret given to this job? (Forks are given none.)"
+            [ -n "${KNOCK_KEY_FILE-unset}" ] || misconfigured "KNOCK_KEY_FILE is empty: is it set where this runs?"
             file=$folder/key
-            [ -f "$file" ] || unset_up "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
-            [ "$url" = "$(bare "$stored")" ] || unset_up "KNOCK_URL is $url, and the key in $file is for ${stored:-the URL in $folder/url, where there is none}: it is not sent elsewhere. Set KNOCK_API_KEY too"
+            [ -f "$file" ] || misconfigured "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
+            [ "$url" = "$(bare "$stored")" ] || misconfigured "KNOCK_URL is $url, and the key in $file is for ${stored:-the URL in $folder/url, where there is none}: it is not sent elsewhere. Set KNOCK_API_KEY too"
         fi
         guard "$file"
         # shellcheck disable=SC2012 # see guard
@@ -125,10 +125,10 @@ find_access() {
         esac
         IFS= read -r key <"$file" || :
         key=${key%"$(printf '\r')"} # of a file from Windows
-        [ -n "$key" ] || unset_up "$file is empty: the key is missing"
+        [ -n "$key" ] || misconfigured "$file is empty: the key is missing"
     fi
     case $key in
-    *[!!-~]* | *\"* | *\\*) unset_up "the API key holds a character that no key has" ;;
+    *[!!-~]* | *\"* | *\\*) misconfigured "the API key holds a character that no key has" ;;
     esac
     unset KNOCK_API_KEY # started programs need no copy; run restores it for its command
 }
@@ -142,15 +142,15 @@ bare() {
 
 # guard FILE: exit with an error if other users can write it. Links are followed.
 guard() {
-    [ -r "$1" ] || unset_up "$1 cannot be read by this user"
+    [ -r "$1" ] || misconfigured "$1 cannot be read by this user"
     # ls is the only portable way to read mode and owner; the file's name is not parsed.
     # shellcheck disable=SC2012
     owner=$(ls -ldLn -- "$1" | awk '{ print $3; exit }')
     # shellcheck disable=SC2012
     case $(ls -ldL -- "$1" | cut -c 5-10) in
-    ?w???? | ????w?) unset_up "$1 can be changed by others; close it with: chmod 600 $1" ;;
+    ?w???? | ????w?) misconfigured "$1 can be changed by others; close it with: chmod 600 $1" ;;
     esac
-    [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ] || unset_up "$1 belongs to another user, who can change it"
+    [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ] || misconfigured "$1 belongs to another user, who can change it"
 }
 
 # Print the header with the key, for curl's standard input. If printf is no builtin, as in mksh and so on Android, the
@@ -242,8 +242,8 @@ no_room() {
     esac
 }
 
-# passing: whether the same knock may succeed later, and has certainly opened nothing.
-passing() {
+# may_retry: whether the same knock may succeed later, and has certainly opened nothing.
+may_retry() {
     case $status in
     429) [ -z "$(field grant_id)" ] ;;
     503)
@@ -280,7 +280,7 @@ refused() {
         say "$(field title): $(field detail)"
         [ -z "$maybe" ] || say "it may be open all the same: look with knock.sh ls, end it with knock.sh revoke $maybe"
         case $(field type) in
-        *:pool-exhausted) say "somebody's grant must end first: --wait 5m tries for so long" ;;
+        *:pool-exhausted) say "another grant must end first: --wait 5m tries for so long" ;;
         *:too-many-grants) say "end one with knock.sh revoke ID, or take the place of one with --renews ID" ;;
         *:source-full) say "grants of this source, yours or others', must end first: knock.sh ls shows yours" ;;
         *:target-gone) say "knock.sh whoami shows what you may open now" ;;
@@ -444,9 +444,9 @@ forget() {
 # Print the ids of grants that were opened from here through this API.
 remembered() {
     place=$(records) || return 0
-    for one in "$place"/*; do
-        [ -f "$one" ] && IFS= read -r at <"$one" && [ "$at" = "$url" ] && plain_id "${one##*/}" &&
-            printf '%s\n' "${one##*/}"
+    for record in "$place"/*; do
+        [ -f "$record" ] && IFS= read -r at <"$record" && [ "$at" = "$url" ] && plain_id "${record##*/}" &&
+            printf '%s\n' "${record##*/}"
     done 2>/dev/null
     return 0
 }
@@ -475,7 +475,7 @@ open_grant() {
         case $status in
         2??) await_grant && return ;;
         *)
-            passing || refused
+            may_retry || refused
             [ "$waited" -lt "$wait" ] || refused
             why="$(field title): $(field detail)"
             ;;
@@ -521,12 +521,12 @@ await_grant() {
 # look: read $grant anew. Sets $answer, or $failed and $code to the error.
 look() {
     code=0
-    told=$(print_grant 2>&1) || code=$?
+    output=$(print_grant 2>&1) || code=$?
     if [ "$code" = 0 ]; then
-        answer=$told failed=''
+        answer=$output failed=''
         return 0
     fi
-    failed=$(printf '%s\n' "$told" | sed -n 's/^knock\.sh: //p' | sed 1q)
+    failed=$(printf '%s\n' "$output" | sed -n 's/^knock\.sh: //p' | sed 1q)
     return 1
 }
 
@@ -562,7 +562,7 @@ open_targets() {
     show_opened || fail 1 OutputGone "standard output cannot be written; end what is open with knock.sh revoke $grant"
     [ -z "$json$quiet" ] || return 0
     named=$renews
-    others sooner "this ends sooner than what is open already: "
+    note_still_open sooner "this ends sooner than what is open already: "
 }
 
 show_opened() {
@@ -663,29 +663,29 @@ close_grant() {
     exit "$code"
 }
 
-# others KIND WORDS: print, after the words, the other active grants of the same principal and source that open targets
-# of the grant in $answer: any of them (KIND is "any"), or all of them and for longer ("sooner"). Grants in $named are
-# left out, since this command revokes them. A failure is ignored.
-others() {
+# note_still_open KIND WORDS: print, after the words, the other active grants of the same principal and source that open
+# targets of the grant in $answer: any of them (KIND is "any"), or all of them and for longer ("sooner"). Grants in $named
+# are left out, since this command revokes them. A failure is ignored.
+note_still_open() {
     this=$(scalars)
     path="/grants?limit=100&source=$(escaped "$(field source)")"
     (
         call GET "$path" 2>/dev/null
-        { printf '%s\n' "$this" && echo "the others" && scalars; } | awk -v kind="$1" -v named=" $named " '
-        /^the others$/ { rest = 1; next }
+        { printf '%s\n' "$this" && echo "the list" && scalars; } | awk -v kind="$1" -v named=" $named " '
+        /^the list$/ { listing = 1; next }
         { path = $1; value = substr($0, length(path) + 2); split(path, part, ".") }
-        !rest && part[1] == "targets" && part[3] == "name" { wanted[value] = 1; n++ }
-        !rest { mine[path] = value; next }
+        !listing && part[1] == "targets" && part[3] == "name" { wanted[value] = 1; n++ }
+        !listing { own[path] = value; next }
         part[1] != "grants" { next }
         { k = part[2]; if (k >= count) count = k + 1 }
         part[3] == "targets" && part[5] == "name" { if (value in wanted) shared[k]++; next }
         { at = part[3] (part[4] == "" ? "" : "." part[4]); its[k, at] = value }
         END {
             for (k = 0; k < count; k++) {
-                if (its[k, "id"] == mine["id"] || index(named, " " its[k, "id"] " ")) continue
-                if (its[k, "status"] != "active" || its[k, "principal.id"] != mine["principal.id"]) continue
+                if (its[k, "id"] == own["id"] || index(named, " " its[k, "id"] " ")) continue
+                if (its[k, "status"] != "active" || its[k, "principal.id"] != own["principal.id"]) continue
                 if (kind == "any" ? !shared[k] : shared[k] < n) continue
-                if (kind == "sooner" && its[k, "expires_at"] <= mine["expires_at"]) continue
+                if (kind == "sooner" && its[k, "expires_at"] <= own["expires_at"]) continue
                 print "still open until " its[k, "expires_at"] " by " its[k, "id"]
             }
         }'
@@ -746,8 +746,8 @@ own_ids() {
             END {
                 for (k = 0; k < n; k++) {
                     if (its[k, "principal.id"] != me || its[k, "id"] !~ /^[A-Za-z0-9_-]+$/) continue
-                    said = its[k, "reason"]
-                    if (substr(said, length(said) - length(mark) + 1) == mark) print its[k, "id"]
+                    reason = its[k, "reason"]
+                    if (substr(reason, length(reason) - length(mark) + 1) == mark) print its[k, "id"]
                 }
             }')
         looks=$((looks - 1))
@@ -779,17 +779,17 @@ revoke_grants() {
             request DELETE "$path"
             [ "$status" != 404 ] || continue
         fi
-        code=0 told=
+        code=0 ended=
         if [ -n "$json" ]; then
-            told=$(end_one) || code=$?
+            ended=$(end_grant) || code=$?
         else
-            (end_one) || code=$?
+            (end_grant) || code=$?
         fi
         case $code in
         0)
             forget "$id"
             done_ids=yes
-            listed="$listed${listed:+, }$told"
+            listed="$listed${listed:+, }$ended"
             ;;
         9) forget "$id" ;;
         3) exit 3 ;;
@@ -810,9 +810,9 @@ revoke_grants() {
     exit "$worst"
 }
 
-# end_one: revoke $id with a DELETE of $path, which $from_here has made already, and print the result. Exits with 9 for a
-# grant that was opened from here, and had ended before.
-end_one() {
+# end_grant: revoke $id with a DELETE of $path, which $from_here has made already, and print the result. Exits with 9 for
+# a grant that was opened from here, and had ended before.
+end_grant() {
     [ -n "$from_here" ] || request DELETE "$path"
     case $status in
     2??) [ "$(field id)" = "$id" ] || not_knock "with something that is not grant $id" ;;
@@ -825,7 +825,7 @@ end_one() {
         printf '%s\n' "$id"
     else
         printf '%s: %s\n' "$(field status)" "$id"
-        others any ""
+        note_still_open any ""
     fi
 }
 
@@ -845,7 +845,7 @@ command_of() {
         misused "knock.sh has no $1: the Python client, knock, has it. A target of that name: knock.sh open $1"
         ;;
     *)
-        close=$(printf '%s\n' "$1" | awk '
+        nearest=$(printf '%s\n' "$1" | awk '
         function near(a, b,   i, la, lb) {
             la = length(a); lb = length(b)
             if ((la < lb ? la : lb) < 3) return 0
@@ -859,8 +859,8 @@ command_of() {
         }
         { n = split("open run show revoke whoami", commands, " ")
           for (k = 1; k <= n; k++) if (near($0, commands[k])) { print commands[k]; exit } }')
-        [ -n "$close" ] || return 1
-        set -- "$1" "$close"
+        [ -n "$nearest" ] || return 1
+        set -- "$1" "$nearest"
         ;;
     esac
     misused "there is no command $1; did you mean $2? A target of that name: knock.sh open $1"
@@ -894,7 +894,7 @@ main() {
         ;;
     esac
     [ -z "$json" ] || [ -z "$quiet" ] || misused "--json and --quiet contradict each other: use one"
-    targets='' duration='' reason='' source='' renews='' wait=0 all='' mark='' words=0 parted=''
+    targets='' duration='' reason='' source='' renews='' wait=0 all='' mark='' words=0 has_dashes=''
     # Words that are no options are appended again, so that only they are left after the loop. With run they are
     # not: then the command after -- is left.
     count=$#
@@ -943,7 +943,7 @@ main() {
         -4 | -6) set_family "$word" ;;
         --)
             [ "$command" = run ] || misused "only run takes a command behind --"
-            parted=yes
+            has_dashes=yes
             break
             ;;
         -*) misused "there is no option $word" ;;
@@ -962,7 +962,7 @@ main() {
     case $command$words$all in
     open* | ls0* | whoami0 | show1 | revoke0*) ;;
     run*)
-        [ -n "$parted" ] || misused "run wants a command behind --: knock.sh run bastion -- ./deploy.sh"
+        [ -n "$has_dashes" ] || misused "run wants a command behind --: knock.sh run bastion -- ./deploy.sh"
         [ $# -gt 0 ] || misused "run wants a command behind --"
         ;;
     revoke*yes) misused "name grants or say --all, not both" ;;

@@ -48,10 +48,10 @@ from grants.values import (
     Record,
     State,
     Target,
+    requested_at_of,
     show_duration,
     show_second,
     show_time,
-    when_named,
 )
 from grants.wiring import ONCE, WARM, Wiring, count, logger, metrics, now, prepare
 from rest.answers import answer, problem, show, show_whole
@@ -73,7 +73,7 @@ OPENS_WITHIN = 5.0  # seconds a knock waits for its ingress before it answers 20
 # Seconds between two reads of whether a grant is open. Most open within the first third of a second, where
 # authorize is warm, so the first reads are closer together; a person waits half a pause too long on average.
 FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWS = 0.03, 0.1, 1.3
-SETTLES_WITHIN = 2.0  # seconds a DELETE waits for an authorization under way to close what it opened
+CLOSES_WITHIN = 2.0  # seconds a DELETE waits for an authorization under way to close what it opened
 ENDS_WITHIN = 20.0  # seconds a DELETE /grants spends on ending grants; API Gateway times out after 29
 SHOWS_WITHIN = 3.0  # seconds in which Step Functions may not show an execution that has just started
 JUST_NOW = timedelta(minutes=2)  # a grant whose id is younger may have an execution, and no record yet
@@ -106,7 +106,7 @@ class ApiWiring(Wiring):
         return Closer(self.functions, self.revoke_function, self.closings)
 
     @cached_property
-    def aside(self) -> ThreadPoolExecutor:
+    def readers(self) -> ThreadPoolExecutor:
         """Give the threads that count live grants and list targets while rights are read."""
         return ThreadPoolExecutor(2)
 
@@ -115,7 +115,7 @@ wiring = cache(ApiWiring)
 prepare(lambda: (wiring().rights, wiring().trail, wiring().executions, wiring().closer))
 
 
-class Started(Exception):
+class FailedAfterStart(Exception):
     """A knock fails though its grant has started, or may have: the answer names the grant."""
 
     def __init__(self, grant_id: str, error: KnockError) -> None:
@@ -148,8 +148,8 @@ def knock(request: Request) -> dict[str, Any]:
     """Start a grant: its execution records it and opens the ingress."""
     requested = read_knock(request.body)
     # All three are read at the same time: a person waits for the slowest, not for their sum.
-    counting = wiring().aside.submit(wiring().trail.count_live, request.key_id, now())
-    listing = wiring().aside.submit(wiring().rights.targets)
+    counting = wiring().readers.submit(wiring().trail.count_live, request.key_id, now())
+    listing = wiring().readers.submit(wiring().rights.targets)
     rights = _read_rights(request)
     targets, faults = listing.result()
     for fault in (*rights.faults, *faults):
@@ -220,7 +220,7 @@ def _record_refusal(request: Request, principal: Principal, error: KnockError) -
 def _start(grant: Grant) -> None:
     """Start a grant's execution, and once more after a failure: both starts are one execution.
 
-    If the second fails too, the execution may still have started, so its closing is started. Raises Started.
+    If the second fails too, the execution may have started, so its closing is. Raises FailedAfterStart.
     """
     try:
         try:
@@ -232,11 +232,14 @@ def _start(grant: Grant) -> None:
         by = {"id": "", "name": "knock"}
         wiring().closer.start(grant.id, closing_payload("failed", grant.as_input(), by, str(error)))
         detail = f"{error}. If it has started all the same, it is being closed"
-        raise Started(grant.id, EngineUnavailable(detail)) from error
+        raise FailedAfterStart(grant.id, EngineUnavailable(detail)) from error
 
 
 def _await_ingress(grant: Grant, request: Request, more: dict[str, Any]) -> dict[str, Any]:
-    """Answer 201 once the ingress is open, or 202 after OPENS_WITHIN. Raises Started, and why it failed."""
+    """Answer 201 once the ingress is open, or 202 after OPENS_WITHIN.
+
+    Raises FailedAfterStart where rules may be left, or what kept the grant from opening.
+    """
     deadline, pause = time.monotonic() + OPENS_WITHIN, FIRST_PAUSE
     pending = Record(grant, events=(Event(grant.requested_at, "requested", grant.principal.name),))
     while True:
@@ -251,7 +254,7 @@ def _await_ingress(grant: Grant, request: Request, more: dict[str, Any]) -> dict
                 error = _failure(record)
                 if record.closed_at and error.status != 503:
                     raise error
-                raise Started(grant.id, error)
+                raise FailedAfterStart(grant.id, error)
         elif record.authorized_at:
             return answer(201, _show(record, request) | more)
         if late:
@@ -313,7 +316,7 @@ def _find(grant_id: str) -> Record | None:
     Step Functions may not show an execution that has just started, so for a young id it is asked again.
     """
     record = wiring().trail.get(grant_id)
-    requested_at = when_named(grant_id)
+    requested_at = requested_at_of(grant_id)
     if record or requested_at is None:
         return record
     young = abs(now() - requested_at) < JUST_NOW
@@ -416,7 +419,7 @@ def end_grants(request: Request) -> dict[str, Any]:
 def _end(record: Record, by: Principal, reason: str) -> None:
     """End a grant early; the closings' machine goes on where that fails. Raises what `Closer.close` does."""
     payload = closing_payload("revoked", record.grant.as_input(), by.as_json(), reason)
-    wiring().closer.close(record.id, payload, SETTLES_WITHIN)
+    wiring().closer.close(record.id, payload, CLOSES_WITHIN)
     logger.info("revoked", extra={"revoked_grant_id": record.id, "by": by.name})
 
 
@@ -504,9 +507,9 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     route = (event["httpMethod"], event["resource"])
     try:
         return dispatch(*route, event)
-    except Started as started:
+    except FailedAfterStart as failure:
         logger.exception("failed_after_start", extra={"route": " ".join(route)})
-        return problem(started.error, started.grant_id)
+        return problem(failure.error, failure.grant_id)
     except Unavailable as error:
         logger.exception("unavailable", extra={"route": " ".join(route)})
         return problem(error)

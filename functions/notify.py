@@ -59,13 +59,14 @@ wiring = cache(NotifyWiring)
 prepare(lambda: (wiring().events, wiring().topic, wiring().trail))
 
 
-class NotTold(KnockError):
+class EventsNotDelivered(KnockError):
     """EventBridge did not take all events. Lambda tries the whole batch again, twice."""
 
 
 def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
-    """Tell of the grants and drift in a batch of log lines. Raises StoreUnavailable, StoreRefused, NotTold,
-    and botocore's errors, for Lambda to retry the batch.
+    """Tell of the grants and drift in a batch of log lines.
+
+    Raises StoreUnavailable, StoreRefused, EventsNotDelivered and botocore's errors: Lambda retries the batch.
     """
     batch = json.loads(gzip.decompress(base64.b64decode(event["awslogs"]["data"])))
     details = [detail for line, at in _lines(batch) for detail in _details(line, at)]
@@ -74,7 +75,9 @@ def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
         answer = wiring().events.put_events(Entries=[_entry(detail) for detail in chunk])
         if answer["FailedEntryCount"]:
             codes = sorted({entry["ErrorCode"] for entry in answer["Entries"] if "ErrorCode" in entry})
-            raise NotTold(f"EventBridge did not take {answer['FailedEntryCount']} events: {', '.join(codes)}")
+            raise EventsNotDelivered(
+                f"EventBridge did not take {answer['FailedEntryCount']} events: {', '.join(codes)}"
+            )
     topic = required(os.environ, "NOTIFICATION_TOPIC")
     for detail in details:
         wiring().topic.publish(TopicArn=topic, Message=_text(detail))

@@ -25,8 +25,8 @@ from typing import Any
 from aws_lambda_powertools.metrics import MetricUnit
 
 from grants.closing import (
+    CloseResult,
     End,
-    Revocation,
     close,
     close_by_id,
     close_tagged,
@@ -65,21 +65,21 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, object]:
     """
     how = event["how"]
     try:
-        revocation = _close(how, event)
+        result = _close(how, event)
     except InvalidGrant as error:
         logger.error("invalid_grant", extra={"detail": str(error), "by_task": cut(str(how), 80)})
-        revocation = Revocation(_id_of(event.get("grant")), "failed")
-    if revocation.closed_now:
+        result = CloseResult(_id_of(event.get("grant")), "failed")
+    if result.closed_now:
         count("GrantEnded")
-        if revocation.state == "expired" and revocation.expires_at:
-            lag = (now() - revocation.expires_at).total_seconds() * 1000
+        if result.state == "expired" and result.expires_at:
+            lag = (now() - result.expires_at).total_seconds() * 1000
             count("RevocationLag", max(lag, 0), MetricUnit.Milliseconds)
-    state = {"how": revocation.state, "by_task": how, "closed_now": revocation.closed_now}
-    logger.info("closed", extra=revocation.as_json() | state)
-    return revocation.as_json()
+    state = {"how": result.state, "by_task": how, "closed_now": result.closed_now}
+    logger.info("closed", extra=result.as_json() | state)
+    return result.as_json()
 
 
-def _close(how: object, event: Mapping[str, Any]) -> Revocation:
+def _close(how: object, event: Mapping[str, Any]) -> CloseResult:
     """Close what a payload names. Raises InvalidGrant for one that names no grant."""
     if how in ("close", "force-close"):
         closing, forced = _object(event.get("closing")), how == "force-close"
@@ -114,7 +114,7 @@ def _name(value: object) -> str:
 # ---------------------------------------------------------------------------- an execution's own tasks
 
 
-def _close_own(how: str, state: Mapping[str, Any]) -> Revocation:
+def _close_own(how: str, state: Mapping[str, Any]) -> CloseResult:
     logger.append_keys(grant_id=_id_of(state))
     grant, forced = Grant.from_input(state), how == "force"
     failed = how == "failed" or "rules" not in state
@@ -154,7 +154,7 @@ def _reason(state: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------- early
 
 
-def _close_early(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
+def _close_early(payload: Mapping[str, Any], *, forced: bool) -> CloseResult:
     """Close a grant that a principal ended, or that a newer one renewed; then stop its execution."""
     operations, value = wiring().forcing if forced else wiring().operations, _object(payload.get("grant"))
     by = cut(str(_object(payload.get("by")).get("name")), 256)
@@ -166,18 +166,18 @@ def _close_early(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
     grant_id = grant.id if grant else _name(value.get("grant_id"))
     if grant is None:
         with _or_by_tag(operations, grant_id, forced=forced):
-            revocation = close_by_id(operations, grant_id, end)
+            result = close_by_id(operations, grant_id, end)
     else:
-        revocation = force(operations, grant, end) if forced else close(operations, grant, end)
+        result = force(operations, grant, end) if forced else close(operations, grant, end)
     cause = f"{how} by {by}" + (f": {reason}" if reason else "")
     operations.executions.stop(grant_id, how.capitalize(), cause)
-    return revocation
+    return result
 
 
 # ---------------------------------------------------------------------------- from outside
 
 
-def _close_started(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
+def _close_started(payload: Mapping[str, Any], *, forced: bool) -> CloseResult:
     """Close a grant for a closing that the API, a renewal or a stack's deletion started."""
     try:
         return _close_early(payload, forced=forced)
@@ -186,7 +186,7 @@ def _close_started(payload: Mapping[str, Any], *, forced: bool) -> Revocation:
         return _close_unknown(operations, _name(payload["grant"]["grant_id"]), forced=forced)
 
 
-def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
+def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> CloseResult:
     """Close the grant of an execution that was stopped, that failed or that timed out.
 
     Its input says which grant that is; the grant's id mostly is the execution's name. An execution under
@@ -205,7 +205,7 @@ def _close_stopped(detail: Mapping[str, Any], *, forced: bool) -> Revocation:
     grant_id = grant.id if grant else name
     if grant_id != name and _runs(operations, grant_id):
         logger.warning("grant_has_own_execution", extra={"input_of": grant_id})
-        return Revocation(grant_id, "live")
+        return CloseResult(grant_id, "live")
     try:
         record = operations.trail.get(grant_id)
         if record and record.closed_at:
@@ -243,13 +243,13 @@ def _runs(operations: Operations, grant_id: str) -> bool:
     return grant is not None and grant.id == grant_id
 
 
-def _close_unknown(operations: Operations, grant_id: str, *, forced: bool) -> Revocation:
+def _close_unknown(operations: Operations, grant_id: str, *, forced: bool) -> CloseResult:
     """Close a grant's rules by their tags where neither event nor trail has it; mostly there are none."""
     logger.warning("grant_not_in_trail")
-    revocation = Revocation(grant_id, "unknown")
+    result = CloseResult(grant_id, "unknown")
     with _or_by_tag(operations, grant_id, forced=forced):
-        revocation.revoked = close_tagged(operations, grant_id)
-    return revocation
+        result.revoked = close_tagged(operations, grant_id)
+    return result
 
 
 @contextmanager

@@ -8,6 +8,7 @@ with `--verbose` to standard error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from local.hostile import ROWS, Plan
 from local.lambdas import FunctionNotLoaded
@@ -261,5 +263,17 @@ def _page(summary: Summary, log: str) -> str:
     )
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process at once. All is stopped by now.
+
+    Python would first take apart each execution that was ever started: seconds for some hundred, and with its
+    lock held, so that `_give_up_in` could not end it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # no reader is left
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

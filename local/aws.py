@@ -218,12 +218,15 @@ def _send_to_queue(destination: str, record: str) -> None:
 def _limits(plan: Any) -> UsageLimits:
     rate, burst = plan.throttle.get("rateLimit"), plan.throttle.get("burstLimit")
     quota = plan.quota.get("limit")
+    if (period := plan.quota.get("period", "DAY")) != "DAY":
+        raise NotImplementedError(
+            f"Usage plan {plan.id} has a quota a {period}; the local front counts by DAY only."
+        )
     return UsageLimits(
         plan.id,
         None if rate is None else float(rate),
         None if burst is None else int(burst),
         None if quota is None else int(quota),
-        plan.quota.get("period"),
     )
 
 
@@ -322,7 +325,7 @@ def _deploy_api(stack: Deployment, apigateway: Any) -> None:
         apigateway.put_integration(**method, type="AWS_PROXY", integrationHttpMethod="POST", uri=uri)
     apigateway.create_deployment(restApiId=api.id, stageName=api.stage)
     throttle = {"rateLimit": plan.rate, "burstLimit": plan.burst}
-    quota = {"limit": plan.quota, "period": plan.period}
+    quota = {"limit": plan.quota, "period": "DAY"}
     apigateway.create_usage_plan(
         name=plan.name,
         apiStages=[{"apiId": api.id, "stage": api.stage}],

@@ -30,6 +30,7 @@ __all__ = [
     "UsagePlan",
 ]
 
+_ANY_METHOD = "x-amazon-apigateway-any-method"
 _READ = {
     "AWS::ApiGateway::ApiKey",
     "AWS::ApiGateway::RestApi",
@@ -107,8 +108,7 @@ class UsagePlan:
     name: str
     rate: float | None = None
     burst: int | None = None
-    quota: int | None = None
-    period: str | None = None
+    quota: int | None = None  # requests a day (UTC)
 
 
 @dataclass(frozen=True)
@@ -277,13 +277,13 @@ class Deployment:
             yield Role(role.name, role.properties["AssumeRolePolicyDocument"])
 
     def _rest_api(self) -> RestApi:
-        api = self._template.one("AWS::ApiGateway::RestApi")
+        api = self._template.only("AWS::ApiGateway::RestApi")
         api.sets_only(
             "ApiKeySourceType", "Body", "Description", "EndpointConfiguration", "Name", "Parameters", "Tags",
         )  # fmt: skip
         if api.properties.get("ApiKeySourceType", "HEADER") != "HEADER":
             raise TemplateError(f"{api.logical_id} takes keys from an authorizer, and not from x-api-key.")
-        stage = self._template.one("AWS::ApiGateway::Stage")
+        stage = self._template.only("AWS::ApiGateway::Stage")
         stage.sets_only(
             "AccessLogSetting", "DeploymentId", "Description", "MethodSettings", "RestApiId", "StageName",
             "Tags", "TracingEnabled",
@@ -301,20 +301,23 @@ class Deployment:
         )
 
     def _usage_plan(self) -> UsagePlan:
-        plan = self._template.one("AWS::ApiGateway::UsagePlan")
+        plan = self._template.only("AWS::ApiGateway::UsagePlan")
         plan.sets_only("ApiStages", "Description", "Quota", "Tags", "Throttle", "UsagePlanName")
         if any("Throttle" in stage for stage in plan.properties["ApiStages"]):
             raise TemplateError(
                 f"{plan.logical_id} throttles single methods of a key; the local front does not."
             )
         throttle, quota = plan.properties.get("Throttle", {}), plan.properties.get("Quota", {})
+        if quota and (period := quota.get("Period")) != "DAY":
+            raise TemplateError(
+                f"{plan.logical_id} has a quota a {period}; the local front counts by DAY only."
+            )
         return UsagePlan(
             id=plan.ref,
             name=plan.name,
             rate=float(throttle["RateLimit"]) if throttle else None,
             burst=int(throttle["BurstLimit"]) if throttle else None,
             quota=int(quota["Limit"]) if quota else None,
-            period=quota.get("Period"),
         )
 
     def _keys(self) -> Iterator[Key]:
@@ -414,6 +417,11 @@ def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:
     for path, methods in body["paths"].items():
         for method, operation in methods.items():
             where = f"{logical_id}: {method.upper()} {path}"
+            if method.lower() == _ANY_METHOD or "+}" in path:
+                raise TemplateError(
+                    f"{where} is a route for any method or any path below it, which the local front does not"
+                    " know."
+                )
             integration = operation.get("x-amazon-apigateway-integration", {})
             function = re.search(
                 r":lambda:path/2015-03-31/functions/(.+)/invocations$", str(integration.get("uri"))

@@ -39,7 +39,7 @@ def install() -> None:
     """
     if DynamoHandler.call_action is not _one_at_a_time:
         DynamoHandler.call_action = _one_at_a_time  # type: ignore[method-assign]
-        DynamoDBBackend.update_item = _whole_update  # type: ignore[method-assign]
+        DynamoDBBackend.update_item = _atomic_update  # type: ignore[method-assign]
 
 
 def _locked(call: Callable[[DynamoHandler], Any]) -> Callable[[DynamoHandler], Any]:
@@ -56,9 +56,11 @@ def _locked(call: Callable[[DynamoHandler], Any]) -> Callable[[DynamoHandler], A
     return locked
 
 
-def _whole(update: Callable[..., Any]) -> Callable[..., Any]:
+def _undoing(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an update that is undone if it fails."""
+
     @functools.wraps(update)
-    def whole(backend: DynamoDBBackend, table_name: str, key: Any, *args: Any, **arguments: Any) -> Any:
+    def atomic(backend: DynamoDBBackend, table_name: str, key: Any, *args: Any, **arguments: Any) -> Any:
         table = backend.get_table(table_name)
         keys = backend.get_keys_value(table, key)
         before = copy.deepcopy(table.get_item(*keys))
@@ -72,8 +74,8 @@ def _whole(update: Callable[..., Any]) -> Callable[..., Any]:
                 table.delete_item(*keys)
             raise
 
-    return whole
+    return atomic
 
 
 _one_at_a_time = _locked(DynamoHandler.call_action)
-_whole_update = _whole(DynamoDBBackend.update_item)
+_atomic_update = _undoing(DynamoDBBackend.update_item)

@@ -144,8 +144,8 @@ def _authorize(self: Any) -> str:
             for permission, peer in requested.items()
         ]
         group.ingress_rules = [*group.ingress_rules, *added]
-        shown = [_shown(rule) for rule in added]
-    return _answer("AuthorizeSecurityGroupIngress", {"return": True, "securityGroupRuleSet": shown})
+        elements = [_rule_element(rule) for rule in added]
+    return _answer("AuthorizeSecurityGroupIngress", {"return": True, "securityGroupRuleSet": elements})
 
 
 def _new_rule(
@@ -177,23 +177,25 @@ def _revoke(self: Any) -> str:
         group = _group(self)
         if ids:
             by_id = {rule.id: rule for rule in group.ingress_rules}
-            named = {rule_id: by_id.get(_well_formed(rule_id)) for rule_id in ids}
-            for rule_id, rule in named.items():
+            rules = {rule_id: by_id.get(_well_formed(rule_id)) for rule_id in ids}
+            for rule_id, rule in rules.items():
                 if rule is None:
                     raise InvalidSecurityGroupRuleIdNotFoundError(rule_id)
-            removed = [rule for rule in named.values() if rule]
+            removed = [rule for rule in rules.values() if rule]
         else:
             present = {_Permission.of(rule): rule for rule in group.ingress_rules}
             try:
                 removed = [present[permission] for permission in _permissions(self)]
             except KeyError as error:
                 raise InvalidPermissionNotFoundError from error
-        shown = [{**_shown(rule), "referencedGroupId": rule.source_group.get("GroupId")} for rule in removed]
+        elements = [
+            {**_rule_element(rule), "referencedGroupId": rule.source_group.get("GroupId")} for rule in removed
+        ]
         removed_ids = {rule.id for rule in removed}
         group.ingress_rules = [rule for rule in group.ingress_rules if rule.id not in removed_ids]
         for rule_id in removed_ids:
             self.ec2_backend.tags.pop(rule_id, None)
-    return _answer("RevokeSecurityGroupIngress", {"return": True, "revokedSecurityGroupRuleSet": shown})
+    return _answer("RevokeSecurityGroupIngress", {"return": True, "revokedSecurityGroupRuleSet": elements})
 
 
 def _modify(self: Any) -> str:
@@ -241,12 +243,12 @@ def _changed(self: Any, request: dict[str, Any]) -> tuple[_Permission, dict[str,
     part: dict[str, Any] = {
         name: request[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in request
     }
-    named = [name for name in lists if name in request]
-    if len(named) != 1:
+    peers = [name for name in lists if name in request]
+    if len(peers) != 1:
         raise _invalid("A rule names one CIDR block, security group or prefix list")
-    plural, singular = lists[named[0]]
+    plural, singular = lists[peers[0]]
     traffic = _traffic(part)
-    ((family, peer, stored_peer),) = _peers(self, {plural: [{singular: request[named[0]], **description}]})
+    ((family, peer, stored_peer),) = _peers(self, {plural: [{singular: request[peers[0]], **description}]})
     return _Permission(*traffic, family, peer), stored_peer
 
 
@@ -283,8 +285,8 @@ def _describe(self: Any) -> str:
     page = rules[: size or _PAGE_SIZES[-1]]
     more = len(page) < len(rules)
     token = base64.urlsafe_b64encode(page[-1].id.encode()).decode() if more else None
-    shown = [_shown(rule) for rule in page]
-    return _answer("DescribeSecurityGroupRules", {"securityGroupRuleSet": shown, "nextToken": token})
+    elements = [_rule_element(rule) for rule in page]
+    return _answer("DescribeSecurityGroupRules", {"securityGroupRuleSet": elements, "nextToken": token})
 
 
 def _describe_groups(self: Any) -> str:
@@ -315,11 +317,11 @@ def _describe_groups(self: Any) -> str:
     page = groups[:size]
     more = len(page) < len(groups)
     token = base64.urlsafe_b64encode(page[-1].id.encode()).decode() if more else None
-    shown = [_shown_group(group) for group in page]
-    return _answer("DescribeSecurityGroups", {"securityGroupInfo": shown, "nextToken": token})
+    elements = [_group_element(group) for group in page]
+    return _answer("DescribeSecurityGroups", {"securityGroupInfo": elements, "nextToken": token})
 
 
-def _shown_group(group: SecurityGroup) -> dict[str, Any]:
+def _group_element(group: SecurityGroup) -> dict[str, Any]:
     """Describe a group with the element names of EC2's XML."""
     backend = group.ec2_backend
     return {
@@ -329,14 +331,14 @@ def _shown_group(group: SecurityGroup) -> dict[str, Any]:
         "groupDescription": group.description,
         "vpcId": group.vpc_id,
         "securityGroupArn": group.arn,
-        "ipPermissions": _shown_permissions(group.ingress_rules),
-        "ipPermissionsEgress": _shown_permissions(group.egress_rules),
+        "ipPermissions": _permission_elements(group.ingress_rules),
+        "ipPermissionsEgress": _permission_elements(group.egress_rules),
         "tagSet": [{"key": key, "value": value} for key, value in _tags_of(backend, group.id).items()],
     }
 
 
-def _shown_permissions(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
-    shown: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
+def _permission_elements(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
+    elements: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
     for rule in rules:
         permission = _Permission.of(rule)
         ports = (
@@ -344,7 +346,7 @@ def _shown_permissions(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
             if permission.from_port is None
             else {"fromPort": permission.from_port, "toPort": permission.to_port}
         )
-        described = shown.setdefault(
+        described = elements.setdefault(
             (permission.protocol, permission.from_port, permission.to_port),
             {
                 "ipProtocol": permission.protocol,
@@ -360,7 +362,7 @@ def _shown_permissions(rules: list[SecurityGroupRule]) -> list[dict[str, Any]]:
         user = rule.source_group.get("UserId") if permission.family == "GroupId" else None
         element, name = _PEER_ELEMENTS[permission.family]
         described[element].append({"userId": user, name: permission.peer, "description": description})
-    return list(shown.values())
+    return list(elements.values())
 
 
 _PEER_ELEMENTS = {
@@ -578,7 +580,7 @@ def _well_formed(rule_id: str) -> str:
     return rule_id
 
 
-def _shown(rule: SecurityGroupRule) -> dict[str, Any]:
+def _rule_element(rule: SecurityGroupRule) -> dict[str, Any]:
     """Describe a rule with the element names of EC2's XML."""
     backend = rule.ec2_backend
     peer = rule.source_group.get("GroupId")

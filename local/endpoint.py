@@ -103,7 +103,7 @@ class Endpoint:
             yield
         finally:
             with self._lock:
-                self._watchers = tuple(each for each in self._watchers if each is not watcher)
+                self._watchers = tuple(added for added in self._watchers if added is not watcher)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Answer one call."""
@@ -115,8 +115,8 @@ class Endpoint:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         call = read_call(environ, body)
 
-        def forward(sent: bytes = body) -> Answer:
-            environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(sent), str(len(sent))
+        def forward(payload: bytes = body) -> Answer:
+            environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(payload), str(len(payload))
             chunks, status, headers = run_wsgi_app(self._aws, environ, buffered=True)
             return Answer(int(status.split()[0]), list(headers), b"".join(chunks))
 

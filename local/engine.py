@@ -10,9 +10,9 @@ breaks it.
 **How executions run.** All of them run on one thread, the engine's, each as a greenlet that is parked
 while its execution waits: in a Wait state, before a retry, and while a function runs. So an execution
 that waits costs a few kilobytes, and a thousand that end in one second do not compete for the
-interpreter's lock. Blocking work (calling a function; Parallel, Map and service integrations, which
-stay on moto's own threads) runs on other threads. Every change of an execution is made on the engine's
-thread, in order; so StopExecution can answer after the execution has ended.
+interpreter's lock. Functions are called on other threads; the states that would block anywhere else
+(Parallel, Map, service integrations) are refused with their definition. Every change of an execution
+is made on the engine's thread, in order; so StopExecution can answer after the execution has ended.
 Decided against: moto's threads with a longer switch interval (two threads an execution, and a lag of
 seconds when a thousand end together), and an interpreter of our own (the definition is to be tested
 against a reading of the language that is not ours).
@@ -91,6 +91,8 @@ Publish = Callable[[str, str, dict[str, Any]], None]
 # seconds; https://docs.aws.amazon.com/lambda/latest/dg/configuration-timeout.html, and some seconds to answer
 _LONGEST_INVOCATION = 960
 
+_CALLS_AT_ONCE = 64  # of functions
+
 # bytes; https://docs.aws.amazon.com/step-functions/latest/dg/eventbridge-integration.html
 _LONGEST_EVENT_DATA = 248 * 1024
 
@@ -155,12 +157,6 @@ class _Run(greenlet):
         self.engine.workers.submit(lambda: self._report(turn, work))
         return self._answer(timer.cancel)
 
-    def call_at_length(self, work: Callable[[], Any]) -> Any:
-        """Park while a new thread does work that may take as long as a grant lasts."""
-        turn = self._turn
-        threading.Thread(target=lambda: self._report(turn, work), name="state", daemon=True).start()
-        return self._answer(lambda: None)
-
     def time_out(self) -> None:
         if not self.dead:
             self.env.set_timed_out()
@@ -201,11 +197,11 @@ class _Run(greenlet):
 class Engine:
     """Runs the executions of this process. Created by `install`."""
 
-    def __init__(self, invoke: Invoke, clock: Clock, publish: Publish, workers: int) -> None:
+    def __init__(self, invoke: Invoke, clock: Clock, publish: Publish) -> None:
         self.invoke = invoke
         self.clock = clock
         self.publish = publish
-        self.workers = Workers("task", workers)
+        self.workers = Workers("task", _CALLS_AT_ONCE)
         self.hub: greenlet
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._runs: dict[Any, _Run] = {}
@@ -288,12 +284,10 @@ class Engine:
 _engine: Engine
 
 
-def install(
-    invoke: Invoke, *, clock: Clock | None = None, publish: Publish | None = None, workers: int = 64
-) -> Engine:
+def install(invoke: Invoke, *, clock: Clock | None = None, publish: Publish | None = None) -> Engine:
     """Mend moto's Step Functions in this process and start an engine that runs its executions.
 
-    `invoke` is called for every Lambda task, at most `workers` times at once. A second call shuts the engine
+    `invoke` is called for every Lambda task, at most 64 times at once. A second call shuts the engine
     down and starts another. Works for `mock_aws` and for a moto server in this process.
     """
     global _engine
@@ -302,7 +296,7 @@ def install(
     # When a thread ends, greenlet searches all objects for leaked frames: it holds the interpreter's lock for
     # 30 ms, and for longer than a stack may take to stop where thousands of executions have run.
     enable_optional_cleanup(False)
-    _engine = Engine(invoke, clock or Clock(), publish or (lambda *_: None), workers)
+    _engine = Engine(invoke, clock or Clock(), publish or (lambda *_: None))
     _mend()
     return _engine
 
@@ -349,17 +343,14 @@ def _mend() -> None:
 
 # moto's own functions, which the mends call
 _plain_to_history_output = Execution.to_history_output
-_plain_eval_program = Program.eval
-_plain_evaluate_with_timeout = ExecutionState._evaluate_with_timeout
 _plain_task_error = StateTaskLambda._from_error
 _plain_error_equals = ErrorEqualsDecl._eval_body
 _parsed_path = {module: functools.cache(module.parse) for module in (json_path, result_path)}
 
 
-def _current_run() -> _Run | None:
-    """Return the execution that is running here; None on one of moto's own threads (Parallel, Map)."""
-    current = getcurrent()
-    return current if isinstance(current, _Run) else None
+def _current_run() -> _Run:
+    """Return the execution that is running here."""
+    return cast("_Run", getcurrent())
 
 
 @functools.lru_cache(maxsize=256)
@@ -410,13 +401,9 @@ def _to_history_output(self: Any) -> Any:
 
 
 def _eval_program(self: Any, env: Any) -> None:
-    """Evaluate the execution's own program here; branches of Parallel and Map stay on moto's threads."""
-    run = _current_run()
-    if run is None:
-        _plain_eval_program(self, env)
-        return
+    """Evaluate the program on the engine's thread; moto starts a thread for it."""
     env.next_state_name = self.start_at.start_at_name
-    run.follow(self)
+    _current_run().follow(self)
 
 
 def _terminated(self: Any) -> None:
@@ -441,25 +428,13 @@ def _terminated(self: Any) -> None:
             status = ExecutionStatus.FAILED
         case ProgramTimedOut():
             status = ExecutionStatus.TIMED_OUT
-    # Threads of an interrupted Parallel may still report; AWS adds no events after the end.
-    env.event_manager.add_event = lambda *_, **__: 0
     execution.exec_status = status  # last: a reader who sees it sees the rest too
     _engine.ended(execution)
 
 
-def _sleep_until(env: Any, when: datetime) -> None:
-    if run := _current_run():
-        run.sleep_until(when)
-        return
-    while env.is_running() and (left := (when - _engine.clock.now()).total_seconds()) > 0:
-        # A branch of Parallel or Map, on one of moto's threads: it can miss the event of an interruption, and
-        # the clock may be moved, so it checks both twice a second.
-        env.program_state_event.wait(min(left, 0.5))
-
-
 def _wait_seconds(self: Any, env: Any) -> None:
     """Wait by the engine's clock, interruptibly."""
-    _sleep_until(env, _engine.clock.now() + timedelta(seconds=self._get_wait_seconds(env=env)))
+    _current_run().sleep_until(_engine.clock.now() + timedelta(seconds=self._get_wait_seconds(env=env)))
 
 
 def _wait_timestamp(self: Any, env: Any) -> None:
@@ -475,7 +450,7 @@ def _wait_timestamp(self: Any, env: Any) -> None:
     when = _parse_timestamp(text)
     if when is None:
         raise FailureEventException(self._create_failure_event(env, text))
-    _sleep_until(env, when)
+    _current_run().sleep_until(when)
 
 
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -503,7 +478,7 @@ def _retry(self: Any, env: Any) -> None:
         return
     for part in (self.interval_seconds, self.backoff_rate, self.max_delay_seconds, self.jitter_strategy):
         part.eval(env=env)
-    _sleep_until(env, _engine.clock.now() + timedelta(seconds=env.stack.pop()))
+    _current_run().sleep_until(_engine.clock.now() + timedelta(seconds=env.stack.pop()))
     env.stack.append(RetrierOutcome.Executed)
 
 
@@ -529,17 +504,10 @@ def _log_quietly(self: Any, **failure: Exception) -> None:
 def _evaluate_with_timeout(self: Any, env: Any) -> None:
     """Evaluate a Lambda task in place and park for the function only; moto starts a thread for each task.
 
-    The steps are moto's own. Any other task can block anywhere, so it gets a thread.
+    The steps are moto's own.
     """
-    run = _current_run()
-    if run is None:
-        _plain_evaluate_with_timeout(self, env)
-        return
-    if not isinstance(self, StateTaskLambda):
-        run.call_at_length(lambda: _plain_evaluate_with_timeout(self, env))
-        return
     self.timeout.eval(env=env)
-    run.task_seconds = env.stack.pop()
+    _current_run().task_seconds = env.stack.pop()
     frame = env.open_frame()
     frame.states.reset(input_value=env.states.get_input())
     frame.stack = _copied(env.stack)
@@ -566,8 +534,7 @@ def _call_function(
     """Call the function through the engine's `invoke`; moto creates a boto3 client and calls localhost."""
     arn, payload = parameters["FunctionName"], parameters["Payload"]
     run = _current_run()
-    invoke = functools.partial(_engine.invoke, arn, payload)
-    result = run.call(invoke, run.task_seconds) if run else invoke()
+    result = run.call(functools.partial(_engine.invoke, arn, payload), run.task_seconds)
     text = result.payload.decode()
     if result.function_error:
         raise lambda_eval_utils.LambdaFunctionErrorException(result.function_error, text)

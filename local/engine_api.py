@@ -109,32 +109,37 @@ def validate_definition(definition: str) -> None:
 
     AWS names them MISSING_TRANSITION_TARGET
     (https://docs.aws.amazon.com/step-functions/latest/apireference/API_ValidateStateMachineDefinition.html).
+    Refuse as well the states that AWS and moto run and `local.engine` does not.
     """
     _plain_validate(definition)
-    faults = list(_faults(json.loads(definition), ""))
+    machine = json.loads(definition)
+    faults = [*_unsupported(machine), *_faults(machine)]
     if faults:
         raise InvalidDefinition(f"Invalid State Machine Definition: '{', '.join(faults)}'")
 
 
-def _faults(machine: dict[str, Any], at: str) -> Iterator[str]:
+def _unsupported(machine: dict[str, Any]) -> Iterator[str]:
+    for name, state in machine["States"].items():
+        if state["Type"] in ("Parallel", "Map"):
+            yield f"/States/{name} is a {state['Type']} state, which the local stack does not support"
+        elif state["Type"] == "Task" and ":function:" not in state["Resource"]:
+            yield f"/States/{name} calls {state['Resource']}; the local stack supports Lambda functions only"
+
+
+def _faults(machine: dict[str, Any]) -> Iterator[str]:
     states = machine["States"]
     reached = {machine["StartAt"]}
     if machine["StartAt"] not in states:
-        yield f"MISSING_TRANSITION_TARGET: Missing 'Next' target: {machine['StartAt']} at {at}/StartAt"
+        yield f"MISSING_TRANSITION_TARGET: Missing 'Next' target: {machine['StartAt']} at /StartAt"
     for name, state in states.items():
-        here = f"{at}/States/{name}"
+        here = f"/States/{name}"
         for path, target in _transitions(state):
             reached.add(target)
             if target not in states:
                 yield f"MISSING_TRANSITION_TARGET: Missing 'Next' target: {target} at {here}/{path}"
-        for index, branch in enumerate(state.get("Branches", ())):
-            yield from _faults(branch, f"{here}/Branches[{index}]")
-        for key in ("ItemProcessor", "Iterator"):
-            if key in state:
-                yield from _faults(state[key], f"{here}/{key}")
     for name in states:
         if name not in reached:
-            yield f'MISSING_TRANSITION_TARGET: State "{name}" is not reachable. at {at}/States/{name}'
+            yield f'MISSING_TRANSITION_TARGET: State "{name}" is not reachable. at /States/{name}'
 
 
 def _transitions(state: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -27,11 +27,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import uuid4
 
-from jsonpath_ng.ext import parser as jsonpath
 from moto.core.exceptions import AWSError, ServiceException
-from moto.events.exceptions import ValidationException
-from moto.events.models import UNDEFINED, EventPattern, EventsBackend, Rule, events_backends
-from moto.events.utils import EventTemplateParser
+from moto.events.exceptions import InvalidEventPatternException, ValidationException
+from moto.events.models import (
+    UNDEFINED,
+    EventPattern,
+    EventPatternParser,
+    EventsBackend,
+    Rule,
+    events_backends,
+)
 from moto.sqs.models import sqs_backends
 from moto.stepfunctions.exceptions import ExecutionAlreadyExists
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
@@ -54,7 +59,10 @@ StartExecution = Callable[[str, str, bytes], object]
 
 A second start with the same name and input does nothing, also after the execution has ended."""
 
+_DELIVERIES_AT_ONCE = 16
 _LONGEST_PAUSE = timedelta(minutes=10)  # AWS says "exponential back off and jitter" and gives no figures
+
+_DELIVERED_HERE = ("lambda", "states")  # services of targets; all others are moto's
 
 # Errors that EventBridge does not retry: the target's error code, and EventBridge's own.
 _FINAL = {
@@ -81,13 +89,11 @@ class _Delivery:
 class Deliveries:
     """Delivers events of rules to Lambda's queue and to state machines. Created by `install`."""
 
-    def __init__(
-        self, invoke_later: InvokeLater, start_execution: StartExecution, clock: Clock, workers: int
-    ) -> None:
+    def __init__(self, invoke_later: InvokeLater, start_execution: StartExecution, clock: Clock) -> None:
         self._invoke_later = invoke_later
         self._start_execution = start_execution
         self._clock = clock
-        self._workers = Workers("delivery", workers)
+        self._workers = Workers("delivery", _DELIVERIES_AT_ONCE)
         self._lost: Callable[[Event], bool] = lambda _: False
 
     def drop(self, predicate: Callable[[Event], bool]) -> None:
@@ -110,7 +116,7 @@ class Deliveries:
             return
         moto_targets = []
         for target in rule.targets:
-            if parse_arn(target["Arn"]).service in ("lambda", "states"):
+            if parse_arn(target["Arn"]).service in _DELIVERED_HERE:
                 self.deliver(rule.arn, target, event)
             else:
                 moto_targets.append(target)
@@ -201,6 +207,7 @@ class Deliveries:
 _deliveries: Deliveries
 _plain_send_to_targets: Callable[..., None] = Rule.send_to_targets
 _plain_put_targets: Callable[..., None] = EventsBackend.put_targets
+_plain_validate_pattern: Callable[..., None] = EventPatternParser._validate_event_pattern
 
 
 def _start_here(arn: str, name: str, payload: bytes) -> None:
@@ -223,7 +230,6 @@ def install(
     start_execution: StartExecution = _start_here,
     *,
     clock: Clock | None = None,
-    workers: int = 16,
 ) -> Deliveries:
     """Make moto's EventBridge in this process deliver to functions and state machines.
 
@@ -233,11 +239,12 @@ def install(
     global _deliveries
     if "_deliveries" in globals():
         _deliveries.shutdown()
-    _deliveries = Deliveries(invoke_later, start_execution, clock or Clock(), workers)
+    _deliveries = Deliveries(invoke_later, start_execution, clock or Clock())
     for owner, name, mended in (
         (EventsBackend, "put_targets", _put_targets),
         (Rule, "send_to_targets", _send_to_targets),
         (EventPattern, "matches_event", _matches_event),
+        (EventPatternParser, "_validate_event_pattern", _validate_pattern),
     ):
         setattr(owner, name, mended)
     return _deliveries
@@ -254,11 +261,25 @@ def _put_targets(
     """Refuse a state machine without the role to start it under, which moto accepts.
 
     https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-identity-based.html#eb-target-permissions
+    Refuse as well the ways to make an input that `_target_input` does not have.
     """
     for target in targets:
-        if ":states:" in target["Arn"] and not target.get("RoleArn"):
-            raise ValidationException(f"RoleArn is required for target {target['Arn']}.")
+        arn = target["Arn"]
+        if ":states:" in arn and not target.get("RoleArn"):
+            raise ValidationException(f"RoleArn is required for target {arn}.")
+        for transformation in ("InputPath", "InputTransformer"):
+            if transformation in target and parse_arn(arn).service in _DELIVERED_HERE:
+                raise ValidationException(
+                    f"Target {arn} has an {transformation}, which the local stack does not support."
+                )
     _plain_put_targets(self, name, event_bus_arn, targets)
+
+
+def _validate_pattern(self: EventPatternParser, pattern: dict[str, Any]) -> None:
+    """Refuse `$or`, which `_matches` does not have. moto calls this for each object of a pattern."""
+    if "$or" in pattern:
+        raise InvalidEventPatternException(reason="the local stack does not support $or")
+    _plain_validate_pattern(self, pattern)
 
 
 def _applies(rule: Rule, event: Event) -> bool:
@@ -283,9 +304,7 @@ def _matches(node: Any, pattern: dict[str, Any]) -> bool:
         return any(_matches(element, pattern) for element in node)
     fields = node if isinstance(node, dict) else {}
     for key, expected in pattern.items():
-        if key == "$or":
-            matched = any(_matches(node, alternative) for alternative in expected)
-        elif isinstance(expected, dict):
+        if isinstance(expected, dict):
             matched = _matches(fields.get(key), expected)
         else:
             matched = any(_matches_filter(fields.get(key, UNDEFINED), filter_) for filter_ in expected)
@@ -305,26 +324,15 @@ def _matches_filter(value: Any, filter_: Any) -> bool:
 
 def _visible(event: Event) -> Event:
     """Return the event as a target sees it."""
-    shown = {key: value for key, value in event.items() if key != "ingestion-time"}
-    if not isinstance(shown["time"], str):
-        shown["time"] = datetime.fromtimestamp(shown["time"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return shown
+    visible = {key: value for key, value in event.items() if key != "ingestion-time"}
+    if not isinstance(visible["time"], str):
+        visible["time"] = datetime.fromtimestamp(visible["time"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return visible
 
 
 def _target_input(target: Mapping[str, Any], event: Event) -> Any:
-    """Return a target's input: its own Input, a part of the event, or the whole event.
+    """Return a target's input: its own Input, or the whole event.
 
     https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_Target.html
     """
-    if "Input" in target:
-        return json.loads(target["Input"])
-    shown = _visible(event)
-    if path := target.get("InputPath"):
-        matches = jsonpath.parse(path).find(shown)
-        return matches[0].value if matches else None
-    if transformer := target.get("InputTransformer"):
-        source: Any = {**shown, "ingestion-time": event["ingestion-time"]}
-        return EventTemplateParser.parse(
-            transformer["InputTemplate"], transformer.get("InputPathsMap", {}), source
-        )
-    return shown
+    return json.loads(target["Input"]) if "Input" in target else _visible(event)

@@ -29,7 +29,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -55,8 +55,7 @@ class UsageLimits:
     plan_id: str
     rate: float | None = None
     burst: int | None = None
-    quota: int | None = None
-    period: str | None = None
+    quota: int | None = None  # requests a day (UTC)
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,6 @@ class _TokenBucket:
         return True
 
 
-_PERIODS = {"DAY": "%Y-%m-%d", "WEEK": "%G-%V", "MONTH": "%Y-%m"}
-
-
 class _Usage:
     """How much of its limits each key has used."""
 
@@ -142,7 +138,7 @@ class _Usage:
         self._utc = utc
         self._lock = threading.Lock()
         self._buckets: dict[tuple[str, str], _TokenBucket] = {}
-        self._quotas: dict[tuple[str, str], tuple[str, int]] = {}
+        self._quotas: dict[tuple[str, str], tuple[date, int]] = {}
 
     def count(self, route: Route, api: RestApi, caller: Caller | None) -> None:
         """Count one request to a method and of a key; raises _Refused when a limit is reached."""
@@ -151,7 +147,7 @@ class _Usage:
             if caller:
                 holder = (caller.limits.plan_id, caller.key_id)
                 self._throttle(holder, caller.limits.rate, caller.limits.burst)
-                self._spend(holder, caller.limits.quota, caller.limits.period)
+                self._spend(holder, caller.limits.quota)
 
     def _throttle(self, bucket: tuple[str, str], rate: float | None, burst: int | None) -> None:
         if rate is None or burst is None:
@@ -159,25 +155,23 @@ class _Usage:
         if not self._buckets.setdefault(bucket, _TokenBucket()).take(rate, burst, self._steady()):
             raise _Refused("THROTTLED")
 
-    def _spend(self, holder: tuple[str, str], quota: int | None, named: str | None) -> None:
+    def _spend(self, holder: tuple[str, str], quota: int | None) -> None:
         if quota is None:
             return
-        period = self._period(named)
-        last, used = self._quotas.get(holder, (period, 0))
-        used = used if last == period else 0
+        used = self._used_today(holder)
         if used >= quota:
             raise _Refused("QUOTA_EXCEEDED")
-        self._quotas[holder] = (period, used + 1)
+        self._quotas[holder] = (self._utc().date(), used + 1)
 
     def used(self, holder: tuple[str, str]) -> int:
-        """Return how many requests of its quota a key has used in the current period."""
+        """Return how many requests of its quota a key has used today."""
         with self._lock:
-            last, used = self._quotas.get(holder, ("", 0))
-        return used if last in map(self._period, _PERIODS) else 0
+            return self._used_today(holder)
 
-    def _period(self, period: str | None) -> str:
-        now = self._utc()
-        return now.strftime(_PERIODS[period or "DAY"])
+    def _used_today(self, holder: tuple[str, str]) -> int:
+        today = self._utc().date()
+        day, used = self._quotas.get(holder, (today, 0))
+        return used if day == today else 0
 
 
 class Gateway:
@@ -192,14 +186,12 @@ class Gateway:
         *,
         steady: Callable[[], float] = time.monotonic,
         utc: Callable[[], datetime] = lambda: datetime.now(UTC),
-        patience: float = PATIENCE,
     ) -> None:
         """Serve `api` under `/<stage>`; `steady` is what throttles count by, `utc` what quotas do."""
         self._api = api
         self._place = place
         self._keys = keys
         self._invoke = invoke
-        self._patience = patience
         self._utc = utc
         self._usage = _Usage(steady, utc)
         self._resources = _resources(api.routes)
@@ -227,7 +219,7 @@ class Gateway:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
     def used(self, plan_id: str, key_id: str) -> int:
-        """Return how many requests of its quota a key has used in the current period."""
+        """Return how many requests of its quota a key has used today."""
         return self._usage.used((plan_id, key_id))
 
     def _answer(self, environ: dict[str, Any], request_id: str, extended_id: str) -> _Answer:
@@ -242,7 +234,7 @@ class Gateway:
         body = environ["wsgi.input"].read(length)
         event = self._event(environ, route, parameters, source, caller, body, request_id, extended_id)
         try:
-            result = self._invoke(route.function_arn, json.dumps(event).encode(), self._patience)
+            result = self._invoke(route.function_arn, json.dumps(event).encode(), PATIENCE)
         except NotAnswered:
             raise _Refused("INTEGRATION_TIMEOUT") from None
         except InvocationError as error:
@@ -262,17 +254,16 @@ class Gateway:
         for resource, methods in self._resources:
             parameters = _match(resource, segments)
             if parameters is not None:
-                route = methods.get(method) or methods.get("X-AMAZON-APIGATEWAY-ANY-METHOD")
-                if route:
-                    return route, parameters or None
+                if method in methods:
+                    return methods[method], parameters or None
                 break
         raise _Refused("MISSING_AUTHENTICATION_TOKEN")
 
     def _caller(self, environ: Mapping[str, Any]) -> Caller:
-        sent = environ.get("HTTP_X_API_KEY", "").encode("latin-1")
+        sent_key = environ.get("HTTP_X_API_KEY", "").encode("latin-1")
         match = None
         for caller in self._keys():  # always all of them: else the time taken would tell which key matched
-            if hmac.compare_digest(caller.value.encode(), sent):
+            if hmac.compare_digest(caller.value.encode(), sent_key):
                 match = caller
         if match is None:
             raise _Refused("INVALID_API_KEY")
@@ -389,19 +380,15 @@ class Gateway:
 
 
 def _resources(routes: Iterable[Route]) -> list[tuple[list[str], dict[str, Route]]]:
-    """Group routes by resource, the most specific first: fixed segments before `{name}` before `{name+}`."""
+    """Group routes by resource, the most specific first: fixed segments before `{name}`."""
     by_path: dict[str, dict[str, Route]] = {}
     for route in routes:
         by_path.setdefault(route.path, {})[route.method] = route
     resources = [
         (path.strip("/").split("/") if path != "/" else [], methods) for path, methods in by_path.items()
     ]
-    rank = {False: 0, True: 1}
     return sorted(
-        resources,
-        key=lambda item: [
-            (rank[segment.startswith("{")], segment.endswith("+}"), segment) for segment in item[0]
-        ],
+        resources, key=lambda resource: [(segment.startswith("{"), segment) for segment in resource[0]]
     )
 
 
@@ -409,9 +396,6 @@ def _match(resource: list[str], segments: list[str]) -> dict[str, str] | None:
     """Return the path parameters when `segments` are a path of the resource, else None."""
     parameters: dict[str, str] = {}
     for index, part in enumerate(resource):
-        if part.endswith("+}"):
-            rest = "/".join(segments[index:])
-            return parameters | {part[1:-2]: rest} if rest else None
         if index >= len(segments) or not segments[index]:
             return None
         if part.startswith("{"):
@@ -448,16 +432,16 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 def _forwarded_for(environ: Mapping[str, Any], source: str) -> str:
     """Write X-Forwarded-For as the edge does: what the client sent, then the source."""
-    sent = environ.get("HTTP_X_FORWARDED_FOR", "")
-    if sent and _address(environ["REMOTE_ADDR"]).is_loopback:
-        sent = sent.rpartition(",")[0].strip()  # the edge itself has appended the last address
-    return f"{sent}, {source}" if sent else source
+    forwarded = environ.get("HTTP_X_FORWARDED_FOR", "")
+    if forwarded and _address(environ["REMOTE_ADDR"]).is_loopback:
+        forwarded = forwarded.rpartition(",")[0].strip()  # the edge itself has appended the last address
+    return f"{forwarded}, {source}" if forwarded else source
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    named = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
-    named |= {name: environ[name] for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(name)}
-    return {name.replace("_", "-").title(): value for name, value in named.items()}
+    headers = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
+    headers |= {name: environ[name] for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(name)}
+    return {name.replace("_", "-").title(): value for name, value in headers.items()}
 
 
 def _identity(environ: Mapping[str, Any], source: str, caller: Caller | None) -> dict[str, Any]:

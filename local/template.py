@@ -53,6 +53,15 @@ NO_LOCAL_EFFECT = {
     "Custom::LastRules": "closes what is open when the stack is deleted; here all of AWS goes with the stack",
 }
 
+# What the template uses of the parameters section. Another type, as a list, has values of another form.
+_PARAMETER_TYPES = {"AWS::SSM::Parameter::Value<String>", "Number", "String"}
+_PARAMETER_KEYS = {
+    "AllowedPattern", "AllowedValues", "ConstraintDescription", "Default", "Description", "MaxValue",
+    "MinValue", "Type",
+}  # fmt: skip
+# https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html
+_LONGEST_PARAMETER = 4096
+
 CODE_BUCKET = "local"  # stands for the bucket `sam deploy` uploads to; the key is the path in the template
 
 
@@ -82,10 +91,8 @@ class Place:
     def pseudo_parameters(self) -> dict[str, Any]:
         return {
             "AWS::AccountId": self.account,
-            "AWS::NotificationARNs": [],
             "AWS::Partition": self.partition,
             "AWS::Region": self.region,
-            "AWS::StackId": self.arn("cloudformation", f"stack/{self.stack_name}/local"),
             "AWS::StackName": self.stack_name,
             "AWS::URLSuffix": self.url_suffix,
         }
@@ -224,6 +231,13 @@ def _parameter_values(declared: Mapping[str, Any], arguments: Mapping[str, str])
         )
     values: dict[str, Any] = {}
     for name, declaration in declared.items():
+        unknown = sorted(set(declaration) - _PARAMETER_KEYS)
+        if declaration["Type"] not in _PARAMETER_TYPES:
+            unknown.append(f"the type {declaration['Type']}")
+        if unknown:
+            raise TemplateError(
+                f"Parameter {name} has {', '.join(unknown)}, which the local stack does not know."
+            )
         if name not in arguments and "Default" not in declaration:
             raise TemplateError(f"Parameter {name} has no default and was not given.")
         value = str(arguments.get(name, declaration.get("Default")))
@@ -231,8 +245,7 @@ def _parameter_values(declared: Mapping[str, Any], arguments: Mapping[str, str])
             raise TemplateError(
                 f"Parameter {name} is {value!r}; {declaration.get('ConstraintDescription', fault)}"
             )
-        a_list = declaration["Type"] == "CommaDelimitedList" or declaration["Type"].startswith("List<")
-        values[name] = value.split(",") if a_list else value
+        values[name] = value
     return values
 
 
@@ -244,8 +257,8 @@ def _fault(value: str, declaration: Mapping[str, Any]) -> str | None:
     pattern = declaration.get("AllowedPattern")
     if pattern and not re.fullmatch(pattern, value):
         return f"it must match {pattern}"
-    if not declaration.get("MinLength", 0) <= len(value) <= declaration.get("MaxLength", 4096):
-        return "it is too short or too long."
+    if len(value) > _LONGEST_PARAMETER:
+        return f"it is longer than {_LONGEST_PARAMETER} characters."
     if declaration["Type"] == "Number":
         try:
             number = float(value)
@@ -270,10 +283,10 @@ class Template:
         self.path = path
         self.place = place
         self.parameters = parameters
-        self._conditions = translated.get("Conditions", {})
-        self._mappings = translated.get("Mappings", {})
         self._declared = translated["Resources"]
-        self._evaluating: list[str] = []
+        self._conditions: dict[str, bool] = {}
+        for condition, expression in translated.get("Conditions", {}).items():
+            self._conditions[condition] = self._test(expression, f"Conditions.{condition}")
         self._check_rules(translated.get("Rules", {}))
         self.resources = {
             logical_id: self._resource(logical_id, declared)
@@ -290,7 +303,7 @@ class Template:
         """Return the resources of a type, in the template's order."""
         return [resource for resource in self.resources.values() if resource.type == resource_type]
 
-    def one(self, resource_type: str) -> Resource:
+    def only(self, resource_type: str) -> Resource:
         """Return the only resource of a type; raise TemplateError when there is none, or more."""
         matches = self.all(resource_type)
         if len(matches) != 1:
@@ -358,12 +371,8 @@ class Template:
     def _functions(self) -> dict[str, Callable[[Any, str], Any]]:
         return {
             "Ref": self._ref,
-            "Fn::FindInMap": self._find_in_map,
             "Fn::GetAtt": self._get_att,
             "Fn::If": self._if,
-            "Fn::Join": self._join,
-            "Fn::Select": self._select,
-            "Fn::Split": self._split,
             "Fn::Sub": self._sub,
         }
 
@@ -380,7 +389,10 @@ class Template:
             return values[name]
         if name in self._declared:
             return self._identity(name)[0]
-        raise TemplateError(f"{where} refers to {name}, which is no parameter and no resource.")
+        raise TemplateError(
+            f"{where} refers to {name}, which is no parameter, no resource and no pseudo parameter that"
+            " the local stack knows."
+        )
 
     def _get_att(self, argument: Any, where: str) -> str:
         logical_id, attribute = argument.split(".", 1) if isinstance(argument, str) else argument
@@ -399,8 +411,8 @@ class Template:
 
         def fill(placeholder: re.Match[str]) -> str:
             name = placeholder[1].strip()
-            if name.startswith("!"):  # ${!Literal} is written ${Literal}
-                return f"${{{name[1:]}}}"
+            if name.startswith("!"):
+                raise TemplateError(f"{where} escapes {placeholder[0]}, which the local stack does not know.")
             if name in variables:
                 return text(self._resolve(variables[name], where))
             if "." in name:
@@ -409,33 +421,9 @@ class Template:
 
         return re.sub(r"\$\{([^}]+)\}", fill, template)
 
-    def _join(self, argument: Any, where: str) -> str:
-        delimiter, values = argument
-        return str(delimiter).join(text(item) for item in self._resolve(values, where))
-
     def _if(self, argument: Any, where: str) -> Any:
         condition, then, otherwise = argument
         return self._resolve(then if self._holds(condition) else otherwise, where)
-
-    def _find_in_map(self, argument: Any, where: str) -> Any:
-        name, top, second = (self._resolve(item, where) for item in argument)
-        try:
-            return self._mappings[name][top][second]
-        except KeyError:
-            raise TemplateError(
-                f"{where} looks up {name}.{top}.{second}, and Mappings has no such."
-            ) from None
-
-    def _select(self, argument: Any, where: str) -> Any:
-        index, values = (self._resolve(item, where) for item in argument)
-        try:
-            return values[int(index)]
-        except IndexError:
-            raise TemplateError(f"{where} selects item {index} of {len(values)}.") from None
-
-    def _split(self, argument: Any, where: str) -> list[str]:
-        delimiter, value = argument
-        return text(self._resolve(value, where)).split(delimiter)
 
     # Conditions and rules
 
@@ -444,23 +432,11 @@ class Template:
             return True
         if condition not in self._conditions:
             raise TemplateError(f"Condition {condition} is used but not declared.")
-        if condition in self._evaluating:
-            raise TemplateError(f"Condition {condition} depends on itself.")
-        self._evaluating.append(condition)
-        try:
-            return self._test(self._conditions[condition], f"Conditions.{condition}")
-        finally:
-            self._evaluating.pop()
+        return self._conditions[condition]
 
     def _test(self, expression: Any, where: str) -> bool:
         function, argument = next(iter(expression.items()))
         match function:
-            case "Condition":
-                return self._holds(argument)
-            case "Fn::And":
-                return all(self._test(item, where) for item in argument)
-            case "Fn::Or":
-                return any(self._test(item, where) for item in argument)
             case "Fn::Not":
                 return not self._test(argument[0], where)
             case "Fn::Equals":

@@ -19,7 +19,7 @@ import pytest
 # The tests that coverage is measured with. They reach what tests in this process can reach, and under
 # coverage a test takes half as long again, a proof several times as long.
 MEASURED = {
-    *("unit", "adapters", "statemachine", "holes", "notifications", "template", "local", "tools", "clients"),
+    *("unit", "adapters", "notifications", "local", "tools", "clients"),
 }
 UNMEASURED = {  # in those folders; most of what these run are other processes
     *("test_knock_sh.py", "test_github.py", "test_gitlab.py", "test_docs.py", "test_admin_docs.py"),
@@ -28,32 +28,36 @@ UNMEASURED = {  # in those folders; most of what these run are other processes
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What keeps trail and ledger in the tests that run on one store at a time: one on even days, the other on odd
-# ones, unless it is said. Read here, for the workers too: a test itself sees no KNOCK_ variables.
+# The store of the tests that run on one at a time: SimpleDB on even days and DynamoDB on odd ones, unless
+# KNOCK_TEST_STORE is set. Read here, for the workers too: a test itself sees no KNOCK_ variables.
 STORES = ("simpledb", "dynamodb")
 STORE = os.environ.setdefault("KNOCK_TEST_STORE", STORES[datetime.now(timezone.utc).toordinal() % 2])
 
 
+# `make docs` sets it: the tests that play a page or take its picture then write it, where others compare.
+WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
+
+
 def pytest_report_header() -> str:
-    """Say which store it is, to run the same again."""
+    """Print the store, so that a run can be repeated."""
     return f"store: KNOCK_TEST_STORE={STORE}"
 
 
-def need(present: object, what: str) -> None:
-    """Skip, or with CI=true fail, unless `present`; `what` says what is missing and how to get it."""
+def need(present: object, missing: str) -> None:
+    """Skip, or with CI=true fail, unless `present`; `missing` says what is missing and how to get it."""
     if present:
         return
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} (with CI=true nothing is skipped)")
-    pytest.skip(what)
+        pytest.fail(f"{missing} (with CI=true nothing is skipped)")
+    pytest.skip(missing)
 
 
 def program(name: str, how: str, *places: str) -> str:
     """Find a program on the PATH or in `places`, or `need` it."""
-    found = shutil.which(name) or next((place for place in places if Path(place).exists()), None)
-    need(found, f"{name} is not installed: {how}")
-    assert found is not None
-    return found
+    path = shutil.which(name) or next((place for place in places if Path(place).exists()), None)
+    need(path, f"{name} is not installed: {how}")
+    assert path is not None
+    return path
 
 
 def zone_where_it_is_evening(now: datetime) -> str:
@@ -85,7 +89,7 @@ def _no_aws_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests and proofs run with sockets off: what they test is pure.
 
-    The long ones come first: nobody waits for one of them at the end, with nothing left to share out.
+    The long ones come first, so that no worker is left with one of them at the end.
     """
     items.sort(key=lambda item: not {"proofs", "faults", "test_schemathesis.py"} & set(item.path.parts))
     for item in items:
@@ -116,7 +120,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much was tried by the tests that try everything: the sum of each count they record."""
+    """Print the sum of each count that the exhaustive tests record."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:

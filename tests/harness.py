@@ -1,7 +1,7 @@
-"""The whole of Knock in one process: the functions as they are, on the mended emulator, with a movable clock.
+"""Knock in one process: the functions as they are, on the mended emulator, with a movable clock.
 
-For tests that need every path within reach (faults, the API's error paths, the state machine) and the
-coverage of it. The end-to-end tests run the same functions in processes of their own, over HTTP.
+For tests that need every path within reach (faults, the API's error paths, the state machine), and for
+measuring coverage. The end-to-end tests run the same functions in processes of their own, over HTTP.
 
 Events reach the functions, tasks run as Lambda tasks, and `clock.advance` ends a Wait of hours at once.
 """
@@ -78,7 +78,7 @@ HANDLERS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
 }
 DOMAINS = ("TRAIL", "LEDGER", "REFUSALS")
 MODULES = (api, authorize, guard, revoke)
-THREADS = "threads"  # counts, beside the functions, what is handed over to the embedded AWS's threads
+THREADS = "threads"  # in Knock.busy, beside the functions: work handed over to the embedded AWS's threads
 
 
 @cache
@@ -100,7 +100,7 @@ wiring._session().events.register("before-parameter-build", check_arguments)
 
 @cache
 def _client(service: Any) -> Any:
-    """Make a client once: it holds nothing of a run, and takes as long to make as several calls."""
+    """Make a client once: it keeps no state of a run, and takes as long to make as several calls."""
     return _session().client(service, region_name=REGION)
 
 
@@ -112,11 +112,11 @@ def _tables() -> tuple[Table, ...]:
 
 
 class Crash(BaseException):
-    """A function's process is gone: nothing it would have done afterwards is done."""
+    """A function's process ends at once, and does nothing afterwards."""
 
 
 class Context:
-    """What Powertools reads of Lambda's context."""
+    """The part of Lambda's context that Powertools reads."""
 
     function_name = "test"
     memory_limit_in_mb = 256
@@ -126,7 +126,7 @@ class Context:
 
 @dataclass
 class Answer:
-    """What the API answered."""
+    """An answer of the API."""
 
     status: int
     headers: dict[str, str]
@@ -177,17 +177,17 @@ class Knock:
             with self.around(name):
                 return InvocationResult(json.dumps(HANDLERS[name](event, Context())).encode())
         except Crash as crash:
-            said = {"errorType": "Runtime.ExitError", "errorMessage": f"RequestId: 0 Error: {crash}"}
-            return InvocationResult(json.dumps(said).encode(), "Unhandled")
+            failure = {"errorType": "Runtime.ExitError", "errorMessage": f"RequestId: 0 Error: {crash}"}
+            return InvocationResult(json.dumps(failure).encode(), "Unhandled")
         except Exception as error:  # noqa: BLE001  # as Lambda's runtime does
-            said = {"errorType": type(error).__name__, "errorMessage": str(error)}
-            return InvocationResult(json.dumps(said).encode(), "Unhandled")
+            failure = {"errorType": type(error).__name__, "errorMessage": str(error)}
+            return InvocationResult(json.dumps(failure).encode(), "Unhandled")
         finally:
             with self.lock:
                 self.busy[name] -= 1
 
     def stop(self) -> None:
-        """Start nothing more, and wait until no function is at work: AWS here is the next test's too."""
+        """Start nothing more, and wait until no function is at work: tests share the embedded AWS."""
         self.deliveries.shutdown()
         self.engine.shutdown()
         deadline = time.monotonic() + 5
@@ -195,7 +195,7 @@ class Knock:
             time.sleep(0.005)
 
     def call(self, name: str, event: Any) -> Any:
-        """Run a function and give its answer; an error of its is raised as AssertionError."""
+        """Run a function and give its answer. Raises AssertionError where the function fails."""
         result = self.invoke(f"{STACK}-{name}", json.dumps(event).encode())
         answer = json.loads(result.payload)
         assert result.function_error is None, answer
@@ -244,7 +244,7 @@ class Knock:
         return Answer(result["statusCode"], result["headers"], result["body"])
 
     def open(self, key: str = "alice", caller: str = "203.0.113.7", **body: object) -> dict[str, Any]:
-        """Knock, and expect an open door; and that what a renewal does once it is open is over."""
+        """Knock, and expect 201. Of a renewal, wait too until its authorize task has ended the old grant."""
         answer = self.request("POST", "/knock", key=key, body=body or None, caller=caller)
         assert answer.status == 201, answer.text
         if "renews" in body:
@@ -265,10 +265,10 @@ class Knock:
         filters = [
             {"Name": "group-id", "Values": list(groups) or [g for gs in self.groups.values() for g in gs]}
         ]
-        found = self.client("ec2").describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
+        rules = self.client("ec2").describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
         return {
             (rule["GroupId"], rule["FromPort"], rule.get("CidrIpv4") or rule.get("CidrIpv6"))
-            for rule in found
+            for rule in rules
             if not rule["IsEgress"]
         }
 
@@ -298,13 +298,13 @@ class Knock:
         return rule
 
     def items(self, domain: str) -> dict[str, dict[str, list[str]]]:
-        """Read every item of the `trail`, the `ledger` or the `refusals`, in the store of now."""
+        """Read every item of the `trail`, the `ledger` or the `refusals`, in the current store."""
         name = os.environ[f"{domain.upper()}_DOMAIN"]
         if os.environ["TRAIL_STORE"] == "dynamodb":
-            found = self.client("dynamodb").scan(TableName=name, ConsistentRead=True)["Items"]
+            rows = self.client("dynamodb").scan(TableName=name, ConsistentRead=True)["Items"]
             return {
                 item.pop("name")["S"]: {key: value.get("SS") or [value["S"]] for key, value in item.items()}
-                for item in found
+                for item in rows
             }
         answer = self.client("sdb").select(
             SelectExpression=f"select * from `{name}` limit 2500",  # noqa: S608  # no value in it
@@ -318,7 +318,7 @@ class Knock:
         return items
 
     def write(self, domain: str, item: str, **values: str) -> None:
-        """Change an item behind everybody's back."""
+        """Change an item past the functions."""
         store = os.environ[f"{domain.upper()}_DOMAIN"]
         if os.environ["TRAIL_STORE"] == "dynamodb":
             self.client("dynamodb").update_item(
@@ -333,7 +333,7 @@ class Knock:
             self.client("sdb").put_attributes(DomainName=store, ItemName=item, Attributes=attributes)
 
     def lose(self, domain: str, item: str) -> None:
-        """Delete an item behind everybody's back."""
+        """Delete an item past the functions."""
         store = os.environ[f"{domain.upper()}_DOMAIN"]
         if os.environ["TRAIL_STORE"] == "dynamodb":
             self.client("dynamodb").delete_item(TableName=store, Key={"name": {"S": item}})
@@ -342,8 +342,8 @@ class Knock:
 
     def refusals(self) -> list[dict[str, str]]:
         """List the recorded refusals, in their order."""
-        found = [{k: v[0] for k, v in item.items()} for item in self.items("refusals").values()]
-        return sorted(found, key=lambda refusal: refusal["order"])
+        refusals = [{k: v[0] for k, v in item.items()} for item in self.items("refusals").values()]
+        return sorted(refusals, key=lambda refusal: refusal["order"])
 
     def ledger(self, source: str = "203.0.113.7/32") -> Ledger:
         """Read a source's ledger."""
@@ -366,10 +366,14 @@ class Knock:
     def running(self, machine: str) -> list[str]:
         """List the names of a state machine's running executions, newest first, as ListExecutions does.
 
-        Past the API, which takes a hundred times as long: this is what tests ask while they wait.
+        Past the API, which takes a hundred times as long: tests call this while they wait.
         """
-        found = stepfunctions_backends[ACCOUNT][REGION].describe_state_machine(machine).executions[:]
-        return [one.name for one in reversed(found) if one.exec_status == ExecutionStatus.RUNNING]
+        executions = stepfunctions_backends[ACCOUNT][REGION].describe_state_machine(machine).executions[:]
+        return [
+            execution.name
+            for execution in reversed(executions)
+            if execution.exec_status == ExecutionStatus.RUNNING
+        ]
 
     def execution_status(self, grant_id: str) -> str | None:
         """Give an execution's status, or None where it never started."""
@@ -388,18 +392,18 @@ class Knock:
         return [e["stateEnteredEventDetails"]["name"] for e in history if "stateEnteredEventDetails" in e]
 
     def wait(
-        self, what: Callable[[], Any], why: str, seconds: float = 10, step: timedelta | None = None
+        self, condition: Callable[[], Any], why: str, seconds: float = 10, step: timedelta | None = None
     ) -> Any:
-        """Poll until `what()` is true, moving the clock by `step` each time; fail with `why` at last.
+        """Poll until `condition()` is true, moving the clock by `step` each time. Fails with `why`.
 
         The clock does not jump while anything is at work, or its calls would seem to take minutes; unless
         a function is held up on purpose, for half a second.
         """
         deadline, jumped = time.monotonic() + seconds, 0.0
         while True:
-            found = what()
-            if found:
-                return found
+            answer = condition()
+            if answer:
+                return answer
             assert time.monotonic() < deadline, why
             if step and (not self.at_work() or time.monotonic() > jumped + 0.5):
                 self.clock.advance(step)
@@ -415,19 +419,19 @@ class Knock:
         def ended() -> bool:
             if grant_id in self.running(MACHINE):
                 return False
-            now = self.execution(grant_id)
-            assert now["status"] in ("RUNNING", status), now
-            return bool(now["status"] == status)
+            execution = self.execution(grant_id)
+            assert execution["status"] in ("RUNNING", status), execution
+            return bool(execution["status"] == status)
 
         self.wait(ended, f"{grant_id} is not {status}", seconds, step)
 
     @contextmanager
     def ticking(self, step: timedelta) -> Iterator[None]:
-        """Move the clock by `step` a hundred times a second, while a call waits for what comes of retries."""
-        over = threading.Event()
+        """Move the clock by `step` a hundred times a second, while a call waits for retries."""
+        stopped = threading.Event()
 
         def tick() -> None:
-            while not over.wait(0.01):
+            while not stopped.wait(0.01):
                 self.clock.advance(step)
 
         thread = threading.Thread(target=tick, daemon=True)
@@ -435,7 +439,7 @@ class Knock:
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
             thread.join()
 
     def expire(self, grant: dict[str, Any]) -> None:
@@ -478,7 +482,7 @@ class Knock:
     def choose(self, store: str, word: str = "2def") -> None:
         """Have the stack use a store from now on, as CloudFormation does when TrailStore is changed.
 
-        `word` is of the names of its domains or tables; it is made where there is none yet.
+        `word` is part of the names of its domains or tables, which are made where they do not exist.
         """
         names = {f"{name}_DOMAIN": f"{STACK}-{name.lower()}-{word}" for name in DOMAINS}
         os.environ.update(names, TRAIL_STORE=store)
@@ -486,7 +490,7 @@ class Knock:
         self.forget()
 
     def forget(self) -> None:
-        """Have every function start cold: caches are gone."""
+        """Have every function start cold, with empty caches."""
         for module in MODULES:
             module.wiring.cache_clear()
 
@@ -512,9 +516,9 @@ class _Counted:
     def close(self) -> None:
         self._workers.close()
 
-    def _count(self, more: int) -> None:
+    def _count(self, change: int) -> None:
         with self._knock.lock:
-            self._knock.busy[THREADS] += more
+            self._knock.busy[THREADS] += change
 
 
 class Hurried:
@@ -552,7 +556,7 @@ class _Functions:
         return answer | ({"FunctionError": result.function_error} if result.function_error else {})
 
 
-class _Aside:
+class _Readers:
     """The API's other threads, which work in its request's context: a call of theirs counts as the API's."""
 
     def __init__(self) -> None:
@@ -587,9 +591,9 @@ def running(store: str = "simpledb", **environment: str) -> Iterator[Knock]:
 
         deliveries = events.install(invoke, clock=clock)
         stack.callback(deliveries.shutdown)
-        made = engine.install(invoke, clock=clock, publish=deliveries.publish)
-        stack.callback(made.shutdown)
-        knock = Knock(clock, made, deliveries)
+        step_functions = engine.install(invoke, clock=clock, publish=deliveries.publish)
+        stack.callback(step_functions.shutdown)
+        knock = Knock(clock, step_functions, deliveries)
         holder.append(knock)
         for module in (wiring, *MODULES):
             if hasattr(module, "now"):
@@ -602,9 +606,9 @@ def running(store: str = "simpledb", **environment: str) -> Iterator[Knock]:
             )
         )
         stack.enter_context(mock.patch.object(api.ApiWiring, "functions", _Functions(knock)))
-        aside = _Aside()
-        stack.callback(aside.close)
-        stack.enter_context(mock.patch.object(api.ApiWiring, "aside", aside))
+        readers = _Readers()
+        stack.callback(readers.close)
+        stack.enter_context(mock.patch.object(api.ApiWiring, "readers", readers))
         knock.forget()
         stack.callback(knock.forget)
         stack.callback(knock.stop)
@@ -654,7 +658,7 @@ def _build(knock: Knock) -> None:
 
 
 def forged(value: dict[str, Any]) -> dict[str, Any]:
-    """Give an execution's input the id that follows from its content, as anybody can who knows how."""
+    """Give an execution's input the id that follows from its content, as any attacker can."""
     content = {name: part for name, part in value.items() if name != "grant_id"}
     text = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
     who, _, stamp, _ = value["grant_id"].split("_")

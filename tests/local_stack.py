@@ -1,4 +1,7 @@
-"""The local stack in a process of its own, as a person starts it: the one place in which tests start one."""
+"""The local stack in a process of its own, as a person starts it. Tests start one here.
+
+But for tests of the command itself: what it prints, how it fails and how it ends (`local`, `hostile`).
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ import boto3
 
 from tests.conftest import ROOT, STORE, need
 
-STARTS_WITHIN = 60.0  # seconds; three where nothing else runs
+STARTS_WITHIN = 60.0  # seconds; on an idle machine it takes three
 STOPS_WITHIN = 10.0
 
 
 @dataclass
 class LocalStack:
-    """A running `python -m local up --json`, by what its first line says: `stack.api_url` is of that line.
+    """A running `python -m local up --json`: `summary` is its first line; `stack.api_url` reads from it.
 
-    As a context manager it stops at the end, as SIGTERM stops it.
+    As a context manager it stops at the end, by SIGTERM.
     """
 
     process: subprocess.Popen[str]
-    said: dict[str, Any]
+    summary: dict[str, Any]
     engine: str
     store: str
 
@@ -38,7 +41,7 @@ class LocalStack:
     ) -> Self:
         """Start a stack and wait for its line of JSON; `errors` takes its standard error.
 
-        `store` is what KNOCK_TEST_STORE says, where it is not said: simpledb or dynamodb.
+        `store` is simpledb or dynamodb: that of KNOCK_TEST_STORE by default.
         """
         if engine == "stepfunctions-local":
             package = ROOT / "node_modules" / ".bin" / "stepfunctions-local"
@@ -52,20 +55,20 @@ class LocalStack:
             text=True,
             start_new_session=True,
         )
-        late = threading.Timer(STARTS_WITHIN, process.kill)
-        late.start()
+        timer = threading.Timer(STARTS_WITHIN, process.kill)
+        timer.start()
         try:
             assert process.stdout
             line = process.stdout.readline()
         finally:
-            late.cancel()
+            timer.cancel()
         assert line, (
             f"the stack ended with {process.wait(10)}, or took longer than {STARTS_WITHIN} s to answer"
         )
         return cls(process, json.loads(line), engine, store)
 
     def stop(self) -> None:
-        """Stop it as SIGTERM does; fail when it does not end in time, and kill it then."""
+        """Stop it by SIGTERM; kill it and fail when it does not end in time."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOPS_WITHIN)
@@ -83,7 +86,7 @@ class LocalStack:
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self.__dict__["said"][name]
+            return self.__dict__["summary"][name]
         except KeyError:
             raise AttributeError(name) from None
 
@@ -91,8 +94,8 @@ class LocalStack:
         """Make a client of boto3 for a service of the stack's AWS."""
         return boto3.client(
             service,
-            endpoint_url=self.said["aws_endpoint_url"],
-            region_name=self.said["region"],
+            endpoint_url=self.summary["aws_endpoint_url"],
+            region_name=self.summary["region"],
             aws_access_key_id="any",
             aws_secret_access_key="any",
         )

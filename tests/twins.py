@@ -5,12 +5,12 @@ raise what those raise, and are thousands of times as fast: the proofs run on th
 no twin: the real ones run on the store's. The contract in tests/adapters runs over both, so a twin cannot
 lie.
 
-One method is one call to AWS. A `Hook` hears of each before it acts and after, with its arguments and
-what came of it, and may raise in either place: an error before the effect, or an answer that was lost.
+One method is one call to AWS. A `Hook` is called before each and after it, with its arguments and its
+result, and may raise in either place: an error before the effect, or an answer that was lost.
 
-What a twin holds are immutable values in a few dictionaries. What AWS leaves open is a question to the
-twin's user: `choose` is given all that AWS may do, the obliging thing first, and picks. A `World` picks
-that unless it is told otherwise, and with `lags` of zero there is nothing to pick.
+The state of a twin is immutable values in a few dictionaries. Where AWS may do several things, `choose` is
+given all of them, the most obliging first, and picks one. A `World` picks the first unless `let_choose`
+sets another choice, and with `lags` of zero there is nothing to pick.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Choose = Callable[[Sequence[Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call to AWS: whose, which, with what."""
+    """One call to AWS: the service, the method and its arguments."""
 
     service: str
     name: str
@@ -66,12 +66,12 @@ class Call:
 
 
 class Hook:
-    """Hears of every call. This one does nothing; `before` and `after` may raise."""
+    """Is called with every call. This one does nothing; `before` and `after` may raise."""
 
     def before(self, call: Call) -> None: ...
 
-    def after(self, call: Call, came: object) -> None:
-        """`came` is the answer, or the exception that is about to be raised."""
+    def after(self, call: Call, result: object) -> None:
+        """`result` is the answer, or the exception that is about to be raised."""
 
     def twice(self, call: Call) -> bool:
         """Say whether the first answer to a store's write is lost, and the client makes the call again."""
@@ -108,10 +108,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _call(method: Method) -> Method:
-    """Make a method one call that the hook hears of."""
+    """Make a method one call, with the hook before and after it."""
 
     @functools.wraps(method)
-    def heard(self: _Twin, *args: Any, **kwargs: Any) -> Any:
+    def hooked(self: _Twin, *args: Any, **kwargs: Any) -> Any:
         call = Call(self.service, method.__name__, (*args, *kwargs.values()))
         self.hook.before(call)
         try:
@@ -122,14 +122,14 @@ def _call(method: Method) -> Method:
         self.hook.after(call, answer)
         return answer
 
-    return heard  # type: ignore[return-value]  # same parameters, same answer
+    return hooked  # type: ignore[return-value]  # same parameters, same answer
 
 
 # ---------------------------------------------------------------------------- a store
 
 
 class Item(Mapping[str, tuple[str, ...]]):
-    """A store's item: it never changes, and equal ones are one to look up by."""
+    """A store's item: immutable, and hashable by its content."""
 
     __slots__ = ("_hash", "_pairs", "_values")
 
@@ -205,11 +205,11 @@ class Store(_Twin):
         self, where: Sequence[Where], *, newest_first: bool = False, page: int = 2500
     ) -> Iterator[tuple[str, Values]]:
         self._answer()
-        found = self._chosen(where)
+        items = self._chosen(where)
         if newest_first:
-            found = [(name, item) for name, item in found if "order" in item]
-            found.sort(key=lambda pair: pair[1]["order"], reverse=True)
-        return iter(found)
+            items = [(name, item) for name, item in items if "order" in item]
+            items.sort(key=lambda pair: pair[1]["order"], reverse=True)
+        return iter(items)
 
     @_call
     def count(self, where: Sequence[Where]) -> int:
@@ -224,7 +224,7 @@ class Store(_Twin):
 
     def _twice(self, method: str, name: str, act: Callable[[], None]) -> None:
         if self.hook.twice(Call(self.service, method, (name,))):
-            act()  # done, and nobody heard of it
+            act()  # it took effect, and its answer is lost
         act()
 
     def _put(
@@ -254,19 +254,19 @@ class Store(_Twin):
     def _check(self, name: str, expected: Expected | None) -> None:
         if expected is None:
             return
-        there = self.items.get(name, NOTHING).get(expected.attribute)
-        if expected.text is None and there is not None:
+        value = self.items.get(name, NOTHING).get(expected.attribute)
+        if expected.text is None and value is not None:
             raise Conflict(missing=False)
-        if expected.text is not None and there is None:
+        if expected.text is not None and value is None:
             raise Conflict(missing=True)
-        if expected.text is not None and there != (expected.text,):
+        if expected.text is not None and value != (expected.text,):
             raise Conflict(missing=False)
 
     def _chosen(self, where: Sequence[Where]) -> list[tuple[str, Item]]:
         return [
             (name, item)
             for name, item in sorted(self.items.items())
-            if all(any(_compares(text, one) for text in item.get(one.attribute, ())) for one in where)
+            if all(any(_compares(text, part) for text in item.get(part.attribute, ())) for part in where)
         ]
 
 
@@ -290,8 +290,8 @@ class Ingress(_Twin):
     """Twin of `grants.ingress.Ingress`: security groups, and their rules, foreign ones too.
 
     `quota` is what a group holds of each address family; `refused` are groups Knock has no permission for;
-    `throttled` and `down` make calls fail before any effect. Rule ids follow from the key and how many rules
-    the key has had, so that the same things done in another order give the same rules.
+    `throttled` and `down` make calls fail before any effect. Rule ids follow from the key and its number of
+    `additions`, so that the same calls in another order give the same rules.
     """
 
     service = "ingress"
@@ -304,17 +304,16 @@ class Ingress(_Twin):
         self.tags: dict[str, dict[str, str]] = {}
         self.rules: dict[str, Rule] = {}  # by id
         self.egress: dict[str, Rule] = {}
-        self.other: dict[
-            str, int
-        ] = {}  # group → rules that name a group or a prefix list: they count for both
+        # By group: rules that name a group or a prefix list, which count for both address families.
+        self.references: dict[str, int] = {}
         self.recent: tuple[Change, ...] = ()
-        self.made: dict[RuleKey, int] = {}
+        self.additions: dict[RuleKey, int] = {}
         self.refused: frozenset[str] = frozenset()
         self.throttled = False
         self.down = False
         self.lags = timedelta(0)
 
-    # What people and other programs do to the groups.
+    # Changes by people and other programs.
 
     def add_group(self, group: str, quota: int = RULES_PER_GROUP, target: Target | None = None) -> None:
         self.quota[group] = quota
@@ -359,7 +358,7 @@ class Ingress(_Twin):
         self._changed(rule_id, rule)
 
     def at(self, key: RuleKey) -> Rule | None:
-        """Give the rule that is really there."""
+        """Give the rule that has a key now, whatever EC2 shows."""
         return next((rule for rule in self.rules.values() if rule.key == key), None)
 
     @property
@@ -367,24 +366,23 @@ class Ingress(_Twin):
         return {rule.key for rule in self.rules.values()}
 
     def mine(self) -> list[Rule]:
-        """Give Knock's own rules as they really are."""
+        """Give Knock's own rules as they are now, whatever EC2 shows."""
         return [rule for rule in self.rules.values() if self.is_ours(rule)]
 
-    # What Knock does.
+    # Calls of Knock.
 
     @_call
     def authorize(self, group: str, ports: Sequence[Ports], cidr: str, grant_id: str) -> dict[RuleKey, str]:
         self._answer(group)
         if group not in self.quota:
             raise GroupGone(f"{group} does not exist any more")
-        keys = [RuleKey(group, one, cidr) for one in ports]
+        keys = [RuleKey(group, port_range, cidr) for port_range in ports]
         assert len(set(keys)) == len(keys) > 0, "EC2 refuses a call that names a rule twice, or none"
-        there = self.keys
-        if there & set(keys):
+        if self.keys & set(keys):
             raise RuleDuplicate(f"{group} has one of the rules already")
-        gone = {change.before.key for change in self._recent() if change.before}
-        if gone & set(keys) and self.choose([False, True]):
-            raise RuleDuplicate(f"{group} has one of the rules still, as it seems")
+        recently_gone = {change.before.key for change in self._recent() if change.before}
+        if recently_gone & set(keys) and self.choose([False, True]):
+            raise RuleDuplicate(f"{group} has one of the rules still, it seems")
         if self._used(group, _family(cidr)) + len(keys) > self.quota[group]:
             raise GroupFull(f"{group} has no room for another rule")
         return {key: self._add(key, self.stack, grant_id).id for key in keys}
@@ -393,17 +391,17 @@ class Ingress(_Twin):
     def revoke(self, group: str, rule_ids: Sequence[str]) -> frozenset[str]:
         self._answer(group)
         assert rule_ids, "EC2 refuses a call that names no rule"
-        there = {name for name in rule_ids if name in self.rules and self.rules[name].key.group == group}
+        known = {name for name in rule_ids if name in self.rules and self.rules[name].key.group == group}
         born = {change.rule_id for change in self._recent() if change.before is None}
-        young = sorted(there & born)
+        young = sorted(known & born)
         unknown = self.choose([(), *_some(young)]) if young else ()
-        there -= set(unknown)
-        # What is not there: an error for all, or success that names what really went.
-        if there != set(rule_ids) and not self.choose([False, True]):
+        known -= set(unknown)
+        # Where an id is not there: an error for all, or success that names those that were removed.
+        if known != set(rule_ids) and not self.choose([False, True]):
             raise RuleNotFound(f"{group} has not all of {', '.join(rule_ids)}")
-        for name in sorted(there):
+        for name in sorted(known):
             self.remove_rule(name)
-        return frozenset(there)
+        return frozenset(known)
 
     @_call
     def groups(self, groups: Iterable[str]) -> dict[str, Group]:
@@ -446,28 +444,28 @@ class Ingress(_Twin):
 
     def _view(self, wanted: Callable[[Rule], bool]) -> list[Rule]:
         """List what EC2 shows of some rules: each that changed within `lags` as it is, or as it was."""
-        shown = dict(self.rules)
-        older: dict[str, set[Rule | None]] = {}
+        rules = dict(self.rules)
+        earlier: dict[str, set[Rule | None]] = {}
         for change in self._recent():
-            older.setdefault(change.rule_id, set()).add(change.before)
-        for name, versions in sorted(older.items()):
-            now = self.rules.get(name)
-            options = [now, *sorted(versions - {now}, key=str)]
-            # What is left out either way is no question.
-            alike = {None if one is None or not wanted(one) else one for one in options}
-            if len(alike) > 1:
+            earlier.setdefault(change.rule_id, set()).add(change.before)
+        for name, versions in sorted(earlier.items()):
+            current = self.rules.get(name)
+            options = [current, *sorted(versions - {current}, key=str)]
+            # A rule that is left out in every version leaves nothing to choose.
+            views = {None if version is None or not wanted(version) else version for version in options}
+            if len(views) > 1:
                 chosen = self.choose(options)
-                shown.pop(name, None)
+                rules.pop(name, None)
                 if chosen:
-                    shown[name] = chosen
-        return [rule for _, rule in sorted(shown.items()) if wanted(rule)]
+                    rules[name] = chosen
+        return [rule for _, rule in sorted(rules.items()) if wanted(rule)]
 
     def _recent(self) -> list[Change]:
         return [change for change in self.recent if self._clock() - change.at < self.lags]
 
     def _used(self, group: str, version: int) -> int:
-        there = [rule for rule in self.rules.values() if rule.key.group == group]
-        return self.other.get(group, 0) + sum(_family(rule.key.cidr) == version for rule in there)
+        rules = [rule for rule in self.rules.values() if rule.key.group == group]
+        return self.references.get(group, 0) + sum(_family(rule.key.cidr) == version for rule in rules)
 
     def _answer(self, group: str = "") -> None:
         if self.throttled:
@@ -478,8 +476,8 @@ class Ingress(_Twin):
             raise IngressRefused("EC2 answered UnauthorizedOperation")
 
     def _add(self, key: RuleKey, stack: str | None, grant_id: str | None) -> Rule:
-        self.made[key] = self.made.get(key, 0) + 1
-        rule = Rule(f"sgr-{key.group}-{key.ports}-{key.cidr}#{self.made[key]}", key, stack, grant_id)
+        self.additions[key] = self.additions.get(key, 0) + 1
+        rule = Rule(f"sgr-{key.group}-{key.ports}-{key.cidr}#{self.additions[key]}", key, stack, grant_id)
         self.rules[rule.id] = rule
         self._changed(rule.id, None)
         return rule
@@ -490,7 +488,7 @@ class Ingress(_Twin):
 
 
 def _some(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """List the choices of at least one; of many, each alone and all, since more is only more of the same."""
+    """List the choices of at least one name; of more than two, each alone and all of them."""
     if len(names) > 2:
         return [tuple(names), *((name,) for name in names)]
     return [choice for size in range(1, len(names) + 1) for choice in itertools.combinations(names, size)]
@@ -508,7 +506,7 @@ def _family(cidr: str) -> int:
 
 
 class Executions(_Twin):
-    """Twin of `grants.executions.Executions`. Stopping a running one tells `stopped`, as EventBridge does.
+    """Twin of `grants.executions.Executions`. Stopping a running one calls `stopped`, as EventBridge does.
 
     `young` are those that Step Functions may not show yet.
     """
@@ -561,8 +559,8 @@ class Executions(_Twin):
     def running(self) -> Iterator[tuple[str, datetime]]:
         self._answer()
         names = [name for name, status in self.statuses.items() if status == "RUNNING"]
-        shown = [name for name in names if name not in self.young or not self.choose([False, True])]
-        return iter([(name, self.started.get(name, self.clock())) for name in shown])
+        listed = [name for name in names if name not in self.young or not self.choose([False, True])]
+        return iter([(name, self.started.get(name, self.clock())) for name in listed])
 
     def _answer(self) -> None:
         if self.down:
@@ -570,7 +568,7 @@ class Executions(_Twin):
 
 
 class Closings(_Twin):
-    """Twin of `grants.executions.Closings`: what was started, as (grant id, payload in JSON)."""
+    """Twin of `grants.executions.Closings`. `started` has them as (grant id, payload in JSON)."""
 
     service = "closings"
 
@@ -586,7 +584,7 @@ class Closings(_Twin):
         self.started.append((grant_id, compact_json(closing)))
 
 
-# ---------------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------------- a stack
 
 
 @dataclass(slots=True)
@@ -634,31 +632,31 @@ class World:
         return (self.trail_store, self.ledger_store, self.ingress, self.executions, self.closings)
 
     def listen(self, hook: Hook) -> None:
-        """Let another hook hear of the calls."""
+        """Set the hook of every call."""
         self.hook = hook
         for twin in self.twins:
             twin.hook = hook
 
     def let_choose(self, choose: Choose) -> None:
-        """Let somebody else say what AWS does where it may do several things."""
+        """Set the choice wherever AWS may do several things."""
         for twin in self.twins:
             twin.choose = choose
 
-    # What is really there, without a call.
+    # What the stores contain, read without a call.
 
     def record(self, grant_id: str) -> Record | None:
         return Trail(_Quiet(self.trail_store.items)).get(grant_id)
 
     def records(self) -> list[Record]:
-        found = (self.record(name) for name in sorted(self.trail_store.items))
-        return [record for record in found if record]
+        records = (self.record(name) for name in sorted(self.trail_store.items))
+        return [record for record in records if record]
 
     def ledger(self, source: str) -> Any:
         return Ledgers(_Quiet(self.ledger_store.items)).read(source).ledger
 
 
 class _Quiet(Store):
-    """A look at a store's items that nobody hears of."""
+    """A store's items, to be read without a hook."""
 
     def __init__(self, items: dict[str, Item]) -> None:
         super().__init__(Hook())

@@ -1,6 +1,6 @@
-"""How tests wait: they look again until something holds, and fail, saying why, when it does not in time.
+"""How tests wait: by polling a condition, with a deadline after which they fail with a reason.
 
-`harness.Knock.wait` is the other way, for tests that move the clock while they wait.
+Tests that move the clock while they wait use `harness.Knock.wait`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ def wait_for(
     pause: float = 0.01,
     longest: float = 0.05,
 ) -> Any:
-    """Wait until a condition holds, and give what it answered.
+    """Wait until a condition is true, and give its value.
 
-    `pause` is that between two looks, in seconds; it grows to `longest`. Fails with `why` after `seconds`.
+    `pause` is the time between two calls of it, in seconds; it grows to `longest`. Fails with `why` after
+    `seconds`.
     """
     deadline = time.monotonic() + seconds
-    while not (answer := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"{why} (within {seconds} s)"
         time.sleep(pause)
         pause = min(pause * 1.5, longest)
-    return answer
+    return value

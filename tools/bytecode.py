@@ -26,10 +26,10 @@ def write(folder: Path) -> None:
     """Compile every module below a folder, into its __pycache__. Raises NotCompiled."""
     mode = PycInvalidationMode.UNCHECKED_HASH
     # Tracebacks show the paths in Lambda, not those of the build.
-    done = compileall.compile_dir(
+    compiled = compileall.compile_dir(
         folder, quiet=1, force=True, invalidation_mode=mode, stripdir=str(folder), prependdir="/var/task"
     )
-    if not done:
+    if not compiled:
         raise NotCompiled(f"not every module in {folder} could be compiled: see above, and build anew")
 
 

@@ -146,10 +146,10 @@ def warmth() -> tuple[int, float]:
     calls = HOURS * 60 // minutes
     functions = [target["Arn"]["Fn::GetAtt"][0] for target in rule["Targets"]]
     memory = [transformed()["Resources"][name]["Properties"]["MemorySize"] / 1024 for name in functions]
-    each = [
+    prices = [
         PRICE["lambda_request"] + gb * ASSUMED["warm_seconds"] * PRICE["lambda_gb_second"] for gb in memory
     ]
-    return calls * len(functions), calls * sum(each)
+    return calls * len(functions), calls * sum(prices)
 
 
 def fixed() -> dict[str, float]:
@@ -206,8 +206,8 @@ def page() -> str:
         unseen=[f"a {entry['unit']} of SimpleDB" for entry in DATA["prices"].values() if not entry["seen"]],
         assumed=ASSUMED,
         calls=[
-            (name, what, expired.calls[name, what], early.calls[name, what])
-            for name, what in sorted({**expired.calls, **early.calls})
+            (name, operation, expired.calls[name, operation], early.calls[name, operation])
+            for name, operation in sorted({**expired.calls, **early.calls})
         ],
         expired=expired,
         early=early,
@@ -220,7 +220,7 @@ def page() -> str:
         bounds=[
             bound
             for ranked in bounds.values()
-            for bound in ([each for each in ranked if each["share"] > 1] or ranked[:1])
+            for bound in ([bound for bound in ranked if bound["share"] > 1] or ranked[:1])
         ],
         rest=[bound for bound in bounds[SIZES[-1]] if bound["share"] <= 1],
     )

@@ -32,8 +32,8 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoC
 from botocore.exceptions import ConnectionError as NotConnected
 
 from local.template import Place, Template, TemplateError, load
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "template.yaml"
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 RUNTIME = "python3.13"  # as in template.yaml; a test compares them
@@ -56,7 +56,7 @@ class SimpleDb(Enum):
     HAS_DOMAINS = "it answers, and this account has domains there"
     IS_EMPTY = "it answers, but this account has no domain there, so AWS may refuse it the first one"
     REFUSES = "it refuses this account, or you may not ask it (sdb:ListDomains)"
-    CANNOT_TELL = "it did not answer, so nothing can be told"
+    CANNOT_TELL = "it did not answer, so whether it accepts this account is not known"
     IS_NOT_NEAR = "there is none in this partition, or none is known to be near this region"
 
 
@@ -178,9 +178,9 @@ def read_file(path: Path) -> Wanted:
         raise DeployError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:  # of TOML, and of text that is not UTF-8
         raise DeployError(f"{path} is not TOML: {error}.") from error
-    known = ("stack", "region", "bucket", "parameters", "tags")
-    if unknown := sorted(set(content) - set(known)):
-        raise DeployError(f"{path} says {', '.join(unknown)}; it may say {', '.join(known)}.")
+    keys = ("stack", "region", "bucket", "parameters", "tags")
+    if unknown := sorted(set(content) - set(keys)):
+        raise DeployError(f"{path} says {', '.join(unknown)}; it may say {', '.join(keys)}.")
     tables = {name: _texts(path, name, content.get(name, {})) for name in ("parameters", "tags")}
     for name in ("stack", "region", "bucket"):
         if not isinstance(content.get(name, ""), str):
@@ -225,9 +225,9 @@ def resolved(wanted: Wanted, existing: Existing | None, place: Place) -> Templat
 
 def effective(wanted: Wanted, existing: Existing | None) -> dict[str, str]:
     """Give all parameters of the deployment. Those that only an older template has are left out."""
-    kept = existing.parameters if existing else {}
+    current = existing.parameters if existing else {}
     declared = _load(Place("knock", "us-east-1"), ()).parameters
-    return {name: value for name, value in kept.items() if name in declared} | dict(wanted.parameters)
+    return {name: value for name, value in current.items() if name in declared} | dict(wanted.parameters)
 
 
 @cache
@@ -307,7 +307,7 @@ def compiling() -> list[str]:
 def plan(wanted: Wanted, existing: Existing | None, who: tuple[str, str, str], lines: Sequence[str]) -> str:
     """Describe the deployment, for people."""
     account, _, arn = who
-    shown_lines = [
+    described = [
         f"account     {account}, as {arn}",
         f"region      {wanted.region}",
         f"stack       {wanted.stack} ({f'is there, {existing.status}' if existing else 'will be made'})",
@@ -315,10 +315,10 @@ def plan(wanted: Wanted, existing: Existing | None, who: tuple[str, str, str], l
         *(f"parameter   {name} = {value}" for name, value in sorted(wanted.parameters.items())),
         *(f"tag         {name} = {value}" for name, value in sorted(wanted.tags.items())),
     ]
-    return "\n".join(shown_lines)
+    return "\n".join(described)
 
 
-def shown(command: Sequence[str]) -> str:
+def as_typed(command: Sequence[str]) -> str:
     """Write a command as it would be typed."""
     return shlex.join([Path(command[0]).name, *command[1:]])
 
@@ -388,13 +388,13 @@ def deploy(
     who = account.identity()
     place = Place(wanted.stack, wanted.region, who[0], who[1])
     existing = look(account, wanted.stack, wanted.region)
-    wanted, lines = settle(account, wanted, existing, place, ask, tell, proposes=options.file is None)
+    wanted, lines = decide_store(account, wanted, existing, place, ask, tell, proposes=options.file is None)
     steps = commands(wanted, place.region, options.profile, options.more, ask=bool(ask))
     if options.bytecode:
         steps.insert(1, compiling())
     tell(plan(wanted, existing, who, lines))
     for step in steps:
-        tell(f"will run    {shown(step)}")
+        tell(f"will run    {as_typed(step)}")
     if options.dry_run:
         return 0
     if ask and question(ask, "Go on?", "no", ("yes", "no")) == "no":
@@ -415,7 +415,7 @@ def look(account: Account, name: str, region: str) -> Existing | None:
     return existing
 
 
-def settle(
+def decide_store(
     account: Account,
     wanted: Wanted,
     existing: Existing | None,
@@ -427,12 +427,12 @@ def settle(
 ) -> tuple[Wanted, list[str]]:
     """Decide on the store of the trail: (the deployment, lines for the plan).
 
-    With `proposes`, a new stack that nobody is asked about gets the store that would be proposed. Raises
-    DeployError for a store that does not work here, or that cannot be changed while grants are live.
+    With `proposes`, a new stack gets the proposed store without a question. Raises DeployError for a store
+    that does not work here, or that cannot be changed while grants are live.
     """
-    near = simpledb_region(wanted, existing, place)
-    answer = account.simpledb(near) if near else SimpleDb.IS_NOT_NEAR
-    lines = [f"SimpleDB{f' in {near}' if near else ''}: {answer.value}"]
+    store_region = simpledb_region(wanted, existing, place)
+    answer = account.simpledb(store_region) if store_region else SimpleDb.IS_NOT_NEAR
+    lines = [f"SimpleDB{f' in {store_region}' if store_region else ''}: {answer.value}"]
     if ask:
         tell(lines[0])
         wanted = _ask_parameters(ask, tell, wanted, existing, answer)
@@ -443,7 +443,7 @@ def settle(
     before = _home(replace(wanted, parameters={}), existing, place) if existing else None
     after = _home(wanted, existing, place)
     if before != after:
-        check_store(after.partition(" ")[0], answer, near)
+        check_store(after.partition(" ")[0], answer, store_region)
         lines.append(f"will be kept in {after}" + (f", and was in {before}" if before else ""))
     if existing and before:
         check_change(wanted.stack, account, existing, before, after)
@@ -454,10 +454,12 @@ def _ask_parameters(
     ask: Ask, tell: Callable[[str], None], wanted: Wanted, existing: Existing | None, answer: SimpleDb
 ) -> Wanted:
     """Ask for the parameters without a good default: the store, and the address for alarms."""
-    kept = existing.parameters if existing else {}
+    current = existing.parameters if existing else {}
     tell("The trail is kept in SimpleDB, or in DynamoDB, which works everywhere: docs/choosing-a-store.md.")
-    store = question(ask, "Store of the trail", kept.get(STORE) or proposal(answer), ("simpledb", "dynamodb"))
-    email = question(ask, "E-mail address for alarms, or - for nobody", kept.get("AlarmEmail") or "-")
+    store = question(
+        ask, "Store of the trail", current.get(STORE) or proposal(answer), ("simpledb", "dynamodb")
+    )
+    email = question(ask, "E-mail address for alarms, or - for nobody", current.get("AlarmEmail") or "-")
     answers = {STORE: store, "AlarmEmail": "" if email == "-" else email}
     return replace(wanted, parameters=dict(wanted.parameters) | answers)
 

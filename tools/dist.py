@@ -25,7 +25,8 @@ from typing import Any
 
 import tomllib
 
-from tools.release import ROOT, version
+from tools import ROOT
+from tools.release import version
 
 CLIENTS = ROOT / "clients"
 TIME = (2020, 1, 1, 0, 0, 0)  # of every file in a zip
@@ -119,14 +120,14 @@ def zipped(files: dict[str, bytes]) -> bytes:
     """Write a zip whose bytes depend only on names and contents."""
     from io import BytesIO
 
-    whole = BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, TIME)
             entry.create_system = 3  # Unix, whatever this machine is
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, content)
-    return whole.getvalue()
+    return buffer.getvalue()
 
 
 def _recorded(name: str, content: bytes) -> str:

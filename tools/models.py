@@ -19,7 +19,9 @@ from typing import Any
 
 from botocore.loaders import Loader
 
-FOLDER = Path(__file__).resolve().parent.parent / "functions" / "models"
+from tools import ROOT
+
+FOLDER = ROOT / "functions" / "models"
 SHARED = "shared"
 OPERATIONS = {
     "apigateway": ("GetTags",),

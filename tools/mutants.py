@@ -25,7 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 NAMED = re.compile(r"Mutation: (\S+):\s+`([^\n]+?)`\s+->\s+`([^\n]*?)`")
 AT_ONCE = os.cpu_count() or 1
 NEEDED = (
@@ -62,10 +63,10 @@ class Mutation:
 def mutations() -> list[Mutation]:
     """List the mutations of all tests, sorted by test file."""
     return [
-        Mutation(test, *named)
+        Mutation(test, *parts)
         for file in sorted((ROOT / "tests").rglob("test_*.py"))
         for test, text in _docstrings(file)
-        for named in NAMED.findall(text)
+        for parts in NAMED.findall(text)
     ]
 
 
@@ -96,11 +97,11 @@ def survives(mutation: Mutation, tree: Path) -> bool:
     Raises SystemExit if the test could not be run.
     """
     file = tree / mutation.file
-    whole = file.read_text()
-    file.write_text(whole.replace(mutation.before, mutation.after))
+    original = file.read_text()
+    file.write_text(original.replace(mutation.before, mutation.after))
     options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
     try:
-        done = subprocess.run(  # noqa: S603  # this Python, and a test of ours
+        run = subprocess.run(  # noqa: S603  # this Python, and a test of ours
             [sys.executable, "-m", "pytest", *options, mutation.test],
             cwd=tree,
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -109,10 +110,10 @@ def survives(mutation: Mutation, tree: Path) -> bool:
             check=False,
         )
     finally:
-        file.write_text(whole)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"{mutation.test} could not be run:\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+        file.write_text(original)
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"{mutation.test} could not be run:\n{run.stdout}{run.stderr}")
+    return run.returncode == 0
 
 
 def main() -> None:
@@ -120,7 +121,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="those whose test or file has this in its name")
     parser.add_argument("--from", dest="first", type=int, default=1, help="the number to start at")
     options = parser.parse_args()
-    chosen = [each for each in mutations() if options.only in each.test or options.only in each.file]
+    chosen = [
+        mutation for mutation in mutations() if options.only in mutation.test or options.only in mutation.file
+    ]
     problems = [problem for mutation in chosen if (problem := mutation.problem())]
     if problems:
         raise SystemExit("\n".join(problems))
@@ -134,20 +137,20 @@ def main() -> None:
             trees.put(tree)
 
     survivors = 0
-    tried = chosen[options.first - 1 :]
+    selected = chosen[options.first - 1 :]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as threads:
         for number in range(AT_ONCE):
             tree = Path(folder, str(number))
             tree.mkdir()
             copy_to(tree)
             trees.put(tree)
-        results = zip(tried, threads.map(check, tried), strict=True)
+        results = zip(selected, threads.map(check, selected), strict=True)
         for number, (mutation, (survived, took)) in enumerate(results, options.first):
             survivors += survived
             result = "SURVIVED" if survived else "noticed "
             change = f"{mutation.file}: `{mutation.before}` -> `{mutation.after}`"
             print(f"{number:3}/{len(chosen)} {result} {took:5.1f} s  {change}", flush=True)
-    print(f"{len(tried) - survivors} passed, {survivors} failed")
+    print(f"{len(selected) - survivors} passed, {survivors} failed")
     if survivors:
         raise SystemExit(1)
 

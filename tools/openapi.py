@@ -29,8 +29,8 @@ from grants.values import DURATION_SHAPES, ENDS, FAMILIES, GRANT_ID, LONGEST, TA
 from local.deployment import Deployment, Route
 from local.template import Place, load
 from rest import answers, requests
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "openapi.json"
 
 # Formats that JSON Schema does not define. The functions check them; the names are for people, and for
@@ -385,10 +385,10 @@ MEANS = {201: "The grant is active", 202: "The grant has started, and is not act
 def headers(every: list[dict[str, str]], *, always: bool) -> Json:
     """Describe the headers of the answers with one status; `always` if the function sends all of those."""
     described: Json = {}
-    for name in sorted({name for sent in every for name in sent} - {"Content-Type"}):
-        values = {sent.get(name) for sent in every}
+    for name in sorted({name for answer_headers in every for name in answer_headers} - {"Content-Type"}):
+        values = {answer_headers.get(name) for answer_headers in every}
         same: Json = {"const": values.pop()} if len(values) == 1 and name != "Content-Security-Policy" else {}
-        required = always and all(name in sent for sent in every)
+        required = always and all(name in answer_headers for answer_headers in every)
         described[name] = {"required": required, "schema": text(**same)}
     return described
 
@@ -396,20 +396,20 @@ def headers(every: list[dict[str, str]], *, always: bool) -> Json:
 def response(status: int, schema: Json | None, problems: list[type[KnockError]]) -> Json:
     """Describe the answers with one status: of a schema, problems, the gateway's, or several of these."""
     content: Json = {}
-    sent: list[dict[str, str]] = []
+    header_sets: list[dict[str, str]] = []
     if schema:
         content["application/json"] = {"schema": schema}
-        sent.append(answers.answer(status, {})["headers"])
+        header_sets.append(answers.answer(status, {})["headers"])
     if problems:
         content["application/problem+json"] = {"schema": {"oneOf": [ref(e.__name__) for e in problems]}}
-        sent += [sample(error)[1] for error in problems]
+        header_sets += [sample(error)[1] for error in problems]
     if status in GATEWAY:
         content["application/json"] = {"schema": ref("GatewayAnswer")}
     titles = sorted({error.title for error in problems})
     words = [MEANS.get(status, HTTPStatus(status).phrase)] if schema else titles
     described = {"description": ". ".join([*words, *filter(None, [GATEWAY.get(status)])]), "content": content}
-    sent_headers = headers(sent, always=status not in GATEWAY)
-    return described | ({"headers": sent_headers} if sent_headers else {})
+    described_headers = headers(header_sets, always=status not in GATEWAY)
+    return described | ({"headers": described_headers} if described_headers else {})
 
 
 def responses(call: Callable[..., Any]) -> Json:
@@ -444,10 +444,10 @@ def operation(route: Route) -> Json:
     """Describe a method of a resource."""
     answering = api.ROUTES[route.method, route.path]
     call = answering.call
-    summary, _, rest = (inspect.getdoc(call) or "").partition("\n\n")
+    summary, _, details = (inspect.getdoc(call) or "").partition("\n\n")
     described: Json = {"operationId": call.__name__, "summary": summary}
-    if rest:
-        described["description"] = rest
+    if details:
+        described["description"] = details
     parameters: list[Json] = [
         {"name": name, "in": "query", "schema": PARAMETERS[name]} for name in answering.query or ()
     ]

@@ -11,10 +11,10 @@ a GIF or a recorder: they show a single run, and no test can tell when they are 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 DRAWING = ROOT / "docs" / "recording.svg"
 
 WIDE = 132  # characters in a line
@@ -40,16 +40,16 @@ def transcript(page: str) -> list[str]:
 
 def wrapped(lines: list[str]) -> list[tuple[str, bool]]:
     """Wrap lines at the terminal's width: (text, whether it is typed). Continuation lines are indented."""
-    cut: list[tuple[str, bool]] = []
+    wrapped_lines: list[tuple[str, bool]] = []
     for line in lines:
         typed = line.startswith("$ ")
         text = line
         while len(text) > WIDE:
             at = text.rfind(" ", 20, WIDE) if " " in text[20:WIDE] else WIDE
-            cut.append((text[:at], typed))
+            wrapped_lines.append((text[:at], typed))
             text = "    " + text[at:].lstrip()
-        cut.append((text, typed))
-    return cut
+        wrapped_lines.append((text, typed))
+    return wrapped_lines
 
 
 def draw(page: str) -> str:
@@ -64,15 +64,15 @@ def draw(page: str) -> str:
             at += len(text) * TYPING + (THINKING if answered else 0.2)
         elif not answered:
             at += READING
-    whole = at + REST
+    duration = at + REST
     rules, drawn = [], []
     for number, ((text, typed), begins) in enumerate(zip(lines, appears, strict=True)):
-        start, took = 100 * begins / whole, 100 * (len(text) * TYPING if typed else 0.05) / whole
+        start, took = 100 * begins / duration, 100 * (len(text) * TYPING if typed else 0.05) / duration
         pace = f"steps({len(text)})" if typed else "linear"
         rules.append(
             f"@keyframes l{number}{{0%,{start:.2f}%{{clip-path:inset(0 100% 0 0)}}"
             f"{min(start + took, 99.5):.2f}%,100%{{clip-path:inset(0 0 0 0)}}}}"
-            f"#l{number}{{animation:l{number} {whole:.1f}s {pace} infinite}}"
+            f"#l{number}{{animation:l{number} {duration:.1f}s {pace} infinite}}"
         )
         place = f'x="{PADDING}" y="{PADDING + 18 + (number + 1) * LINE}" xml:space="preserve"'
         kind = ' class="typed"' if typed else ""

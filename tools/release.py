@@ -3,7 +3,8 @@
     python -m tools.release version         the version that clients/knock/__init__.py has
     python -m tools.release notes v1.2.3    the changelog's section of that version, for the release's page
 
-A tag that is not the version, or a version without notes, is an error: nothing is released then.
+A tag that is not the version, a version without notes, or one without a snapshot of what it deploys
+(`make release-snapshot`), is an error: nothing is released then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 VERSION = re.compile(r"^__version__ = \"(\d+\.\d+\.\d+)\"$", re.MULTILINE)
 HEADING = re.compile(r"^## ([^\s,]+)", re.MULTILINE)
 
@@ -29,12 +31,21 @@ def version(root: Path = ROOT) -> str:
     return match[1]
 
 
+def snapshot_of(release: str, root: Path = ROOT) -> Path:
+    """Give the file that holds what a release deploys."""
+    return root / "tests" / "fixtures" / "releases" / f"{release}.json"
+
+
 def notes(tag: str, root: Path = ROOT) -> str:
     """Give the changelog's section of a tag like `v1.2.3`. Raises NotReleasable."""
     current = version(root)
     if tag != f"v{current}":
         raise NotReleasable(
             f"the tag is {tag}, and the version is {current}: tag v{current}, or change the version"
+        )
+    if not snapshot_of(current, root).exists():
+        raise NotReleasable(
+            f"{current} has no snapshot, which later updates are held against: make release-snapshot"
         )
     changelog = (root / "CHANGELOG.md").read_text()
     headings = list(HEADING.finditer(changelog))

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import certifi
 
-FILE = Path(__file__).resolve().parent.parent / "functions" / "roots" / "amazon.pem"
+from tools import ROOT
+
+FILE = ROOT / "functions" / "roots" / "amazon.pem"
 
 # SHA-256 of the subject's public key, as Amazon lists them.
 KEYS = {
@@ -55,8 +57,8 @@ def _public_key(certificate: bytes) -> bytes:
 
     It is read here because `cryptography` will refuse certificates with the serial number 0, as Starfield's.
     """
-    whole, _ = _parts(certificate)[0]
-    signed, _ = _parts(whole)[0]
+    content, _ = _parts(certificate)[0]
+    signed, _ = _parts(content)[0]
     return _parts(signed)[6][1]
 
 

@@ -1,18 +1,18 @@
 """Writes a snapshot of a release: the deployed resources that grants which run during an update depend on.
 
-`make release-snapshot VERSION=1.2.3` writes it to `tests/fixtures/releases/` when a release is made. The
-tests in `tests/upgrades` compare the template with the newest snapshot.
+`make release-snapshot` writes that of the current version to `tests/fixtures/releases/` when a release is
+made. The tests in `tests/upgrades` compare the template with the newest snapshot.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.template.policies import listed, statements_of
-from tests.template.transform import ROOT, STORES, transformed
+from tests.template.transform import STORES, transformed
+from tools import ROOT, release
 
 RELEASES = ROOT / "tests" / "fixtures" / "releases"
 # The properties that name a resource. A change of one replaces the resource, as a change of its type does.
@@ -34,8 +34,8 @@ NAMES = (
 def snapshot() -> dict[str, Any]:
     """Give the resources of the template by logical id, and the permissions of each role, with each store."""
     by_store = [transformed(store) for store in STORES]
-    whole = {name: resource for each in by_store for name, resource in each["Resources"].items()}
-    template = {**by_store[0], "Resources": whole}
+    merged = {name: resource for variant in by_store for name, resource in variant["Resources"].items()}
+    template = {**by_store[0], "Resources": merged}
     resources = {
         name: {
             "type": resource["Type"],
@@ -49,7 +49,7 @@ def snapshot() -> dict[str, Any]:
         if resource["Type"] != "AWS::ApiGateway::Deployment"
     }
     roles = {
-        name: sorted({text for each in by_store for text in permissions(name, each["Resources"])})
+        name: sorted({text for variant in by_store for text in permissions(name, variant["Resources"])})
         for name, resource in sorted(template["Resources"].items())
         if resource["Type"] == "AWS::IAM::Role"
     }
@@ -82,6 +82,6 @@ def newest() -> Path:
 
 
 if __name__ == "__main__":
-    target = RELEASES / f"{sys.argv[1]}.json"
+    target = release.snapshot_of(release.version())
     target.write_text(json.dumps(snapshot(), indent=1, sort_keys=True) + "\n")
     print(f"wrote {target.relative_to(ROOT)}")

@@ -1,4 +1,4 @@
-"""Random schedules for hours: more grants, more faults and a later EC2 than every order can be tried of.
+"""Random schedules for hours, with more grants, faults and lags than an exploration of every order can have.
 
 `make soak` runs until it is stopped or --hours are over. Each schedule has a number, from which its scenario
 is generated; one order of its steps is tried. A violation prints the number and the steps. `--from` is the
@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 from grants.errors import KnockError
 from grants.opening import authorize
@@ -40,8 +39,8 @@ from tests.proofs.explorer import (
 )
 from tests.proofs.test_interleavings import LARGER, fresh
 from tests.twins import LAGS, World
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 STORES = ("simpledb", "dynamodb")
 STACK_EVERY = 25  # mornings; after so many, the tests over HTTP run as well
 
@@ -52,7 +51,7 @@ TARGETS = (
     Target("web", (HTTP, HTTPS), ("sg-w",)),
     Target("pool", (SSH,), ("sg-p", "sg-q")),
 )
-WHO = tuple(Principal(f"k{n}", name) for n, name in enumerate(("alice", "bob", "carol")))
+PRINCIPALS = tuple(Principal(f"k{n}", name) for n, name in enumerate(("alice", "bob", "carol")))
 
 
 def make_up(number: int) -> tuple[Scenario, random.Random]:
@@ -91,10 +90,10 @@ def make_up(number: int) -> tuple[Scenario, random.Random]:
 
 def _knock(world: World, dice: random.Random, place: int, source: str, earlier: list[Grant]) -> Grant:
     now = world.clock()
-    who = dice.choice(WHO[: dice.randint(1, 3)])
-    own = [grant.id for grant in earlier if grant.principal == who]
+    principal = dice.choice(PRINCIPALS[: dice.randint(1, 3)])
+    own = [grant.id for grant in earlier if grant.principal == principal]
     grant = Grant.decide(
-        who,
+        principal,
         source,
         tuple(dice.sample(TARGETS, dice.randint(1, 2))),
         now,
@@ -123,7 +122,9 @@ def main() -> None:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the number to start at")
     parser.add_argument("--hours", type=float, default=1.0, help="how long (default: %(default)s)")
     parser.add_argument(
-        "--larger", action="store_true", help="first try every order of what is too large for the tests"
+        "--larger",
+        action="store_true",
+        help="first explore every order of the scenarios that are too large for the tests",
     )
     parser.add_argument(
         "--hostile", action="store_true", help="live through mornings on a hostile AWS instead, a seed each"
@@ -147,13 +148,13 @@ def main() -> None:
 def _run_suites(store: str) -> None:
     """Run all tests on a store, showing what pytest shows. Raises SystemExit where one fails."""
     print(f"all tests on {store}:", flush=True)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "3", "--dist", "worksteal", "-q"],
         cwd=ROOT,
         env=os.environ | {"KNOCK_TEST_STORE": store, "KNOCK_FAULTS": "all"},
         check=False,
     )
-    if done.returncode:
+    if result.returncode:
         raise SystemExit(f"\nKNOCK_TEST_STORE={store} KNOCK_FAULTS=all pytest: failed")
 
 
@@ -185,7 +186,7 @@ def _morning(seed: int) -> int:
 
 
 def _run_stack(seed: int) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "tests/hostile/test_stack.py"],
         cwd=ROOT,
         env=os.environ | {"HOSTILE_SEED": str(seed)},
@@ -193,27 +194,27 @@ def _run_stack(seed: int) -> None:
         text=True,
         check=False,
     )
-    if done.returncode:
+    if result.returncode:
         raise SystemExit(
-            f"\nseed {seed}, HOSTILE_SEED={seed} pytest tests/hostile/test_stack.py:\n{done.stdout}"
+            f"\nseed {seed}, HOSTILE_SEED={seed} pytest tests/hostile/test_stack.py:\n{result.stdout}"
         )
 
 
-def _soak(options: argparse.Namespace, things: str, try_one: Callable[[int], int]) -> None:
+def _soak(options: argparse.Namespace, unit: str, try_one: Callable[[int], int]) -> None:
     """Try numbers until the time is over, and show progress."""
     began = shown_at = time.monotonic()
     ends = began + options.hours * 3600
-    number, done = options.first, 0
+    number, total = options.first, 0
     often = 1 if sys.stdout.isatty() else 60
     while time.monotonic() < ends:
-        done += try_one(number)
+        total += try_one(number)
         number += 1
         if time.monotonic() - shown_at >= often or time.monotonic() >= ends:
             shown_at = time.monotonic()
             share = min(1.0, (shown_at - began) / (ends - began))
             bar = "#" * int(share * 30)
-            tried, of = number - options.first, "grants" if options.hostile else "calls"
-            line = f"[{bar:30}] {share:4.0%}  {tried:,} {things}, {done:,} {of}; go on with --from {number}"
+            count, of = number - options.first, "grants" if options.hostile else "calls"
+            line = f"[{bar:30}] {share:4.0%}  {count:,} {unit}, {total:,} {of}; go on with --from {number}"
             print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
     print(f"\n{number - options.first} passed, 0 failed")
 

@@ -40,9 +40,9 @@ async function end(api, id) {
   }
 }
 
-function warn(what, error) {
+function warn(subject, error) {
   const text = plain(error instanceof Failure ? error.message : error.stack);
-  command("warning", `${what} could not be ended, and ends at its own end: ${text}`);
+  command("warning", `${subject} could not be ended, and ends at its own end: ${text}`);
 }
 
 /**
@@ -57,9 +57,9 @@ async function main() {
   const status = isId(id) ? await end(api, id) : undefined;
   // After a grant that was live until now, or a refusal, main has sent no other knock: one search is enough.
   const ids = await lost(api, mark, status === "revoked" || refused ? 1 : TRIES);
-  const others = ids.filter((other) => other !== id);
-  for (const other of others) await end(api, other);
-  if (!isId(id) && !others.length) say("no grant of this job is live");
+  const lostIds = ids.filter((lostId) => lostId !== id);
+  for (const lostId of lostIds) await end(api, lostId);
+  if (!isId(id) && !lostIds.length) say("no grant of this job is live");
 }
 
 main().catch((error) => warn("the grant of this job, if there is one that was not named,", error));

@@ -150,11 +150,6 @@ def _warn(*, quiet: bool) -> None:
     notices.warnings.clear()
 
 
-def speak_as_the_terminal_can() -> None:
-    """Call `streams.prepare`; knock-admin uses this name."""
-    streams.prepare()
-
-
 def find_command(words: list[str]) -> tuple[str, list[str]]:
     """Split words into the command and the rest. The first word that is no option may be a command."""
     remaining = iter(enumerate(words))

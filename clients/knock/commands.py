@@ -55,11 +55,11 @@ def _open(words: list[str], *, implied: bool) -> int:
     )
     parser.add_argument("--new", action="store_true", help="beside what is open, whatever was opened before")
     if implied:
-        before, parted, _ = split_at_dashes(words)
+        before, has_dashes, _ = split_at_dashes(words)
         # Words are checked before options, since with a mistyped command those may be the command's.
         named = parser.peek(before)
         check_targets(parser, named, implied=True)
-        if parted and named.targets:
+        if has_dashes and named.targets:
             parser.error("only run takes a command behind --: knock run bastion -- ./deploy.sh")
     args = parser.parse(words)
     if args.renews and args.new:
@@ -110,8 +110,8 @@ def check_targets(parser: Parser, args: argparse.Namespace, *, implied: bool) ->
     """Exit with code 2, before anything is sent, if a word is a mistake and no target."""
     from .slips import slip
 
-    if args.targets and (what := slip(args.targets, args.profile, implied=implied)):
-        parser.error(what)
+    if args.targets and (mistake := slip(args.targets, args.profile, implied=implied)):
+        parser.error(mistake)
 
 
 def _say_what_opens(api: Session, duration: str | None, screen: Screen) -> None:
@@ -148,12 +148,12 @@ def run_ls(words: list[str]) -> int:
         parser.error("--all and --status are two ways to say which: use one")
     screen = Screen(args.json, args.quiet)
     source = canonical(args.source) if args.source else None
-    narrowed = {"status": args.status, "principal": args.principal, "source": source}
-    narrowed |= {"target": args.target} | ({"status": "all"} if args.all else {})
+    filters = {"status": args.status, "principal": args.principal, "source": source}
+    filters |= {"target": args.target} | ({"status": "all"} if args.all else {})
     with Session(args.profile, screen, family=args.family) as api:
         with screen.progress("asking"):
-            grants = list(api.client.grants(limit=args.limit, **narrowed))
-        if not any(narrowed.values()) and args.limit is None:
+            grants = list(api.client.grants(limit=args.limit, **filters))
+        if not any(filters.values()) and args.limit is None:
             api.keep_grants(grants)
         if args.json:
             screen.json({"grants": [grant.json for grant in grants]})
@@ -163,7 +163,7 @@ def run_ls(words: list[str]) -> int:
         elif grants:
             screen.table([_HEADINGS, *map(_row, grants)])
         else:
-            screen.note("no such grants" if any(narrowed.values()) else "no live grants")
+            screen.note("no such grants" if any(filters.values()) else "no live grants")
         api.note_clock()
     return 0
 
@@ -247,7 +247,7 @@ def run_revoke(words: list[str]) -> int:
         if not ids:
             with screen.progress("asking"):
                 ids = api.own_ids(everything=args.all)
-        ended, code = api.each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
+        ended, code = api.for_each(ids, lambda grant_id: api.revoke(grant_id, args.reason), "revoking")
         lines = [f"{g.status}: {show_targets(g.targets)} from {g.source}, grant {g.id}" for g in ended]
         for line in lines:
             screen.matters(line)
@@ -255,11 +255,15 @@ def run_revoke(words: list[str]) -> int:
             for grant, line in zip(ended, lines, strict=True):
                 screen.data(grant.id if args.quiet else line)
             screen.flush()
-        heard = (args.json or not args.quiet) and code != CannotReach.exit_code
-        left = _still_open(api, ended, screen) if heard else None
+        answered = (args.json or not args.quiet) and code != CannotReach.exit_code
+        still_open = _still_open(api, ended, screen) if answered else None
     if args.json:
-        still_open = None if left is None else [grant.json for grant in left]
-        screen.json({"grants": [grant.json for grant in ended], "still_open": still_open})
+        screen.json(
+            {
+                "grants": [grant.json for grant in ended],
+                "still_open": None if still_open is None else [grant.json for grant in still_open],
+            }
+        )
         screen.flush()
     return code
 
@@ -267,13 +271,13 @@ def run_revoke(words: list[str]) -> int:
 def _still_open(api: Session, ended: list[Grant], screen: Screen) -> list[Grant] | None:
     """Report the grants that keep targets open, and give them; None if they could not be read."""
     try:
-        left = api.beside(ended)
+        still_open = api.beside(ended)
     except KnockError as error:
         screen.note(f"what other grants keep open could not be asked: {error}")
         return None
-    for grant in left:
+    for grant in still_open:
         screen.note(say_still_open(grant))
-    return left
+    return still_open
 
 
 def run_renew(words: list[str]) -> int:
@@ -304,7 +308,7 @@ def run_renew(words: list[str]) -> int:
             else:
                 grants = api.renewable(everything=args.all)
         by = _opener(args)
-        renewed, code = api.each(grants, lambda grant: api.renew(grant, args.duration, by), "renewing")
+        renewed, code = api.for_each(grants, lambda grant: api.renew(grant, args.duration, by), "renewing")
         for grant in renewed:
             screen.matters(f"{say_open(grant)}; end it with `knock revoke {grant.id}`")
         if args.json:
@@ -450,24 +454,27 @@ def run_profiles(words: list[str]) -> int:
     current = config.profile_name(args.profile)
     stored = sorted(config.profiles().items())
     if args.json:
-        shown = [
-            {"name": name, "url": kept["url"], "key_in": _key_in(kept), "current": name == current}
-            for name, kept in stored
+        members = [
+            {"name": name, "url": profile["url"], "key_in": _key_in(profile), "current": name == current}
+            for name, profile in stored
         ]
-        screen.json({"profiles": shown})
+        screen.json({"profiles": members})
     elif args.quiet:
         for name, _ in stored:
             screen.data(name)
     elif stored:
-        rows = [("*" if name == current else "", name, kept["url"], _key_in(kept)) for name, kept in stored]
+        rows = [
+            ("*" if name == current else "", name, profile["url"], _key_in(profile))
+            for name, profile in stored
+        ]
         screen.table([("", "PROFILE", "URL", "KEY IN"), *rows])
     else:
         screen.note("no profile is stored: run `knock login`")
     return 0
 
 
-def _key_in(kept: dict[str, str]) -> str:
-    return "file" if "key" in kept else "keyring"
+def _key_in(profile: dict[str, str]) -> str:
+    return "file" if "key" in profile else "keyring"
 
 
 def _positive(text: str) -> int:

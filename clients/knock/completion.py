@@ -95,9 +95,9 @@ def run_completion(words: list[str]) -> int:
 def run_complete(words: list[str]) -> int:
     """`knock __complete WORD…`: print the completions of the last word. It reports no errors."""
     last = words[-1] if words else ""
-    for word, what in candidates(words[:-1], last):
+    for word, description in candidates(words[:-1], last):
         if word.startswith(last):
-            Screen().text(f"{plain(word)}\t{plain(what)}\n")
+            Screen().text(f"{plain(word)}\t{plain(description)}\n")
     return 0
 
 
@@ -118,12 +118,12 @@ def candidates(before: list[str], last: str) -> list[tuple[str, str]]:
         options = [*_OPTIONS.get(command, []), *shared]
         return [(option, "option") for option in options]
     if command in ("show", "revoke", "renew"):
-        return [(word, what) for word, what in _known(profile, "grants") if word not in rest]
+        return [(word, description) for word, description in _known(profile, "grants") if word not in rest]
     if command == "completion":
         return [(shell, "shell") for shell in sorted(SCRIPTS)]
     if command not in ("open", "run", "watch") or (command == "run" and "--" in before):
         return []
-    words = [(word, what) for word, what in _known(profile, "targets") if word not in before]
+    words = [(word, description) for word, description in _known(profile, "targets") if word not in before]
     if all(word.startswith("-") for word in before):
         words += [(name, "command") for name in _OPTIONS]
     return words
@@ -168,4 +168,4 @@ def _known(profile: str | None, kind: str) -> list[tuple[str, str]]:
     except KnockError:
         return []
     # A shell may interpret a candidate, so only safe names are offered.
-    return sorted((word, what) for word, what in (words or {}).items() if is_name(word))
+    return sorted((word, description) for word, description in (words or {}).items() if is_name(word))

@@ -48,14 +48,14 @@ def state_folder() -> Path:
     return _folder("XDG_STATE_HOME", ".local/state", "Library/Caches", "LOCALAPPDATA")
 
 
-def _folder(variable: str, elsewhere: str, mac: str, windows: str) -> Path:
+def _folder(variable: str, unix: str, mac: str, windows: str) -> Path:
     base = Path(os.environ.get(variable, ""))
     if not base.is_absolute():  # the XDG specification says that relative paths are ignored
         try:
             if sys.platform == "win32":
                 base = Path(os.environ.get(windows) or Path.home())
             else:
-                base = Path.home() / (mac if sys.platform == "darwin" else elsewhere)
+                base = Path.home() / (mac if sys.platform == "darwin" else unix)
         except RuntimeError:  # no HOME, and no entry in passwd, as in many containers
             raise NoHome(f"this user has no home folder: set HOME or {variable}") from None
     return base / "knock"
@@ -110,6 +110,7 @@ def _has_key(content: bytes) -> bool:
 
 
 def _is_key(_content: bytes) -> bool:
+    """Say that a file has a key, as the one that KNOCK_KEY_FILE names always has."""
     return True
 
 
@@ -128,10 +129,10 @@ def read_private(path: Path) -> Any:
 
 def set_aside(path: Path) -> None:
     """Rename a file that cannot be used, with a warning, so that its content is not lost."""
-    aside = path.with_name(f"{path.name}.unusable")
+    new_path = path.with_name(f"{path.name}.unusable")
     with contextlib.suppress(OSError):
-        path.replace(aside)
-        notices.warn(f"{path} did not hold what this program writes, and was set aside as {aside}")
+        path.replace(new_path)
+        notices.warn(f"{path} did not hold what this program writes, and was set aside as {new_path}")
 
 
 def write_private(path: Path, value: Any) -> None:
@@ -193,7 +194,7 @@ def _is_profile(value: object) -> bool:
 
 def address(profile: str | None = None) -> str:
     """Give the API's URL. It does not use the keyring. Raises ConfigurationError."""
-    _name_what_is_empty("KNOCK_URL")
+    _refuse_empty("KNOCK_URL")
     if url := os.environ.get("KNOCK_URL"):
         return url
     if url := profiles().get(profile_name(profile), {}).get("url"):
@@ -211,7 +212,7 @@ def access(profile: str | None = None, *, patience: float = 20.0) -> tuple[str, 
         return url, key
     if file := os.environ.get("KNOCK_KEY_FILE"):
         return url, _key_in(Path(file))
-    _name_what_is_empty("KNOCK_API_KEY", "KNOCK_KEY_FILE")
+    _refuse_empty("KNOCK_API_KEY", "KNOCK_KEY_FILE")
     name = profile_name(profile)
     stored = profiles().get(name)
     if stored is None:
@@ -236,7 +237,7 @@ def access(profile: str | None = None, *, patience: float = 20.0) -> tuple[str, 
     return url, key
 
 
-def _name_what_is_empty(*names: str) -> None:
+def _refuse_empty(*names: str) -> None:
     """Raise ConfigurationError for an empty variable: most likely a job lacks the secret."""
     for name in names:
         if os.environ.get(name) == "":

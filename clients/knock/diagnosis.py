@@ -21,7 +21,7 @@ def why_not_connected(
     error: Exception, host: str, port: int, proxy: Proxy | None, family: int | None = None
 ) -> CannotReach:
     """Make the error that explains an exception of a connection attempt."""
-    near = f"the proxy {proxy.host}:{proxy.port}" if proxy else f"{host}:{port}"
+    peer = f"the proxy {proxy.host}:{proxy.port}" if proxy else f"{host}:{port}"
     if isinstance(error, ssl.SSLError):
         return _about_tls(error, host, port)
     if isinstance(error, (socket.gaierror, ValueError)):  # UnicodeError: the name is malformed
@@ -31,23 +31,23 @@ def why_not_connected(
         status = text.partition(": ")[2]
         if status.startswith("407"):
             return CannotReach(
-                f"{near} wants a user and password: HTTPS_PROXY=http://USER:PASSWORD@{near.split()[-1]}"
+                f"{peer} wants a user and password: HTTPS_PROXY=http://USER:PASSWORD@{peer.split()[-1]}"
             )
-        return CannotReach(f"{near} will not connect to {host}:{port}: {status}")
+        return CannotReach(f"{peer} will not connect to {host}:{port}: {status}")
     if isinstance(error, TimeoutError):
-        return CannotReach(f"{near} does not answer: connecting timed out", passing=True)
+        return CannotReach(f"{peer} does not answer: connecting timed out", transient=True)
     if isinstance(error, ConnectionError):
-        return CannotReach(f"{near} does not take the connection ({words(error)})", passing=True)
-    return CannotReach(f"{near} cannot be reached ({words(error)})", passing=True)
+        return CannotReach(f"{peer} does not take the connection ({words(error)})", transient=True)
+    return CannotReach(f"{peer} cannot be reached ({words(error)})", transient=True)
 
 
-def _about_name(error: Exception, name: str, family: int | None, what: str) -> CannotReach:
+def _about_name(error: Exception, name: str, family: int | None, role: str) -> CannotReach:
     if family and _is_known(name):
         return CannotReach(f"{name} has no IPv{family} address: try without -{family}")
     if getattr(error, "errno", None) == socket.EAI_AGAIN:
         return CannotReach(f"no name server answers for {name}: is this machine offline?")
     return CannotReach(
-        f"the {what}'s name {name} is not known to DNS: is it spelt right? Behind a VPN, is that up?"
+        f"the {role}'s name {name} is not known to DNS: is it spelt right? Behind a VPN, is that up?"
     )
 
 
@@ -57,7 +57,7 @@ def _about_tls(error: ssl.SSLError, host: str, port: int) -> CannotReach:
     reason = getattr(error, "reason", None)  # some errors of the module lack it
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
         return CannotReach(f"{host}:{port} does not speak TLS: is the URL right, with its port?")
-    return CannotReach(f"TLS with {host} failed ({reason or words(error)})", passing=True)
+    return CannotReach(f"TLS with {host} failed ({reason or words(error)})", transient=True)
 
 
 # https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/

@@ -7,7 +7,7 @@
     │   └── AnswerLost          the request was sent and may have been done; its answer was lost
     ├── UnexpectedAnswer        something answered that is not the Knock API
     ├── Problem                 the API's own answer (RFC 9457): status, title, detail, field, right
-    │   ├── Refusal             no, and no again for the same request
+    │   ├── Refusal             permanent: the same request is refused again
     │   │   ├── InvalidKnock    400: `field` is malformed
     │   │   ├── KeyRejected     403 of the gateway: the key is wrong, disabled, or another API's
     │   │   ├── NotAllowed      403: the key lacks `right`
@@ -16,7 +16,7 @@
     │   │   ├── SourceFull      409: this source has as many grants and rules as one may have
     │   │   ├── TooManyGrants   409: the key has as many live grants as it may have
     │   │   ├── TargetGone      409: a target was taken away while it was being opened
-    │   │   └── WrongFamily     409: a target is reached by the other of IPv4 and IPv6: `families`
+    │   │   └── WrongFamily     409: a target is reached only over the other address family: `families`
     │   └── Unavailable         503 and its like: try again, after `retry_after` seconds if given;
     │       │                   with a `grant_id`, that grant may be open all the same
     │       └── Throttled       429: too many requests
@@ -26,6 +26,9 @@ Each class has an exit code of the command line program: 1 refused or failed, 2 
 4 no room. Messages are for people, and never contain a key.
 
 `Interrupted` is not in this tree: Ctrl-C interrupted a call, and the message says what may be open.
+
+Beside these, modules of the program raise NothingToRevoke (`session`), OutputGone (`screen`), NoHome and
+BrokenFile (`config`).
 """
 
 from __future__ import annotations
@@ -65,15 +68,15 @@ class KeyringUnavailable(ConfigurationError):
 class CannotReach(KnockError):
     """The API could not be reached; but for AnswerLost, nothing was done.
 
-    `passing` is True if the same call may succeed later (after a timeout), and False if something has to be
+    `transient` is True if the same call may succeed later (after a timeout), and False if something has to be
     corrected first (a wrong name, a certificate).
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 class AnswerLost(CannotReach):

@@ -38,8 +38,8 @@ def local_address(family: int, to: str | None = None) -> str | None:
 
 def fingerprint() -> str:
     """Identify the network that this machine is on: the same text means the same addresses and gateway."""
-    mine = [local_address(family) or "-" for family in (socket.AF_INET, socket.AF_INET6)]
-    return " ".join([*mine, *_gateways()])
+    addresses = [local_address(family) or "-" for family in (socket.AF_INET, socket.AF_INET6)]
+    return " ".join([*addresses, *_gateways()])
 
 
 def _gateways() -> list[str]:
@@ -93,10 +93,12 @@ def run(*command: str) -> str:
     import subprocess
 
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1, check=False)  # noqa: S603 — fixed words
+        process = subprocess.run(  # noqa: S603 — fixed words
+            command, capture_output=True, text=True, timeout=1, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout
+    return process.stdout
 
 
 def differences(grant: Grant, client: Client, host: str | None = None) -> list[str]:
@@ -129,17 +131,17 @@ def differences(grant: Grant, client: Client, host: str | None = None) -> list[s
             f"carry one and not the other, and only {grant.source} is let in"
         )
     if source.version == 6:
-        other = local_address(socket.AF_INET)
-        if other:
+        ipv4 = local_address(socket.AF_INET)
+        if ipv4:
             sentences.append(
                 f"only the IPv6 address {grant.source} is let in: a host that has only IPv4 will see another "
-                f"address of yours ({other}, or your router's). Connect with IPv6 (ssh -6, curl -6)"
+                f"address of yours ({ipv4}, or your router's). Connect with IPv6 (ssh -6, curl -6)"
             )
     else:
-        other = local_address(socket.AF_INET6)
-        if other and ipaddress.ip_address(other).is_global:
+        ipv6 = local_address(socket.AF_INET6)
+        if ipv6 and ipaddress.ip_address(ipv6).is_global:
             sentences.append(
-                f"only the IPv4 address {grant.source} is let in, and this machine also has IPv6 ({other}): "
+                f"only the IPv4 address {grant.source} is let in, and this machine also has IPv6 ({ipv6}): "
                 "to a host that has IPv6 too, connect with IPv4 (ssh -4, curl -4)"
             )
     return sentences
@@ -167,17 +169,17 @@ def _towards(host: str, cidr: str, version: int, family: int, api_local: str) ->
         return []
     first, address = usable[0][0], str(usable[0][4][0])
     if first != family:
-        mine, way = local_address(first, address), "-4" if version == 4 else "-6"
+        local, way = local_address(first, address), "-4" if version == 4 else "-6"
         sentence = (
-            f"{host} will be reached from {mine}, and {cidr} is what was let in: connect with ssh {way}, "
+            f"{host} will be reached from {local}, and {cidr} is what was let in: connect with ssh {way}, "
             "or reach the API over the same kind of address"
         )
         return [sentence]
-    mine = local_address(first, address)
-    if mine == api_local:
+    local = local_address(first, address)
+    if local == api_local:
         return []
     sentence = (
-        f"{host} will be reached from {mine}, and the API was from {api_local}: a VPN may carry one and "
+        f"{host} will be reached from {local}, and the API was from {api_local}: a VPN may carry one and "
         f"not the other, and only {cidr} is let in"
     )
     return [sentence]

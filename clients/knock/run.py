@@ -37,12 +37,10 @@ from .errors import (
     UnexpectedAnswer,
 )
 from .screen import Screen, say_open, show_time
-from .session import FULL, LONGEST_PAUSE, WAIT, Session, passes
+from .session import FULL, LONGEST_PAUSE, WAIT, Session, Wanted, may_retry
 from .signals import Signals, Stop
 
 if TYPE_CHECKING:
-    import argparse
-
     from .values import Grant
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as of shells
@@ -67,9 +65,9 @@ def run_run(words: list[str]) -> int:
         "                 [--json | -q] -- COMMAND…",
     )
     add_knock_options(parser)
-    own, parted, command = split_at_dashes(words)
+    own, has_dashes, command = split_at_dashes(words)
     args = parser.parse(own)
-    if not parted or not command:
+    if not has_dashes or not command:
         parser.error("the command stands behind --: knock run bastion -- ./deploy.sh")
     check_targets(parser, args, implied=False)
     if args.wait == 0.0:
@@ -78,25 +76,29 @@ def run_run(words: list[str]) -> int:
     if code := _cannot_start(command[0], screen):
         return code
     with Session(args.profile, screen, family=args.family) as api:
-        return Run(api, args, screen, command).run()
+        wanted = Wanted(args.targets, args.duration, args.reason, args.source)
+        return Run(api, screen, command, wanted, args.wait).run()
 
 
 def _cannot_start(program: str, screen: Screen) -> int:
     """Check, before anything is opened, that a program can be started. Gives 0, or the exit code."""
     if which(program):
         return 0
-    there = os.sep in program and Path(program).exists()
-    why = "may not be executed" if there else "is not found"
+    exists = os.sep in program and Path(program).exists()
+    why = "may not be executed" if exists else "is not found"
     screen.error(KnockError(f"{program} {why}; nothing was opened"))
-    return NOT_EXECUTABLE if there else NOT_FOUND
+    return NOT_EXECUTABLE if exists else NOT_FOUND
 
 
 class Run:
-    """A command that runs while a grant is open."""
+    """A command that runs while a grant is open. `wait` is how long to retry while there is no room."""
 
-    def __init__(self, api: Session, args: argparse.Namespace, screen: Screen, command: list[str]) -> None:
+    def __init__(
+        self, api: Session, screen: Screen, command: list[str], wanted: Wanted, wait: float | None
+    ) -> None:
         self.api = api
-        self.args = args
+        self.wanted = wanted
+        self.wait = wait
         self.screen = screen
         self.command = command
         self.grant: Grant | None = None
@@ -117,7 +119,7 @@ class Run:
     def _run(self) -> int:
         grant = self._open()
         self.screen.note(say_open(grant))
-        self.api.notes(grant, named_source=self.args.source is not None)
+        self.api.notes(grant, named_source=self.wanted.source is not None)
         with self.signals.interruptible():
             pass
         try:
@@ -132,16 +134,13 @@ class Run:
 
     def _open(self) -> Grant:
         """Knock, and wait until the grant is active; retry while there is no room, for --wait seconds."""
-        args = self.args
-        deadline, pause = time.monotonic() + (args.wait or 0.0), 1.0
+        deadline, pause = time.monotonic() + (self.wait or 0.0), 1.0
         while True:
             try:
                 # Not interruptible: without the answer the grant's id is not known, it could not be closed.
-                self.grant = self.api.open(
-                    args.targets, args.duration, args.reason, args.source, 0.0, by="script"
-                )
+                self.grant = self.api.open(*self.wanted, wait=0.0, by="script")
                 with self.signals.interruptible():
-                    self.grant = self.api.client.wait_until_active(self.grant, args.wait or WAIT)
+                    self.grant = self.api.client.wait_until_active(self.grant, self.wait or WAIT)
             except UnexpectedAnswer as error:
                 if error.grant_id:
                     self.maybe_open.append(error.grant_id)
@@ -150,7 +149,7 @@ class Run:
                 if isinstance(error, Unavailable) and error.grant_id:
                     self.maybe_open.append(error.grant_id)
                 left = deadline - time.monotonic()
-                if left <= 0 or not passes(error):
+                if left <= 0 or not may_retry(error):
                     raise
                 self.grant = None  # nothing was opened
                 if pause == 1.0:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 # What to do about a refusal, with this program's commands, which the API does not know.
 HINTS: dict[type[KnockError], str] = {
-    PoolExhausted: "somebody's grant must end first: --wait 5m tries for so long",
+    PoolExhausted: "another grant must end first: --wait 5m tries for so long",
     TooManyGrants: "end one with `knock revoke ID`, or take the place of one with `knock renew ID`",
     SourceFull: "grants of this source, yours or others', must end first: `knock ls` shows yours",
     TargetGone: "`knock whoami` shows what you may open now",
-    WrongFamily: "-4 knocks over IPv4, -6 over IPv6: it is the way that the API is reached by which decides",
+    WrongFamily: "-4 knocks over IPv4, -6 over IPv6: the source's family is that of the call to the API",
 }
 
 
@@ -57,8 +57,8 @@ class Screen:
     """Standard output for data, standard error for the rest."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
-        self._as_json = as_json
-        self._quiet = quiet
+        self.as_json = as_json
+        self.quiet = quiet
         self._matters: list[str] = []
 
     def matters(self, text: str) -> None:
@@ -101,17 +101,17 @@ class Screen:
         self._matters.clear()
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        shown = [[plain(cell) for cell in row] for row in rows]
-        widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
-        for row in shown:
+        cells = [[plain(cell) for cell in row] for row in rows]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+        for row in cells:
             self._print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())  # noqa: B905 — equal lengths
 
     def note(self, text: str) -> None:
-        if not self._quiet:
+        if not self.quiet:
             streams.say(paint(f"knock: {plain(text)}", "2", sys.stderr))
 
     def error(self, error: KnockError) -> None:
-        if self._as_json:
+        if self.as_json:
             members: dict[str, Any] = {"detail": str(error)}
             if isinstance(error, Problem):
                 members |= error.json
@@ -130,7 +130,7 @@ class Screen:
     def interrupted(self, error: KeyboardInterrupt) -> None:
         """Report an interruption, and what may be open."""
         detail = str(error) or "interrupted"
-        if self._as_json:
+        if self.as_json:
             grant_id = getattr(error, "grant_id", None)
             self.json_error("Interrupted", 130, detail=detail, **({"grant_id": grant_id} if grant_id else {}))
         else:
@@ -142,8 +142,8 @@ class Screen:
         first: dict[str, Any] = {} if status is None else {"status": status}
         streams.say(json.dumps(first | {"error": name, "exit_code": exit_code} | members))
 
-    def progress(self, what: str) -> Spinner:
-        return Spinner(what if sys.stderr.isatty() and not self._quiet else None)
+    def progress(self, text: str) -> Spinner:
+        return Spinner(text if sys.stderr.isatty() and not self.quiet else None)
 
 
 OURS = ("status", "error", "exit_code")  # members of a JSON error that the API's answer does not override
@@ -156,11 +156,11 @@ def without(members: dict[str, Any], *names: str) -> dict[str, Any]:
 class Spinner:
     """A spinner on standard error during a call; without a text, nothing."""
 
-    def __init__(self, what: str | None) -> None:
-        self._what = what
+    def __init__(self, text: str | None) -> None:
+        self._text = text
 
     def __enter__(self) -> None:
-        if self._what is None:
+        if self._text is None:
             return
         import threading
 
@@ -175,7 +175,7 @@ class Spinner:
             return  # the call was quick
         with suppress(OSError, ValueError):  # a terminal that was closed
             for sign in cycle("|/-\\"):
-                print(f"\r{sign} {self._what} ", end="", file=sys.stderr, flush=True)
+                print(f"\r{sign} {self._text} ", end="", file=sys.stderr, flush=True)
                 if self._done.wait(0.1):
                     break
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
@@ -183,7 +183,7 @@ class Spinner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._what is not None:
+        if self._text is not None:
             self._done.set()
             self._thread.join()
 
@@ -233,14 +233,14 @@ def show_event(event: Any) -> str:
     """Write an event of the trail as a line: its time, name, cause and details."""
     from .values import parse_time
 
-    details = ((name, value) for name, value in event.items() if name not in ("at", "event", "by") and value)
-    rest = ", ".join(f"{name}: {_listed(value)}" for name, value in details)
+    members = ((name, value) for name, value in event.items() if name not in ("at", "event", "by") and value)
+    details = ", ".join(f"{name}: {_listed(value)}" for name, value in members)
     by = f" by {event['by']}" if event.get("by") else ""
     try:
         at = show_time(parse_time(str(event.get("at"))))
     except (ValueError, OverflowError):
         at = str(event.get("at"))
-    return f"  {at}  {event.get('event')}{by}{f' ({rest})' if rest else ''}"
+    return f"  {at}  {event.get('event')}{by}{f' ({details})' if details else ''}"
 
 
 def _listed(value: Any) -> str:

@@ -45,6 +45,15 @@ WAIT = 60.0  # seconds to wait for a pending grant, by default
 LONGEST_PAUSE = 30.0  # seconds between attempts while there is no room; each attempt is an execution
 
 
+class Wanted(NamedTuple):
+    """What a command opens: targets (all that the key may open, if empty), for how long, why and to whom."""
+
+    targets: Sequence[str]
+    duration: str | None
+    reason: str | None
+    source: str | None = None
+
+
 class NothingToRevoke(KnockError):
     """There is no grant to revoke."""
 
@@ -106,7 +115,7 @@ class Session:
                 return knock.open(WAIT if wait is None else wait)
             except (*FULL, Unavailable, GrantNotOpened) as error:
                 left = deadline - time.monotonic()
-                if left <= 0 or not passes(error):
+                if left <= 0 or not may_retry(error):
                     raise
                 if pause == 1.0:
                     self.screen.note(f"waiting: {error}")
@@ -143,8 +152,11 @@ class Session:
         except KeyboardInterrupt:
             if not self.client.unanswered:
                 raise
-            what = f"interrupted: whether grant {grant_id} has ended is not known: look with "
-            raise Interrupted(what + f"`knock show {grant_id}`", grant_id) from None
+            raise Interrupted(
+                f"interrupted: whether grant {grant_id} has ended is not known: look with "
+                f"`knock show {grant_id}`",
+                grant_id,
+            ) from None
 
     def renew(self, grant: Grant, duration: str | None, by: Opener) -> Grant:
         """Renew a grant, and store the new one with the old one's opener, or `by` if that is not known."""
@@ -169,30 +181,30 @@ class Session:
         """
         ids = {grant.id for grant in grants}
         return [
-            other
+            candidate
             for source in sorted({grant.source for grant in grants})
-            for other in self.client.grants(source=source)
-            if other.id not in ids
-            and other.status == "active"
-            and any(_shares(other, grant) for grant in grants)
+            for candidate in self.client.grants(source=source)
+            if candidate.id not in ids
+            and candidate.status == "active"
+            and any(_shares(candidate, grant) for grant in grants)
         ]
 
     def note_sooner(self, grant: Grant) -> None:
         """Print a note if another grant keeps all targets of this one open for longer."""
         try:
-            others = self.beside([grant])
+            overlapping = self.beside([grant])
         except KnockError:
             return  # the grant is open, which is printed already
         names = {target.name for target in grant.targets}
         longer = [
-            other
-            for other in others
-            if other.id != grant.renews
-            and other.expires_at > grant.expires_at
-            and names <= {target.name for target in other.targets}
+            candidate
+            for candidate in overlapping
+            if candidate.id != grant.renews
+            and candidate.expires_at > grant.expires_at
+            and names <= {target.name for target in candidate.targets}
         ]
         if longer:
-            last = max(longer, key=lambda other: other.expires_at)
+            last = max(longer, key=lambda candidate: candidate.expires_at)
             self.screen.note(f"this ends sooner than what is open already: {say_still_open(last)}")
 
     def own_ids(self, *, everything: bool) -> list[str]:
@@ -208,9 +220,9 @@ class Session:
             return own
         ids = [grant_id for grant_id in own if (state.entry(grant_id) or {}).get("by") == "hand"]
         if not ids:
-            others = "; this key has others: `knock ls` shows them, and --all ends all" if own else ""
+            hint = "; this key has others: `knock ls` shows them, and --all ends all" if own else ""
             raise NothingToRevoke(
-                f"nothing to revoke: nothing that was opened by hand on this machine is live{others}"
+                f"nothing to revoke: nothing that was opened by hand on this machine is live{hint}"
             )
         return ids
 
@@ -223,55 +235,57 @@ class Session:
         own = _newest(self.client.own_grants(me))
         here = own if everything else [grant for grant in own if grant.source == me.source]
         chosen: list[Grant] = []
-        others: list[Grant] = []
+        by_others: list[Grant] = []
         for grant in here:
             by_hand = (state.entry(grant.id) or {}).get("by") == "hand"
-            (chosen if by_hand else others).append(grant)
-        named = "".join(f"\n  {grant.id}" for grant in others)
+            (chosen if by_hand else by_others).append(grant)
+        listed = "".join(f"\n  {grant.id}" for grant in by_others)
         if chosen:
-            if others:
+            if by_others:
                 self.screen.note(
-                    f"{len(others)} more that were not opened by hand on this machine are not renewed: "
-                    f"name them: {' '.join(grant.id for grant in others)}"
+                    f"{len(by_others)} more that were not opened by hand on this machine are not renewed: "
+                    f"name them: {' '.join(grant.id for grant in by_others)}"
                 )
             return chosen
-        if others:
-            raise KnockError(f"what is open was not opened by hand on this machine: name one:{named}")
-        elsewhere = ", ".join(sorted({grant.source for grant in own}))
+        if by_others:
+            raise KnockError(f"what is open was not opened by hand on this machine: name one:{listed}")
+        sources = ", ".join(sorted({grant.source for grant in own}))
         raise KnockError(
             f"nothing is open from {me.source}"
-            + (f", only from {elsewhere} (renew --all)" if elsewhere else "")
+            + (f", only from {sources} (renew --all)" if sources else "")
             + ": knock to open"
         )
 
-    def each(self, things: Iterable[Any], act: Callable[[Any], Grant], what: str) -> tuple[list[Grant], int]:
-        """Act on each thing and print errors. Gives the results, and the exit code.
+    def for_each(
+        self, items: Iterable[Any], act: Callable[[Any], Grant], label: str
+    ) -> tuple[list[Grant], int]:
+        """Act on each item and print errors. Gives the results, and the exit code. `label` is the spinner's.
 
         It goes on after a refusal, and stops if the API does not answer.
         """
-        done, code = [], 0
-        for thing in things:
+        results, code = [], 0
+        for item in items:
             try:
-                with self.screen.progress(what):
-                    done.append(act(thing))
+                with self.screen.progress(label):
+                    results.append(act(item))
             except (Refusal, GrantNotOpened) as error:
                 self.screen.error(error)
                 code = error.exit_code
             except KnockError as error:
                 self.screen.error(error)
-                return done, error.exit_code
+                return results, error.exit_code
             except Interrupted as error:
                 self.screen.interrupted(error)
-                return done, 130
-        return done, code
+                return results, 130
+        return results, code
 
     def notes(self, grant: Grant, *, named_source: bool, host: str | None = None) -> None:
         """Print notes on targets left out, a different address of the next connection, and a wrong clock."""
         if grant.left_out:
-            used, other = (6, 4) if ":" in grant.source else (4, 6)
+            used, unused = (6, 4) if ":" in grant.source else (4, 6)
             names = " ".join(grant.left_out)
             self.screen.note(
-                f"{names} cannot be reached over IPv{used} and is not open: knock -{other} {names}"
+                f"{names} cannot be reached over IPv{used} and is not open: knock -{unused} {names}"
             )
         if not named_source:
             for sentence in network.differences(grant, self.client, host):
@@ -348,8 +362,11 @@ class Knock:
         except Interrupted:
             raise
         except KeyboardInterrupt:
-            what = f"interrupted: grant {grant.id} may be open all the same: end it with "
-            raise Interrupted(what + f"`knock revoke {grant.id}`", grant.id) from None
+            raise Interrupted(
+                f"interrupted: grant {grant.id} may be open all the same: end it with "
+                f"`knock revoke {grant.id}`",
+                grant.id,
+            ) from None
         finally:
             if grant.live:
                 here = self.source is None and grant.status == "active" and network.fingerprint() == before
@@ -405,8 +422,8 @@ class Knock:
         if self.source or self.client.family or path is None or path.proxy:
             return None
         used = 6 if ":" in path.peer else 4
-        others = [family for family in error.families or (4, 6) if family != used]
-        return others[0] if others else None
+        families = [family for family in error.families or (4, 6) if family != used]
+        return families[0] if families else None
 
 
 @contextlib.contextmanager
@@ -417,11 +434,13 @@ def interruptible(client: Client) -> Iterator[None]:
     except KeyboardInterrupt:
         if client.unanswered != "POST":
             raise
-        what = "interrupted before the API answered: a grant may be open all the same: look with `knock ls`, "
-        raise Interrupted(what + "and end it with `knock revoke ID`") from None
+        raise Interrupted(
+            "interrupted before the API answered: a grant may be open all the same: look with `knock ls`, "
+            "and end it with `knock revoke ID`"
+        ) from None
 
 
-def passes(error: KnockError) -> bool:
+def may_retry(error: KnockError) -> bool:
     """Say whether the same knock may succeed later, and has certainly opened nothing."""
     if isinstance(error, GrantNotOpened):
         return error.full
@@ -451,7 +470,7 @@ _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def read_duration(text: str) -> int:
-    """Read a duration as the API does, in seconds; 0 for a malformed one, for which the API has the error."""
+    """Read a duration as the API does, in seconds; 0 for a malformed one, which the API refuses."""
     import re
 
     text = text.strip().lower()

@@ -15,8 +15,8 @@ from .errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Names of other programs for these commands.
-OTHERS = {
+# The names that other programs have for these commands.
+SYNONYMS = {
     **dict.fromkeys(("help", "usage"), "--help"),
     "version": "--version",
     **dict.fromkeys(("list", "status", "dir", "grants"), "ls"),
@@ -44,7 +44,7 @@ def slip(words: Sequence[str], profile: str | None, *, implied: bool) -> str:
         if word in known:
             continue
         commands = [name for name in COMMANDS if name[0] != "_"] if number == 0 else []
-        meant = OTHERS.get(word) if number == 0 else None
+        meant = SYNONYMS.get(word) if number == 0 else None
         meant = meant or _near(word, commands) or _near(word, known)
         if meant:
             suggestion = meant if meant in known else f"knock {meant}"

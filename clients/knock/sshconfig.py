@@ -33,6 +33,19 @@ WAIT = 15.0  # seconds to wait for a pending grant
 ANSWER, CONNECT, TRIES, KEYRING = 10.0, 3.0, 2, 3.0  # seconds, but for the most attempts of a call
 
 
+class Hook:
+    """What a hook opens, as which profile, and over which address family."""
+
+    __slots__ = ("duration", "family", "profile", "reason", "targets")
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.targets: list[str] = args.target or []
+        self.duration: str | None = args.duration
+        self.reason: str | None = args.reason
+        self.profile: str | None = args.profile
+        self.family: int | None = args.family
+
+
 def run_ssh_config(words: list[str]) -> int:
     """`knock ssh-config HOST…`"""
     from .cli import make_parser, time_with_unit
@@ -64,7 +77,7 @@ def run_ssh_config(words: list[str]) -> int:
                 f"{host!r}: --proxy-command takes no pattern. ssh puts the name it was given into the "
                 "command, which a shell reads, and a pattern lets anything through: name each host"
             )
-    text = block(args)
+    text = block(args.hosts, Hook(args), proxy_command=args.proxy_command)
     from .screen import Screen
 
     screen = Screen(args.json)
@@ -75,31 +88,31 @@ def run_ssh_config(words: list[str]) -> int:
     return 0
 
 
-def block(args: argparse.Namespace) -> str:
-    """Write the configuration for the hosts of the command line."""
+def block(hosts: Sequence[str], hook: Hook, *, proxy_command: bool) -> str:
+    """Write the configuration for some hosts. Raises ConfigurationError for a text that ssh cannot quote."""
     options: list[str] = []
-    for name, value in (("--profile", args.profile), ("--for", args.duration), ("--reason", args.reason)):
+    texts = {"--profile": hook.profile, "--for": hook.duration, "--reason": hook.reason}
+    for name, value in texts.items():
         options += [name, value] if value else []
-    for target in args.target or ():
+    for target in hook.targets:
         options += ["--target", target]
-    if args.family:
-        options.append(f"-{args.family}")
-    hosts = " ".join(args.hosts)
-    if args.proxy_command:
+    if hook.family:
+        options.append(f"-{hook.family}")
+    if proxy_command:
         return (
             "# knock: opens before ssh connects, and connects itself\n"
-            f"Host {hosts}\n"
+            f"Host {' '.join(hosts)}\n"
             f"    ProxyCommand {_command('ssh-proxy', options)} -- %h %p\n"
             "    ProxyUseFdpass yes\n"
         )
     # A single host is an argument of the hook, which then knows the addresses that ssh will use. ssh's %h may
     # be any text that matches a pattern, and a shell would read it.
-    if len(args.hosts) == 1 and not _is_pattern(args.hosts[0]):
-        options += ["--host", args.hosts[0]]
+    if len(hosts) == 1 and not _is_pattern(hosts[0]):
+        options += ["--host", hosts[0]]
     return (
         "# knock: opens before ssh connects. Keep this above the Host blocks of the same hosts:\n"
         '# "Match host" compares with HostName, once that is set.\n'
-        f'Match host {hosts.replace(" ", ",")} exec "{_command("ssh-hook", options)}"\n'
+        f'Match host {",".join(hosts)} exec "{_command("ssh-hook", options)}"\n'
     )
 
 
@@ -108,8 +121,9 @@ def _is_pattern(host: str) -> bool:
 
 
 def _command(name: str, options: Sequence[str]) -> str:
-    """Write a command for ssh's configuration: quoted for a shell, with % doubled. Raises ConfigurationError
-    for quotes, which ssh cannot escape.
+    """Write a command for ssh's configuration: quoted for a shell, with % doubled.
+
+    Raises ConfigurationError for quotes, which ssh cannot escape.
     """
     from shlex import join
 
@@ -162,7 +176,7 @@ def run_ssh_hook(words: list[str]) -> int:
         "--host", metavar="HOST", help="where ssh goes, to warn when that is by another address"
     )
     args = parser.parse_args(words)
-    ensure_open(args, args.host)
+    ensure_open(Hook(args), args.host)
     return 0
 
 
@@ -219,59 +233,59 @@ def _ancestors() -> Iterator[list[str]]:
         yield words
 
 
-def ensure_open(args: argparse.Namespace, host: str | None) -> str:
+def ensure_open(hook: Hook, host: str | None) -> str:
     """Knock, unless the state has a live grant for this network. Gives the grant's source.
 
     The source is empty, and nothing is opened, if ssh will not connect.
     """
-    url = config.address(args.profile)
+    url = config.address(hook.profile)
     where = network.fingerprint()
-    entry = state.known(url, args.target, where, args.family)
+    entry = state.known(url, hook.targets, where, hook.family)
     if entry is None:
         if only_asks():
             return ""
         with state.opening(url):
             # Another ssh may have knocked while this one waited.
-            entry = state.known(url, args.target, where, args.family)
+            entry = state.known(url, hook.targets, where, hook.family)
             if entry is None:
-                return _open(args, host)
+                return _open(hook, host)
     source: str = entry["source"]
     return source
 
 
-def _open(args: argparse.Namespace, host: str | None) -> str:
+def _open(hook: Hook, host: str | None) -> str:
     from .errors import AnswerLost, CannotReach
     from .screen import Screen, say_open
     from .session import Limits, Session
 
     screen = Screen(as_json=False, quiet=False)
     # The API sees an address of the family over which it is called: the host's, if it has only one.
-    way = args.family or (network.only_family(host) if host else None)
+    way = hook.family or (network.only_family(host) if host else None)
     limits = Limits(ANSWER, CONNECT, TRIES, KEYRING)
     with (
-        Session(args.profile, screen, limits=limits, family=way) as api,
+        Session(hook.profile, screen, limits=limits, family=way) as api,
         screen.progress("knocking"),
     ):
-        parameters: dict[str, Any] = {"wait": WAIT, "by": "hook", "earlier": _earlier(api.url, args)}
+        parameters: dict[str, Any] = {"wait": WAIT, "by": "hook", "earlier": _earlier(api.url, hook)}
         try:
-            grant = api.open(args.target, args.duration, args.reason, **parameters)
+            grant = api.open(hook.targets, hook.duration, hook.reason, **parameters)
         except CannotReach as error:
-            if args.family or way is None or isinstance(error, AnswerLost):
+            if hook.family or way is None or isinstance(error, AnswerLost):
                 raise
             api.client.family = None  # the API cannot be reached over the host's family
-            grant = api.open(args.target, args.duration, args.reason, **parameters)
+            grant = api.open(hook.targets, hook.duration, hook.reason, **parameters)
     screen.note(say_open(grant))
     api.notes(grant, named_source=False, host=host)
     return grant.source
 
 
-def _earlier(url: str, args: argparse.Namespace) -> str | None:
+def _earlier(url: str, hook: Hook) -> str | None:
     """Give the id of a hook's grant of these targets that ends before this knock would; else None."""
     from .session import read_duration
 
     here = network.fingerprint()
-    for entry in state.opened_by("hook", url, args.target):
-        lasts = read_duration(args.duration) if args.duration else state.MARGIN
+    for entry in state.opened_by("hook", url, hook.targets):
+        lasts = read_duration(hook.duration) if hook.duration else state.MARGIN
         if entry["network"] == here and entry["until"] - time.time() < lasts:
             grant_id: str = entry["id"]
             return grant_id
@@ -296,7 +310,7 @@ def run_ssh_proxy(words: list[str]) -> int:
     args = parser.parse_args(words)
     source = None
     try:
-        source = ensure_open(args, args.host)
+        source = ensure_open(Hook(args), args.host)
     except ConfigurationError:
         raise
     except KnockError as error:

@@ -157,13 +157,13 @@ def remember(url: str, grant: Grant, network: str, *, everything: bool, asked_at
 def forget(*grant_ids: str, url: str | None = None) -> None:
     """Remove grants by id, or all grants of an API."""
     entries = _entries()
-    kept = [
+    remaining = [
         entry
         for entry in entries
         if entry.get("id") not in grant_ids and (url is None or entry.get("url") != url)
     ]
-    if len(kept) != len(entries):
-        _write("grants.json", kept)
+    if len(remaining) != len(entries):
+        _write("grants.json", remaining)
 
 
 class WatchSlot:
@@ -193,7 +193,9 @@ class WatchSlot:
     def ids(self) -> list[str]:
         """The stored ids, oldest first."""
         stored = _read(self._file) if self._file else None
-        return [each for each in stored if isinstance(each, str)] if isinstance(stored, list) else []
+        if not isinstance(stored, list):
+            return []
+        return [grant_id for grant_id in stored if isinstance(grant_id, str)]
 
     def keep(self, grant_ids: Sequence[str]) -> None:
         """Store these ids in place of the former ones."""
@@ -238,19 +240,19 @@ def keep_words(url: str, kind: str, words: dict[str, str]) -> None:
 
 def kept_words(url: str, kind: str, fresh: float = math.inf) -> dict[str, str] | None:
     """Give the stored words of a kind; None if there are none, or they are older than `fresh` seconds."""
-    kept = _read("completion.json")
+    stored = _read("completion.json")
     for name in (url, kind):
-        kept = kept.get(name) if isinstance(kept, dict) else None
+        stored = stored.get(name) if isinstance(stored, dict) else None
     if (
-        not isinstance(kept, dict)
-        or not _is_number(at := kept.get("at"))
+        not isinstance(stored, dict)
+        or not _is_number(at := stored.get("at"))
         or not 0 <= time.time() - at <= fresh
     ):
         return None
-    words = kept.get("words")
+    words = stored.get("words")
     if not isinstance(words, dict):
         return None
-    return {word: what for word, what in words.items() if isinstance(what, str)}
+    return {word: description for word, description in words.items() if isinstance(description, str)}
 
 
 @contextlib.contextmanager

@@ -146,9 +146,9 @@ class Transport:
             try:
                 return self._call_once(method, path, query, body, reuse=repeatable)
             except AnswerLost as error:
-                again, trouble = repeatable and error.passing, error
+                again, trouble = repeatable and error.transient, error
             except CannotReach as error:
-                again, trouble = error.passing, error
+                again, trouble = error.transient, error
             except Throttled as error:
                 # "Limit Exceeded" is a used-up quota, which lasts for longer than any pause here.
                 again, trouble = error.detail != "Limit Exceeded", error
@@ -178,7 +178,7 @@ class Transport:
             headers["content-type"] = "application/json"
         if not reuse:
             self.close()
-        kept = self._connection is not None
+        reused = self._connection is not None
         connection = self._connection or self._connect()
         self._connection = connection
         began = time.time()
@@ -212,7 +212,7 @@ class Transport:
             self.unanswered = ""
             self.close()
             late = timed_out.is_set() or isinstance(error, TimeoutError)
-            if kept and not late and isinstance(error, (ConnectionError, ssl.SSLError)):
+            if reused and not late and isinstance(error, (ConnectionError, ssl.SSLError)):
                 # The server had closed the kept connection. Only repeatable calls use a kept one.
                 return self._call_once(method, path, query, body, reuse=False)
             raise self._lost(method, error, late=late) from error
@@ -260,14 +260,14 @@ class Transport:
     def _lost(self, method: str, error: Exception, *, late: bool) -> AnswerLost:
         from .diagnosis import words
 
-        what = (
+        message = (
             f"{self.host} did not answer within {self._timeout:g} s"
             if late
             else f"the connection to {self.host} was lost before the answer ({words(error)})"
         )
         if method == "POST":
-            what += f". {MAYBE_MADE}"
-        return AnswerLost(what, passing=not late)
+            message += f". {MAYBE_MADE}"
+        return AnswerLost(message, transient=not late)
 
     def _compare_clocks(self, date: str | None, began: float) -> None:
         if not date:
@@ -275,10 +275,10 @@ class Transport:
         from email.utils import parsedate_to_datetime
 
         try:
-            theirs = parsedate_to_datetime(date).timestamp() + 0.5  # the header has whole seconds
+            api_time = parsedate_to_datetime(date).timestamp() + 0.5  # the header has whole seconds
         except (TypeError, ValueError, OverflowError, IndexError):
             return
-        self.clock_ahead = (began + time.time()) / 2 - theirs
+        self.clock_ahead = (began + time.time()) / 2 - api_time
 
     # ------------------------------------------------------------------ answers
 
@@ -312,27 +312,27 @@ class Transport:
             return False
         return problem.status == 500 or problem.title == GATEWAY
 
-    def _unexpected(self, method: str, status: int, what: str) -> KnockError:
+    def _unexpected(self, method: str, status: int, message: str) -> KnockError:
         """Make the error for an answer that is not the API's. After a 2xx or a 5xx, which a proxy or the
         gateway may send, the API may have got the knock.
         """
         if method == "POST" and (200 <= status < 300 or status >= 500):
-            return AnswerLost(f"{what}. {MAYBE_MADE}")
-        return UnexpectedAnswer(what)
+            return AnswerLost(f"{message}. {MAYBE_MADE}")
+        return UnexpectedAnswer(message)
 
     def _not_the_api(self, status: int, headers: http.client.HTTPMessage) -> str:
-        what = f"{self.host} answered {status}"
+        message = f"{self.host} answered {status}"
         if 300 <= status < 400:
             try:
-                elsewhere = urlsplit(headers.get("location") or "").hostname
+                host = urlsplit(headers.get("location") or "").hostname
             except ValueError:
-                elsewhere = None
-            what += f", a redirect to {elsewhere}" if elsewhere else ", a redirect"
+                host = None
+            message += f", a redirect to {host}" if host else ", a redirect"
         else:
-            what += f" with {headers.get_content_type()}"
+            message += f" with {headers.get_content_type()}"
         return (
-            f"{what}: that is not the Knock API. Is the URL {self.url} right, with its stage (like /prod)? "
-            "A proxy, or a hotspot that wants a login first, can also answer so"
+            f"{message}: that is not the Knock API. Is the URL {self.url} right, with its stage "
+            "(like /prod)? A proxy, or a hotspot that wants a login first, can also answer so"
         )
 
     def _problem(self, status: int, answer: dict[str, Any], retry_after: float | None) -> KnockError:

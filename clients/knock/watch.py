@@ -12,7 +12,7 @@ detected without traffic. The result decides:
     the API refuses                      stop, and print the reason
 
 A watch renews, follows and closes only grants that it opened itself. If another grant lets this address in
-already, opened by hand or by another watch, it says so once, and opens a grant of its own: the other may end
+already, opened by hand or by another watch, it says so once, and opens a grant of its own: that grant may end
 at any time.
 
 SIGINT, SIGTERM and SIGHUP (a closed terminal) stop it, and so does standard output that cannot be written: at
@@ -43,12 +43,10 @@ from .errors import (
     UnexpectedAnswer,
 )
 from .screen import OutputGone, Screen, say_open, show_time
-from .session import FULL, Session, say_still_open
+from .session import FULL, Session, Wanted, say_still_open
 from .signals import Signals, Stop
 
 if TYPE_CHECKING:
-    import argparse
-
     from .values import Grant
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -57,7 +55,7 @@ LONGEST_PAUSE = 60.0  # seconds between attempts while the API cannot be reached
 
 # Errors after which the watch goes on: there is room again when grants end, and a hotspot's page goes away
 # after a login.
-PASSING = (CannotReach, Unavailable, UnexpectedAnswer, GrantNotOpened, *FULL)
+TRANSIENT = (CannotReach, Unavailable, UnexpectedAnswer, GrantNotOpened, *FULL)
 
 
 def run_watch(words: list[str]) -> int:
@@ -89,17 +87,32 @@ def run_watch(words: list[str]) -> int:
     with Session(args.profile, screen, family=args.family) as api:
         slot = state.WatchSlot(" ".join([api.client.url, *sorted(args.targets)]))
         try:
-            return Watch(api, args, screen, slot).run()
+            wanted = Wanted(args.targets, args.duration, args.reason)
+            return Watch(api, screen, slot, wanted, every=args.every, revoke=args.revoke).run()
         finally:
             slot.close()
 
 
 class Watch:
-    """A watch: its grant, former grants that are to be closed, and the network at its last check."""
+    """A watch: its grant, former grants that are to be closed, and the network at its last check.
 
-    def __init__(self, api: Session, args: argparse.Namespace, screen: Screen, slot: state.WatchSlot) -> None:
+    `every` are the seconds between checks; with `revoke` its grant is ended when it is stopped.
+    """
+
+    def __init__(
+        self,
+        api: Session,
+        screen: Screen,
+        slot: state.WatchSlot,
+        wanted: Wanted,
+        *,
+        every: float = 60.0,
+        revoke: bool = False,
+    ) -> None:
         self.api = api
-        self.args = args
+        self.wanted = wanted
+        self.every = every
+        self.revoke = revoke
         self.screen = screen
         self.slot = slot
         self.grant: Grant | None = None
@@ -128,12 +141,12 @@ class Watch:
         self.api.client.close()  # after a change of network the connection would only time out
         try:
             self._look()
-        except PASSING as error:
+        except TRANSIENT as error:
             return self._pause_after(error)
         if self.failures:
             self.failures = 0
             self._tell("online", "the API answers again")
-        return max(1.0, min(float(self.args.every), self._until_renewal()))
+        return max(1.0, min(self.every, self._until_renewal()))
 
     def _pause_after(self, error: KnockError) -> float:
         """Report the first of several failures, and give the seconds until the next attempt."""
@@ -158,18 +171,17 @@ class Watch:
             self._open("moved", old)
         elif self._until_renewal() <= 0:
             self._open("renewed", old)
-            self.left_behind.remove(
-                old.id
-            )  # the API closes it; only at another address the watch closes it itself
+            # The API closes a renewed grant; only at another address the watch closes it itself.
+            self.left_behind.remove(old.id)
             self._keep()
         for grant_id in list(self.left_behind):
-            status, left = "revoked", ""
+            status, still_open = "revoked", ""
             with contextlib.suppress(GrantNotFound):
                 ended = self.api.revoke(grant_id, "knock watch has another grant")
-                status, left = ended.status, self._left_open(ended)
+                status, still_open = ended.status, self._left_open(ended)
             self.left_behind.remove(grant_id)
             self._keep()
-            self._tell("revoked", f"{status}: grant {grant_id}, which this watch no longer needs{left}")
+            self._tell("revoked", f"{status}: grant {grant_id}, which this watch no longer needs{still_open}")
 
     def _find_earlier(self) -> None:
         """Continue with the grant of a killed watch of the same targets, if there is one.
@@ -192,7 +204,7 @@ class Watch:
     def _find_others(self) -> None:
         """Report, once each, the grants that let this address in already. They are left alone."""
         me = self.api.client.whoami()
-        wanted = set(self.args.targets or (target.name for target in me.targets))
+        wanted = set(self.wanted.targets or (target.name for target in me.targets))
         for grant in self.api.client.grants(source=me.source):
             known = grant.id in self.reported or grant.id in self.left_behind
             own = grant.principal.id == me.principal.id and grant.status == "active"
@@ -214,16 +226,10 @@ class Watch:
 
     def _open(self, event: str, old: Grant | None = None) -> None:
         """Knock, in place of the old grant if there is one, which stays open until the new one is active."""
-        args = self.args
         try:
             # Not interruptible: without the answer the grant's id is not known, and it would stay open.
             grant = self.grant = self.api.open(
-                args.targets,
-                args.duration,
-                args.reason,
-                wait=0,
-                by="watch",
-                earlier=old.id if old else None,
+                *self.wanted, wait=0, by="watch", earlier=old.id if old else None
             )
         except Unavailable as error:
             if error.grant_id:  # it may be open: it is this watch's, and so is closed later
@@ -251,8 +257,8 @@ class Watch:
         """Give the seconds until the renewal: a tenth of the duration before the end, at least a minute."""
         if self.grant is None:
             return 0.0
-        whole = self.grant.duration.total_seconds()
-        return self.grant.seconds_left - min(max(60.0, whole / 10), 3600.0, whole / 2)
+        duration = self.grant.duration.total_seconds()
+        return self.grant.seconds_left - min(max(60.0, duration / 10), 3600.0, duration / 2)
 
     def _keep(self) -> None:
         self.slot.keep([*self.left_behind, *([self.grant.id] if self.grant else [])])
@@ -280,13 +286,13 @@ class Watch:
 
     def _stopped(self) -> None:
         self.api.client.close()  # the signal may have interrupted the reading of an answer
-        if self.args.revoke:
+        if self.revoke:
             try:
                 for grant_id in [*self.left_behind, *([self.grant.id] if self.grant else [])]:
                     with contextlib.suppress(GrantNotFound):
                         ended = self.api.revoke(grant_id, "knock watch was stopped")
-                        left = self._left_open(ended)
-                        self._tell("stopped", f"{ended.status}: grant {grant_id}{left}", ended)
+                        still_open = self._left_open(ended)
+                        self._tell("stopped", f"{ended.status}: grant {grant_id}{still_open}", ended)
             except KnockError:
                 self._tell_left_open("stopped, not revoked")
                 raise
@@ -295,10 +301,10 @@ class Watch:
         if self.grant is not None:  # without, the grants of an earlier watch were not looked for yet
             self.slot.keep([])
 
-    def _tell_left_open(self, what: str) -> None:
+    def _tell_left_open(self, detail: str) -> None:
         if self.grant is not None:
             end = show_time(self.grant.expires_at)
-            self._tell("stopped", f"{what}; grant {self.grant.id} stays open until {end}", self.grant)
+            self._tell("stopped", f"{detail}; grant {self.grant.id} stays open until {end}", self.grant)
 
     def _tell(self, event: str, detail: str, grant: Grant | None = None) -> None:
         try:
@@ -310,10 +316,10 @@ class Watch:
 
     def _print(self, event: str, detail: str, grant: Grant | None) -> None:
         at = datetime.now(timezone.utc)
-        if self.args.json:
+        if self.screen.as_json:
             line: dict[str, Any] = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "event": event, "detail": detail}
             self.screen.json_line(line | ({"grant": grant.json} if grant else {}))
-        elif not self.args.quiet:
+        elif not self.screen.quiet:
             self.screen.data(f"{show_time(at)}  {detail}")
         elif grant:
             self.screen.data(grant.id)

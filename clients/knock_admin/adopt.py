@@ -46,34 +46,34 @@ def adopt(stack: Stack, name: str, wanted: Sequence[str], *, ports: Sequence[Por
     """
     aws, pool = stack.aws, targets.pool_of(stack, name)
     ports = targets.ports_of(name, pool, ports)
-    named = _described(aws, list(dict.fromkeys(wanted)))
-    for each in named:
-        _refuse_taken(stack, name, each)
-    targets.vpc_of(aws, None, [*pool, *named], [])
-    everything = {group.id: group for group in [*pool, *named]}
-    there = attach.attached(aws, everything)
-    _refuse_apart(name, everything, there)
-    families = there.families if there.holders or there.interfaces else frozenset[str]()
+    chosen = _described(aws, list(dict.fromkeys(wanted)))
+    for candidate in chosen:
+        _refuse_taken(stack, name, candidate)
+    targets.vpc_of(aws, None, [*pool, *chosen], [])
+    everything = {group.id: group for group in [*pool, *chosen]}
+    attached = attach.attached(aws, everything)
+    _refuse_apart(name, everything, attached)
+    families = attached.families if attached.holders or attached.interfaces else frozenset[str]()
     known = [group.families for group in pool]
     if known and all(known):  # the tag takes precedence: an operator may have set it
         families = frozenset[str]().union(*known)
-    new = [group.id for group in named if group.id not in {each.id for each in pool}]
+    new = [group.id for group in chosen if group.id not in {member.id for member in pool}]
     if new:
         aws.client("ec2").create_tags(Resources=new, Tags=targets.target_tags(stack, name, ports, families))
-    for line in targets.beside_the_world(aws, name, ports, set(), there.holders):
+    for line in targets.beside_the_world(aws, name, ports, set(), attached.holders):
         warn(line)
     room, rules = targets.quota(aws, targets.RULES_PER_GROUP), targets.rules_of(aws, new)
     for group in new:
-        left = room - max(targets.used(rule for rule in rules if rule["GroupId"] == group))
-        if left < room // 2:
-            warn(f"{group} has room for {count(max(0, left), 'rule')} more: knocks beyond that are refused")
+        free = room - max(targets.used(rule for rule in rules if rule["GroupId"] == group))
+        if free < room // 2:
+            warn(f"{group} has room for {count(max(0, free), 'rule')} more: knocks beyond that are refused")
     lines = [f"adopted {group}" for group in new]
-    lines += [f"{group.id} is of the target {name} already" for group in named if group.id not in new]
+    lines += [f"{group.id} is of the target {name} already" for group in chosen if group.id not in new]
     lines.append(
         f"The target {name} opens {targets.show_ports(ports)} with {count(len(everything), 'group')}"
         + (f", for {targets.show_families(families)}." if families else ".")
     )
-    if not there.holders and not there.interfaces:
+    if not attached.holders and not attached.interfaces:
         lines.append(
             "As far as can be seen it is attached to nothing yet, so a knock lets nobody in: attach it "
             "where its groups are set, or with `target add`."
@@ -81,7 +81,7 @@ def adopt(stack: Stack, name: str, wanted: Sequence[str], *, ports: Sequence[Por
     return Result(
         {
             "target": name,
-            "ports": [str(each) for each in ports],
+            "ports": [str(port) for port in ports],
             "families": sorted(families),
             "groups": sorted(everything),
             "adopted": new,
@@ -101,7 +101,7 @@ def _described(aws: Aws, wanted: list[str]) -> list[Group]:
             f"{error.response['Error']['Message']}. Groups are named by id, like sg-0123456789abcdef0, and "
             f"must be in {aws.region}; see `aws ec2 describe-security-groups`."
         ) from error
-    return [targets.read_group(each) for each in listed]
+    return [targets.read_group(group) for group in listed]
 
 
 def _refuse_taken(stack: Stack, name: str, group: Group) -> None:
@@ -129,15 +129,17 @@ def _refuse_taken(stack: Stack, name: str, group: Group) -> None:
         )
 
 
-def _refuse_apart(name: str, groups: dict[str, Group], there: attach.Attached) -> None:
+def _refuse_apart(name: str, groups: dict[str, Group], attached: attach.Attached) -> None:
     """Raise AdminError for groups that are not attached to the same resources."""
-    places = {group: there.places(group) for group in sorted(groups)}
+    places = {group: attached.places(group) for group in sorted(groups)}
     if len(set(places.values())) > 1:
-        shown = "; ".join(f"{group}: {', '.join(sorted(at)) or 'nothing'}" for group, at in places.items())
+        placements = "; ".join(
+            f"{group}: {', '.join(sorted(at)) or 'nothing'}" for group, at in places.items()
+        )
         raise AdminError(
             "The groups of one target are a pool, of which a knock fills one, and these are attached to "
-            f"different things ({shown}). A knock for {name} would open some of them only: attach them "
-            "alike, or make each a target of its own. A key may open several."
+            f"different things ({placements}). A knock for {name} would open some of them only: attach "
+            "them alike, or make each a target of its own. A key may open several."
         )
 
 
@@ -166,7 +168,7 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
             name,
             entries,
             now,
-            "Say --revoke to end them first. Without Knock's tags nobody could close their rules.",
+            "Say --revoke to end them first. Without its tags, Knock could not revoke their rules.",
         )
     first = [group.id for group in pool if group.id in chosen]
     ec2 = aws.client("ec2")
@@ -179,17 +181,17 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
         stack,
         entries,
         f"the target {name} is released",
-        "nobody can knock for it any more, and Knock may still close its rules. Run the same command again",
+        "it can no longer be opened, and Knock may still revoke its rules. Run the same command again",
     )
     if not aws.calls.dry_run:
         _await_flight()
         _refuse_rules(stack, chosen)
     ec2.delete_tags(Resources=chosen, Tags=[{"Key": tags.STACK}, {"Key": tags.LEAVING}])
-    rest = sorted(group.id for group in pool if group.id not in chosen)
+    remaining = sorted(group.id for group in pool if group.id not in chosen)
     lines = [*ended, *(f"released {group}" for group in chosen)]
     lines.append(
-        f"The target {name} goes on with {', '.join(rest)}."
-        if rest
+        f"The target {name} goes on with {', '.join(remaining)}."
+        if remaining
         else f"There is no target {name} any more. Keys that may open it keep its name; `knock-admin "
         "doctor` names them."
     )
@@ -215,15 +217,15 @@ def _await_flight() -> None:
 
 def _refuse_rules(stack: Stack, groups: Sequence[str]) -> None:
     """Raise AdminError while a group has a rule of Knock's."""
-    left = [
+    rules = [
         rule["SecurityGroupRuleId"]
         for rule in targets.rules_of(stack.aws, groups)
         if tags.of(rule.get("Tags", [])).get(tags.STACK) == stack.name
     ]
-    if left:
+    if rules:
         raise AdminError(
-            f"Knock still has {count(len(left), 'rule')} there "
-            f"({', '.join(left[:5])}{' …' * (len(left) > 5)}), of a knock that was on its way or a grant "
-            "that is closing. Nobody can knock for it any more: run the same command again in a minute, "
-            "with --revoke to end whoever is in by it."
+            f"Knock still has {count(len(rules), 'rule')} there "
+            f"({', '.join(rules[:5])}{' …' * (len(rules) > 5)}), of a knock that was on its way or a grant "
+            "that is closing. It can no longer be opened: run the same command again in a minute, with "
+            "--revoke to end the grants that use those rules."
         )

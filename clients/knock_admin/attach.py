@@ -8,8 +8,8 @@
 | ECS service | `--ecs` | its tasks' network configuration: a deployment | when tasks are replaced |
 | ElastiCache | `--elasticache` | the replication group, or a cluster without one | minutes later |
 
-No service has a call that adds or removes one group: the whole list is replaced. So a change that somebody
-else makes between reading the list and replacing it is lost.
+No service has a call that adds or removes one group: the whole list is replaced. So a change that another
+program makes between reading the list and replacing it is lost.
 
 Where AWS answers before the change is done, `wait` polls until it is. All other resources with groups (launch
 templates, pods, functions in a VPC) are for `target adopt`: their groups are set where they are defined.
@@ -168,25 +168,29 @@ class Service(Holder):
 
     def set_groups(self, aws: Aws, groups: Sequence[str]) -> None:
         cluster, _, name = self.id.partition("/")
-        rest = {key: list(value) if isinstance(value, tuple) else value for key, value in self.network}
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in self.network}
         aws.client("ecs").update_service(
             cluster=cluster,
             service=name,
-            networkConfiguration={"awsvpcConfiguration": {**rest, "securityGroups": list(groups)}},
+            networkConfiguration={"awsvpcConfiguration": {**settings, "securityGroups": list(groups)}},
         )
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
         """Look at the deployment: a running task keeps the groups that it was started with."""
         deployments = _service(aws, self.id)["deployments"]
-        ours = [each for each in deployments if set(_awsvpc(each).get("securityGroups", ())) == set(groups)]
+        ours = [
+            deployment
+            for deployment in deployments
+            if set(_awsvpc(deployment).get("securityGroups", ())) == set(groups)
+        ]
         # A failed deployment may have been rolled back: then the newest deployment has the old groups.
-        failed = [each for each in ours if each.get("rolloutState") == "FAILED"]
+        failed = [deployment for deployment in ours if deployment.get("rolloutState") == "FAILED"]
         if failed:
             why = failed[0].get("rolloutStateReason", "ECS does not say why")
             raise AdminError(
                 f"The deployment of {self} failed: {why}. Mend the service, then run the same command again."
             )
-        newest = next((each for each in ours if each["status"] == "PRIMARY"), None)
+        newest = next((deployment for deployment in ours if deployment["status"] == "PRIMARY"), None)
         if newest is None:
             return "its deployment has not begun"
         if newest.get("rolloutState") == "COMPLETED" and len(deployments) == 1:
@@ -216,9 +220,9 @@ class Cache(Holder):
 
     def unfinished(self, aws: Aws, groups: Sequence[str], /) -> str:
         waiting = [
-            f"{each['CacheClusterId']} is {each['CacheClusterStatus']}"
-            for each in _members(aws, self.id)
-            if _differing(_of_cache(each), groups)
+            f"{cluster['CacheClusterId']} is {cluster['CacheClusterStatus']}"
+            for cluster in _members(aws, self.id)
+            if _differing(_of_cache(cluster), groups)
         ]
         return ", ".join(waiting)
 
@@ -228,7 +232,8 @@ class Cache(Holder):
 
 def _of_rds(described: Mapping[str, Any]) -> dict[str, str]:
     """Give the groups of a database, each with its state: adding, active, removing."""
-    return {each["VpcSecurityGroupId"]: each["Status"] for each in described.get("VpcSecurityGroups", [])}
+    memberships = described.get("VpcSecurityGroups", [])
+    return {membership["VpcSecurityGroupId"]: membership["Status"] for membership in memberships}
 
 
 def _staying(states: Mapping[str, str]) -> tuple[str, ...]:
@@ -236,14 +241,15 @@ def _staying(states: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _of_cache(described: Mapping[str, Any]) -> dict[str, str]:
-    return {each["SecurityGroupId"]: each["Status"] for each in described.get("SecurityGroups", [])}
+    memberships = described.get("SecurityGroups", [])
+    return {membership["SecurityGroupId"]: membership["Status"] for membership in memberships}
 
 
 def _differing(states: Mapping[str, str], groups: Iterable[str]) -> str:
     """Name the groups that are to be added or removed; empty when there are none."""
     wanted = set(groups)
-    others = {group for group in states if group not in wanted}
-    return " ".join(sorted(others | {group for group in wanted if states.get(group) != "active"}))
+    unwanted = {group for group in states if group not in wanted}
+    return " ".join(sorted(unwanted | {group for group in wanted if states.get(group) != "active"}))
 
 
 def _network(described: Mapping[str, Any]) -> frozenset[str]:
@@ -264,55 +270,57 @@ def _vpc_of(aws: Aws, name: str, groups: Sequence[str]) -> str:
     return str(described[0]["VpcId"])
 
 
-def _managed(each: Mapping[str, Any]) -> bool:
+def _managed(described: Mapping[str, Any]) -> bool:
     """Say whether an interface's groups are set elsewhere: by an AWS service, or by Kubernetes for a pod.
 
     https://docs.aws.amazon.com/eks/latest/userguide/security-groups-for-pods.html
     """
-    pod = str(each.get("Description", "")).lower().startswith("aws-k8s-branch-eni")
-    return pod or bool(each.get("RequesterManaged"))
+    pod = str(described.get("Description", "")).lower().startswith("aws-k8s-branch-eni")
+    return pod or bool(described.get("RequesterManaged"))
 
 
-def interface(each: Mapping[str, Any]) -> Interface:
+def interface(described: Mapping[str, Any]) -> Interface:
     """Read a network interface. Raises AdminError if an AWS service manages it."""
-    if _managed(each):
+    if _managed(described):
         raise AdminError(
-            f"{each['NetworkInterfaceId']} is managed by an AWS service ({each.get('Description')}): its "
-            "groups are set there. A load balancer is named with --load-balancer, a database with --rds, "
-            "an ECS service with --ecs, a cache with --elasticache; for others see `target adopt`."
+            f"{described['NetworkInterfaceId']} is managed by an AWS service "
+            f"({described.get('Description')}): its groups are set there. A load balancer is named with "
+            "--load-balancer, a database with --rds, an ECS service with --ecs, a cache with --elasticache; "
+            "for others see `target adopt`."
         )
     return Interface(
-        each["NetworkInterfaceId"],
-        each["VpcId"],
-        tuple(group["GroupId"] for group in each["Groups"]),
-        _addresses(each),
+        described["NetworkInterfaceId"],
+        described["VpcId"],
+        tuple(group["GroupId"] for group in described["Groups"]),
+        _addresses(described),
     )
 
 
-def _addresses(each: Mapping[str, Any]) -> frozenset[str]:
-    families = {IPV6} if each.get("Ipv6Addresses") else set()
-    return frozenset(families | ({IPV4} if each.get("PrivateIpAddress") else set()))
+def _addresses(described: Mapping[str, Any]) -> frozenset[str]:
+    families = {IPV6} if described.get("Ipv6Addresses") else set()
+    return frozenset(families | ({IPV4} if described.get("PrivateIpAddress") else set()))
 
 
-def load_balancer(each: Mapping[str, Any]) -> LoadBalancer:
+def load_balancer(described: Mapping[str, Any]) -> LoadBalancer:
     """Read a load balancer. Raises AdminError if it cannot have groups."""
-    groups = tuple(each.get("SecurityGroups", []))
-    if each["Type"] not in ("application", "network"):
+    groups = tuple(described.get("SecurityGroups", []))
+    if described["Type"] not in ("application", "network"):
         raise AdminError(
-            f"{each['LoadBalancerArn']} is a {each['Type']} load balancer, and those have no groups."
+            f"{described['LoadBalancerArn']} is a {described['Type']} load balancer, and those have no "
+            "groups."
         )
-    if each["Type"] == "network" and not groups:
+    if described["Type"] == "network" and not groups:
         raise AdminError(
-            f"{each['LoadBalancerArn']} is a network load balancer that was made without security groups, "
-            "and AWS lets none be added later. Make one with a group, or attach what is behind it."
+            f"{described['LoadBalancerArn']} is a network load balancer that was made without security "
+            "groups, and AWS lets none be added later. Make one with a group, or attach what is behind it."
         )
     # https://docs.aws.amazon.com/elasticloadbalancing/latest/application/application-load-balancers.html#ip-address-type
     families = {
         "ipv4": frozenset({IPV4}),
         "dualstack": frozenset({IPV4, IPV6}),
         "dualstack-without-public-ipv4": frozenset({IPV6}),
-    }.get(each.get("IpAddressType", ""), frozenset())
-    return LoadBalancer(each["LoadBalancerArn"], each["VpcId"], groups, families)
+    }.get(described.get("IpAddressType", ""), frozenset())
+    return LoadBalancer(described["LoadBalancerArn"], described["VpcId"], groups, families)
 
 
 def _database(aws: Aws, described: Mapping[str, Any]) -> Database:
@@ -399,14 +407,14 @@ def _read_service(aws: Aws, name: str, network: Mapping[str, Any]) -> Service:
     if not groups:  # then tasks have the default group, which a list of groups would replace
         in_vpc = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": ["default"]}]
         groups = tuple(
-            each["GroupId"] for each in ec2.describe_security_groups(Filters=in_vpc)["SecurityGroups"]
+            group["GroupId"] for group in ec2.describe_security_groups(Filters=in_vpc)["SecurityGroups"]
         )
-    rest = tuple(
+    settings = tuple(
         (key, tuple(value) if isinstance(value, list) else value)
         for key, value in network.items()
         if key != "securityGroups"
     )
-    return Service(name, vpc, groups, frozenset(), rest)
+    return Service(name, vpc, groups, frozenset(), settings)
 
 
 def _members(aws: Aws, name: str) -> list[dict[str, Any]]:
@@ -427,9 +435,9 @@ def _members(aws: Aws, name: str) -> list[dict[str, Any]]:
                 "serverless cache are set there; take one in with `target adopt`."
             ) from missing
         clusters = [
-            each
+            cluster
             for member in group["MemberClusters"]
-            for each in client.describe_cache_clusters(CacheClusterId=member)["CacheClusters"]
+            for cluster in client.describe_cache_clusters(CacheClusterId=member)["CacheClusters"]
         ]
     return list(clusters)
 
@@ -452,16 +460,16 @@ def named(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[Holder]:
     holders: list[Holder] = []
     if ids := _named_interfaces(aws, places):
         listed = aws.pages("ec2", "describe_network_interfaces", "NetworkInterfaces", NetworkInterfaceIds=ids)
-        holders += [interface(each) for each in listed]
+        holders += [interface(described) for described in listed]
     balancers = list(dict.fromkeys(places.get("load_balancer", ())))
-    arns = [each for each in balancers if each.startswith("arn:")]
+    arns = [balancer for balancer in balancers if balancer.startswith("arn:")]
     for how, which in (
         ("LoadBalancerArns", arns),
-        ("Names", [each for each in balancers if each not in arns]),
+        ("Names", [balancer for balancer in balancers if balancer not in arns]),
     ):  # a call takes either ARNs or names
         if which:
             listed = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers", **{how: which})
-            holders += [load_balancer(each) for each in listed]
+            holders += [load_balancer(described) for described in listed]
     by_name: dict[str, Callable[[Aws, str], Holder]] = {
         "rds": _named_database,
         "ecs": _named_service,
@@ -485,7 +493,7 @@ def _named_interfaces(aws: Aws, places: Mapping[str, Sequence[str]]) -> list[str
     if instances := list(places.get("instance", ())):
         for reservation in aws.pages("ec2", "describe_instances", "Reservations", InstanceIds=instances):
             for instance in reservation["Instances"]:
-                attached = [each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
+                attached = [interface["NetworkInterfaceId"] for interface in instance["NetworkInterfaces"]]
                 if not attached:
                     raise AdminError(f"The instance {instance['InstanceId']} has no network interface.")
                 ids += attached
@@ -509,23 +517,23 @@ class Attached:
     """All interfaces, also those that AWS made for a holder, or for a resource of an unknown kind."""
 
     @property
-    def others(self) -> list[str]:
+    def unsupported(self) -> list[str]:
         """Name the interfaces of resources that this program cannot attach groups to."""
         return [
-            f"{each['NetworkInterfaceId']} ({each.get('Description') or 'managed by AWS'})"
-            for each in self.interfaces
-            if _managed(each) and not str(each.get("Description", "")).startswith(_KNOWN)
+            f"{interface['NetworkInterfaceId']} ({interface.get('Description') or 'managed by AWS'})"
+            for interface in self.interfaces
+            if _managed(interface) and not str(interface.get("Description", "")).startswith(_KNOWN)
         ]
 
     def places(self, group: str) -> frozenset[str]:
         """Name all resources and managed interfaces that a group is attached to."""
-        there = {str(holder) for holder in self.holders if group in holder.groups}
+        holders = {str(holder) for holder in self.holders if group in holder.groups}
         return frozenset(
-            there
+            holders
             | {
-                each["NetworkInterfaceId"]
-                for each in self.interfaces
-                if _managed(each) and group in {listed["GroupId"] for listed in each["Groups"]}
+                interface["NetworkInterfaceId"]
+                for interface in self.interfaces
+                if _managed(interface) and group in {listed["GroupId"] for listed in interface["Groups"]}
             }
         )
 
@@ -538,11 +546,11 @@ class Attached:
 def families_of(holders: Iterable[Holder], interfaces: Iterable[Mapping[str, Any]] = ()) -> frozenset[str]:
     """Join the address families of resources. Empty if one is not known: it may be reachable over both."""
     families, tasks = set[str](), False
-    for each in interfaces:
-        description = str(each.get("Description", ""))
+    for interface in interfaces:
+        description = str(interface.get("Description", ""))
         if description.startswith("ELB "):
             continue  # a load balancer without public IPv4 has private IPv4 there
-        families |= _addresses(each)
+        families |= _addresses(interface)
         tasks |= ":ecs:" in description
     for holder in holders:
         if not holder.families and not (isinstance(holder, Service) and tasks):
@@ -561,29 +569,35 @@ def attached(aws: Aws, groups: Iterable[str]) -> Attached:
     if not wanted:
         return Attached((), ())
     listed = of_groups(aws, "describe_network_interfaces", "NetworkInterfaces", wanted)
-    interfaces = {each["NetworkInterfaceId"]: each for each in listed}
-    holders: list[Holder] = [interface(each) for each in interfaces.values() if not _managed(each)]
+    interfaces = {described["NetworkInterfaceId"]: described for described in listed}
+    holders: list[Holder] = [
+        interface(described) for described in interfaces.values() if not _managed(described)
+    ]
     balancers = aws.pages("elbv2", "describe_load_balancers", "LoadBalancers")
-    holders += [load_balancer(each) for each in balancers if wanted & set(each.get("SecurityGroups", []))]
-    for what, look in (("RDS", _databases), ("ECS", _services), ("ElastiCache", _caches)):
+    holders += [
+        load_balancer(balancer) for balancer in balancers if wanted & set(balancer.get("SecurityGroups", []))
+    ]
+    for service, look in (("RDS", _databases), ("ECS", _services), ("ElastiCache", _caches)):
         try:
             holders += look(aws, wanted)
         except ClientError as error:
             if code_of(error) not in DENIED:
                 raise
             missing = translated(error, aws.calls.last)
-            warn(f"{what} cannot be asked, so what is attached there is not shown. {missing}")
+            warn(f"{service} cannot be asked, so what is attached there is not shown. {missing}")
     return Attached(tuple(holders), tuple(interfaces.values()))
 
 
 def _databases(aws: Aws, wanted: set[str]) -> list[Holder]:
     instances: list[Holder] = [
-        _database(aws, each)
-        for each in aws.pages("rds", "describe_db_instances", "DBInstances")
-        if not each.get("DBClusterIdentifier") and wanted & _of_rds(each).keys()
+        _database(aws, instance)
+        for instance in aws.pages("rds", "describe_db_instances", "DBInstances")
+        if not instance.get("DBClusterIdentifier") and wanted & _of_rds(instance).keys()
     ]
     clusters = aws.pages("rds", "describe_db_clusters", "DBClusters")
-    return instances + [_database_cluster(aws, each) for each in clusters if wanted & _of_rds(each).keys()]
+    return instances + [
+        _database_cluster(aws, cluster) for cluster in clusters if wanted & _of_rds(cluster).keys()
+    ]
 
 
 def _services(aws: Aws, wanted: set[str]) -> list[Holder]:
@@ -594,17 +608,17 @@ def _services(aws: Aws, wanted: set[str]) -> list[Holder]:
             answer = aws.client("ecs").describe_services(
                 cluster=str(cluster), services=[str(name) for name in names[start : start + 10]]
             )
-            for each in answer["services"]:
-                network = _awsvpc(each)
+            for service in answer["services"]:
+                network = _awsvpc(service)
                 if wanted & set(network.get("securityGroups", ())):
-                    name = f"{str(cluster).rpartition('/')[2]}/{each['serviceName']}"
+                    name = f"{str(cluster).rpartition('/')[2]}/{service['serviceName']}"
                     services.append(_read_service(aws, name, network))
     return services
 
 
 def _caches(aws: Aws, wanted: set[str]) -> list[Holder]:
     clusters = aws.pages("elasticache", "describe_cache_clusters", "CacheClusters")
-    caches = [_cache(aws, each) for each in clusters if wanted & _of_cache(each).keys()]
+    caches = [_cache(aws, cluster) for cluster in clusters if wanted & _of_cache(cluster).keys()]
     return list({cache.id: cache for cache in caches}.values())
 
 
@@ -627,20 +641,20 @@ def wait(aws: Aws, changes: Mapping[Holder, Sequence[str]]) -> None:
         return
     deadline, reported = time.monotonic() + PATIENCE, dict[Holder, str]()
     while True:
-        left = {
+        unfinished = {
             holder: text for holder, groups in changes.items() if (text := holder.unfinished(aws, groups))
         }
-        for holder, text in left.items():
+        for holder, text in unfinished.items():
             if reported.get(holder) != text:
                 progress(f"waiting for {holder}: {text}")
-        if not left:
+        if not unfinished:
             return
-        reported = left
+        reported = unfinished
         if time.monotonic() >= deadline:
             raise AdminError(
                 "; ".join(
                     f"{holder} is not done after {PATIENCE / 60:.0f} minutes: {text}"
-                    for holder, text in left.items()
+                    for holder, text in unfinished.items()
                 )
                 + ". AWS goes on with it."
             )

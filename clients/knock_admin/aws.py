@@ -129,11 +129,11 @@ class Aws:
         """Give the ARN of an API key."""
         return f"arn:{self.partition}:apigateway:{self.region}::/apikeys/{key_id}"
 
-    @property
-    def domain(self) -> str | None:
-        """The domain of the region's service endpoints, mostly `amazonaws.com`.
+    def read_domain(self) -> str | None:
+        """Read the domain of the region's service endpoints, mostly `amazonaws.com`.
 
-        None if the endpoints are elsewhere, as those of the local stack are.
+        None if the endpoints are elsewhere, as those of the local stack are. Raises Unreachable if signing in
+        fails.
         """
         host = urlsplit(self.client("apigateway").meta.endpoint_url).hostname or ""
         _, region, domain = (*host.split(".", 2), "", "")[:3]

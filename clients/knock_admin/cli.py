@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from knock import __version__, streams
-from knock.cli import speak_as_the_terminal_can
 from knock_admin import check_commands, grant_commands, key_commands, tags, target_commands, trail_commands
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code. Reports all errors of AWS and of ours on standard error."""
-    speak_as_the_terminal_can()
+    streams.prepare()
     parser = make_parser()
     args = parser.parse_args(argv)
     _defaults(args, parser)

@@ -67,7 +67,7 @@ class Finding:
     """One result of a check."""
 
     level: str
-    what: str
+    check: str
     detail: str
 
 
@@ -79,8 +79,8 @@ def doctor(stack: Stack, *, now: datetime, test_grant: bool, vpc: str | None) ->
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("functions", lambda: _functions(stack)),
         *(
-            (what, partial(_state_machine, stack, what, variable, otherwise))
-            for what, variable, otherwise in MACHINES
+            (name, partial(_state_machine, stack, name, variable, otherwise))
+            for name, variable, otherwise in MACHINES
         ),
         ("trail", lambda: _domain(stack, "trail", stores.TRAIL)),
         ("ledger", lambda: _ledger(stack)),
@@ -96,18 +96,18 @@ def doctor(stack: Stack, *, now: datetime, test_grant: bool, vpc: str | None) ->
     if test_grant:
         checks.append(("test grant", lambda: _test_grant(stack, vpc)))
     findings = [Finding("ok", "stack", f"{stack.name} in {stack.aws.region}")]
-    for what, check in checks:
-        progress(f"checking {what}")
-        findings += _tried(stack, what, check)
-    rows = [(finding.level, finding.what, finding.detail) for finding in findings]
+    for name, check in checks:
+        progress(f"checking {name}")
+        findings += _tried(stack, name, check)
+    rows = [(finding.level, finding.check, finding.detail) for finding in findings]
     return Result(
-        {"findings": [{"level": level, "what": what, "detail": detail} for level, what, detail in rows]},
+        {"findings": [{"level": level, "what": name, "detail": detail} for level, name, detail in rows]},
         table(rows, ("LEVEL", "CHECK", "WHAT IT SAW")),
         exit_code=1 if any(finding.level == "fail" for finding in findings) else 0,
     )
 
 
-def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def _tried(stack: Stack, name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """Run one check; an error that stops it becomes a finding. Raises botocore's if AWS does not answer."""
     findings: list[Finding] = []
     try:
@@ -115,13 +115,13 @@ def _tried(stack: Stack, what: str, check: Callable[[], Iterator[Finding]]) -> l
     except Unreachable:
         raise
     except AdminError as error:
-        findings.append(Finding("fail", what, str(error)))
+        findings.append(Finding("fail", name, str(error)))
     except (ClientError, BotoCoreError) as error:
         failure = translated(error, stack.aws.calls.last)
         if isinstance(failure, Unreachable):
             raise
         denied = "Your credentials need" in str(failure)
-        findings.append(Finding("warn" if denied else "fail", what, str(failure).replace("\n", " ")))
+        findings.append(Finding("warn" if denied else "fail", name, str(failure).replace("\n", " ")))
     return findings
 
 
@@ -139,29 +139,29 @@ def _functions(stack: Stack) -> Iterator[Finding]:
             why = function.get("LastUpdateStatusReason") or function.get("StateReason") or "no reason given"
             yield Finding("fail", "functions", f"{name} is {state}, its last update {update}: {why}")
     for variable in (*stores.DOMAINS, "TRAIL_REGION", "STATE_MACHINE_ARN", "CLOSINGS_ARN"):
-        seen = {
+        values = {
             value
             for function in stack.functions.values()
             if (value := function["Environment"]["Variables"].get(variable))
         }
-        if len(seen) != 1:
+        if len(values) != 1:
             yield Finding(
-                "fail", "functions", f"they do not agree on {variable}: {', '.join(sorted(seen)) or 'none'}"
+                "fail", "functions", f"they do not agree on {variable}: {', '.join(sorted(values)) or 'none'}"
             )
     yield Finding("ok", "functions", ", ".join(sorted(stack.functions)))
 
 
-def _state_machine(stack: Stack, what: str, variable: str, otherwise: str) -> Iterator[Finding]:
+def _state_machine(stack: Stack, check: str, variable: str, otherwise: str) -> Iterator[Finding]:
     arn = stack.setting(variable)
     machine = stack.aws.client("stepfunctions").describe_state_machine(stateMachineArn=arn)
     if machine["status"] != "ACTIVE":
-        yield Finding("fail", what, f"{machine['name']} is {machine['status']}: {otherwise}")
+        yield Finding("fail", check, f"{machine['name']} is {machine['status']}: {otherwise}")
     called = _resources(json.loads(machine["definition"]))
     # A function is known by its ARN; a version or an alias may follow that.
     ours = {function["FunctionArn"].split(":")[6] for function in stack.functions.values()}
     for strange in sorted(name for name in called if name.split(":")[6] not in ours):
-        yield Finding("fail", what, f"it calls {strange}, which is no function of this stack")
-    yield Finding("ok", what, f"{machine['name']} calls {count(len(called), 'function')} of this stack")
+        yield Finding("fail", check, f"it calls {strange}, which is no function of this stack")
+    yield Finding("ok", check, f"{machine['name']} calls {count(len(called), 'function')} of this stack")
 
 
 def _resources(definition: dict[str, Any]) -> set[str]:
@@ -172,8 +172,8 @@ def _resources(definition: dict[str, Any]) -> set[str]:
     }
 
 
-def _domain(stack: Stack, what: str, variable: str) -> Iterator[Finding]:
-    yield from (Finding(level, what, detail) for level, detail in stores.of(stack, variable).health())
+def _domain(stack: Stack, check: str, variable: str) -> Iterator[Finding]:
+    yield from (Finding(level, check, detail) for level, detail in stores.of(stack, variable).health())
 
 
 def _ledger(stack: Stack) -> Iterator[Finding]:
@@ -188,13 +188,13 @@ def _ledger(stack: Stack) -> Iterator[Finding]:
         except AdminError as error:
             yield Finding("fail", "ledger", f"{error}; nobody can knock from there")
             continue
-        for what, most in (("claims", ledger.MOST_CLAIMS), ("rules", ledger.MOST_RULES)):
-            held = len(content[what])
-            if held * 5 >= most * 4:
+        for section, most in (("claims", ledger.MOST_CLAIMS), ("rules", ledger.MOST_RULES)):
+            used = len(content[section])
+            if used * 5 >= most * 4:
                 yield Finding(
                     "warn",
                     "ledger",
-                    f"{source} has {held} of {most} {what}; beyond that, knocks from there are refused",
+                    f"{source} has {used} of {most} {section}; beyond that, knocks from there are refused",
                 )
 
 
@@ -228,14 +228,14 @@ def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Ho
     ids = {group.id for group in pool}
     if len({group.ports for group in pool}) > 1:
         yield Finding(
-            "fail", "targets", f"the groups of {name} differ in {tags.PORTS}; they are opened for nobody"
+            "fail", "targets", f"the groups of {name} differ in {tags.PORTS}, so no knock opens them"
         )
     if len({group.vpc for group in pool}) > 1:
         yield Finding("warn", "targets", f"the groups of {name} are in several VPCs; make one target a VPC")
-    held = [holder for holder in holders if ids & set(holder.groups)]
-    if not held:
+    attached = [holder for holder in holders if ids & set(holder.groups)]
+    if not attached:
         yield Finding("warn", "targets", f"{name} is attached to nothing, so a knock lets nobody in")
-    for holder in held:
+    for holder in attached:
         missing = ids - set(holder.groups)
         if missing:
             yield Finding(
@@ -244,11 +244,11 @@ def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Ho
                 f"{holder} lacks {', '.join(sorted(missing))} of {name}: rules there open nothing; "
                 f"`knock-admin target add {name}` attaches what is missing",
             )
-    others = {group for holder in held for group in holder.groups} - ids
-    for line in targets.world_open(stack.aws, pool[0].ports, others) if others else ():
+    other_groups = {group for holder in attached for group in holder.groups} - ids
+    for line in targets.world_open(stack.aws, pool[0].ports, other_groups) if other_groups else ():
         yield Finding("warn", "targets", f"{name} guards nothing there: {line}, and is attached beside it")
     yield Finding(
-        "ok", "targets", f"{name}: {count(len(pool), 'group')}, attached in {count(len(held), 'place')}"
+        "ok", "targets", f"{name}: {count(len(pool), 'group')}, attached in {count(len(attached), 'place')}"
     )
 
 
@@ -291,8 +291,8 @@ def _keys(stack: Stack, now: datetime) -> Iterator[Finding]:
 
 def _opens(key: keys.Key, now: datetime) -> bool:
     """Say whether a key can open something: it is enabled, has not ended, and its rights can be read."""
-    whole = not keys.faults_of(key) and {tags.TARGETS, tags.MAX_DURATION} <= key.tags.keys()
-    return key.enabled and whole and not (key.until and key.until <= now)
+    readable = not keys.faults_of(key) and {tags.TARGETS, tags.MAX_DURATION} <= key.tags.keys()
+    return key.enabled and readable and not (key.until and key.until <= now)
 
 
 def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
@@ -316,13 +316,13 @@ def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
 
 
 def _usage_plan(stack: Stack) -> Iterator[Finding]:
-    plan = stack.plan
+    plan = stack.read_plan()
     if not plan.get("apiStages"):
         yield Finding("fail", "usage plan", f"{plan['name']} is connected to no API, so no key works")
-    for what in ("throttle", "quota"):
-        if not plan.get(what):
+    for limit in ("throttle", "quota"):
+        if not plan.get(limit):
             yield Finding(
-                "warn", "usage plan", f"{plan['name']} has no {what}: one key can use up everything"
+                "warn", "usage plan", f"{plan['name']} has no {limit}: one key can use up everything"
             )
     yield Finding("ok", "usage plan", plan["name"])
 
@@ -392,7 +392,7 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
             "fail", "alarms", f"{alarm['AlarmName']} is firing: {alarm.get('AlarmDescription', '')}"
         )
     if not alarms:
-        yield Finding("warn", "alarms", "there are none: nobody will hear of a revocation that fails")
+        yield Finding("warn", "alarms", "there are none: a revocation that fails is not reported")
     else:
         yield Finding("ok", "alarms", f"{count(len(alarms), 'alarm')}, {len(firing)} firing")
 
@@ -471,8 +471,8 @@ def _test_grant(stack: Stack, vpc: str | None) -> Iterator[Finding]:
     left_behind: list[str] = []
     with _terminable(), ExitStack() as cleanup:
 
-        def later(what: str, remove: Callable[[], object]) -> None:
-            cleanup.callback(_clean, stack, what, remove, left_behind)
+        def later(resource: str, remove: Callable[[], object]) -> None:
+            cleanup.callback(_clean, stack, resource, remove, left_behind)
 
         scratch = Scratch.make(stack, name, vpc)
         later(f"the group {scratch.group}", scratch.delete)
@@ -510,7 +510,7 @@ def _terminable() -> Iterator[None]:
 def _client(stack: Stack, value: str) -> Client:
     from knock import Client
 
-    return Client(stack.address, value)
+    return Client(stack.read_api_url(), value)
 
 
 def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iterator[Finding]:
@@ -553,9 +553,9 @@ def _watch(stack: Stack, client: Client, scratch: Scratch, later: Later) -> Iter
     )
 
 
-def _await(what: str, ask: Callable[[], str | None]) -> None:
+def _await(goal: str, ask: Callable[[], str | None]) -> None:
     """Poll until `ask` gives None instead of a reason. Raises AdminError with it after TEST_PATIENCE."""
-    progress(f"waiting for the API to {what}; up to two minutes")
+    progress(f"waiting for the API to {goal}; up to two minutes")
     deadline = time.monotonic() + TEST_PATIENCE
     while reason := ask():
         if time.monotonic() > deadline:
@@ -608,11 +608,11 @@ def _cidrs(rule: dict[str, Any]) -> tuple[str | None, str | None]:
     return rule.get("CidrIpv4"), rule.get("CidrIpv6")
 
 
-def _clean(stack: Stack, what: str, remove: Callable[[], object], left_behind: list[str]) -> None:
+def _clean(stack: Stack, resource: str, remove: Callable[[], object], left_behind: list[str]) -> None:
     """Remove a resource of the test. A failure is reported at once, and the other removals go on."""
     try:
         remove()
     except (ClientError, BotoCoreError, AdminError) as error:
         failure = error if isinstance(error, AdminError) else translated(error, stack.aws.calls.last)
-        left_behind.append(f"{what} was left behind, remove it by hand: {failure}")
+        left_behind.append(f"{resource} was left behind, remove it by hand: {failure}")
         warn(left_behind[-1])

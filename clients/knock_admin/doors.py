@@ -129,59 +129,60 @@ def show(
     AdminError for a filter that no record has ever met.
     """
     if first > now:
-        raise UsageError("That time has not come: who will be in then, nobody knows.")
-    notes = [f"what comes after {tags.show_time(now)} has not come yet"] if last > now else []
+        raise UsageError("That time is in the future: no grant is on record for it yet.")
+    notes = [f"the period goes on: this is until {tags.show_time(now)}"] if last > now else []
     last = min(last, now)
     entries = candidates(stack, list(filters.values()), first, last)
     # A name that is on record is not mistyped, even if none of its doors was open in the period.
     known = trail.some(stack, entries, filters)
-    doors = (each for each in (door(entry, now) for entry in known) if each and each.within(first, last))
+    candidate_doors = (door(entry, now) for entry in known)
+    doors = (door for door in candidate_doors if door and door.within(first, last))
     if output == "jsonl":
-        return Result(None, json_lines(_as_json(each, first, last, now) for each in doors), notes=notes)
+        return Result(None, json_lines(_as_json(door, first, last, now) for door in doors), notes=notes)
     if output == "csv":
-        rows = (_row(each, first, last, now) for each in doors)
+        rows = (_row(door, first, last, now) for door in doors)
         return Result(None, csv_lines(rows, _COLUMNS), notes=notes)
     header = ("ID", "PRINCIPAL", "SOURCE", "TARGETS", "OPEN FROM", "OPEN UNTIL", "OVERLAP", "NOTE")
-    return Result(None, table((_brief(each, first, last) for each in doors), header), notes=notes)
+    return Result(None, table((_brief(door, first, last) for door in doors), header), notes=notes)
 
 
-def _brief(each: Door, first: datetime, last: datetime) -> tuple[str, ...]:
-    entry = each.entry
-    begin, end = each.overlap(first, last)
-    long = "-" if first == last or each.note == UNREADABLE else tags.show_duration(end - begin)
+def _brief(door: Door, first: datetime, last: datetime) -> tuple[str, ...]:
+    entry = door.entry
+    begin, end = door.overlap(first, last)
+    long = "-" if first == last or door.note == UNREADABLE else tags.show_duration(end - begin)
     return (
         entry.id,
         entry.text("principal_name"),
         entry.text("source"),
         entry.target_names or "-",
-        _shown(each.since),
-        _shown(each.until) if each.until else "still open",
+        _time_text(door.since),
+        _time_text(door.until) if door.until else "still open",
         long,
-        each.note or "-",
+        door.note or "-",
     )
 
 
-def _shown(at: datetime) -> str:
+def _time_text(at: datetime) -> str:
     return "?" if at.year == 1 else at.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _times(each: Door, first: datetime, last: datetime) -> dict[str, Any]:
-    begin, end = each.overlap(first, last)
+def _times(door: Door, first: datetime, last: datetime) -> dict[str, Any]:
+    begin, end = door.overlap(first, last)
     return {
-        "open_from": None if each.since.year == 1 else trail.milliseconds(each.since),
-        "open_until": trail.milliseconds(each.until) if each.until else None,
+        "open_from": None if door.since.year == 1 else trail.milliseconds(door.since),
+        "open_until": trail.milliseconds(door.until) if door.until else None,
         "overlap_from": trail.milliseconds(begin),
         "overlap_until": trail.milliseconds(end),
         "overlap_seconds": round((end - begin) / timedelta(seconds=1), 3),
-        "note": each.note or None,
+        "note": door.note or None,
     }
 
 
-def _as_json(each: Door, first: datetime, last: datetime, now: datetime) -> dict[str, Any]:
-    return each.entry.as_json(now) | _times(each, first, last)
+def _as_json(door: Door, first: datetime, last: datetime, now: datetime) -> dict[str, Any]:
+    return door.entry.as_json(now) | _times(door, first, last)
 
 
-def _row(each: Door, first: datetime, last: datetime, now: datetime) -> list[object]:
-    times = _times(each, first, last)
-    shown = {name: "" if value is None else value for name, value in times.items()}
-    return each.entry.row(now, _COLUMNS, shown)
+def _row(door: Door, first: datetime, last: datetime, now: datetime) -> list[object]:
+    times = _times(door, first, last)
+    texts = {name: "" if value is None else value for name, value in times.items()}
+    return door.entry.row(now, _COLUMNS, texts)

@@ -65,13 +65,13 @@ class DynamoDb:
             for condition in either
             if len(either) == 1 and condition.attribute in key
         ]
-        rest = [either for either in where if len(either) > 1 or either[0] not in keys]
+        filters = [either for either in where if len(either) > 1 or either[0] not in keys]
         first, last, outside = _range(keys)
         if first and last and first > last:  # DynamoDB rejects an empty range
             return iter(())
         partition = next(condition for condition in keys if condition.attribute == key[0])
         items = self._pages(
-            *_filter(rest),
+            *_filter(filters),
             keys=_key_condition(partition, first, last),
             IndexName=self._indexes[key[0]],
             ScanIndexForward=order != "descending",
@@ -105,8 +105,8 @@ class DynamoDb:
             yield "warn", f"{self._name} has no backups: its point-in-time recovery is off"
         # DynamoDB updates these numbers every six hours:
         # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TableDescription.html
-        held = f"{count(table.get('ItemCount', 0), 'item')}, {table.get('TableSizeBytes', 0) >> 20} MB"
-        yield "ok", f"{self._name} in {self._region}: {held}, as counted in the last six hours"
+        size = f"{count(table.get('ItemCount', 0), 'item')}, {table.get('TableSizeBytes', 0) >> 20} MB"
+        yield "ok", f"{self._name} in {self._region}: {size}, as counted in the last six hours"
 
     def check(self) -> None:
         """Raise AdminError for a table that has not Knock's schema."""

@@ -133,8 +133,10 @@ def not_signed_in(error: Exception, profile: str | None) -> Unreachable:
         )
     elif isinstance(error, boto.ClientError):
         message = error.response.get("Error", {}).get("Message", "") or code_of(error)
-        why = f"{error.operation_name} answered {code_of(error)}: {message}. Sign in again, or name another "
-        "profile."
+        why = (
+            f"{error.operation_name} answered {code_of(error)}: {message}. Sign in again, or name another "
+            "profile."
+        )
     elif isinstance(error, boto.BotoCoreError):  # a program that failed may have said nothing: "…-process: "
         why = f"{str(error).rstrip(' .:')}. Sign in, or name a profile with --profile."
     else:  # without its text, in which a program may have put credentials

@@ -40,8 +40,8 @@ def fault(kind: str, name: str, values: Values, now: datetime) -> str | None:
     try:
         _read(kind, name, values, now)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        return f"it is no {kind} as Knock records it: {what}"
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        return f"it is no {kind} as Knock records it: {reason}"
     return None
 
 
@@ -51,7 +51,7 @@ def _read(kind: str, name: str, values: Values, now: datetime) -> None:
         raise ValueError(f"{', '.join(many)} has several values")
     single = {key: texts[0] for key, texts in values.items() if key not in SETS}
     if not _NAME.fullmatch(name):
-        raise ValueError("its id is none")
+        raise ValueError("its id is malformed")
     requested_at = _past(single, "requested_at", now)
     if single["order"] != f"{single['requested_at']} {name}":
         raise ValueError(f"its `order` is {single['order']!r}")
@@ -107,8 +107,8 @@ def _compare(name: str, values: Values, single: dict[str, str]) -> None:
         "reason": input_["reason"],
         "renews": input_.get("renews", ""),
     }
-    if other := sorted(key for key, text in wanted.items() if single.get(key, "") != text):
-        raise ValueError(f"its input has another {', '.join(other)}")
+    if differing := sorted(key for key, text in wanted.items() if single.get(key, "") != text):
+        raise ValueError(f"its input has another {', '.join(differing)}")
     if {target["name"] for target in input_["targets"]} != set(values.get("target_name", ())):
         raise ValueError("its input has other targets")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
     from knock_admin.stores import AnyOf
 
-SETTLES_WITHIN = 2.0
+CLOSES_WITHIN = 2.0
 """Seconds within which most authorizations that are under way have ended."""
 PAUSE = 0.3
 """Seconds between two attempts."""
@@ -52,11 +52,11 @@ def show(stack: Stack, filters: Mapping[str, AnyOf], *, status: str, now: dateti
     rows = (
         (
             entry.id,
-            shown := entry.status(now),
+            current := entry.status(now),
             entry.text("principal_name"),
             entry.text("source"),
             entry.target_names,
-            tags.left(entry.text("expires_at"), now) if shown in ("active", "pending") else "-",
+            tags.left(entry.text("expires_at"), now) if current in ("active", "pending") else "-",
             entry.text("expires_at"),
             entry.text("reason") or "-",
         )
@@ -113,8 +113,8 @@ def end(stack: Stack, grant_id: str, by: dict[str, str], reason: str) -> dict[st
 
 
 def _close(stack: Stack, payload: dict[str, Any]) -> dict[str, Any]:
-    """Invoke the revoke function; retry for SETTLES_WITHIN while the grant is being authorized."""
-    deadline = time.monotonic() + SETTLES_WITHIN
+    """Invoke the revoke function; retry for CLOSES_WITHIN while the grant is being authorized."""
+    deadline = time.monotonic() + CLOSES_WITHIN
     while True:
         try:
             return dict(invoke(stack, "revoke", payload))
@@ -138,7 +138,7 @@ def _input_of(stack: Stack, grant_id: str) -> dict[str, Any] | None:
 def _start_closing(
     stack: Stack, grant_id: str, payload: dict[str, Any], failure: FunctionFailed
 ) -> FunctionFailed:
-    """Start an execution that retries to close a grant. Gives the failure, with a word on that execution."""
+    """Start an execution that retries to close a grant. Gives the failure, with that execution's name."""
     name = f"{grant_id[:63]}_{secrets.token_hex(8)}"
     try:
         stack.aws.client("stepfunctions").start_execution(
@@ -146,9 +146,10 @@ def _start_closing(
         )
     except ClientError as error:
         return FunctionFailed(
-            failure.kind, f"{failure}; and no closing goes on: {translated(error, stack.aws.calls.last)}"
+            failure.kind,
+            f"{failure}; and no execution retries: {translated(error, stack.aws.calls.last)}",
         )
-    return FunctionFailed(failure.kind, f"{failure}; a closing goes on until it is ({name})")
+    return FunctionFailed(failure.kind, f"{failure}; the execution {name} retries until it is closed")
 
 
 def revoke_matching(
@@ -187,7 +188,7 @@ def revoke(stack: Stack, ids: Sequence[str], reason: str) -> Result:
             lines.append(f"{grant_id}: {_summary(ended[-1])}")
     if failed:
         lines.append(
-            f"{len(failed)} of {len(ids)} not closed. The same command may be run again: twice is fine."
+            f"{len(failed)} of {len(ids)} not closed. Run the same command again: closed grants stay closed."
         )
     return Result(
         {"ended": ended, "failed": failed}, lines or ["No live grant matches."], exit_code=1 if failed else 0
@@ -208,22 +209,22 @@ def _try_end(
 
 
 def _summary(revocation: dict[str, Any]) -> str:
-    gone, kept = revocation.get("revoked", []), revocation.get("kept", [])
-    text = f"{revocation.get('status', 'ended')}; rules gone: {', '.join(gone) or 'none left to close'}"
+    revoked, kept = revocation.get("revoked", []), revocation.get("kept", [])
+    text = f"{revocation.get('status', 'ended')}; rules gone: {', '.join(revoked) or 'none left to close'}"
     return text + (f"; kept for other live grants: {', '.join(kept)}" if kept else "")
 
 
 def _confirm(question: str) -> None:
     """Ask once. Raises UsageError without a terminal, AdminError unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise UsageError("Nobody is here to confirm that: say --yes.")
+        raise UsageError("There is no terminal to confirm that at: say --yes.")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise AdminError("Nothing was changed.")
 
 
 def guard(stack: Stack) -> Result:
-    """Run the drift guard now, which repairs drift and reports it. Exit code 1 when there was some.
+    """Run the drift guard now, which repairs drift and reports it. The exit code is 1 if there was drift.
 
     The function has no mode that reports only, so a dry run lists its invocation and no findings.
     """

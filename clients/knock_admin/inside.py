@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from knock_admin.stack import Stack
     from knock_admin.trail import Entry
 
-_UNKNOWN = "Nothing was changed: who is in by the key cannot be said, so nobody could be ended."
+_UNKNOWN = "Nothing was changed: the key's live grants cannot be read, so none of them could be ended."
 
 
 def live(stack: Stack, target: str, groups: Iterable[str], now: datetime) -> list[Entry]:
@@ -90,18 +90,18 @@ def count_of(entries: Sequence[Entry]) -> str:
 
 
 def end(
-    stack: Stack, entries: Sequence[Entry], reason: str, done: str = "nothing else was done"
+    stack: Stack, entries: Sequence[Entry], reason: str, progress: str = "nothing else was done"
 ) -> list[str]:
     """Close these grants; give a line for each. Raises AdminError when some could not be closed.
 
-    `done` says in that error which part of the command had been done before.
+    `progress` says in that error what the command had done before.
     """
     if not entries:
         return []
     result = grants.revoke(stack, [entry.id for entry in entries], reason)
     lines = list(result.lines)
     if result.exit_code:
-        raise AdminError("\n".join([f"Not all grants could be closed; {done}:", *lines]))
+        raise AdminError("\n".join([f"Not all grants could be closed; {progress}:", *lines]))
     return lines
 
 

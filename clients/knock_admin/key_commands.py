@@ -175,8 +175,8 @@ def add(stack: Stack, args: Namespace) -> Result:
             raise UsageError("--from: the file says whose keys and which rights; name neither beside it.")
         people = many.read(args.file)
         keep = many.keeper(args.values, args.values_to, stack.aws.calls.dry_run)
-        for name, theirs in people.items():
-            keys.check_end(name, theirs, args.now)
+        for name, rights_of in people.items():
+            keys.check_end(name, rights_of, args.now)
         return many.add(stack, people, keep)
     if args.values or args.values_to:
         raise UsageError("--values and --values-to go with --from; one key's value is shown.")
@@ -199,23 +199,23 @@ def change(stack: Stack, args: Namespace) -> Result:
     from knock_admin.errors import UsageError
 
     wanted = _rights(args)
-    taken = {
+    removals = {
         tags.ANY_SOURCE: args.no_any_source,
         tags.OPERATOR: args.no_operator,
         tags.MAX_LIVE: args.no_max_live,
         tags.UNTIL: args.no_until,
     }
-    unwanted = [tag for tag, taken_away in taken.items() if taken_away]
+    unwanted = [tag for tag, taken_away in removals.items() if taken_away]
     if not wanted and not unwanted and not args.add_targets and not args.remove_targets:
         raise UsageError("Change what? Name at least one right; see `knock-admin key set --help`.")
-    if both := wanted.keys() & set(unwanted):
-        raise UsageError(f"{', '.join(sorted(both))}: given and taken in one command.")
+    if contradicting := wanted.keys() & set(unwanted):
+        raise UsageError(f"{', '.join(sorted(contradicting))}: given and taken in one command.")
     if args.targets and (args.add_targets or args.remove_targets):
         raise UsageError(
             "--targets says all it shall have; --add-targets and --remove-targets go without it."
         )
-    if both := set(args.add_targets) & set(args.remove_targets):
-        raise UsageError(f"{', '.join(sorted(both))}: added and removed in one command.")
+    if contradicting := set(args.add_targets) & set(args.remove_targets):
+        raise UsageError(f"{', '.join(sorted(contradicting))}: added and removed in one command.")
     keys.check_end(", ".join(args.name), wanted, args.now)
     return keys.change(stack, args.name, wanted, unwanted, more=args.add_targets, fewer=args.remove_targets)
 

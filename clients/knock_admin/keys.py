@@ -147,9 +147,9 @@ class Listing:
 def look(stack: Stack) -> Listing:
     """List the API keys of the account and region, without values."""
     members = {
-        each["id"]
-        for each in stack.aws.pages(
-            "apigateway", "get_usage_plan_keys", "items", usagePlanId=stack.plan["id"]
+        described["id"]
+        for described in stack.aws.pages(
+            "apigateway", "get_usage_plan_keys", "items", usagePlanId=stack.read_plan()["id"]
         )
     }
     listed = stack.aws.pages(
@@ -157,13 +157,13 @@ def look(stack: Stack) -> Listing:
     )
     keys = [
         Key(
-            each["id"],
-            each.get("name") or each["id"],
-            each.get("enabled", False),
-            each.get("tags", {}),
-            each.get("createdDate"),
+            described["id"],
+            described.get("name") or described["id"],
+            described.get("enabled", False),
+            described.get("tags", {}),
+            described.get("createdDate"),
         )
-        for each in listed
+        for described in listed
     ]
     oldest = datetime.min.replace(tzinfo=timezone.utc)
     return Listing(
@@ -182,10 +182,6 @@ def keys_of(stack: Stack) -> list[Key]:
 
 def no_key(stack: Stack, named: str) -> AdminError:
     return AdminError(f"The stack {stack.name} has no key {visible(named)}; see `knock-admin key ls`.")
-
-
-def _arn(stack: Stack, key_id: str) -> str:
-    return f"arn:{stack.aws.partition}:apigateway:{stack.aws.region}::/apikeys/{key_id}"
 
 
 def check_targets(stack: Stack, value: str) -> None:
@@ -218,12 +214,12 @@ def make(
     and value before the key can be used: if it raises, the key opens nothing, and the next call completes it.
     `listing` saves reading the keys again.
     """
-    gateway, plan = stack.aws.client("apigateway"), stack.plan["id"]
+    gateway, plan = stack.aws.client("apigateway"), stack.read_plan()["id"]
     begun = (listing or look(stack)).begun(stack, name)
     if begun:
         key_id = begun.id
         value = gateway.get_api_key(apiKey=key_id, includeValue=True)["value"]
-        gateway.tag_resource(resourceArn=_arn(stack, key_id), tags=dict(wanted))
+        gateway.tag_resource(resourceArn=stack.aws.key_arn(key_id), tags=dict(wanted))
     else:
         key = gateway.create_api_key(name=name, enabled=True, generateDistinctId=True, tags=dict(wanted))
         key_id, value = key["id"], key["value"]
@@ -322,12 +318,12 @@ def change(
         new = {tag: value for tag, value in rights.items() if key.tags.get(tag) != value}
         gone = [tag for tag in unwanted if tag in key.tags]
         if new:
-            gateway.tag_resource(resourceArn=_arn(stack, key.id), tags=new)
+            gateway.tag_resource(resourceArn=stack.aws.key_arn(key.id), tags=new)
         if gone:
-            gateway.untag_resource(resourceArn=_arn(stack, key.id), tagKeys=gone)
+            gateway.untag_resource(resourceArn=stack.aws.key_arn(key.id), tagKeys=gone)
         changed.append({"id": key.id, "name": key.name, "set": new, "removed": gone})
-        what = [f"{tag} is {value}" for tag, value in new.items()] + [f"{tag} is gone" for tag in gone]
-        lines.append(f"{key.who}: {', '.join(what) or 'nothing to change'}")
+        changes = [f"{tag} is {value}" for tag, value in new.items()] + [f"{tag} is gone" for tag in gone]
+        lines.append(f"{key.who}: {', '.join(changes) or 'nothing to change'}")
     return Result({"keys": changed}, lines, notes=[SOON])
 
 
@@ -398,16 +394,13 @@ def _inside(
     )
     ways = " and ".join(f"`knock-admin revoke --principal {name}`" for name in names)
     if known is not None:
-        ended = inside.end(
-            stack, known if live is None else live, reason, done="what was asked for the key is done"
-        )
+        ended = inside.end(stack, known if live is None else live, reason, progress=reason)
         if live is None:
-            raise AdminError(
-                "\n".join([f"Who came in while {reason} is not known; {ways} ends that later.", *ended])
-            )
+            unknown = f"Whether more grants were opened before {reason} is not known; {ways} ends those."
+            raise AdminError("\n".join([unknown, *ended]))
         return ended, []
     if live is None:
-        return [], [f"Who is in by it now is not known; {ways} ends whoever is."]
+        return [], [f"Who is in by it now is not known; {ways} ends those grants."]
     if not live:
         return [], ["Nobody is in by it now."]
     return [], [f"Still in, until its end ({ways} ends it now):", *inside.who(live, now)]
@@ -466,7 +459,7 @@ def replace(
     retires_at = old.tags.get(tags.RETIRES_AT) or tags.show_time(now + overlap)
     if current:
         stack.aws.client("apigateway").tag_resource(
-            resourceArn=_arn(stack, old.id), tags={tags.RETIRES_AT: retires_at}
+            resourceArn=stack.aws.key_arn(old.id), tags={tags.RETIRES_AT: retires_at}
         )
     rights = {
         tag: value for tag, value in old.tags.items() if tag != tags.RETIRES_AT and not tag.startswith("aws:")
@@ -486,8 +479,7 @@ def finish(stack: Stack, name: str | None, now: datetime) -> Result:
         raise AdminError(f"No key called {visible(name)} is being rotated; see `knock-admin key ls`.")
     lines, deleted, waiting = [], [], []
     for key in retiring:
-        successor = [each for each in keys if each.name == key.name and each.retires_at is None]
-        if not successor:
+        if not any(other.name == key.name and other.retires_at is None for other in keys):
             waiting.append(key.id)
             lines.append(
                 f"The key {key.who} has no successor: run `knock-admin key rotate {visible(key.name)}` again."

@@ -60,7 +60,7 @@ def _tables(
                 rule["group"],
                 rule["ports"] + (f" for {rule['cidr']}" if rule["cidr"] != ledger["source"] else ""),
                 rule["phase"],
-                ", ".join(each["rule"] for each in rule["ids"]) or "-",
+                ", ".join(written["rule"] for written in rule["ids"]) or "-",
                 ", ".join(rule["attempts"]) or "-",
                 _some(rule["claimed_by"]),
             )
@@ -69,11 +69,11 @@ def _tables(
     )
     yield (
         ("TOMBSTONE", "REVOKED AT"),
-        [(each["rule"], each["at"]) for each in ledger["tombstones"]],
+        [(tombstone["rule"], tombstone["at"]) for tombstone in ledger["tombstones"]],
     )
     yield (
         ("RELEASED GRANT", "AT"),
-        [(each["grant_id"], each["at"]) for each in ledger["released"]],
+        [(release["grant_id"], release["at"]) for release in ledger["released"]],
     )
 
 
@@ -146,4 +146,4 @@ def _numbered(values: Mapping[str, Any]) -> list[tuple[int, Any]]:
 
 
 def _timed(name: str, times: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{name: each, "at": at} for each, at in sorted(times.items(), key=lambda pair: (pair[1], pair[0]))]
+    return [{name: key, "at": at} for key, at in sorted(times.items(), key=lambda pair: (pair[1], pair[0]))]

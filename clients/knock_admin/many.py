@@ -127,28 +127,28 @@ def _in_file(path: Path) -> Keep:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
         raise UsageError(f"--values {path}: {error.strerror or error}") from error
-    kept = os.fdopen(number, "w", encoding="utf-8", newline="")
-    state = os.fstat(kept.fileno())
+    values_file = os.fdopen(number, "w", encoding="utf-8", newline="")
+    state = os.fstat(values_file.fileno())
     if os.name == "posix" and (not stat.S_ISREG(state.st_mode) or state.st_mode & 0o077):
-        kept.close()
+        values_file.close()
         raise UsageError(f"--values {path}: others can read it; `chmod 600` it, or name another file")
     if os.name == "posix" and state.st_uid != os.geteuid():
-        kept.close()
+        values_file.close()
         raise UsageError(f"--values {path}: it is another user's, who can read it; name another file")
-    writer = csv.writer(kept, lineterminator="\n")
+    writer = csv.writer(values_file, lineterminator="\n")
     begun = False  # the header is written with the first value: a run may end before it
 
     def keep(name: str, key_id: str, value: str) -> None:
         nonlocal begun
         try:
-            if not begun and os.fstat(kept.fileno()).st_size == 0:
+            if not begun and os.fstat(values_file.fileno()).st_size == 0:
                 writer.writerow(("name", "id", "value"))
-            elif not begun and not _ends_a_line(kept.fileno()):  # a full disk truncated the last line
-                kept.write("\n")
+            elif not begun and not _ends_a_line(values_file.fileno()):  # a full disk truncated the last line
+                values_file.write("\n")
             begun = True
             writer.writerow((cell(name), key_id, value))
-            kept.flush()
-            os.fsync(kept.fileno())
+            values_file.flush()
+            os.fsync(values_file.fileno())
         except OSError as error:
             raise AdminError(
                 f"The value of {visible(name)} could not be written to {path}: {error.strerror or error}"
@@ -175,7 +175,7 @@ def _by_command(command: str) -> Keep:
     def keep(name: str, key_id: str, value: str) -> None:
         environment = {**os.environ, "KNOCK_KEY_NAME": name, "KNOCK_KEY_ID": key_id}
         try:
-            done = subprocess.run(  # noqa: S603  # the command that the operator named
+            process = subprocess.run(  # noqa: S603  # the command that the operator named
                 words, input=value, text=True, env=environment, timeout=COMMAND_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as error:
@@ -184,9 +184,9 @@ def _by_command(command: str) -> Keep:
             ) from error
         except OSError as error:
             raise AdminError(f"--values-to: {words[0]} cannot be run: {error.strerror or error}") from error
-        if done.returncode:
+        if process.returncode:
             raise AdminError(
-                f"{words[0]} failed for the value of {visible(name)}, with exit code {done.returncode}."
+                f"{words[0]} failed for the value of {visible(name)}, with exit code {process.returncode}."
             )
 
     return keep
@@ -195,22 +195,22 @@ def _by_command(command: str) -> Keep:
 def add(stack: Stack, people: Mapping[str, Mapping[str, str]], keep: Keep) -> Result:
     """Make a key for each principal and store its value. Keys that exist already are left as they are."""
     listing = keys.look(stack)
-    there = {key.name: key for key in listing.inside}
+    existing = {key.name: key for key in listing.inside}
     keys.check_targets(stack, " ".join(dict.fromkeys(_named_targets(people))))
-    done: list[dict[str, str]] = []
+    results: list[dict[str, str]] = []
     lines = []
     for name, rights in people.items():
-        if name in there:
-            lines.append(f"{name} ({there[name].id}) is there already{_differs(there[name], rights)}")
-            done.append({"name": name, "id": there[name].id, "did": "nothing"})
+        if name in existing:
+            lines.append(f"{name} ({existing[name].id}) is there already{_differs(existing[name], rights)}")
+            results.append({"name": name, "id": existing[name].id, "did": "nothing"})
             continue
-        progress(f"{len(done) + 1} of {len(people)}: {name}")
-        with _saying_how_far(name, done, len(people)):
+        progress(f"{len(results) + 1} of {len(people)}: {name}")
+        with _saying_how_far(name, results, len(people)):
             wanted = keys.own_tags(stack, name, rights)
             key_id, _ = keys.make(stack, name, wanted, keep=keep, listing=listing)
         lines.append(f"{name} ({key_id})")
-        done.append({"name": name, "id": key_id, "did": "made"})
-    return _result(done, lines, "made")
+        results.append({"name": name, "id": key_id, "did": "made"})
+    return _result(results, lines, "made")
 
 
 def _named_targets(people: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -219,8 +219,8 @@ def _named_targets(people: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _differs(key: keys.Key, rights: Mapping[str, str]) -> str:
-    other = [tag for tag, value in rights.items() if key.tags.get(tag) != value]
-    return f", with another {', '.join(other)}; `key set` changes that" if other else ""
+    differing = [tag for tag, value in rights.items() if key.tags.get(tag) != value]
+    return f", with another {', '.join(differing)}; `key set` changes that" if differing else ""
 
 
 def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Result:
@@ -231,41 +231,41 @@ def rotate(stack: Stack, keep: Keep, *, overlap: timedelta, now: datetime) -> Re
     listing = keys.look(stack)
     members = listing.inside
     retiring = {key.name for key in members if key.retires_at is not None}
-    done: list[dict[str, str]] = []
+    results: list[dict[str, str]] = []
     lines = []
     names = list(dict.fromkeys(key.name for key in members))
     for name in names:
         current = [key for key in members if key.name == name and key.retires_at is None]
-        shown = visible(name)
+        label = visible(name)
         if name in retiring and current:
             lines.append(
-                f"{shown} is being rotated already; `knock-admin key rotate {shown} --finish` ends that"
+                f"{label} is being rotated already; `knock-admin key rotate {label} --finish` ends that"
             )
-            done.append({"name": name, "id": current[0].id, "did": "nothing"})
+            results.append({"name": name, "id": current[0].id, "did": "nothing"})
             continue
-        progress(f"{len(done) + 1} of {len(names)}: {shown}")
-        with _saying_how_far(name, done, len(names)):
+        progress(f"{len(results) + 1} of {len(names)}: {label}")
+        with _saying_how_far(name, results, len(names)):
             old, retires_at, key_id, _ = keys.replace(
                 stack, name, overlap=overlap, now=now, keep=keep, listing=listing
             )
-        lines.append(f"{shown} ({key_id}); the old one ({old.id}) retires {retires_at}")
-        done.append({"name": name, "id": key_id, "did": "rotated"})
-    return _result(done, lines, "rotated")
+        lines.append(f"{label} ({key_id}); the old one ({old.id}) retires {retires_at}")
+        results.append({"name": name, "id": key_id, "did": "rotated"})
+    return _result(results, lines, "rotated")
 
 
 @contextmanager
-def _saying_how_far(name: str, done: Sequence[Mapping[str, str]], whole: int) -> Iterator[None]:
+def _saying_how_far(name: str, results: Sequence[Mapping[str, str]], total: int) -> Iterator[None]:
     """Add to an error how many keys were done before it."""
     try:
         yield
     except AdminError as error:
         raise AdminError(
-            f"{error}\n{len(done)} of {whole} were done before {visible(name)}, whose key opens nothing yet. "
-            "The same command again goes on there."
+            f"{error}\n{len(results)} of {total} were done before {visible(name)}, whose key opens nothing "
+            "yet. The same command again goes on there."
         ) from error
 
 
-def _result(done: list[dict[str, str]], lines: list[str], word: str) -> Result:
-    number = sum(each["did"] == word for each in done)
-    notes = [f"{count(number, 'key')} {word}, {len(done) - number} left as they were.", keys.SOON]
-    return Result({"keys": done}, lines, notes=notes)
+def _result(results: list[dict[str, str]], lines: list[str], word: str) -> Result:
+    number = sum(result["did"] == word for result in results)
+    notes = [f"{count(number, 'key')} {word}, {len(results) - number} left as they were.", keys.SOON]
+    return Result({"keys": results}, lines, notes=notes)

@@ -71,10 +71,10 @@ def cell(value: object) -> str:
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Iterator[str]:
     """Lay out rows in columns, in constant memory: the first hundred rows decide on the widths."""
-    shown = ([visible(value) for value in row] for row in rows)
-    first = [[*header], *islice(shown, _SAMPLE)]
+    cells = ([visible(value) for value in row] for row in rows)
+    first = [[*header], *islice(cells, _SAMPLE)]
     widths = [max(len(row[i]) for row in first) for i in range(len(header))]
-    for row in chain(first, shown):
+    for row in chain(first, cells):
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
@@ -94,9 +94,9 @@ def json_lines(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return (json.dumps(item) for item in items)
 
 
-def count(number: int, what: str) -> str:
-    """Write a number of things: `1 group`, `2 groups`."""
-    return f"{number} {what}{'s' * (number != 1)}"
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 group`, `2 groups`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def warn(text: str) -> None:

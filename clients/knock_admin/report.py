@@ -129,8 +129,8 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
             forced.append(_closing(entry, due, closed, now))
     return {
         "access": [
-            {"principal": who, "target": target, "grants": each.grants, "hours": each.total()}
-            for (who, target), each in sorted(hours.items())
+            {"principal": who, "target": target, "grants": access.grants, "hours": access.total()}
+            for (who, target), access in sorted(hours.items())
         ],
         "endings": [{"how": how, "count": number} for how, number in sorted(endings.items())],
         "refusals": _refusals(stack, first, last),
@@ -142,9 +142,9 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
 def _add(hours: dict[tuple[str, str], Hours], door: Door, first: datetime, last: datetime) -> None:
     who = door.entry.text("principal_name") or door.entry.text("principal_id")
     for target in door.entry.targets:
-        held = hours.setdefault((who, str(target["name"])), Hours())
-        held.grants += 1
-        held.open.append(door.overlap(first, last))
+        access = hours.setdefault((who, str(target["name"])), Hours())
+        access.grants += 1
+        access.open.append(door.overlap(first, last))
 
 
 def _due(entry: Entry, now: datetime) -> datetime | None:
@@ -253,7 +253,7 @@ def _section(
 
 def _text(value: object) -> str:
     """Escape a value for Markdown; a grant's id becomes code."""
-    shown = visible(value)
-    if "_" in shown and _NAME.fullmatch(shown):
-        return f"`{shown}`"
-    return _MARKDOWN.sub(r"\\\1", shown)
+    text = visible(value)
+    if "_" in text and _NAME.fullmatch(text):
+        return f"`{text}`"
+    return _MARKDOWN.sub(r"\\\1", text)

@@ -97,14 +97,15 @@ def _warn_of_the_world(stack: Stack, name: str, ports: Sequence[Ports], groups: 
         warn(line)
 
 
-def _stay(stack: Stack, name: str, groups: Sequence[str], now: datetime, what: str) -> None:
+def _stay(stack: Stack, name: str, groups: Sequence[str], now: datetime, unaffected: str) -> None:
     """Print the live grants that the change does not affect."""
     entries = inside.live_if_readable(stack, name, groups, now)
     if not entries:
         return
-    verb = "keeps" if len(entries) == 1 else "keep"
-    closes = "and what is open by that closes at the end"
-    lines = [f"{inside.count_of(entries)} of {name} {verb} {what}, {closes}:"]
+    keeps, until = (
+        ("keeps", "its rules until it ends") if len(entries) == 1 else ("keep", "their rules until they end")
+    )
+    lines = [f"{inside.count_of(entries)} of {name} {keeps} {unaffected}, and {until}:"]
     lines += inside.who(entries, now)
     lines.append(f"`knock-admin revoke --target {name}` ends that now.")
     note("\n".join(lines))
@@ -121,26 +122,26 @@ def rename(stack: Stack, old: str, new: str, *, now: datetime, revoke: bool) -> 
     """
     if old == new:
         raise UsageError("The new name is the old one.")
-    pool, taken = targets.pool_of(stack, old), targets.pool_of(stack, new)
+    pool, new_pool = targets.pool_of(stack, old), targets.pool_of(stack, new)
     named = [key for key in keys.keys_of(stack) if old in key.tags.get(tags.TARGETS, "").split()]
-    if pool and taken:
+    if pool and new_pool:
         raise AdminError(
-            f"There is a target {new} already ({', '.join(group.id for group in taken)}), and two targets "
+            f"There is a target {new} already ({', '.join(group.id for group in new_pool)}), and two targets "
             "do not become one: choose another name."
         )
     begun = [key for key in named if new in key.tags[tags.TARGETS].split()]
-    if not pool and not (taken and begun):
+    if not pool and not (new_pool and begun):
         raise targets.no_target(stack, old)
-    both = {key.id: _allowed(key, old, [old, new]) for key in named}
-    after = {key.id: _allowed(key, old, [new]) for key in named}
+    with_both = {key.id: _allowed(key, old, [old, new]) for key in named}
+    with_new = {key.id: _allowed(key, old, [new]) for key in named}
     for key in named:
-        _write(stack, key.id, key.tags[tags.TARGETS], both[key.id])
+        _write(stack, key.id, key.tags[tags.TARGETS], with_both[key.id])
     ids = [group.id for group in pool]
-    places = ids or [group.id for group in taken]
+    places = ids or [group.id for group in new_pool]
     if ids:
         stack.aws.client("ec2").create_tags(Resources=ids, Tags=[{"Key": tags.TARGET, "Value": new}])
     for key in named:
-        _write(stack, key.id, both[key.id], after[key.id])
+        _write(stack, key.id, with_both[key.id], with_new[key.id])
     ended: list[str] = []
     if revoke:
         entries = inside.live(stack, old, places, now)
@@ -169,7 +170,7 @@ def _allowed(key: Key, old: str, names: Sequence[str]) -> str:
     After an interruption a key has both names already.
     """
     listed = key.tags[tags.TARGETS].split()
-    replaced = dict.fromkeys(name for each in listed for name in (names if each == old else [each]))
+    replaced = dict.fromkeys(name for target in listed for name in (names if target == old else [target]))
     try:
         return tags.parse_targets(" ".join(replaced))
     except ValueError as error:

@@ -83,11 +83,11 @@ class SimpleDb:
             yield "fail", f"{self._region} has no SimpleDB; it is in {', '.join(regions)}"
             return
         with self._explained():
-            seen = self._client.domain_metadata(DomainName=self._name)
+            metadata = self._client.domain_metadata(DomainName=self._name)
         sizes = ("ItemNamesSizeBytes", "AttributeNamesSizeBytes", "AttributeValuesSizeBytes")
-        size = sum(seen[name] for name in sizes)
-        held = f"{count(seen['ItemCount'], 'item')}, {size * 100 // LARGEST} % of 10 GB"
-        yield "warn" if size > LARGEST * 8 // 10 else "ok", f"{self._name} in {self._region}: {held}"
+        size = sum(metadata[name] for name in sizes)
+        usage = f"{count(metadata['ItemCount'], 'item')}, {size * 100 // LARGEST} % of 10 GB"
+        yield "warn" if size > LARGEST * 8 // 10 else "ok", f"{self._name} in {self._region}: {usage}"
 
     @property
     def _client(self) -> Any:

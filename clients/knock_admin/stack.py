@@ -11,8 +11,7 @@ one stage, which has a URL; options override both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from knock_admin.errors import AdminError, UsageError
@@ -38,6 +37,7 @@ class Stack:
     """The configuration of each function, as Lambda gives it, by module (`api`, `authorize`, …)."""
     usage_plan: str | None = None
     api_url: str | None = None
+    _plan: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def setting(self, variable: str) -> str:
         """Give a variable of the functions' environment. Raises AdminError if no function has it."""
@@ -50,17 +50,17 @@ class Stack:
     @property
     def store(self) -> str:
         """The kind of store of trail and ledger: `simpledb` or `dynamodb`. Raises AdminError if unclear."""
-        seen = {
+        stores = {
             str(store)
             for module, function in self.functions.items()
             if module in MODULES and (store := function["Environment"]["Variables"].get("TRAIL_STORE"))
         }
-        if len(seen) > 1 or seen - {"simpledb", "dynamodb"}:
+        if len(stores) > 1 or stores - {"simpledb", "dynamodb"}:
             raise AdminError(
-                f"The functions of the stack {self.name} name as TRAIL_STORE: {', '.join(sorted(seen))}. "
+                f"The functions of the stack {self.name} name as TRAIL_STORE: {', '.join(sorted(stores))}. "
                 "One of simpledb and dynamodb was expected; an update that goes on may be why."
             )
-        return seen.pop() if seen else "simpledb"  # stacks from before TRAIL_STORE use SimpleDB
+        return stores.pop() if stores else "simpledb"  # stacks from before TRAIL_STORE use SimpleDB
 
     def function(self, module: str) -> str:
         """Give the name of the function that runs a module. Raises AdminError if there is none."""
@@ -70,9 +70,13 @@ class Stack:
             )
         return str(self.functions[module]["FunctionName"])
 
-    @cached_property
-    def plan(self) -> dict[str, Any]:
-        """The usage plan of the stack's keys, as API Gateway gives it. Raises AdminError unless one fits."""
+    def read_plan(self) -> dict[str, Any]:
+        """Read the usage plan of the stack's keys, once. Raises AdminError unless one fits."""
+        if not self._plan:
+            self._plan.update(self._find_plan())
+        return self._plan
+
+    def _find_plan(self) -> dict[str, Any]:
         wanted = self.usage_plan or self.name
         plans = list(self.aws.pages("apigateway", "get_usage_plans", "items"))
         fitting = [plan for plan in plans if wanted in (plan["id"], plan["name"])]
@@ -85,13 +89,12 @@ class Stack:
             "Name one with --usage-plan or KNOCK_USAGE_PLAN."
         )
 
-    @property
-    def address(self) -> str:
-        """The knock API's URL: as named, or that of the usage plan's stage. Raises AdminError if unclear."""
+    def read_api_url(self) -> str:
+        """Give the knock API's URL: as named, or of the usage plan's stage. Raises AdminError if unclear."""
         if self.api_url:
             return self.api_url
-        stages = self.plan.get("apiStages") or []
-        domain = self.aws.domain
+        stages = self.read_plan().get("apiStages") or []
+        domain = self.aws.read_domain()
         if len(stages) != 1 or not domain:
             raise AdminError("Where is the knock API? Name it with --api-url or KNOCK_URL.")
         return f"https://{stages[0]['apiId']}.execute-api.{self.aws.region}.{domain}/{stages[0]['stage']}"
@@ -110,8 +113,8 @@ def find(aws: Aws, name: str | None, *, usage_plan: str | None = None, api_url: 
         stack = function.get("Environment", {}).get("Variables", {}).get("KNOCK_STACK")
         module = _module(stack, function) if stack else None
         if module in stacks.get(stack, {}):
-            both = f"{stacks[stack][module]['FunctionArn']} and {function['FunctionArn']}"
-            raise AdminError(f"The stack {stack} has two functions for {module}: {both}.")
+            arns = f"{stacks[stack][module]['FunctionArn']} and {function['FunctionArn']}"
+            raise AdminError(f"The stack {stack} has two functions for {module}: {arns}.")
         if module:
             stacks.setdefault(stack, {})[module] = function
         elif stack:

@@ -143,9 +143,9 @@ def parse_duration(text: str) -> timedelta:
 
 def show_duration(duration: timedelta) -> str:
     """Write a duration in whole seconds, like `1h30m`."""
-    left, parts = int(duration.total_seconds()), []
+    seconds, parts = int(duration.total_seconds()), []
     for unit, size in _UNITS.items():
-        count, left = divmod(left, size)
+        count, seconds = divmod(seconds, size)
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
@@ -217,7 +217,7 @@ def canonical_source(text: str) -> str:
     """Write an address or a CIDR as EC2 does: `203.0.113.7` is `203.0.113.7/32`. Raises ValueError."""
     try:
         if "%" in text:
-            raise ValueError("an address with a zone reaches nobody from outside")
+            raise ValueError("an address with a zone has a meaning on one machine only")
         if "/" in text:
             return str(ipaddress.ip_network(text))
         address = ipaddress.ip_address(text)

@@ -78,7 +78,7 @@ def register(commands: Any, target: Any, command: Callable[..., ArgumentParser])
         commands,
         "why NAME|RULE",
         "target_commands:why",
-        "say why somebody is not let in; or who is in by a rule of EC2's, and who made it",
+        "say why a person is not let in; or who is in by a rule of EC2's, and who made it",
         "knock-admin why alice",
         "knock-admin why alice --source 203.0.113.7",
         "knock-admin why sgr-0123456789abcdef0",

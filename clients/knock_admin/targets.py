@@ -98,9 +98,11 @@ def groups_where(aws: Aws, **filters: str) -> list[Group]:
     return sorted(map(read_group, listed), key=lambda group: group.id)
 
 
-def read_group(each: Mapping[str, Any]) -> Group:
+def read_group(described: Mapping[str, Any]) -> Group:
     """Read a group as EC2 describes it."""
-    return Group(each["GroupId"], each["GroupName"], each["VpcId"], tags.of(each.get("Tags", [])))
+    return Group(
+        described["GroupId"], described["GroupName"], described["VpcId"], tags.of(described.get("Tags", []))
+    )
 
 
 def pool_of(stack: Stack, name: str) -> list[Group]:
@@ -178,7 +180,7 @@ def world_open(aws: Aws, ports: Sequence[Ports], groups: Iterable[str]) -> list[
         f"({rule['SecurityGroupRuleId']})"
         for rule in rules_of(aws, groups)
         if (rule.get("CidrIpv4") or rule.get("CidrIpv6")) in WORLD
-        and any(_covers(rule, each) for each in ports)
+        and any(_covers(rule, range_) for range_ in ports)
     ]
 
 
@@ -206,8 +208,8 @@ def beside_the_world(
     """Describe, a line each, the rules that make a target pointless: other groups on the same resources open
     its ports to the world.
     """
-    others = {group for holder in holders for group in holder.groups} - pool
-    open_rules = world_open(aws, ports, others) if others else []
+    other_groups = {group for holder in holders for group in holder.groups} - pool
+    open_rules = world_open(aws, ports, other_groups) if other_groups else []
     return [
         f"the target {name} guards nothing there: {line}, and is attached beside it" for line in open_rules
     ]
@@ -254,16 +256,16 @@ def _complete(
 ) -> Result:
     aws = stack.aws
     have = {group.id: group for group in [*pool, *unfinished]}
-    there = attach.attached(aws, have)
-    holders = {(holder.kind, holder.id): holder for holder in [*there.holders, *attach.named(aws, places)]}
+    attached = attach.attached(aws, have)
+    holders = {(holder.kind, holder.id): holder for holder in [*attached.holders, *attach.named(aws, places)]}
     vpc = vpc_of(aws, asked_vpc, have.values(), holders.values())
     missing = max(0, wanted - len(have))
     _refuse_more_than_fit(aws, holders.values(), have.keys(), missing)
-    if missing and there.others:
+    if missing and attached.unsupported:
         raise AdminError(
-            f"The target {name} is attached to {', '.join(there.others)}, where this program cannot attach "
-            f"a new group: make one, attach it there, and take it in with `knock-admin target adopt {name} "
-            "SG`."
+            f"The target {name} is attached to {', '.join(attached.unsupported)}, where this program cannot "
+            "attach a new group: make one, attach it there, and take it in with `knock-admin target adopt "
+            f"{name} SG`."
         )
 
     created = [
@@ -281,7 +283,7 @@ def _complete(
     attach.change(aws, lacking, "attaching")
     if new or lacking:
         attach.wait(aws, final)  # also for changes that an interrupted run has begun
-    families = _families(aws, pool, everything, list(holders.values()), list(lacking), there)
+    families = _families(aws, pool, everything, list(holders.values()), list(lacking), attached)
     _tag_new(stack, name, ports, new, families)
     changes = _tag_families(aws, [group for group in pool if group.id not in new], families)
     for line in beside_the_world(aws, name, ports, set(everything), holders.values()):
@@ -295,12 +297,12 @@ def _complete(
         + (f", attached in {count(len(holders), 'place')}" if holders else "")
         + (f", for {show_families(families)}." if families else ".")
     )
-    if not holders and not there.interfaces:
+    if not holders and not attached.interfaces:
         lines.append("It is attached to nothing yet, so a knock lets nobody in: attach it with `target add`.")
     return Result(
         {
             "target": name,
-            "ports": [str(each) for each in ports],
+            "ports": [str(port) for port in ports],
             "vpc": vpc["VpcId"],
             "families": sorted(families),
             "groups": everything,
@@ -317,9 +319,9 @@ def _refuse_more_than_fit(aws: Aws, holders: Iterable[Holder], have: Iterable[st
     total = len(ids) + missing
     fixed, raisable = list[str](), list[str]()
     for holder in holders:
-        others, most = set(holder.groups) - ids, holder.limit or limit
-        if len(others) + total > most:
-            would = f"{holder} would have {len(others) + total}: {', '.join(sorted(others))}"
+        other_groups, most = set(holder.groups) - ids, holder.limit or limit
+        if len(other_groups) + total > most:
+            would = f"{holder} would have {len(other_groups) + total}: {', '.join(sorted(other_groups))}"
             (fixed if holder.limit else raisable).append(f"{would} and the target's {total}")
     if raisable:
         raise AdminError(
@@ -341,7 +343,7 @@ def _families(
     everything: Sequence[str],
     holders: Sequence[Holder],
     lacking: Sequence[Holder],
-    there: Attached,
+    attached: Attached,
 ) -> frozenset[str]:
     """Give the address families over which a target can be reached; empty if not known.
 
@@ -353,11 +355,11 @@ def _families(
     if before and not lacking:
         return before
     if lacking and not aws.calls.dry_run and not all(holder.families for holder in lacking):
-        there = attach.attached(aws, everything)  # new tasks have got their addresses meanwhile
+        attached = attach.attached(aws, everything)  # new tasks have got their addresses meanwhile
     if before:
-        new = attach.families_of(lacking, there.interfaces)
+        new = attach.families_of(lacking, attached.interfaces)
         return before | new if new else new
-    return attach.families_of(holders, there.interfaces)
+    return attach.families_of(holders, attached.interfaces)
 
 
 def _tag_new(
@@ -424,8 +426,8 @@ def _numbers(stack: Stack, name: str, vpc: dict[str, Any], missing: int) -> list
     """Choose numbers for the names of new groups, which must be unique in the VPC."""
     if not missing:
         return []
-    taken = {group.name for group in groups_where(stack.aws, **{"vpc-id": vpc["VpcId"]})}
-    free = (n for n in range(1, len(taken) + missing + 1) if f"{stack.name}-{name}-{n}" not in taken)
+    names = {group.name for group in groups_where(stack.aws, **{"vpc-id": vpc["VpcId"]})}
+    free = (n for n in range(1, len(names) + missing + 1) if f"{stack.name}-{name}-{n}" not in names)
     return [number for number, _ in zip(free, range(missing), strict=False)]
 
 
@@ -472,9 +474,9 @@ def detach(
     aws, unfinished = stack.aws, _unfinished(stack, name)  # a run of `add` that was stopped attached those
     ids = {group.id for group in [*(pool_of if unfinished else existing)(stack, name), *unfinished]}
     if everywhere:
-        there = attach.attached(aws, ids)
-        holders = list(there.holders)
-        for line in there.others:
+        attached = attach.attached(aws, ids)
+        holders = list(attached.holders)
+        for line in attached.unsupported:
             warn(f"{line} keeps its groups: take them off where they are set")
     else:
         if not any(places.values()):
@@ -484,8 +486,8 @@ def detach(
         return Result(
             {"target": name, "detached": [], "ended": []}, [f"The target {name} is not attached there."]
         )
-    left = {holder: [group for group in holder.groups if group not in ids] for holder in holders}
-    bare = [str(holder) for holder, groups in left.items() if not groups]
+    remaining = {holder: [group for group in holder.groups if group not in ids] for holder in holders}
+    bare = [str(holder) for holder, groups in remaining.items() if not groups]
     if bare:
         raise AdminError(
             f"{', '.join(bare)} would be left without a security group, which AWS does not allow: attach "
@@ -505,8 +507,8 @@ def detach(
             choices="Say --revoke to end them first, or --leave-grants to detach under them: they run to "
             "their end then, and reach nothing there.",
         )
-    attach.change(aws, left, "detaching from")
-    attach.wait(aws, left)
+    attach.change(aws, remaining, "detaching from")
+    attach.wait(aws, remaining)
     return Result(
         {"target": name, "detached": [holder.id for holder in holders], "ended": ended},
         [*ended, *(f"detached from {holder}" for holder in holders)],
@@ -524,17 +526,17 @@ def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -
     unfinished = _unfinished(stack, name)
     pool = pool_of(stack, name) if unfinished else existing(stack, name)
     groups = {group.id: group for group in [*pool, *unfinished]}
-    if kept := sorted(group.id for group in groups.values() if not group.ours):
+    if adopted := sorted(group.id for group in groups.values() if not group.ours):
         raise AdminError(
-            f"knock-admin did not make {', '.join(kept)}, so it does not delete: `knock-admin target "
-            f"release {name} {' '.join(kept)}` takes Knock's tags off and leaves what was there before."
+            f"knock-admin did not make {', '.join(adopted)}, so it does not delete: `knock-admin target "
+            f"release {name} {' '.join(adopted)}` takes Knock's tags off and leaves what was there before."
         )
     entries = inside.live(stack, name, groups, now)
     if entries and not revoke:
         raise inside.refusal(name, entries, now, f"Say --revoke to end them, and to delete {name} then.")
     holders = attach.attached(aws, groups)
-    if holders.holders or holders.others:
-        places = [*map(str, holders.holders), *holders.others]
+    if holders.holders or holders.unsupported:
+        places = [*map(str, holders.holders), *holders.unsupported]
         raise AdminError(
             f"The target {name} is still attached to {', '.join(places)}: `knock-admin target detach {name} "
             "--all` first."
@@ -592,17 +594,16 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
         groups = [group for group in groups if group.tags.get(tags.TARGET) in names]
     ids = [group.id for group in groups]
     room = quota(aws, RULES_PER_GROUP)
-    rules, there = rules_of(aws, ids), attach.attached(aws, ids)
+    rules, attachments = rules_of(aws, ids), attach.attached(aws, ids)
     targets: dict[str, dict[str, Any]] = {}
     rows = []
-    warnings: dict[
-        str, None
-    ] = {}  # without duplicates: the groups of a pool are attached beside the same groups
+    # Without duplicates: the groups of a pool are attached beside the same groups.
+    warnings: dict[str, None] = {}
     for group in sorted(groups, key=lambda group: (group.tags.get(tags.TARGET, ""), group.id)):
         name, ports = group.tags.get(tags.TARGET, ""), group.tags.get(tags.PORTS, "")
         warnings |= dict.fromkeys(faults_of(group))
         v4, v6 = used(rule for rule in rules if rule["GroupId"] == group.id)
-        attached = [holder for holder in there.holders if group.id in holder.groups]
+        attached = [holder for holder in attachments.holders if group.id in holder.groups]
         targets.setdefault(
             name,
             {
@@ -624,7 +625,7 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
                 "attached": [holder.id for holder in attached],
             }
         )
-        where = _where(group, attached, there)
+        where = _where(group, attached, attachments)
         rows.append(
             (
                 name,
@@ -658,10 +659,10 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
     return Result({"targets": list(targets.values())}, table(rows, header))
 
 
-def _where(group: Group, holders: Sequence[Holder], there: Attached) -> str:
+def _where(group: Group, holders: Sequence[Holder], attachments: Attached) -> str:
     """Name the resources that a group is attached to, for a table."""
     names = [holder.brief for holder in holders]
-    names += sorted(there.places(group.id) & {line.split()[0] for line in there.others})
+    names += sorted(attachments.places(group.id) & {line.split()[0] for line in attachments.unsupported})
     return ", ".join(names) or "nothing"
 
 

@@ -257,10 +257,10 @@ def some(stack: Stack, selected: Iterator[Entry], filters: Mapping[str, AnyOf]) 
     first = next(selected, None)
     if first is not None:
         return chain([first], selected)
-    for what, condition in filters.items():
+    for description, condition in filters.items():
         if not any(next(read(stack, [condition], None), None) for _, read in KINDS.values()):
             raise AdminError(
-                f"Nothing on record has the {what}: no grant and no refusal, ever. Is it mistyped?"
+                f"Nothing on record has the {description}: no grant and no refusal, ever. Is it mistyped?"
             )
     return iter(())
 

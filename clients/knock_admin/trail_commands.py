@@ -118,7 +118,7 @@ def trail(stack: Stack, args: Namespace) -> Result:
     if args.id is None:
         entries = trail.entries(stack, kinds, filters, period)
     elif filters or period:
-        raise UsageError("An id names one entry: leave out what else would choose.")
+        raise UsageError("An id names one entry: leave out the other filters.")
     else:
         entries = iter([trail.entry(stack, args.id, kinds)])
     return trail.show(entries, now=args.now, output=output, events=args.events)
@@ -137,8 +137,8 @@ def _open_period(args: Namespace) -> tuple[datetime, datetime]:
     from knock_admin import trail
     from knock_admin.errors import UsageError
 
-    others = ("id", "kind", "since", "until", "events")
-    if excess := [name for name in others if getattr(args, name)]:
+    incompatible = ("id", "kind", "since", "until", "events")
+    if excess := [name for name in incompatible if getattr(args, name)]:
         raise UsageError(f"With a time in which doors were open, there is no {', no '.join(excess)}.")
     if args.open_at:
         moment = trail.read_moment("--open-at", args.open_at, args.now)

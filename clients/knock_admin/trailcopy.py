@@ -53,12 +53,12 @@ class Tally:
     kind: str
     source: Store
     destination: Store
-    found: int = 0
+    to_copy: int = 0
     copied: int = 0
-    there: int = 0
+    there_before: int = 0
     different: list[str] = field(default_factory=list)
     """Ids under which the destination has a different record, which is kept."""
-    left: list[str] = field(default_factory=list)
+    not_closed: list[str] = field(default_factory=list)
     """Grants that are not closed, and so not copied."""
     failed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -69,10 +69,10 @@ class Tally:
             "kind": self.kind,
             "from": self.source.where,
             "to": self.destination.where,
-            "found": self.found,
-            "not_closed": self.left,
+            "found": self.to_copy,
+            "not_closed": self.not_closed,
             "copied": self.copied,
-            "there_before": self.there,
+            "there_before": self.there_before,
             "different": self.different,
             "failed": self.failed,
             "missing": self.missing,
@@ -144,14 +144,14 @@ def _source(stack: Stack, store: str, kind: str, named: str | None, region: str 
     if len(fitting) == 1:
         ((name, where),) = fitting.items()
         return where, name
-    what = f"{TITLES[store]} {'table' if store == DYNAMODB else 'domain'}"
+    store_kind = f"{TITLES[store]} {'table' if store == DYNAMODB else 'domain'}"
     option = "--from-trail" if kind == "grant" else "--from-refusals"
     known = (
         ", ".join(f"{name} in {where}" for name, where in sorted(fitting.items()))
         or "none that looks like it"
     )
     raise UsageError(
-        f"Which {what} held the {PLURALS[kind]} of the stack {stack.name}? There is: {known}. "
+        f"Which {store_kind} held the {PLURALS[kind]} of the stack {stack.name}? There is: {known}. "
         f"Name it with {option}, and its region with --from-region."
     )
 
@@ -171,10 +171,10 @@ def _names(stack: Stack, store: str, region: str) -> list[str]:
 def _fits(stack: str, store: str, kind: str, name: str) -> bool:
     """Say whether template.yaml gives a stack's domains such names, or CloudFormation its tables."""
     if store == SIMPLEDB:
-        what = {"grant": "trail", "refusal": "refusals"}[kind]
-        return re.fullmatch(rf"{re.escape(stack)}-{what}-[0-9a-z]{{8}}", name) is not None
-    what = {"grant": "TrailTable", "refusal": "RefusalsTable"}[kind]
-    return re.fullmatch(rf"{re.escape(stack)}-{what}(-[0-9A-Za-z]+)?", name) is not None
+        title = {"grant": "trail", "refusal": "refusals"}[kind]
+        return re.fullmatch(rf"{re.escape(stack)}-{title}-[0-9a-z]{{8}}", name) is not None
+    title = {"grant": "TrailTable", "refusal": "RefusalsTable"}[kind]
+    return re.fullmatch(rf"{re.escape(stack)}-{title}(-[0-9A-Za-z]+)?", name) is not None
 
 
 # ---------------------------------------------------------------------------- the copy
@@ -185,12 +185,12 @@ Pair = tuple[str, "Values", "Values | None"]
 
 def _paired(tally: Tally) -> Iterator[Pair]:
     """Yield the source's records, each with the destination's record of the same id, or None."""
-    theirs = tally.destination.select([equal("kind", tally.kind)], "ascending")
-    ahead = next(theirs, None)
+    copies = tally.destination.select([equal("kind", tally.kind)], "ascending")
+    ahead = next(copies, None)
     for name, values in tally.source.select([equal("kind", tally.kind)], "ascending"):
         at = (values["order"][0], name)
         while ahead and (ahead[1]["order"][0], ahead[0]) < at:
-            ahead = next(theirs, None)
+            ahead = next(copies, None)
         yield name, values, ahead[1] if ahead and ahead[0] == name else None
 
 
@@ -198,21 +198,21 @@ def _copy(stack: Stack, tally: Tally, now: datetime) -> None:
     """Copy the records that can no longer change; pass over those that are not genuine or not accepted."""
     stack.aws.calls.uncounted = True  # their number has no bound, and repeating them changes nothing
     try:
-        for name, values, held in _paired(tally):
+        for name, values, existing in _paired(tally):
             if _may_change(tally, values):
-                tally.left.append(name)
+                tally.not_closed.append(name)
                 continue
-            tally.found += 1
-            if tally.found % TOLD_EACH == 0:
-                progress(f"{PLURALS[tally.kind]}: {tally.found} looked at, {tally.copied} copied")
+            tally.to_copy += 1
+            if tally.to_copy % TOLD_EACH == 0:
+                progress(f"{PLURALS[tally.kind]}: {tally.to_copy} looked at, {tally.copied} copied")
             if wrong := genuine.fault(tally.kind, name, values, now):
                 tally.failed[name] = wrong
                 continue
-            _carry(stack, tally, name, values, held)
+            _carry(stack, tally, name, values, existing)
     finally:
         stack.aws.calls.uncounted = False
-    if stack.aws.calls.dry_run and tally.left:
-        note(f"not closed, and left where they are: {_some(tally.left)}")
+    if stack.aws.calls.dry_run and tally.not_closed:
+        note(f"not closed, and left where they are: {_some(tally.not_closed)}")
     if stack.aws.calls.dry_run and tally.failed:
         note(f"not as Knock records it, and not copied: {_some(list(tally.failed))}")
     if stack.aws.calls.dry_run and tally.copied:
@@ -222,15 +222,15 @@ def _copy(stack: Stack, tally: Tally, now: datetime) -> None:
         )
 
 
-def _carry(stack: Stack, tally: Tally, name: str, values: Values, held: Values | None) -> None:
+def _carry(stack: Stack, tally: Tally, name: str, values: Values, existing: Values | None) -> None:
     """Write a record unless the destination has one of that id, and count the result."""
-    if held is None and not stack.aws.calls.dry_run:
-        held = _write(stack, tally, name, values)
-    elif held is None:
+    if existing is None and not stack.aws.calls.dry_run:
+        existing = _write(stack, tally, name, values)
+    elif existing is None:
         tally.copied += 1
-    if held is not None and _same(held, values):
-        tally.there += 1
-    elif held is not None:
+    if existing is not None and _same(existing, values):
+        tally.there_before += 1
+    elif existing is not None:
         tally.different.append(name)
 
 
@@ -250,8 +250,8 @@ def _write(stack: Stack, tally: Tally, name: str, values: Values) -> Values | No
     except ClientError as error:
         failure = translated(error, stack.aws.calls.last)
         if not _of_the_item(error):
-            done = f"Before that, {count(tally.copied, tally.kind)} had been copied; run it again to go on."
-            raise type(failure)(f"{failure}\n{done}") from error
+            so_far = f"Before that, {count(tally.copied, tally.kind)} had been copied; run it again to go on."
+            raise type(failure)(f"{failure}\n{so_far}") from error
         tally.failed[name] = str(failure)
     return None
 
@@ -274,10 +274,10 @@ def _same(first: Values, second: Values) -> bool:
 def _check(tally: Tally) -> None:
     """Check that the destination has every item. An item that its index does not list yet is read by id."""
     progress(f"{PLURALS[tally.kind]}: checking")
-    for name, values, held in _paired(tally):
+    for name, values, existing in _paired(tally):
         if _may_change(tally, values) or name in tally.failed:
             continue
-        if held is None and "kind" not in tally.destination.get(name):
+        if existing is None and "kind" not in tally.destination.get(name):
             tally.missing.append(name)
 
 
@@ -285,33 +285,33 @@ def _lines(tallies: list[Tally], *, well: bool) -> Iterator[str]:
     header = ("RECORDS", "TO COPY", "COPIED", "THERE BEFORE", "DIFFERENT", "FAILED", "NOT CLOSED")
     rows = [
         (
-            PLURALS[each.kind],
-            each.found,
-            each.copied,
-            each.there,
-            len(each.different),
-            len(each.failed) + len(each.missing),
-            len(each.left),
+            PLURALS[tally.kind],
+            tally.to_copy,
+            tally.copied,
+            tally.there_before,
+            len(tally.different),
+            len(tally.failed) + len(tally.missing),
+            len(tally.not_closed),
         )
-        for each in tallies
+        for tally in tallies
     ]
     yield from table(rows, header)
-    for each in tallies:
-        yield f"{PLURALS[each.kind]}: from {each.source.where} to {each.destination.where}"
-        if each.left:
-            yield f"not closed, and left where they are: {_some(each.left)}"
-        if each.different:
-            yield f"recorded anew in the meantime, and left as they are there: {_some(each.different)}"
-        for name, why in list(each.failed.items())[:MOST_NAMED]:
+    for tally in tallies:
+        yield f"{PLURALS[tally.kind]}: from {tally.source.where} to {tally.destination.where}"
+        if tally.not_closed:
+            yield f"not closed, and left where they are: {_some(tally.not_closed)}"
+        if tally.different:
+            yield f"recorded anew in the meantime, and left as they are there: {_some(tally.different)}"
+        for name, why in list(tally.failed.items())[:MOST_NAMED]:
             yield f"NOT copied: {visible(name)}: {visible(why)}"
-        if others := list(each.failed)[MOST_NAMED:]:
-            yield f"NOT copied either: {', '.join(map(visible, others))}"
-        if each.missing:
-            yield f"NOT there, though it was written: {_some(each.missing)}"
+        if further := list(tally.failed)[MOST_NAMED:]:
+            yield f"NOT copied either: {', '.join(map(visible, further))}"
+        if tally.missing:
+            yield f"NOT there, though it was written: {_some(tally.missing)}"
     if well:
         yield "All of it is there: both were read again. The ledger is not copied: it is of what is open now."
     else:
-        yield "Not all of it is there. Run the same command again: twice is once."
+        yield "Not all of it is there. Run the same command again: it copies only what is missing."
 
 
 def _some(names: list[str]) -> str:

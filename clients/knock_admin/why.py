@@ -31,7 +31,8 @@ def rule(stack: Stack, rule_id: str, *, now: datetime) -> Result:
     ours = its_tags.get(tags.STACK) == stack.name
     maker = _entry(stack, its_tags.get("knock:grant", "")) if ours else None
     # A rule that was modified by hand keeps its id, and is in the ledger of the source it was made for.
-    sources = list(dict.fromkeys(each for each in (source, maker.text("source") if maker else "") if each))
+    made_for = maker.text("source") if maker else ""
+    sources = list(dict.fromkeys(filter(None, (source, made_for))))
     phase, holders = _claims(stack, rule_id, sources)
     entries = [(grant_id, _entry(stack, grant_id)) for grant_id in holders]
     data = {
@@ -45,7 +46,9 @@ def rule(stack: Stack, rule_id: str, *, now: datetime) -> Result:
         "held_by": [entry.as_json(now) if entry else {"id": grant_id} for grant_id, entry in entries],
         "made_by": maker.as_json(now) if maker else {"id": its_tags.get("knock:grant")} if ours else None,
     }
-    lines = [f"{rule_id} opens {data['ports']} to {source or 'what is no address'} in {described['GroupId']}"]
+    lines = [
+        f"{rule_id} opens {data['ports']} to {source or 'a group or a prefix list'} in {described['GroupId']}"
+    ]
     if data["target"]:
         lines[0] += f" (target {data['target']})"
     lines += _explanation(stack, rule_id, data, its_tags, maker, now)
@@ -102,9 +105,9 @@ def _claims(stack: Stack, rule_id: str, sources: Sequence[str]) -> tuple[str, li
     """Find a rule in the ledgers: its phase, `foreign` or `unknown`, and the grants that claim it."""
     for source in sources:
         ledger = decode(source, stores.of(stack, stores.LEDGER).get(source))
-        for each in ledger["rules"]:
-            if rule_id in {known["rule"] for known in each["ids"]}:
-                return each["phase"], each["claimed_by"]
+        for rule in ledger["rules"]:
+            if rule_id in {known["rule"] for known in rule["ids"]}:
+                return rule["phase"], rule["claimed_by"]
         foreign = [
             claim["grant_id"]
             for claim in ledger["claims"]
@@ -129,23 +132,23 @@ def _explanation(
         yield (
             f"The stack {owner} of Knock made it: `knock-admin why {rule_id} --stack {owner}`."
             if owner
-            else "Knock did not make it, and never takes it away: it is somebody's own."
+            else "Knock did not make it, and never revokes it."
         )
         if phase == "foreign":
-            yield "These grants found it open. Ending them does not close it; whoever made it has to:"
+            yield "These grants found it open. Ending them does not close it; its owner has to:"
         return
-    maker_id = its_tags.get("knock:grant", "nobody")
+    maker_id = its_tags.get("knock:grant", "?")
     yield f"The grant {maker_id} made it" + (
         f", and is {maker.status(now)} now." if maker else ", and is not on record."
     )
     if phase == "open":
-        yield "In by it, and holding it open until the last of them ends:"
+        yield "These live grants claim it; it is revoked when the last of them ends:"
     elif phase == "closing":
         yield "No live grant claims it: it is being revoked. If it stays, `knock-admin guard` goes on with "
         "that."
     else:
         yield (
-            f"The ledger of {data['source']} does not know it. `knock-admin guard` closes it, unless the "
+            f"The ledger of {data['source']} does not know it. `knock-admin guard` revokes it, unless the "
             "grant that made it is live and does so itself."
         )
 

@@ -41,7 +41,7 @@ class Answer:
     """The result of a check: `ok`, `warn` or `no`."""
 
     level: str
-    what: str
+    subject: str
     detail: str
 
 
@@ -49,23 +49,23 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
     """Say whether a key, by name or id, can knock. The exit code is 1 if the result of a check is `no`."""
     named, in_plan = _named(stack, name)
     answers: list[Answer] = []
-    for each in named:
+    for api_key in named:
         steps: tuple[Callable[[], Iterator[Answer]], ...] = (
-            lambda each=each: _of_key(stack, each, now, in_plan=in_plan),  # type: ignore[misc]
-            lambda each=each: _quota(stack, each, now),  # type: ignore[misc]
-            lambda each=each: _rights(stack, each, now),  # type: ignore[misc]
-            lambda each=each: _targets(stack, each, source),  # type: ignore[misc]
-            lambda each=each: _refusals(stack, each),  # type: ignore[misc]
-            lambda each=each: _gateway(stack, each, now),  # type: ignore[misc]
+            lambda api_key=api_key: _of_key(stack, api_key, now, in_plan=in_plan),  # type: ignore[misc]
+            lambda api_key=api_key: _quota(stack, api_key, now),  # type: ignore[misc]
+            lambda api_key=api_key: _rights(stack, api_key, now),  # type: ignore[misc]
+            lambda api_key=api_key: _targets(stack, api_key, source),  # type: ignore[misc]
+            lambda api_key=api_key: _refusals(stack, api_key),  # type: ignore[misc]
+            lambda api_key=api_key: _gateway(stack, api_key, now),  # type: ignore[misc]
         )
         for step in steps:
             answers += _run(stack, step)
     first = next((answer for answer in answers if answer.level == "no"), None)
-    verdict = f"The first no: {first.what}: {first.detail}" if first else "Nothing here says no."
-    live = inside.of_keys_if_readable(stack, [each.id for each in named], now)
+    verdict = f"The first no: {first.subject}: {first.detail}" if first else "Nothing here says no."
+    live = inside.of_keys_if_readable(stack, [api_key.id for api_key in named], now)
     lines = [
         *table(
-            [(answer.level, answer.what, answer.detail) for answer in answers], ("", "WHAT", "WHAT IT IS")
+            [(answer.level, answer.subject, answer.detail) for answer in answers], ("", "WHAT", "WHAT IT IS")
         ),
         "",
         verdict,
@@ -75,8 +75,8 @@ def key(stack: Stack, name: str, *, source: str | None, now: datetime) -> Result
     elif live is None:
         lines += ["", "Who is in now is not known."]
     data = {
-        "answers": [{"level": a.level, "what": a.what, "detail": a.detail} for a in answers],
-        "first_no": first and {"what": first.what, "detail": first.detail},
+        "answers": [{"level": a.level, "what": a.subject, "detail": a.detail} for a in answers],
+        "first_no": first and {"what": first.subject, "detail": first.detail},
         "live": None if live is None else [entry.as_json(now) for entry in live],
     }
     return Result(data, lines, exit_code=1 if first else 0)
@@ -88,13 +88,13 @@ def _named(stack: Stack, name: str) -> tuple[list[keys.Key], bool]:
     Raises AdminError if there is none.
     """
     listing = keys.look(stack)
-    inside_plan = [each for each in listing.inside if name in (each.id, each.name, each.recorded_name)]
+    inside_plan = [key for key in listing.inside if name in (key.id, key.name, key.recorded_name)]
     if inside_plan:
         return inside_plan, True
     outside = [
-        each
-        for each in listing.outside
-        if name in (each.id, each.name) and each.tags.get(tags.STACK, stack.name) == stack.name
+        key
+        for key in listing.outside
+        if name in (key.id, key.name) and key.tags.get(tags.STACK, stack.name) == stack.name
     ]
     if not outside:
         raise keys.no_key(stack, name)
@@ -118,67 +118,69 @@ def _run(stack: Stack, step: Callable[[], Iterator[Answer]]) -> list[Answer]:
     return answers
 
 
-def _of_key(stack: Stack, each: keys.Key, now: datetime, *, in_plan: bool) -> Iterator[Answer]:
-    who = each.who
-    if not each.enabled:
+def _of_key(stack: Stack, api_key: keys.Key, now: datetime, *, in_plan: bool) -> Iterator[Answer]:
+    who = api_key.who
+    if not api_key.enabled:
         yield Answer(
-            "no", "key", f"{who} is disabled; `knock-admin key enable {each.id}` lets it knock again"
+            "no", "key", f"{who} is disabled; `knock-admin key enable {api_key.id}` lets it knock again"
         )
     elif not in_plan:
         yield Answer(
             "no",
             "key",
-            f"{who} is not in the usage plan {stack.plan['name']}, so the gateway refuses it; "
-            f"`knock-admin key add {visible(each.name)}` completes one that was begun",
+            f"{who} is not in the usage plan {stack.read_plan()['name']}, so the gateway refuses it; "
+            f"`knock-admin key add {visible(api_key.name)}` completes one that was begun",
         )
     else:
-        yield Answer("ok", "key", f"{who} is enabled, and in the usage plan {stack.plan['name']}")
-    if each.until and each.until <= now:
+        yield Answer("ok", "key", f"{who} is enabled, and in the usage plan {stack.read_plan()['name']}")
+    if api_key.until and api_key.until <= now:
         yield Answer(
-            "no", "until", f"it was good until {each.tags[tags.UNTIL]}; `key set --until` gives it more"
+            "no", "until", f"it was good until {api_key.tags[tags.UNTIL]}; `key set --until` gives it more"
         )
-    elif each.until:
-        yield Answer("ok", "until", f"it is good until {each.tags[tags.UNTIL]}")
-    if each.retires_at and each.retires_at <= now:
-        yield Answer("warn", "rotation", f"its successor is there since before {each.tags[tags.RETIRES_AT]}")
+    elif api_key.until:
+        yield Answer("ok", "until", f"it is good until {api_key.tags[tags.UNTIL]}")
+    if api_key.retires_at and api_key.retires_at <= now:
+        yield Answer(
+            "warn", "rotation", f"its successor is there since before {api_key.tags[tags.RETIRES_AT]}"
+        )
 
 
-def _quota(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
+def _quota(stack: Stack, api_key: keys.Key, now: datetime) -> Iterator[Answer]:
     """Check how many requests the key has left today.
     https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsage.html
     """
-    plan = stack.plan
+    plan = stack.read_plan()
     if not plan.get("quota"):
         return
     period = plan["quota"]["period"].lower()
     day = now.strftime("%Y-%m-%d")
     usage = stack.aws.client("apigateway").get_usage(
-        usagePlanId=plan["id"], keyId=each.id, startDate=day, endDate=day
+        usagePlanId=plan["id"], keyId=api_key.id, startDate=day, endDate=day
     )
-    days = usage.get("items", {}).get(each.id) or []
-    used, left = days[-1] if days else (0, plan["quota"]["limit"])
+    days = usage.get("items", {}).get(api_key.id) or []
+    used, remaining = days[-1] if days else (0, plan["quota"]["limit"])
     detail = f"it has made {count(used, 'request')} of this {period}'s {plan['quota']['limit']}"
-    yield Answer("no" if left <= 0 else "ok", "quota", detail)
+    yield Answer("no" if remaining <= 0 else "ok", "quota", detail)
 
 
-def _rights(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
-    for fault in keys.faults_of(each):
+def _rights(stack: Stack, api_key: keys.Key, now: datetime) -> Iterator[Answer]:
+    for fault in keys.faults_of(api_key):
         yield Answer("no", "rights", f"{fault}; it gives no right")
-    if tags.TARGETS not in each.tags:
+    if tags.TARGETS not in api_key.tags:
         yield Answer("no", "rights", f"it has no tag {tags.TARGETS}, so it may open nothing")
-    if tags.MAX_DURATION not in each.tags:
+    if tags.MAX_DURATION not in api_key.tags:
         yield Answer(
             "no", "rights", f"it has no tag {tags.MAX_DURATION}, so it may open nothing for any time"
         )
-    most = int(each.tags.get(tags.MAX_LIVE) or stack.setting("MAX_LIVE"))
-    held = len(inside.of_keys(stack, [each.id], now))
-    detail = f"it holds {count(held, 'live grant')}, and may hold {most}"
-    yield Answer("no" if held >= most else "ok", "live grants", detail)
+    most = int(api_key.tags.get(tags.MAX_LIVE) or stack.setting("MAX_LIVE"))
+    live = len(inside.of_keys(stack, [api_key.id], now))
+    detail = f"it holds {count(live, 'live grant')}, and may hold {most}"
+    yield Answer("no" if live >= most else "ok", "live grants", detail)
 
 
-def _targets(stack: Stack, each: keys.Key, source: str | None) -> Iterator[Answer]:
+def _targets(stack: Stack, api_key: keys.Key, source: str | None) -> Iterator[Answer]:
     """Check each target that the key may open, which the functions find by the same tags."""
-    named = each.tags.get(tags.TARGETS, "").split()
+    named = api_key.tags.get(tags.TARGETS, "").split()
     pools: dict[str, list[targets.Group]] = {}
     for group in targets.all_groups(stack):
         pools.setdefault(group.tags.get(tags.TARGET, ""), []).append(group)
@@ -197,33 +199,37 @@ def _targets(stack: Stack, each: keys.Key, source: str | None) -> Iterator[Answe
 def _target(
     stack: Stack, name: str, pool: list[targets.Group], room: int, source: str | None
 ) -> Iterator[Answer]:
-    what, ids = f"target {name}", [group.id for group in pool]
+    subject, ids = f"target {name}", [group.id for group in pool]
     faults = [fault for group in pool for fault in targets.faults_of(group)]
     if faults or len({group.ports for group in pool}) > 1:
         yield Answer(
-            "no", what, "; ".join(faults) or f"its groups differ in {tags.PORTS}: it is opened for nobody"
+            "no",
+            subject,
+            "; ".join(faults) or f"its groups differ in {tags.PORTS}, so no knock opens it",
         )
         return
     used = targets.used(targets.rules_of(stack.aws, ids))
     family = _family(source)
-    free = [room * len(pool) - each for each in used]
-    left = free[0 if family == "ipv4" else 1] if family else min(free)
-    if left < len(pool[0].ports):
+    ipv4, ipv6 = (room * len(pool) - number for number in used)
+    free_rules = {"ipv4": ipv4, "ipv6": ipv6}[family] if family else min(ipv4, ipv6)
+    if free_rules < len(pool[0].ports):
         yield Answer(
             "no" if family else "warn",
-            what,
-            f"it has room for {left} more rules; `target grow {name}` makes more",
+            subject,
+            f"it has room for {free_rules} more rules; `target grow {name}` makes more",
         )
     known = {word for group in pool for word in group.tags.get(tags.FAMILIES, "").split()}
     if family and known and family not in known:
-        yield Answer("no", what, f"it has {' and '.join(sorted(known))} alone, and {source} is {family}")
+        yield Answer("no", subject, f"it has {' and '.join(sorted(known))} alone, and {source} is {family}")
     holders = targets.holders_of(stack.aws, ids)
     if not holders:
-        yield Answer("no", what, "it is attached to nothing, so its rules let nobody in")
+        yield Answer("no", subject, "it is attached to nothing, so its rules let nobody in")
         return
     places = count(len(holders), "place")
     yield Answer(
-        "ok", what, f"{targets.show_ports(pool[0].ports)}, attached in {places}, room for {left} rules"
+        "ok",
+        subject,
+        f"{targets.show_ports(pool[0].ports)}, attached in {places}, room for {free_rules} rules",
     )
 
 
@@ -231,14 +237,14 @@ def _family(source: str | None) -> str | None:
     return None if source is None else "ipv6" if ":" in source else "ipv4"
 
 
-def _refusals(stack: Stack, each: keys.Key) -> Iterator[Answer]:
-    listed = trail.refusals(stack, [equal("principal_id", each.id)], "descending")
+def _refusals(stack: Stack, api_key: keys.Key) -> Iterator[Answer]:
+    listed = trail.refusals(stack, [equal("principal_id", api_key.id)], "descending")
     for entry in islice(listed, REFUSALS):
         at, detail = entry.text("requested_at"), visible(entry.text("detail"))
         yield Answer("warn", "refused", f"{at} from {entry.text('source')}: {detail}")
 
 
-def _gateway(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
+def _gateway(stack: Stack, api_key: keys.Key, now: datetime) -> Iterator[Answer]:
     """Count the requests that API Gateway refused by itself, which reach no function.
 
     The log's `error` is the gateway's message, and `-` if a function answered.
@@ -250,7 +256,7 @@ def _gateway(stack: Stack, each: keys.Key, now: datetime) -> Iterator[Answer]:
         "events",
         logGroupName=group,
         startTime=int((now - LOG_DAYS).timestamp() * 1000),
-        filterPattern=f'{{ $.apiKeyId = "{each.id}" && $.status = "403" && $.error != "-" }}',
+        filterPattern=f'{{ $.apiKeyId = "{api_key.id}" && $.status = "403" && $.error != "-" }}',
     )
     try:
         number = sum(1 for _ in islice(events, LOGGED))

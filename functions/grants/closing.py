@@ -34,13 +34,13 @@ from .errors import (
 from .ledger import (
     Ledger,
     LedgerRule,
+    Snapshot,
     quiescent,
     record_ids,
     record_lost,
     record_revoked,
     release,
 )
-from .ledgers import Snapshot
 from .operations import Operations, RuleNotFound
 from .timing import ENGINE_LAG, PROGRESS, SETTLES
 from .values import Grant, Record, Rule, RuleKey, State
@@ -63,7 +63,7 @@ class End:
 
 
 @dataclass(slots=True)
-class Revocation:
+class CloseResult:
     """The result of closing a grant: rules revoked, by id, and keys kept for other live grants.
 
     `closed_now` is False when another request had closed the grant before.
@@ -90,7 +90,7 @@ class Revocation:
 
 def close(
     operations: Operations, grant: Grant, end: End, opened: Mapping[RuleKey, str] | None = None
-) -> Revocation:
+) -> CloseResult:
     """End a grant and close it. The first end recorded stands; twice is once.
 
     `opened` are the ids of its own rules, where its execution's state names them. Raises GrantNotFound for a
@@ -98,24 +98,24 @@ def close(
     transient errors; IngressRefused, StoreRefused.
     """
     _end(operations, grant, end)
-    revocation = Revocation(grant.id, end.how, grant.expires_at)
+    result = CloseResult(grant.id, end.how, grant.expires_at)
     rule_keys = set(grant.rule_keys)
     for _ in range(LATE_CLAIMS):
         snapshot = _release(operations, grant, opened or {}, rule_keys)
-        snapshot = finish_closing(operations, grant.source, rule_keys, snapshot, revocation.revoked)
+        snapshot = finish_closing(operations, grant.source, rule_keys, snapshot, result.revoked)
         if grant.id in snapshot.ledger.released and grant.id not in snapshot.ledger.claims:
             break  # this reading is of the ledger in which the claim was released
     else:
         raise RuleUnsettled(f"{grant.id} is claimed again and again in the ledger of {grant.source}")
-    revocation.kept = sorted(snapshot.ledger.rules.keys() & rule_keys)
-    kept = [str(key) for key in revocation.kept]
-    revocation.closed_now = operations.trail.close(
-        grant.id, operations.clock(), end.closer or end.how, revocation.revoked, kept
+    result.kept = sorted(snapshot.ledger.rules.keys() & rule_keys)
+    kept = [str(key) for key in result.kept]
+    result.closed_now = operations.trail.close(
+        grant.id, operations.clock(), end.closer or end.how, result.revoked, kept
     )
-    return revocation
+    return result
 
 
-def close_by_id(operations: Operations, grant_id: str, end: End) -> Revocation:
+def close_by_id(operations: Operations, grant_id: str, end: End) -> CloseResult:
     """Close a recorded grant of which only the id is known. Raises GrantNotFound, and what `close` does."""
     record = operations.trail.get(grant_id)
     if record is None:
@@ -125,9 +125,9 @@ def close_by_id(operations: Operations, grant_id: str, end: End) -> Revocation:
     return close(operations, record.grant, end, own_rules(record))
 
 
-def closed_before(record: Record) -> Revocation:
+def closed_before(record: Record) -> CloseResult:
     """Give the result for a grant that is closed on record: nothing to do."""
-    return Revocation(record.id, record.state, record.grant.expires_at)
+    return CloseResult(record.id, record.state, record.grant.expires_at)
 
 
 def own_rules(record: Record) -> dict[RuleKey, str]:
@@ -136,10 +136,10 @@ def own_rules(record: Record) -> dict[RuleKey, str]:
 
 
 def _end(operations: Operations, grant: Grant, end: End) -> None:
-    """Record the end, before anything else. Where there is no record yet, an ended one is written, so that a
-    late authorize opens nothing.
+    """Record the end, before anything else.
 
-    None is written for a grant without an execution: its input could be forged.
+    Where there is no record yet, an ended one is written, so that a late authorize opens nothing; but none
+    for a grant without an execution, whose input could be forged.
     """
     now = operations.clock()
     try:
@@ -218,13 +218,13 @@ class _Sweep:
 
     gone: dict[RuleKey, set[str]] = field(default_factory=dict)
     new_ids: dict[RuleKey, set[str]] = field(default_factory=dict)
-    silent: dict[RuleKey, frozenset[str]] = field(default_factory=dict)
+    without_effect: dict[RuleKey, frozenset[str]] = field(default_factory=dict)
     failures: list[KnockError] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
 
     @property
     def progress(self) -> bool:
-        return bool(self.gone or self.new_ids or self.silent)
+        return bool(self.gone or self.new_ids or self.without_effect)
 
 
 def finish_closing(
@@ -261,7 +261,7 @@ def finish_closing(
 
 def _record(ledger: Ledger, sweep: _Sweep, operations: Operations) -> Ledger:
     now = operations.clock()
-    ledger = record_revoked(ledger, sweep.gone, sweep.silent, now)
+    ledger = record_revoked(ledger, sweep.gone, sweep.without_effect, now)
     # A rule that was closing may be open again by now: its ids are then for its claimants' runs to find.
     closing = {
         key: ids for key, ids in sweep.new_ids.items() if (rule := ledger.rules.get(key)) and rule.closing
@@ -292,9 +292,7 @@ def _sweep(operations: Operations, ledger: Ledger, closing: Mapping[RuleKey, Led
 def _revoke_group(
     operations: Operations, group: str, rules: Mapping[RuleKey, LedgerRule], sweep: _Sweep
 ) -> None:
-    """Revoke the ids of one group's closing rules: in one call, and one by one where that is refused as a
-    whole.
-    """
+    """Revoke the ids of one group's closing rules: in one call, or one by one where that is refused."""
     ids = {name: (key, at) for key, rule in rules.items() for name, at in rule.ids.items()}
     batches = [sorted(ids)] if ids else []
     began = operations.clock()
@@ -344,7 +342,7 @@ def _find_attempted(
         if new_ids:
             sweep.new_ids[key] = new_ids
         elif all(quiescent(attempt, asked_at) for attempt in rule.attempts):
-            sweep.silent[key] = rule.attempts
+            sweep.without_effect[key] = rule.attempts
 
 
 # ---------------------------------------------------------------------------- force
@@ -352,7 +350,7 @@ def _find_attempted(
 
 def force(
     operations: Operations, grant: Grant, end: End, opened: Mapping[RuleKey, str] | None = None
-) -> Revocation:
+) -> CloseResult:
     """Close a grant, without trail and ledger if need be.
 
     With them this is `close`, and the ids that an earlier try revoked by force are recorded as lost. Without
@@ -375,10 +373,9 @@ def force(
 
 
 def _shared(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) -> list[Rule]:
-    """List a grant's rules that may carry another's tag: by its execution's state, and by the trail if it
-    answers.
+    """List a grant's rules that may carry another grant's tag: from its execution's state and its record.
 
-    An event of a stopped execution carries no state, and the ledger may fail while the trail answers.
+    Both are needed: an event of a stopped execution carries no state, and the trail may not answer.
     """
     with suppress(KnockError):
         record = operations.trail.get(grant.id)

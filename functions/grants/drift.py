@@ -20,11 +20,10 @@ from typing import TypeVar
 
 from .closing import End, close, finish_closing, own_rules
 from .errors import GrantNotFound, KnockError
-from .ledger import Ledger, attempted_at, record_ids, release, tidy
-from .ledgers import Snapshot, Unreadable
+from .ledger import Ledger, Snapshot, attempted_at, record_ids, release, tidy
 from .operations import Operations
 from .timing import GRACE
-from .values import Record, Rule, RuleKey, State, show_time, when_named
+from .values import Record, Rule, RuleKey, State, Unreadable, requested_at_of, show_time
 
 logger = logging.getLogger("knock")
 
@@ -215,7 +214,7 @@ class _Guard:
 
     def _is_over(self, grant_id: str) -> bool:
         """Say whether a claim's grant has ended: it is closed, or has no record and no running execution."""
-        at = when_named(grant_id)
+        at = requested_at_of(grant_id)
         if grant_id in self.records.keys() | self.unreadable_grants or (at and self._recent(at)):
             return False  # an unclosed grant is closed by its record, and an unreadable record is reported
         record = self.operations.trail.get(grant_id)

@@ -203,8 +203,7 @@ def _key(name: str) -> dict[str, Any]:
 
 
 def _name(attribute: str, names: dict[str, str]) -> str:
-    """Give a placeholder for an attribute, a short one: an expression holds 4 KB, and some words are
-    reserved.
+    """Give a short placeholder for an attribute: an expression holds 4 KB, and some words are reserved.
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/ReservedWords.html

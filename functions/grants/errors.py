@@ -26,7 +26,8 @@
 
 Beside these, adapters raise GroupFull, GroupGone, RuleDuplicate and RuleNotFound (`operations`) and Conflict
 (`store`): answers to a call, which `opening`, `closing`, `trail` and `ledgers` handle. `notify` raises
-NotTold, for Lambda to retry its batch.
+EventsNotDelivered, for Lambda to retry its batch; `settings` BadSetting, a ValueError that names a variable;
+`api` FailedAfterStart, which carries one of these errors and the id of a grant that has started.
 
 No error of boto3 or of the standard library leaves the adapters.
 """

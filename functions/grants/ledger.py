@@ -96,9 +96,7 @@ class Ledger:
         return rule_id in self.tombstones or any(rule_id in rule.ids for rule in self.rules.values())
 
     def has_trace(self, grant_id: str) -> bool:
-        """Say whether it holds or held a grant's claim. An open grant's ledger that has no trace of it was
-        lost.
-        """
+        """Say whether it holds or held a grant's claim. If not, an open grant's ledger was lost."""
         return grant_id in self.claims or grant_id in self.released
 
     def claimed(self, without: Iterable[str] = ()) -> frozenset[RuleKey]:
@@ -107,6 +105,14 @@ class Ledger:
         return frozenset(
             key for grant, claim in self.claims.items() if grant not in left_out for key in claim.rule_keys
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A ledger as it was read, and its token; None where there was no item."""
+
+    ledger: Ledger
+    token: str | None
 
 
 def name_attempt(at: datetime, token: str) -> str:
@@ -253,13 +259,13 @@ def release(ledger: Ledger, grant_id: str, now: datetime, untouched: str | None 
 def record_revoked(
     ledger: Ledger,
     gone: Mapping[RuleKey, Iterable[str]],
-    silent: Mapping[RuleKey, Iterable[str]],
+    without_effect: Mapping[RuleKey, Iterable[str]],
     now: datetime,
 ) -> Ledger:
     """Record ids that are gone, and quiescent attempts that EC2 shows nothing of."""
     rules, tombstones = dict(ledger.rules), dict(ledger.tombstones)
-    for key in gone.keys() | silent.keys():
-        lost, quiet = set(gone.get(key, ())), set(silent.get(key, ()))
+    for key in gone.keys() | without_effect.keys():
+        lost, quiet = set(gone.get(key, ())), set(without_effect.get(key, ()))
         tombstones |= dict.fromkeys(sorted(lost), cut_to_milliseconds(now))
         if rule := rules.get(key):
             left = {name: at for name, at in rule.ids.items() if name not in lost}
@@ -275,9 +281,7 @@ def record_lost(ledger: Ledger, rule_ids: Iterable[str], now: datetime) -> Ledge
 
 
 def record_ids(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now: datetime) -> Ledger:
-    """Record ids of Knock's own that the ledger lacked: open where a live grant claims the rule, else
-    closing.
-    """
+    """Record ids of Knock's own that the ledger lacked. A rule that no live grant claims is closing."""
     ledger = _tidy(ledger, now)
     rules = dict(ledger.rules)
     for key, rule_ids in ids_by_key.items():

@@ -9,34 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from .errors import StoreRefused
-from .ledger import LARGEST, Ledger, decode, encode
-from .store import PART, Conflict, Expected, Store, Unreadable, Values
-
-__all__ = ["PART", "Ledgers", "Snapshot", "Unreadable"]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A ledger as it was read, and its token; None where there was no item."""
-
-    ledger: Ledger
-    token: str | None
+from .ledger import LARGEST, Ledger, Snapshot, decode, encode
+from .store import PART, Conflict, Expected, Store, Values
+from .values import Unreadable
 
 
 class Ledgers:
-    """The ledgers in a store. `token` makes a new token: random, since an item made again must not repeat
-    one."""
+    """The ledgers in a store. `token` makes a random token: an item made again never repeats one."""
 
     def __init__(self, store: Store, token: Callable[[], str] = lambda: os.urandom(12).hex()) -> None:
         self._store = store
         self._token = token
 
     def read(self, source: str) -> Snapshot:
-        """Read a source's ledger, an empty one where there is no item. Raises StoreRefused for an unreadable
-        one."""
+        """Read a source's ledger, an empty one where there is no item.
+
+        Raises StoreUnavailable, and StoreRefused for one that cannot be read.
+        """
         values = self._store.get(source)
         return _snapshot(source, values) if values else Snapshot(Ledger(source), None)
 

@@ -36,22 +36,21 @@ class SlimLoader(Loader):
     def load_service_model(
         self, service_name: str, type_name: str, api_version: str | None = None
     ) -> dict[str, Any]:
-        """Give a service's model of some type, the slim one unless another version of the API is asked
-        for."""
+        """Give a service's model of some type: the slim one, but for another version of the API."""
         slim = self._slim(service_name)
         if type_name in slim and api_version in (None, slim["service-2"]["metadata"]["apiVersion"]):
-            found: dict[str, Any] = slim[type_name]
+            model: dict[str, Any] = slim[type_name]
         else:
-            found = super().load_service_model(service_name, type_name, api_version)
-        return found
+            model = super().load_service_model(service_name, type_name, api_version)
+        return model
 
     def load_data_with_path(self, name: str) -> tuple[dict[str, Any], str]:
         """Give what is no service's, and where botocore has it: it asks whether that is its own folder."""
         shared = self._slim(SHARED)
         if name in shared:
             return shared[name], str(Path(self.BUILTIN_DATA_PATH) / name)
-        found: tuple[dict[str, Any], str] = super().load_data_with_path(name)
-        return found
+        data_and_path: tuple[dict[str, Any], str] = super().load_data_with_path(name)
+        return data_and_path
 
     def _slim(self, name: str) -> dict[str, Any]:
         """Read a file of ours, once; an empty one where there is none."""

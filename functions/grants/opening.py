@@ -39,6 +39,7 @@ from .ledger import (
     NoRule,
     Own,
     Result,
+    Snapshot,
     Unsent,
     attempted_at,
     claim,
@@ -46,7 +47,6 @@ from .ledger import (
     record_results,
     release,
 )
-from .ledgers import Snapshot
 from .operations import Group, GroupFull, GroupGone, Operations, RuleDuplicate
 from .timing import ACTS, PROGRESS
 from .values import Grant, Opened, Ports, Record, Rule, RuleKey, Target
@@ -368,9 +368,7 @@ def _listed(run: _Run, key: RuleKey) -> Rule | None:
 
 
 def _try_next_groups(operations: Operations, run: _Run, placements: list[_Placement]) -> None:
-    """Go on to the next group of each pool: one write records that the full one has no rule, and claims the
-    next.
-    """
+    """Go on to the next group: one write records that the full one has no rule, and claims the next."""
     for placement in placements:
         run.results[placement.key] = NoRule()
         full = placement.candidates.pop(0)
@@ -452,9 +450,7 @@ def _withdraw(operations: Operations, run: _Run) -> None:
 
 
 def _report_room(operations: Operations, run: _Run) -> None:
-    """Report how many rules the last group of a pool still takes, when this grant had to use it: for an
-    alarm.
-    """
+    """Report, for an alarm, how many rules a pool's last group still takes, if this grant has used it."""
     version = ipaddress.ip_network(run.grant.source).version
     for group in {p.key.group for p in run.placements if p.key.group == run.last_groups[p.target]}:
         existing = run.groups[group].rule_keys

@@ -15,10 +15,9 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from .errors import KnockError, RuleUnsettled
-from .ledger import Ledger
-from .ledgers import Snapshot, Unreadable
+from .ledger import Ledger, Snapshot
 from .policy import Limits
-from .values import Execution, Grant, Opened, Ports, Record, Rule, RuleKey, State
+from .values import Execution, Grant, Opened, Ports, Record, Rule, RuleKey, State, Unreadable
 
 # Conflicts in a row before a writer gives up: with 64 claims of a source in flight at once, each is written.
 MOST_CONFLICTS = 80

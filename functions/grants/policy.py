@@ -298,8 +298,7 @@ def max_live(rights: Rights, limits: Limits) -> int:
 def confirm(
     grant: Grant, tags: Mapping[str, Mapping[str, str]], stack: str, limits: Limits, now: datetime
 ) -> tuple[tuple[Target, ...], tuple[str, ...]]:
-    """Decide again, trusting nothing of an execution's input: (the targets that may be opened, names left
-    out).
+    """Decide again, trusting nothing of an execution's input: (targets that may be opened, names left out).
 
     `tags` are those of the groups that exist. A group counts where its live tags name the target and the same
     ports. Raises InvalidGrant; TargetGone for a target that was requested by name and has no group left, or

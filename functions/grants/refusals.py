@@ -30,8 +30,10 @@ class Refusals:
         right: str,
         detail: str,
     ) -> None:
-        """Record that a call was refused. Twice with one id is one record. Raises StoreUnavailable,
-        StoreRefused."""
+        """Record that a call was refused. Twice with one id is one record.
+
+        Raises StoreUnavailable, StoreRefused.
+        """
         self._store.put(
             refusal_id,
             {

@@ -20,8 +20,7 @@ PART = 1024  # bytes: what SimpleDB takes as a value. A longer text is cut into 
 
 
 class Conflict(KnockError):
-    """The condition of a write did not hold, and nothing was written. `missing`: there is no such
-    attribute."""
+    """The condition of a write did not hold; nothing was written. `missing`: it has no such attribute."""
 
     def __init__(self, *, missing: bool) -> None:
         super().__init__("the condition of the write did not hold")
@@ -30,8 +29,7 @@ class Conflict(KnockError):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The condition of a write: this attribute has this text, or, with None, the item has no such
-    attribute."""
+    """The condition of a write: the attribute has this text, or, with None, the item does not have it."""
 
     attribute: str
     text: str | None
@@ -44,14 +42,6 @@ class Where:
     attribute: str
     is_: Literal["=", "<", ">"]
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """An item that cannot be read, and why."""
-
-    name: str
-    why: str
 
 
 class Store(Protocol):
@@ -79,8 +69,7 @@ class Store(Protocol):
     def query(
         self, where: Sequence[Where], *, newest_first: bool = False, page: int = 2500
     ) -> Iterator[tuple[str, Values]]:
-        """Walk through the items for which all of `where` holds, newest `order` first if asked. One call a
-        page."""
+        """Walk through the items for which `where` holds, newest `order` first or unsorted; a call a page."""
         ...
 
     def count(self, where: Sequence[Where]) -> int:

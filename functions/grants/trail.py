@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from .errors import GrantEnded, GrantNotFound, StoreRefused, StoreUnavailable
-from .store import PART, Conflict, Expected, Store, Unreadable, Values, Where
+from .store import PART, Conflict, Expected, Store, Values, Where
 from .values import (
     ENDS,
     MOST_RULES,
@@ -28,6 +28,7 @@ from .values import (
     Record,
     State,
     Target,
+    Unreadable,
     compact_json,
     parse_time,
     show_second,
@@ -63,8 +64,7 @@ class Trail:
     # ------------------------------------------------------------------ writing
 
     def record(self, grant: Grant) -> Record:
-        """Record a grant before its rules are authorized, and give its record: an earlier one stands as it
-        is."""
+        """Record a grant before its rules are authorized. An earlier record of it stands, and is given."""
         try:
             self._store.put(grant.id, *_new(grant), expected=NOT_RECORDED)
         except Conflict:

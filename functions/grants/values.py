@@ -470,6 +470,14 @@ class Record:
         return "active" if self.authorized_at else "pending"
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An item of the trail or of the ledgers that cannot be read, and why."""
+
+    name: str
+    why: str
+
+
 def _targets(values: Any) -> tuple[Target, ...]:
     targets = tuple(
         Target(
@@ -536,8 +544,10 @@ def compact_json(value: object) -> str:
 
 
 def canonical_source(text: str) -> str:
-    """Write an address or a CIDR as its canonical CIDR: `2001:DB8::7` is `2001:db8::7/128`. Raises
-    ValueError."""
+    """Write an address or a CIDR as its canonical CIDR: `2001:DB8::7` is `2001:db8::7/128`.
+
+    Raises ValueError.
+    """
     if "%" in text:
         raise ValueError("an address with a zone is known to one host alone: leave the zone out")
     return str(ipaddress.ip_network(text)) if "/" in text else source_of(text)
@@ -546,7 +556,7 @@ def canonical_source(text: str) -> str:
 _NAMED = re.compile(r"[0-9A-Za-z-]+_[0-9A-Za-z-]+_(\d{8}T\d{6})Z_[0-9a-f]" + f"{{{DIGITS}}}", re.ASCII)
 
 
-def when_named(grant_id: str) -> datetime | None:
+def requested_at_of(grant_id: str) -> datetime | None:
     """Read from a grant's id when it was requested, to the second; None where it does not say."""
     match = _NAMED.fullmatch(grant_id)
     try:

@@ -73,7 +73,7 @@ WARM = {"warm": True}
 
 
 def now() -> datetime:
-    """Read the clock: the only place that does."""
+    """Read the wall clock, in UTC: the only place that does."""
     return datetime.now(timezone.utc)
 
 
@@ -179,8 +179,7 @@ class Wiring:
 
     @cached_property
     def forcing(self) -> Operations:
-        """Give the operations for force: trail and ledger are given seconds, since there is a way without
-        them."""
+        """Give the operations for force, which waits seconds for trail and ledger, and does without them."""
         from .ledgers import Ledgers
 
         return replace(

@@ -72,18 +72,18 @@ class KeyLag:
         """Begin with the present keys, without delay; return the gateway's source of keys."""
         self._actual_keys = actual_keys
 
-        def known() -> Iterable[Caller]:
+        def effective_keys() -> Iterable[Caller]:
             with self._lock:
                 self._look()
                 now = self._moment.now()
                 self._late = {
                     key: (before, until) for key, (before, until) in self._late.items() if now < until
                 }
-                shown: dict[str, Caller | None] = {**self._now}
-                shown |= {key: before for key, (before, _) in self._late.items()}
-            return [caller for caller in shown.values() if caller]
+                effective: dict[str, Caller | None] = {**self._now}
+                effective |= {key: before for key, (before, _) in self._late.items()}
+            return [caller for caller in effective.values() if caller]
 
-        return known
+        return effective_keys
 
     def __call__(self, call: Call, forward: Forward) -> Answer:
         answer = forward()

@@ -158,8 +158,8 @@ class Ec2Lag:
         if unknown and not (self._lenient and dice.random() < LENIENT):
             return failure(call, _UNKNOWN, f"The security group rule ID '{min(unknown)}' does not exist", 400)
         before = {text(rule, _ID): rule for rule in _described(group, forward)} if group else {}
-        known = [rule_id for rule_id in ids if rule_id not in unknown]
-        answer = _revoke_only(form, known, forward) if unknown else forward()
+        known_ids = [rule_id for rule_id in ids if rule_id not in unknown]
+        answer = _revoke_only(form, known_ids, forward) if unknown else forward()
         if answer.status == 200:
             after = {text(rule, _ID) for rule in _described(group, forward)} if group else set()
             revoked = [(rule_id, group, rule) for rule_id, rule in before.items() if rule_id not in after]
@@ -189,10 +189,10 @@ class Ec2Lag:
         form, dice = _read(call), self._dice.throw("rules", call.access_key)
         by_id, matches = set(_numbered(form, "SecurityGroupRuleId")), _filter(form)
         root = parse(answer.body)
-        shown = root.find("./securityGroupRuleSet")
-        if shown is None:
+        rules = root.find("./securityGroupRuleSet")
+        if rules is None:
             return answer
-        listed = {text(rule, _ID): rule for rule in shown}
+        listed = {text(rule, _ID): rule for rule in rules}
         differs = False
         for name, change in sorted(recent.items()):
             if dice.random() >= BEHIND:
@@ -201,7 +201,7 @@ class Ec2Lag:
                 message = f"The security group rule ID '{name}' does not exist"
                 return failure(call, _UNKNOWN, message, 400)
             if name in listed:
-                shown.remove(listed[name])
+                rules.remove(listed[name])
                 differs = True
             last = not text(root, "nextToken")
             if (
@@ -210,7 +210,7 @@ class Ec2Lag:
                 and not by_id
                 and matches(change.before)
             ):
-                shown.append(deepcopy(change.before))
+                rules.append(deepcopy(change.before))
                 differs = True
         return Answer(answer.status, answer.headers, write(root)) if differs else answer
 
@@ -259,9 +259,9 @@ def _revoke_only(form: Form, ids: list[str], forward: Forward) -> Answer:
             "</RevokeSecurityGroupIngressResponse>"
         )
         return Answer(200, [("Content-Type", "text/xml")], body.encode())
-    rest = {key: value for key, value in form.items() if not key.startswith("SecurityGroupRuleId.")}
-    rest |= {f"SecurityGroupRuleId.{number}": name for number, name in enumerate(ids, 1)}
-    return forward(urlencode(rest).encode())
+    changed = {key: value for key, value in form.items() if not key.startswith("SecurityGroupRuleId.")}
+    changed |= {f"SecurityGroupRuleId.{number}": name for number, name in enumerate(ids, 1)}
+    return forward(urlencode(changed).encode())
 
 
 def _described(group: str, forward: Forward) -> list[Element]:

@@ -70,19 +70,23 @@ class StatesLag:
             return answer
         request, body = json.loads(call.body), json.loads(answer.body)
         status = request.get("statusFilter")
-        shown = []
+        entries = []
         for execution in body["executions"]:
             arn = execution["executionArn"]
             listed = _as_running(execution) if arn in running else execution
             if arn not in unseen and status in (None, listed["status"]):
-                shown.append(listed)
+                entries.append(listed)
         if status == "RUNNING" and "nextToken" not in request:
             listed_late = running - unseen
             for ended in _STATUSES if listed_late else ():
                 page = forward(json.dumps(request | {"statusFilter": ended, "maxResults": 1000}).encode())
                 executions = json.loads(page.body).get("executions", [])
-                shown += [_as_running(each) for each in executions if each["executionArn"] in listed_late]
-        return _with(answer, body | {"executions": shown})
+                entries += [
+                    _as_running(execution)
+                    for execution in executions
+                    if execution["executionArn"] in listed_late
+                ]
+        return _with(answer, body | {"executions": entries})
 
 
 def _as_running(execution: dict[str, Any]) -> dict[str, Any]:

@@ -152,15 +152,15 @@ class Responses(SimpleDBResponse):
                 f"Too many items in a single call. Up to {MOST_ITEMS_IN_A_BATCH} items per call allowed.",
                 409,
             )
-        named: dict[str, list[dict[str, str]]] = {}
+        attributes_by_item: dict[str, list[dict[str, str]]] = {}
         for members in items.values():
             if "ItemName" not in members:
                 raise missing("The request must contain the parameter ItemName.")
             name = members["ItemName"]
-            if name in named:
+            if name in attributes_by_item:
                 raise SimpleDBError("DuplicateItemName", f"Item {name} was specified more than once.")
-            named[name] = _attributes(members)
-        return named
+            attributes_by_item[name] = _attributes(members)
+        return attributes_by_item
 
     # The operations.
 

@@ -290,17 +290,17 @@ def _all_of(parts: list[Predicate]) -> Predicate:
     """Join by and: nested chains are flattened, comparisons on the same attribute become one predicate."""
     flat = [inner for part in parts for inner in (part.parts if isinstance(part, And) else (part,))]
     tests: dict[str | None, list[Test]] = {}
-    rest: list[Predicate] = []
+    unmerged: list[Predicate] = []
     for part in flat:
         if isinstance(part, Values) and not part.every:
             tests.setdefault(part.attribute, []).append(part.test)
         else:
-            rest.append(part)
+            unmerged.append(part)
     merged: list[Predicate] = [
         Values(attribute, attribute_tests[0] if len(attribute_tests) == 1 else AllOf(tuple(attribute_tests)))
         for attribute, attribute_tests in tests.items()
     ]
-    joined = merged + rest
+    joined = merged + unmerged
     return joined[0] if len(joined) == 1 else And(tuple(joined))
 
 
@@ -377,11 +377,11 @@ def _tokens(statement: str) -> Iterator[_Token]:
     while True:
         match = _TOKEN.match(statement, at)
         if match is None:
-            rest = statement[at:].lstrip()
-            hint = " (a quote that is not closed?)" if rest[0] in _QUOTES else ""
-            if rest[0] in "-.":
+            unread = statement[at:].lstrip()
+            hint = " (a quote that is not closed?)" if unread[0] in _QUOTES else ""
+            if unread[0] in "-.":
                 hint = " (a name with such a character stands in backticks)"
-            _refuse(f"Cannot read {rest[:20]!r} at character {len(statement) - len(rest) + 1}{hint}.")
+            _refuse(f"Cannot read {unread[:20]!r} at character {len(statement) - len(unread) + 1}{hint}.")
         kind = match.lastgroup or ""
         text = match[kind]
         yield _Token(kind, text, match.start(kind) + 1)

@@ -389,8 +389,8 @@ class Store:
             _check_puts(item, puts)
         with self._lock:
             target = self._domain(domain)
-            written = {item: _with(target.checked(item, expected), puts) for item, puts in writes.items()}
-            for item, attributes in written.items():
+            items = {item: _with(target.checked(item, expected), puts) for item, puts in writes.items()}
+            for item, attributes in items.items():
                 target.write(item, attributes)
 
     def delete(self, domain: str, writes: dict[str, list[Delete]], expected: Expected | None = None) -> None:
@@ -404,10 +404,10 @@ class Store:
                 _check_attribute(delete.name, delete.value or "")
         with self._lock:
             target = self._domain(domain)
-            written = {
+            items = {
                 item: _without(target.checked(item, expected), deletes) for item, deletes in writes.items()
             }
-            for item, attributes in written.items():
+            for item, attributes in items.items():
                 target.write(item, attributes)
 
     def select(self, query: Query, after: Position | None, most: int | None) -> list[Row]:

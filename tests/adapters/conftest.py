@@ -29,9 +29,9 @@ def emulator() -> Iterator[Emulator]:
     dynamodb.install()
     ec2.install()
     with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
-        made = Emulator()
-        yield made
-        made.close()
+        aws = Emulator()
+        yield aws
+        aws.close()
 
 
 @pytest.fixture(params=["twin", "adapter"])
@@ -42,9 +42,9 @@ def parts(request: pytest.FixtureRequest) -> Parts:
 @pytest.fixture(scope="session")
 def dynalite() -> Iterator[Dynalite]:
     need((ROOT / "node_modules" / "dynalite").is_dir(), "dynalite is missing: run npm ci")
-    made = Dynalite(program("node", "install Node.js 20 or newer"))
-    yield made
-    made.close()
+    server = Dynalite(program("node", "install Node.js 20 or newer"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(params=["twin", "simpledb", "dynamodb", "dynalite"])

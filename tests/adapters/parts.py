@@ -1,7 +1,7 @@
 """The parts under the contract: the strict twins, and the real adapters on the mended emulator; of stores
 there are two adapters, and two implementations of DynamoDB.
 
-Each test runs over both, so what a proof learns from a twin is so for the adapter. What people and other
+Each test runs over both, so what is proved with a twin holds for the adapter. What people and other
 programs do beside Knock (a group deleted, a rule added or changed by hand) each side does in its own way, and
 so does the network (an answer that is lost).
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -32,6 +31,7 @@ from local.clock import Clock
 from local.invocation import InvocationResult
 from tests import twins
 from tests.conftest import ROOT
+from tests.waiting import wait_for
 
 REGION = "eu-west-1"
 NOW = datetime(2026, 11, 23, 21, 17, 19, 123_000, tzinfo=timezone.utc)
@@ -50,8 +50,8 @@ server.listen(0, '127.0.0.1', () => console.log(server.address().port));
 """
 
 
-def grant(nonce: str = "", **changes: Any) -> Grant:
-    """A grant of alice's for the bastion, for a day. Another `nonce` makes it another grant."""
+def new_grant(nonce: str = "", **changes: Any) -> Grant:
+    """Make a grant of alice's for the bastion, for a day. Another `nonce` makes it another grant."""
     return Grant.decide(
         **{
             "principal": ALICE,
@@ -192,7 +192,7 @@ class Domains:
     def store(self) -> SimpleDb:
         domain = f"knock-trail-{next(_numbers)}"
         self.client.create_domain(DomainName=domain)
-        return SimpleDb(self.client, domain)  # type: ignore[arg-type]  # a client in a coat
+        return SimpleDb(self.client, domain)  # type: ignore[arg-type]  # a client, wrapped
 
     def lose_answer(self, after: int = 0) -> None:
         self.client.ahead = after
@@ -212,7 +212,7 @@ class Tables:
         """Make a table with this key, and with indexes by attribute, as template.yaml does."""
         self.table = f"knock-trail-{next(_numbers)}"
         used = {key, *indexes, *(["order"] if indexes else [])}
-        made = [
+        secondary = [
             {
                 "IndexName": index,
                 "KeySchema": [_key(attribute, "HASH"), _key("order", "RANGE")],
@@ -222,14 +222,18 @@ class Tables:
         ]
         self.client.create_table(
             TableName=self.table,
-            AttributeDefinitions=[{"AttributeName": one, "AttributeType": "S"} for one in sorted(used)],
+            AttributeDefinitions=[
+                {"AttributeName": attribute, "AttributeType": "S"} for attribute in sorted(used)
+            ],
             KeySchema=[_key(key, "HASH")],
             BillingMode="PAY_PER_REQUEST",
-            **({"GlobalSecondaryIndexes": made} if made else {}),
+            **({"GlobalSecondaryIndexes": secondary} if secondary else {}),
         )
-        while self.client.describe_table(TableName=self.table)["Table"]["TableStatus"] != "ACTIVE":
-            time.sleep(0.01)
-        return DynamoDb(self.client, self.table)  # type: ignore[arg-type]  # a client in a coat
+        wait_for(
+            lambda: self.client.describe_table(TableName=self.table)["Table"]["TableStatus"] == "ACTIVE",
+            f"the table {self.table} is not active",
+        )
+        return DynamoDb(self.client, self.table)  # type: ignore[arg-type]  # a client, wrapped
 
     def lose_answer(self, after: int = 0) -> None:
         self.client.ahead = after
@@ -240,7 +244,7 @@ def _key(attribute: str, kind: str) -> dict[str, str]:
 
 
 class Dynalite:
-    """The npm package dynalite, a DynamoDB of other people's, as a child of this process."""
+    """The npm package dynalite, an independent DynamoDB, as a child of this process."""
 
     def __init__(self, node: str) -> None:
         self._process = subprocess.Popen(
@@ -337,9 +341,9 @@ class Adapters:
         client = self.emulator.client("stepfunctions")
         executions = client.list_executions(stateMachineArn=self.emulator.closings)["executions"]
         return [
-            json.loads(client.describe_execution(executionArn=one["executionArn"])["input"])
-            for one in executions
-            if one["name"].startswith(grant_id[:63] + "_")
+            json.loads(client.describe_execution(executionArn=execution["executionArn"])["input"])
+            for execution in executions
+            if execution["name"].startswith(grant_id[:63] + "_")
         ]
 
 
@@ -371,9 +375,11 @@ class Emulator:
     def finish(self, arn: str) -> None:
         """Move the clock until an execution ends."""
         self.clock.advance(timedelta(days=366))
-        deadline = datetime.now(timezone.utc) + timedelta(seconds=10)
-        while self.client("stepfunctions").describe_execution(executionArn=arn)["status"] == "RUNNING":
-            assert datetime.now(timezone.utc) < deadline, "the execution does not end"
+        states = self.client("stepfunctions")
+        wait_for(
+            lambda: states.describe_execution(executionArn=arn)["status"] != "RUNNING",
+            "the execution does not end",
+        )
 
     def close(self) -> None:
         self.engine.shutdown()
@@ -381,15 +387,15 @@ class Emulator:
 
 
 class Answers:
-    """A client that gives these answers in turn, whatever it is asked, and keeps what it was asked."""
+    """A client that gives these answers in turn, whatever is called, and records the calls."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
 
     def __getattr__(self, operation: str) -> Any:
         def call(**arguments: Any) -> Any:
-            self.asked.append((operation, json.loads(json.dumps(arguments))))
+            self.calls.append((operation, json.loads(json.dumps(arguments))))
             answer = self._answers.pop(0)
             if isinstance(answer, Exception):
                 raise answer
@@ -405,7 +411,7 @@ def answered(code: str, status: int = 400, message: str = "", **more: Any) -> Cl
     return ClientError(response, "Operation")
 
 
-# What holds of some stores alone: of SimpleDB and its twin, or of DynamoDB.
+# What holds of some stores only: of SimpleDB and its twin, or of DynamoDB.
 simpledbs_own = pytest.mark.parametrize("stores", ["twin", "simpledb"], indirect=True)
 dynamodbs_own = pytest.mark.parametrize("stores", ["dynamodb", "dynalite"], indirect=True)
 

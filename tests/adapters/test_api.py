@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from grants.executions import Closings, Executions
 from grants.rights import RightsReader
 from grants.simpledb import SimpleDb
 from grants.trail import Trail
+from grants.values import parse_time, round_up, show_second
 from rest.requests import Request
 from tests.harness import MACHINE, Answer, Context, Knock, running
 
@@ -38,13 +40,13 @@ def knock() -> Iterator[Knock]:
 
 
 def executions(knock: Knock) -> list[Any]:
-    found: list[Any] = knock.client("stepfunctions").list_executions(stateMachineArn=MACHINE)["executions"]
-    return found
+    listed: list[Any] = knock.client("stepfunctions").list_executions(stateMachineArn=MACHINE)["executions"]
+    return listed
 
 
 @contextmanager
 def held(knock: Knock, function: str) -> Iterator[threading.Event]:
-    """Hold every run of a function before it begins, until the event is set."""
+    """Hold every invocation of a function before it begins, until the event is set."""
     gate = threading.Event()
 
     def hold(name: str, _payload: object) -> None:
@@ -57,28 +59,18 @@ def held(knock: Knock, function: str) -> Iterator[threading.Event]:
     finally:
         gate.set()
         knock.before_invoke = lambda _name, _payload: None
-        # What was held is done before the test is over: the next one's stack is none of its.
+        # What was held ends before the test does: it must not act in the next test's stack.
         knock.wait(lambda: not opening(knock), "an authorization never ends", step=timedelta(seconds=1))
 
 
 def opening(knock: Knock) -> list[str]:
     """List the executions that are authorizing."""
-    running = [one["name"] for one in executions(knock) if one["status"] == "RUNNING"]
-    return [name for name in running if knock.states(name)[-1:] in ([], ["AuthorizeIngress"])]
-
-
-def slow(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """Make a call take its time before it does what it does."""
-
-    def wait(*arguments: object, **named: object) -> Any:
-        time.sleep(seconds)
-        return call(*arguments, **named)
-
-    return wait
+    names = [execution["name"] for execution in executions(knock) if execution["status"] == "RUNNING"]
+    return [name for name in names if knock.states(name)[-1:] in ([], ["AuthorizeIngress"])]
 
 
 def down(error: KnockError) -> Callable[..., Any]:
-    """Make what stands for a call that fails."""
+    """Make a function that fails, to take the place of another."""
 
     def fail(*_arguments: object, **_named: object) -> Any:
         raise error
@@ -142,16 +134,14 @@ class TestMalformedKnock:
             assert problem["field"] == field, (raw, problem)
         assert executions(knock) == []
 
-    def test_a_query_parameter_is_refused_so_that_nobody_believes_it_did_something(
-        self, knock: Knock
-    ) -> None:
+    def test_a_query_parameter_is_refused_since_it_would_not_count(self, knock: Knock) -> None:
         for method in ("GET", "POST"):
             problem = check_problem(knock.request(method, "/knock", duration="5s"), 400, "invalid-knock")
             assert problem["field"] == "duration"
         assert executions(knock) == []
 
     def test_a_query_parameter_given_twice_is_refused_since_one_would_not_count(self, knock: Knock) -> None:
-        """Whoever ends alice's and bob's grants in one call would have ended bob's only."""
+        """A call meant to end alice's and bob's grants would end bob's only."""
         import api
 
         identity = {"sourceIp": "203.0.113.7", "apiKeyId": knock.keys["operator"]}
@@ -163,8 +153,8 @@ class TestMalformedKnock:
             "multiValueQueryStringParameters": {"principal": ["alice", "bob"]},
         }
         grant = knock.open("bob")
-        said = api.handler(event, Context())
-        assert (said["statusCode"], json.loads(said["body"])["field"]) == (400, "principal")
+        answer = api.handler(event, Context())
+        assert (answer["statusCode"], json.loads(answer["body"])["field"]) == (400, "principal")
         assert knock.grant(grant["id"])["status"] == "active"
 
     def test_nulls_mean_the_defaults(self, knock: Knock) -> None:
@@ -210,13 +200,15 @@ class TestFamilies:
         assert (answer.status, answer.json["left_out"]) == (201, ["bastion"])
         assert [target["name"] for target in answer.json["targets"]] == ["web"]
 
-    def test_a_knock_that_opens_all_names_none_that_was_left_out(self, knock: Knock) -> None:
+    def test_a_knock_that_opens_all_targets_names_none_as_left_out(self, knock: Knock) -> None:
         tag_families(knock, "bastion", "ipv4 ipv6")
         assert "left_out" not in knock.open(caller="2001:db8::7")
 
     def test_whoami_says_which_a_target_has(self, knock: Knock) -> None:
         tag_families(knock, "bastion", "ipv6")
-        targets = {one["name"]: one["families"] for one in knock.request("GET", "/whoami").json["targets"]}
+        targets = {
+            target["name"]: target["families"] for target in knock.request("GET", "/whoami").json["targets"]
+        }
         assert targets == {"bastion": ["ipv6"], "web": None}
 
 
@@ -237,19 +229,23 @@ class TestRefused:
             assert check_problem(answer, 403, "not-allowed")["right"] == right
         assert executions(knock) == []
         assert knock.metrics.count(("Refusal", 1)) == 3
-        recorded = knock.refusals()
-        assert [(one["right"], one["call"]) for one in recorded] == [
+        refusals = knock.refusals()
+        assert [(refusal["right"], refusal["call"]) for refusal in refusals] == [
             ("knock:targets", "POST /knock"),
             ("knock:max-duration", "POST /knock"),
             ("knock:any-source", "POST /knock"),
         ]
-        for one in recorded:
-            assert (one["kind"], one["principal_name"], one["source"]) == ("refusal", "eve", "203.0.113.7/32")
-            assert one["principal_id"] == knock.keys["eve"]
+        for refusal in refusals:
+            assert (refusal["kind"], refusal["principal_name"], refusal["source"]) == (
+                "refusal",
+                "eve",
+                "203.0.113.7/32",
+            )
+            assert refusal["principal_id"] == knock.keys["eve"]
         assert knock.items("trail") == {}
 
-    def test_every_refused_look_and_end_is_on_record_too(self, knock: Knock) -> None:
-        """Only what names nothing, or is malformed, is no refusal.
+    def test_every_refused_read_and_end_is_on_record_too(self, knock: Knock) -> None:
+        """A call that names no grant, or is malformed, is no refusal.
 
         Mutation: functions/api.py: `        if record:` -> `        if False:`
         """
@@ -265,19 +261,19 @@ class TestRefused:
         for method, path in (("GET", "/grants/none"), ("DELETE", "/grants/none")):
             assert knock.request(method, path).status == 404
         assert knock.request("GET", "/grants", limit="0").status == 400
-        recorded = knock.refusals()
-        assert [one["call"] for one in recorded] == [
+        refusals = knock.refusals()
+        assert [refusal["call"] for refusal in refusals] == [
             "GET /grants",
             "DELETE /grants",
             "DELETE /grants",
             "GET /grants/{id}",
             "DELETE /grants/{id}",
         ]
-        assert {one["principal_name"] for one in recorded} == {"alice"}
+        assert {refusal["principal_name"] for refusal in refusals} == {"alice"}
         assert knock.metrics.count(("Refusal", 1)) == 5
         assert knock.grant(grant["id"])["status"] == "active"
 
-    def test_what_cannot_be_put_on_record_is_not_answered_either(
+    def test_a_refusal_that_cannot_be_recorded_is_answered_503(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("grants.refusals.Refusals.record", down(StoreUnavailable("away")))
@@ -290,10 +286,12 @@ class TestRefused:
         assert "knock:max-duration" in check_problem(answer, 403, "invalid-tag")["detail"]
 
     def test_a_key_that_was_deleted_opens_nothing_and_is_on_record(self, knock: Knock) -> None:
-        """Whether it is disabled is the gateway's to know: it let the request in."""
+        """Whether a key is disabled the gateway has checked: it passed the request on."""
         check_problem(knock.request("POST", "/knock", key="gone"), 403, "not-allowed")
         assert executions(knock) == []
-        assert [(one["principal_id"], one["call"]) for one in knock.refusals()] == [("gone", "POST /knock")]
+        assert [(refusal["principal_id"], refusal["call"]) for refusal in knock.refusals()] == [
+            ("gone", "POST /knock")
+        ]
 
     def test_rights_are_read_again_after_a_minute(self, knock: Knock) -> None:
         def shorten(longest: str) -> None:
@@ -310,7 +308,7 @@ class TestRefused:
     def test_they_are_used_for_ten_minutes_more_while_aws_throttles_the_reading(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Ten requests a second are all that an account's control plane takes, from everybody together.
+        """API Gateway's control plane takes ten requests a second for the whole account.
 
         Mutation: functions/grants/rights.py: `if kept is None:` -> `if True:`
         Mutation: functions/grants/rights.py: `timedelta(minutes=10)` -> `timedelta(minutes=20)`
@@ -333,8 +331,8 @@ class TestRefused:
         check_problem(knock.request("GET", "/whoami"), 503, "rights-throttled")
 
 
-class TestHowManyAtOnce:
-    def test_a_knock_too_many_names_those_to_end_and_is_on_record(self, knock: Knock) -> None:
+class TestMaxLive:
+    def test_a_knock_too_many_names_grants_to_end_and_is_on_record(self, knock: Knock) -> None:
         """Mutation: functions/api.py:
         `_refuse_excess(rights, counting.result(), renewed)` -> `counting.result()`
         """
@@ -347,10 +345,10 @@ class TestHowManyAtOnce:
         assert len(executions(knock)) == 3
         (refusal,) = knock.refusals()
         assert (refusal["principal_name"], refusal["call"]) == ("eve", "POST /knock")
-        said = knock.request("GET", "/whoami", key="eve").json
-        assert (said["live"], said["max_live"]) == (2, 2)
+        whoami = knock.request("GET", "/whoami", key="eve").json
+        assert (whoami["live"], whoami["max_live"]) == (2, 2)
 
-    def test_those_that_ended_do_not_count(self, knock: Knock) -> None:
+    def test_ended_grants_do_not_count(self, knock: Knock) -> None:
         knock.add_key("eve", targets="bastion", max_duration="1h", max_live="1")
         grant = knock.open("eve", duration="10m")
         assert knock.request("POST", "/knock", key="eve").status == 409
@@ -360,7 +358,7 @@ class TestHowManyAtOnce:
         knock.open("eve")
         assert knock.request("GET", "/whoami", key="eve").json["live"] == 1
 
-    def test_the_one_that_is_renewed_does_not_count(self, knock: Knock) -> None:
+    def test_the_renewed_grant_does_not_count(self, knock: Knock) -> None:
         """Mutation: functions/api.py: `live -= bool(renewed and renewed.live_at(at))` -> `live -= 0`"""
         knock.add_key("eve", targets="bastion", max_duration="1h", max_live="1")
         old = knock.open("eve")
@@ -369,7 +367,7 @@ class TestHowManyAtOnce:
         problem = check_problem(knock.request("POST", "/knock", key="eve"), 409, "too-many-grants")
         assert new["id"] in problem["detail"]
         assert old["id"] not in problem["detail"]
-        # One that has ended makes no room either.
+        # Renewing a grant that has ended makes no room.
         answer = knock.request("POST", "/knock", key="eve", body={"renews": old["id"]})
         check_problem(answer, 409, "too-many-grants")
 
@@ -377,7 +375,7 @@ class TestHowManyAtOnce:
         assert knock.request("GET", "/whoami").json["max_live"] == 20
         assert knock.request("GET", "/whoami", key="ci").json["max_live"] == 1000
 
-    def test_a_source_that_is_full_names_nobodys_grants(
+    def test_the_refusal_of_a_full_source_names_no_grants(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("grants.ledger.MAX_CLAIMS", 2)
@@ -390,7 +388,7 @@ class TestHowManyAtOnce:
 
 
 class TestRenews:
-    def test_a_grant_that_is_not_ones_own_is_404_and_nothing_starts(self, knock: Knock) -> None:
+    def test_a_grant_that_is_not_the_keys_own_is_404_and_nothing_starts(self, knock: Knock) -> None:
         """Mutation: functions/api.py:
         `if record is None or record.grant.principal.id != request.key_id:` -> `if record is None:`
         """
@@ -403,14 +401,14 @@ class TestRenews:
         assert len(knock.refusals()) == 8
         assert knock.grant(bob["id"])["status"] == "active"
 
-    def test_one_that_ended_already_is_passed_over(self, knock: Knock) -> None:
+    def test_a_grant_that_has_ended_can_be_renewed_and_stays_as_it_ended(self, knock: Knock) -> None:
         old = knock.open()
         knock.request("DELETE", f"/grants/{old['id']}")
         new = knock.open(renews=old["id"])
         assert (new["status"], new["renews"]) == ("active", old["id"])
         assert knock.grant(old["id"])["status"] == "revoked"
 
-    def test_one_of_another_source_and_other_targets_is_ended_all_the_same(self, knock: Knock) -> None:
+    def test_a_grant_of_another_source_and_other_targets_is_ended_too(self, knock: Knock) -> None:
         old = knock.open(targets=["web"])
         new = knock.open(targets=["bastion"], caller="198.51.100.1", renews=old["id"])
         assert knock.rules() == {(knock.groups["bastion"][0], 22, "198.51.100.1/32")}
@@ -433,11 +431,11 @@ class TestSource:
 
 
 class TestCaller:
-    def test_every_answer_about_a_grant_says_from_where_it_was_asked(self, knock: Knock) -> None:
+    def test_every_answer_about_a_grant_has_the_callers_address(self, knock: Knock) -> None:
         grant = knock.open("ci", source="198.51.100.16/28", caller="203.0.113.9")
         assert (grant["source"], grant["caller"]) == ("198.51.100.16/28", "203.0.113.9/32")
-        shown = knock.request("GET", f"/grants/{grant['id']}", key="ci", caller="2001:db8::7").json
-        assert shown["caller"] == "2001:db8::7/128"
+        details = knock.request("GET", f"/grants/{grant['id']}", key="ci", caller="2001:db8::7").json
+        assert details["caller"] == "2001:db8::7/128"
         (listed,) = knock.request("GET", "/grants", key="ci", caller="203.0.113.8").json["grants"]
         assert listed["caller"] == "203.0.113.8/32"
         ended = knock.request("DELETE", f"/grants/{grant['id']}", key="ci", caller="203.0.113.8").json
@@ -445,7 +443,7 @@ class TestCaller:
 
 
 class TestWhoami:
-    def test_it_tells_a_person_what_they_may_do(self, knock: Knock) -> None:
+    def test_it_lists_the_rights_of_the_key(self, knock: Knock) -> None:
         answer = knock.request("GET", "/whoami", key="ci")
         assert answer.json == {
             "principal": {"id": knock.keys["ci"], "name": "ci"},
@@ -464,28 +462,30 @@ class TestWhoami:
             "faults": [],
         }
 
-    def test_the_default_it_tells_is_the_one_that_a_knock_gets(self, knock: Knock) -> None:
+    def test_its_default_duration_is_the_one_that_a_knock_gets(self, knock: Knock) -> None:
         knock.add_key("short", targets="bastion", max_duration="1h")
-        said = knock.request("GET", "/whoami", key="short").json
-        assert (said["default_duration"], said["max_duration"]) == ("1h", "1h")
-        assert knock.request("POST", "/knock", key="short").json["seconds_left"] in (3599, 3600)
+        whoami = knock.request("GET", "/whoami", key="short").json
+        assert (whoami["default_duration"], whoami["max_duration"]) == ("1h", "1h")
+        grant = knock.open("short")
+        end = round_up(parse_time(grant["requested_at"]) + timedelta(hours=1))
+        assert grant["expires_at"] == show_second(end)
 
     def test_a_keys_name_is_its_tag_or_else_its_id(self, knock: Knock) -> None:
-        """Its name at API Gateway is not read: what gives that can give the value too."""
+        """Its name at API Gateway is not read: the call that gives it can give the key's value too."""
         key = knock.client("apigateway").create_api_key(name="ignored", enabled=True)["id"]
         assert knock.request("GET", "/whoami", key=key).json["principal"] == {"id": key, "name": key}
         arn = f"arn:aws:apigateway:eu-west-1::/apikeys/{knock.keys['alice']}"
         knock.client("apigateway").tag_resource(resourceArn=arn, tags={"knock:name": "alice@example.com"})
         assert knock.request("GET", "/whoami").json["principal"]["name"] == "alice@example.com"
 
-    def test_a_key_without_rights_learns_just_that(self, knock: Knock) -> None:
+    def test_a_key_without_rights_is_told_that_it_has_none(self, knock: Knock) -> None:
         knock.add_key("eve")
-        said = knock.request("GET", "/whoami", key="eve").json
-        assert (said["targets"], said["max_duration"], said["operator"]) == ([], None, False)
+        whoami = knock.request("GET", "/whoami", key="eve").json
+        assert (whoami["targets"], whoami["max_duration"], whoami["operator"]) == ([], None, False)
 
 
 class TestList:
-    def test_it_shows_ones_own_live_grants_newest_first(self, knock: Knock) -> None:
+    def test_it_shows_the_keys_own_live_grants_newest_first(self, knock: Knock) -> None:
         knock.open("bob")
         first = knock.open(targets=["web"])
         second = knock.open(targets=["bastion"])
@@ -519,25 +519,25 @@ class TestList:
         grant = knock.open(caller="2001:db8::7")
         for source in ("2001:db8::7/128", "2001:DB8::7/128", "2001:db8:0:0::7", "2001:DB8:0000::0007"):
             listed = knock.request("GET", "/grants", source=source).json["grants"]
-            assert [one["id"] for one in listed] == [grant["id"]], source
+            assert [item["id"] for item in listed] == [grant["id"]], source
         knock.open("bob")
         answer = knock.request("DELETE", "/grants", key="operator", source="203.0.113.7")
-        assert [one["status"] for one in answer.json["grants"]] == ["revoked"]
+        assert [item["status"] for item in answer.json["grants"]] == ["revoked"]
         assert {cidr for _, _, cidr in knock.rules()} == {"2001:db8::7/128"}
 
     def test_pages_follow_each_other_without_gap_or_repeat(self, knock: Knock) -> None:
-        made = [knock.open(targets=["web"], caller=f"203.0.113.{n}")["id"] for n in range(1, 8)]
-        seen: list[str] = []
+        opened = [knock.open(targets=["web"], caller=f"203.0.113.{n}")["id"] for n in range(1, 8)]
+        listed: list[str] = []
         query: dict[str, str] = {"limit": "3"}
         while True:
             page = knock.request("GET", "/grants", **query).json
-            seen += [grant["id"] for grant in page["grants"]]
+            listed += [grant["id"] for grant in page["grants"]]
             if page["cursor"] is None:
                 break
             query["cursor"] = page["cursor"]
-        assert seen == made[::-1]
+        assert listed == opened[::-1]
 
-    def test_a_malformed_question_is_refused_by_naming_the_parameter(self, knock: Knock) -> None:
+    def test_a_malformed_query_is_refused_by_naming_the_parameter(self, knock: Knock) -> None:
         good = base64.urlsafe_b64encode(b"2026-11-23T21:17:19.123Z x").decode()
         for name, value in (
             ("limit", "0"),
@@ -567,14 +567,14 @@ class TestList:
             assert check_problem(answer, 400, "invalid-knock")["field"] == "principal"
         assert knock.request("GET", "/grants", cursor=good).status == 200
 
-    def test_only_an_operator_asks_for_a_principals(self, knock: Knock) -> None:
+    def test_only_an_operator_lists_a_principals_grants(self, knock: Knock) -> None:
         answer = knock.request("GET", "/grants", principal="bob")
         assert check_problem(answer, 403, "not-allowed")["right"] == "knock:operator"
 
     def test_fragments_of_a_select_are_data(self, knock: Knock) -> None:
         """Mutation: `_quote` that does not double quotes."""
         grant = knock.open("bob")
-        for name in ("principal", "target"):  # a source that is no CIDR gets nowhere near one
+        for name in ("principal", "target"):  # a source that is no CIDR is refused before
             for value in ("' or 'a'='a", "x' or `kind` = 'grant", "'", "''", "\\'", "` or 1"):
                 answer = knock.request("GET", "/grants", key="operator", status="all", **{name: value})
                 assert (answer.status, answer.json["grants"]) == (200, []), value
@@ -582,7 +582,7 @@ class TestList:
 
 
 class TestShow:
-    def test_anothers_grant_and_one_that_is_not_look_the_same(
+    def test_another_keys_grant_and_a_missing_one_are_answered_alike(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/api.py:
@@ -607,7 +607,7 @@ class TestShow:
             check_problem(answer, 404, "grant-not-found")
         assert knock.grant(grant["id"])["status"] == "active"
 
-    def test_ones_own_are_shown_and_ended_without_reading_rights(
+    def test_the_keys_own_grants_are_shown_and_ended_without_reading_rights(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """API Gateway's control plane takes ten requests a second for the whole account."""
@@ -622,7 +622,7 @@ class TestShow:
 
 
 class TestNotRecordedYet:
-    """Between the start of an execution and its record, the execution is what there is."""
+    """Between the start of an execution and the record of its grant, only the execution exists."""
 
     @pytest.fixture(autouse=True)
     def _hasty(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -633,17 +633,17 @@ class TestNotRecordedYet:
             answer = knock.request("POST", "/knock", body={"reason": "on call"})
             assert (answer.status, answer.json["status"]) == (202, "pending")
             path = f"/grants/{answer.json['id']}"
-            shown = knock.request("GET", path)
-            assert [event["event"] for event in shown.json.pop("events")] == ["requested"]
+            details = knock.request("GET", path)
+            assert [event["event"] for event in details.json.pop("events")] == ["requested"]
             same = {k: v for k, v in answer.json.items() if k != "seconds_left"}
-            assert {k: shown.json[k] for k in same} == same
+            assert {k: details.json[k] for k in same} == same
             assert knock.request("GET", path, key="operator").status == 200
             check_problem(knock.request("GET", path, key="bob"), 404, "grant-not-found")
             assert knock.request("GET", "/grants").json["grants"] == []  # lists show it from its record on
             gate.set()
             knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
 
-    def test_one_that_is_ended_then_opens_nothing_later(self, knock: Knock) -> None:
+    def test_a_grant_that_is_ended_then_opens_nothing_later(self, knock: Knock) -> None:
         """Mutation: functions/grants/closing.py:
         `        operations.trail.end(grant.id, end.how, now, end.by, end.reason, grant)` -> `        pass`
         """
@@ -658,7 +658,7 @@ class TestNotRecordedYet:
         assert knock.rules() == set()
         assert knock.grant(grant["id"]) == ended.json | {"caller": "203.0.113.7/32"}
 
-    def test_an_execution_that_does_not_show_yet_is_asked_for_again(
+    def test_an_execution_that_does_not_show_yet_is_read_again(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real, tries = Executions.describe, [0]
@@ -672,7 +672,7 @@ class TestNotRecordedYet:
             monkeypatch.setattr(Executions, "describe", lagging)
             assert knock.request("GET", f"/grants/{grant['id']}").status == 200
 
-    def test_one_named_long_ago_is_asked_for_once(
+    def test_the_execution_of_an_old_id_is_read_once(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tries = [0]
@@ -686,13 +686,15 @@ class TestNotRecordedYet:
         assert tries == [1]
 
     def test_a_strange_executions_name_shows_nothing(self, knock: Knock) -> None:
-        """An execution whose name is not its input's own id is nobody's grant."""
+        """An execution whose name is not the id of its input is no grant."""
         grant = knock.request("POST", "/knock").json
         text = knock.execution(grant["id"])["input"]
         forged = f"alice_203-0-113-7_{grant['id'].split('_')[2]}_0123456789abcdef"
         with held(knock, "-authorize"):
-            for name, given in ((forged, text), (forged.replace("alice", "eve"), '{"grant_id": 1}')):
-                knock.client("stepfunctions").start_execution(stateMachineArn=MACHINE, name=name, input=given)
+            for name, input_text in ((forged, text), (forged.replace("alice", "eve"), '{"grant_id": 1}')):
+                knock.client("stepfunctions").start_execution(
+                    stateMachineArn=MACHINE, name=name, input=input_text
+                )
                 check_problem(knock.request("GET", f"/grants/{name}"), 404, "grant-not-found")
 
 
@@ -704,13 +706,13 @@ class TestReasonOfAnEnd:
         assert grant["reason"] == letter * 256
         answer = knock.request("DELETE", f"/grants/{grant['id']}", reason=letter * 256)
         assert (answer.status, answer.json["status"]) == (200, "revoked")
-        (said,) = [event["reason"] for event in answer.json["events"] if event["event"] == "revoked"]
-        assert said
-        assert set(said) == {letter}
+        (reason,) = [event["reason"] for event in answer.json["events"] if event["event"] == "revoked"]
+        assert reason
+        assert set(reason) == {letter}
         assert knock.rules() == set()
 
     @pytest.mark.parametrize("cause", ["\U0001f600" * 5000, "one\ntwo\r\n\x00three", "\ufeff\u2028" * 900])
-    def test_whatever_an_operator_stops_an_execution_with_its_rules_are_closed(
+    def test_rules_are_closed_whatever_cause_an_operator_stops_the_execution_with(
         self, knock: Knock, cause: str
     ) -> None:
         grant = knock.open()
@@ -719,9 +721,9 @@ class TestReasonOfAnEnd:
         )
         knock.wait(lambda: not knock.rules(), "the rules stayed")
         knock.wait(lambda: knock.grant(grant["id"])["status"] == "revoked", "the grant lives on")
-        (said,) = [e["reason"] for e in knock.grant(grant["id"])["events"] if e["event"] == "revoked"]
-        assert said.startswith("execution aborted (Stolen: ")
-        assert said.isprintable()
+        (reason,) = [e["reason"] for e in knock.grant(grant["id"])["events"] if e["event"] == "revoked"]
+        assert reason.startswith("execution aborted (Stolen: ")
+        assert reason.isprintable()
 
 
 class TestEndThatFailsAtFirst:
@@ -749,13 +751,13 @@ class TestEndThatFailsAtFirst:
         assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
         assert knock.rules() == set()
 
-    def test_but_not_for_long(
+    def test_that_wait_has_an_end(
         self,
         knock: Knock,
         fail: Callable[[type[KnockError], int], None],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("api.SETTLES_WITHIN", 0.0)
+        monkeypatch.setattr("api.CLOSES_WITHIN", 0.0)
         grant = knock.open()
         fail(RuleUnsettled, 1)
         answer = knock.request("DELETE", f"/grants/{grant['id']}")
@@ -806,7 +808,7 @@ class TestEndByFilter:
         answer = knock.request("DELETE", "/grants", key="operator", principal="alice")
         assert [grant["id"] for grant in answer.json["grants"]] == [live["id"]]
 
-    def test_one_that_cannot_be_closed_at_once_keeps_no_other_open(self, knock: Knock) -> None:
+    def test_a_grant_that_cannot_be_closed_at_once_keeps_no_other_open(self, knock: Knock) -> None:
         """Mutation: functions/api.py: `            failure = failure or error` -> `            raise`"""
         grants = [knock.open("alice", caller=f"203.0.113.{n}")["id"] for n in range(1, 4)]
 
@@ -830,7 +832,7 @@ class TestEndByFilter:
 
 
 class TestRevokedBeforeItWasOpen:
-    def test_the_reason_given_is_no_error_of_knocks(self, knock: Knock) -> None:
+    def test_a_persons_reason_is_not_read_as_an_error_of_knocks(self, knock: Knock) -> None:
         """Mutation: `_failure` that looks a revoked grant's reason up among the errors."""
         reasons = iter(("PoolExhausted: forged", "InvalidTag: forged", "KnockError"))
 
@@ -868,10 +870,10 @@ class TestUnavailable:
         assert len(executions(knock)) == 1
 
     @pytest.mark.parametrize("started", [False, True])
-    def test_one_that_may_have_started_is_named_and_closed(
+    def test_a_grant_that_may_have_started_is_named_and_closed(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch, started: bool
     ) -> None:
-        """Its closing ends either way: nobody retries for days what never was.
+        """Its closing ends either way: a grant that never started is not retried for days.
 
         Mutation: functions/revoke.py:
         `    except GrantNotFound:  # its execution never started` -> `    except ZeroDivisionError:`
@@ -893,13 +895,13 @@ class TestUnavailable:
             lambda: set(knock.closings()) == {"SUCCEEDED"}, "it is not closed", step=timedelta(seconds=5)
         )
         assert knock.rules() == set()
-        # The closing stops it, unless it has heard of its end before and failed by itself.
+        # The closing stops the execution, unless that has met the end of its grant and failed before.
         assert knock.execution_status(problem["grant_id"]) in (("ABORTED", "FAILED") if started else (None,))
-        shown = knock.request("GET", f"/grants/{problem['grant_id']}")
-        assert shown.status == (200 if started else 404)
-        assert not started or shown.json["status"] == "failed"
+        details = knock.request("GET", f"/grants/{problem['grant_id']}")
+        assert details.status == (200 if started else 404)
+        assert not started or details.json["status"] == "failed"
 
-    def test_one_that_cannot_even_be_closed_is_named_all_the_same(
+    def test_a_grant_whose_closing_does_not_start_is_named_too(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Executions, "start", down(EngineUnavailable("away")))
@@ -920,20 +922,39 @@ class TestUnavailable:
         assert (answer.status, answer.json["status"]) == (202, "pending")
         knock.wait(lambda: knock.grant(answer.json["id"])["status"] == "active", "it did not open")
 
-    def test_one_that_is_not_closed_when_the_answer_is_due_is_named(
+    def test_a_failed_grant_that_is_not_closed_when_the_answer_is_due_is_named(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Mutation: functions/api.py: `if record.closed_at or late:` -> `if record:`"""
+        """One that is closed after the API has read of its end, and before the answer is due, is not named.
+
+        Mutation: functions/api.py: `if record.closed_at or late:` -> `if record:`
+        """
+        reading, ended, get, close = threading.current_thread(), threading.Event(), Trail.get, Trail.close
+
+        def get_and_note_the_end(trail: Trail, grant_id: str) -> Any:
+            record = get(trail, grant_id)
+            if threading.current_thread() is reading and record and record.state == "failed":
+                ended.set()
+            return record
+
+        def close_after_the_end_was_read(*arguments: Any) -> bool:
+            assert ended.wait(20)
+            return close(*arguments)
+
+        monkeypatch.setattr(Trail, "get", get_and_note_the_end)
         group = knock.add_group("full", "5432/tcp")
         for port in range(1, 61):
             knock.add_rule(group, port, "192.0.2.0/24")
         knock.add_key("eve", targets="full", max_duration="1h")
         with monkeypatch.context() as patch:
-            patch.setattr(Trail, "close", slow(Trail.close, 1.0))  # longer than the pause between two looks
+            patch.setattr("api.OPENS_WITHIN", 60.0)
+            patch.setattr(Trail, "close", close_after_the_end_was_read)
             answer = knock.request("POST", "/knock", key="eve")
         assert "grant_id" not in check_problem(answer, 409, "pool-exhausted")
+        ended.clear()
+        due_at_the_end = SimpleNamespace(sleep=time.sleep, monotonic=lambda: 60.0 if ended.is_set() else 0.0)
+        monkeypatch.setattr("api.time", due_at_the_end)
         monkeypatch.setattr(Trail, "close", down(StoreUnavailable("away")))
-        monkeypatch.setattr("api.OPENS_WITHIN", 0.5)
         assert check_problem(knock.request("POST", "/knock", key="eve"), 409, "pool-exhausted")["grant_id"]
 
     def test_without_the_trail_nothing_starts_and_the_answer_says_to_try_again(
@@ -947,10 +968,10 @@ class TestUnavailable:
             check_problem(knock.request(method, path), 503, "store-unavailable")
         assert executions(knock) == []
 
-    def test_a_revocation_that_cannot_settle_yet_says_to_try_again(
+    def test_a_revocation_before_quiescence_says_to_try_again(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("api.SETTLES_WITHIN", 0.1)
+        monkeypatch.setattr("api.CLOSES_WITHIN", 0.1)
         grant = knock.open()
 
         def unsettled(name: str, _payload: object) -> None:
@@ -985,14 +1006,14 @@ class TestSecrets:
         self, knock: Knock, capfd: pytest.CaptureFixture[str]
     ) -> None:
         grant = knock.open(reason="quiet")
-        said = [
+        texts = [
             knock.request("GET", "/whoami").text,
             knock.request("GET", f"/grants/{grant['id']}").text,
             knock.request("DELETE", f"/grants/{grant['id']}").text,
             knock.request("POST", "/knock", raw="not json").text,
             knock.request("POST", "/knock", body={"targets": ["vault"]}).text,
         ]
-        said += [json.dumps(knock.items(domain)) for domain in ("trail", "ledger", "refusals")]
-        said.append(json.dumps(knock.execution(grant["id"]), default=str))
-        said += capfd.readouterr()
-        assert not [text for text in said if "value-of-" in text]
+        texts += [json.dumps(knock.items(domain)) for domain in ("trail", "ledger", "refusals")]
+        texts.append(json.dumps(knock.execution(grant["id"]), default=str))
+        texts += capfd.readouterr()
+        assert not [text for text in texts if "value-of-" in text]

@@ -41,9 +41,9 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
-    made = Recorded(tmp_path_factory.mktemp("recorded"))
-    yield made
-    made.close()
+    aws = Recorded(tmp_path_factory.mktemp("recorded"))
+    yield aws
+    aws.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def started(
 def test_a_function_starts_and_opens_one_connection_a_service(
     function: str, recorded: Recorded, environments: dict[str, dict[str, str]]
 ) -> None:
-    """And again where AWS has closed them. The API's three first calls are made at once.
+    """And opens it again where AWS has closed it. The API's first three calls are made at the same time.
 
     Mutation: functions/grants/wiring.py: `        if known not in self._clients:` -> `        if True:`
     """
@@ -84,18 +84,18 @@ def test_a_function_starts_with_the_newest_botocore_in_place_of_the_pinned_one(
 ) -> None:
     """AWS brings the runtime's botocore up to date unasked. `make test` fetches the newest there is."""
     need((NEWEST / ".done").exists(), "the newest botocore is missing: run make .venv-newest/.done")
-    found = re.search(r"__version__ = '(.+)'", (NEWEST / "botocore" / "__init__.py").read_text())
-    assert found
-    assert numbers(found[1]) >= numbers(botocore.__version__)
+    version = re.search(r"__version__ = '(.+)'", (NEWEST / "botocore" / "__init__.py").read_text())
+    assert version
+    assert numbers(version[1]) >= numbers(botocore.__version__)
     environment = environments[function] | {"PYTHONPATH": str(NEWEST)}
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "import botocore; print(botocore.__file__)"],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.startswith(str(NEWEST))
+    assert result.stdout.startswith(str(NEWEST))
     logged, _ = started(recorded, function, environment)
     assert '"level":"ERROR"' not in logged
 
@@ -104,7 +104,7 @@ def numbers(version: str) -> list[int]:
     return [int(number) for number in version.split(".")]
 
 
-def test_a_function_whose_answer_is_no_success_is_no_figure(
+def test_a_function_that_answers_with_an_error_fails_the_measurement(
     recorded: Recorded, environments: dict[str, dict[str, str]]
 ) -> None:
     bad = environments["authorize"] | {"MAX_DURATION": "1s"}
@@ -157,13 +157,13 @@ def test_every_function_of_a_build_is_compiled_as_the_root_it_is_on_lambda(
     assert marshal.loads(compiled.read_bytes()[16:]).co_filename == "/var/task/api.py"  # noqa: S302  # ours
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
 def test_deploying_with_bytecode_takes_the_runtimes_own_python(
-    there: bool, monkeypatch: pytest.MonkeyPatch
+    installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if there else None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if installed else None)
     assert read()["Globals"]["Function"]["Runtime"] == deploy.RUNTIME
-    if there:
+    if installed:
         command = [deploy.RUNTIME, "-m", "tools.bytecode", "--for", deploy.RUNTIME, ".aws-sam/build"]
         assert deploy.compiling() == command
         assert deploy.read_options(["--bytecode"]).bytecode
@@ -174,18 +174,18 @@ def test_deploying_with_bytecode_takes_the_runtimes_own_python(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--for", "python2.7", "{built}"], "the functions run on python2.7: bytecode of python3."),
         (["{built}/none"], "is no folder: run `sam build` first"),
         (["{built}/broken"], "not every module in"),
     ],
 )
-def test_what_would_not_count_is_not_compiled(
-    arguments: list[str], said: str, built: Path, capsys: pytest.CaptureFixture[str]
+def test_bytecode_that_lambda_could_not_use_is_not_written(
+    arguments: list[str], message: str, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (built / "broken").mkdir()
     (built / "broken" / "module.py").write_text("def\n")
     assert bytecode.main([argument.format(built=built) for argument in arguments]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list((built / "grants").rglob("*.pyc"))

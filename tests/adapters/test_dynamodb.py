@@ -11,9 +11,10 @@ from botocore.exceptions import ConnectionClosedError
 from grants.dynamodb import INDEXES, TRANSIENT, DynamoDb
 from grants.errors import StoreRefused, StoreUnavailable
 from grants.ledger import LARGEST
-from grants.ledgers import PART, Ledgers, Unreadable
-from grants.store import Conflict, Expected, Where
+from grants.ledgers import Ledgers
+from grants.store import PART, Conflict, Expected, Where
 from grants.trail import Trail
+from grants.values import Unreadable
 from tests.adapters.parts import (
     NO_ANSWER,
     NOW,
@@ -23,7 +24,7 @@ from tests.adapters.parts import (
     Tables,
     answered,
     dynamodbs_own,
-    grant,
+    new_grant,
 )
 
 STATE, KIND = Where("state", "=", "live"), Where("kind", "=", "grant")
@@ -58,7 +59,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 class TestErrors:
     @every_call
     @pytest.mark.parametrize("code", sorted(TRANSIENT))
-    def test_what_is_transient_is_unavailable(self, call: Any, code: str) -> None:
+    def test_a_transient_error_is_unavailable(self, call: Any, code: str) -> None:
         with pytest.raises(StoreUnavailable, match=code):
             call(over(answered(code))[0])
 
@@ -70,7 +71,7 @@ class TestErrors:
             call(over(answered("NeverHeardOf", status))[0])
 
     @every_call
-    def test_and_no_answer(self, call: Any) -> None:
+    def test_so_is_no_answer(self, call: Any) -> None:
         with pytest.raises(StoreUnavailable, match="did not answer"):
             call(over(NO_ANSWER)[0])
 
@@ -79,14 +80,14 @@ class TestErrors:
         "code",
         ["AccessDeniedException", "ResourceNotFoundException", "UnrecognizedClientException", "NeverHeardOf"],
     )
-    def test_what_is_permanent_is_refused(self, call: Any, code: str) -> None:
+    def test_a_permanent_error_is_refused(self, call: Any, code: str) -> None:
         """Mutation: functions/grants/dynamodb.py:
         `raise StoreRefused(text[:300])` -> `raise StoreUnavailable(text[:300])`
         """
         with pytest.raises(StoreRefused, match=f"{code} to .* of knock-trail"):
             call(over(answered(code))[0])
 
-    def test_it_says_what_is_wrong_but_not_who_may_not(self) -> None:
+    def test_a_refusal_explains_a_bad_request_but_names_no_role(self) -> None:
         """Mutation: functions/grants/dynamodb.py: `if code in EXPLAINED:` -> `if True:`"""
         with pytest.raises(StoreRefused, match=r"of knock-trail: The table has no such index$"):
             over(answered("ValidationException", message="The table has no such index"))[0].get("g1")
@@ -105,8 +106,8 @@ class TestErrors:
             with pytest.raises(Conflict) as conflict:
                 store.put("g1", {"a": "b"}, expected=Expected(attribute, "x"))
             assert conflict.value.missing is missing
-            assert [operation for operation, _ in client.asked] == ["update_item", "get_item"][: len(answers)]
-            assert client.asked[-1][1].get("ConsistentRead", True) is True
+            assert [operation for operation, _ in client.calls] == ["update_item", "get_item"][: len(answers)]
+            assert client.calls[-1][1].get("ConsistentRead", True) is True
 
 
 class TestReads:
@@ -116,8 +117,8 @@ class TestReads:
         """
         store, client = over({})
         store.get("g1")
-        asked = {"TableName": "knock-trail", "Key": {"name": {"S": "g1"}}, "ConsistentRead": True}
-        assert client.asked == [("get_item", asked)]
+        arguments = {"TableName": "knock-trail", "Key": {"name": {"S": "g1"}}, "ConsistentRead": True}
+        assert client.calls == [("get_item", arguments)]
 
     def test_so_is_a_table_and_an_index_cannot_be(self) -> None:
         """Mutation: functions/grants/dynamodb.py:
@@ -125,7 +126,7 @@ class TestReads:
         """
         store, client = over({"Items": []}, {"Items": []})
         assert [*store.query([STATE]), *store.query([KIND])] == []
-        assert [(operation, asked.get("ConsistentRead")) for operation, asked in client.asked] == [
+        assert [(operation, arguments.get("ConsistentRead")) for operation, arguments in client.calls] == [
             ("scan", True),
             ("query", None),
         ]
@@ -136,7 +137,7 @@ class TestReads:
         page, empty = {"Items": [LIVE], "Count": 1}, {"Items": [], "Count": 0}
         store, client = over(page | {"LastEvaluatedKey": "1"}, empty | {"LastEvaluatedKey": "2"}, page)
         assert CALLS[call](store) == (2 if call == "count" else [("g1", {"state": ("live",)})] * 2)
-        assert [asked.get("ExclusiveStartKey") for _, asked in client.asked] == [None, "1", "2"]
+        assert [arguments.get("ExclusiveStartKey") for _, arguments in client.calls] == [None, "1", "2"]
 
     @pytest.mark.parametrize(
         ("attributes", "index"),
@@ -146,30 +147,32 @@ class TestReads:
             (["principal_id", "closed_at", "kind"], "by-closed-at"),
         ],
     )
-    def test_the_most_selective_index_is_asked(self, attributes: list[str], index: str) -> None:
+    def test_the_most_selective_index_is_used(self, attributes: list[str], index: str) -> None:
         store, client = over({"Items": []})
-        assert list(store.query([Where(one, "=", "x") for one in attributes])) == []
-        assert client.asked[0][1]["IndexName"] == index
+        assert list(store.query([Where(attribute, "=", "x") for attribute in attributes])) == []
+        assert client.calls[0][1]["IndexName"] == index
 
 
 @dynamodbs_own
 class TestIndexes:
     @pytest.mark.parametrize("where", [[], [STATE], [Where("kind", ">", "a")], [Where("kind", "=", "")]])
-    def test_without_one_there_is_no_order(self, store: DynamoDb, where: list[Where]) -> None:
+    def test_without_an_index_there_is_no_order(self, store: DynamoDb, where: list[Where]) -> None:
         with pytest.raises(ValueError, match="without an index"):
             list(store.query(where, newest_first=True))
 
     @pytest.mark.parametrize(
         "more", [[Where("order", "<", "5"), Where("order", ">", "3")], [Where("kind", "<", "x")], [KIND]]
     )
-    def test_one_takes_one_condition_on_each_of_its_keys(self, store: DynamoDb, more: list[Where]) -> None:
+    def test_an_index_takes_one_condition_on_each_of_its_keys(
+        self, store: DynamoDb, more: list[Where]
+    ) -> None:
         """Mutation: functions/grants/dynamodb.py:
         `sum(w.attribute == name for w in where) > 1` -> `False`
         """
         with pytest.raises(ValueError, match="one condition"):
             list(store.query([KIND, *more]))
 
-    def test_what_has_no_order_is_in_none(self, store: DynamoDb) -> None:
+    def test_an_item_without_an_order_is_in_no_index(self, store: DynamoDb) -> None:
         store.put("g1", {"kind": "grant", "state": "live"})
         assert list(store.query([KIND])) == []
         assert [name for name, _ in store.query([STATE])] == ["g1"]
@@ -186,7 +189,7 @@ class TestTypes:
             assert store.count([Where("target_name", "=", text)]) == count
         assert store.count([Where("state", "=", "web")]) == 0, "a text that contains another is not that one"
 
-    def test_it_is_no_single_text_to_a_condition(self, store: DynamoDb) -> None:
+    def test_a_set_is_no_single_text_to_a_condition(self, store: DynamoDb) -> None:
         store.put("g1", {}, [("target_name", "web")])
         with pytest.raises(Conflict) as conflict:
             store.put("g1", {"state": "live"}, expected=Expected("target_name", "web"))
@@ -202,22 +205,22 @@ class TestTypes:
         assert read(store) == {"state": {"live"}}
 
     @pytest.mark.parametrize("value", [{"N": "1"}, {"BOOL": True}, {"NULL": True}, {"L": []}, {"B": b"x"}])
-    def test_another_type_cannot_be_read_and_the_others_are(
+    def test_an_item_with_another_type_cannot_be_read_and_the_others_can(
         self, store: DynamoDb, stores: Tables, value: dict[str, Any]
     ) -> None:
         """Mutation: functions/grants/dynamodb.py:
         `tuple(content) if kind == "SS" else (kind, str(content))` -> `tuple(value["SS"])`
         """
         trail, ledgers = Trail(store), Ledgers(store)
-        good, bad = grant(), grant("bad")
-        for one in (good, bad):
-            trail.record(one)
+        good, bad = new_grant(), new_grant("bad")
+        for grant in (good, bad):
+            trail.record(grant)
         _change(stores, bad.id, "expires_at", value)
         _change(stores, bad.id, "input_00", value)
         with pytest.raises(StoreRefused, match="cannot be read"):
             trail.get(bad.id)
         assert [record.id for record in trail.page(limit=10).records] == [good.id]
-        assert {one.name for one in trail.unclosed() if isinstance(one, Unreadable)} == {bad.id}
+        assert {item.name for item in trail.unclosed() if isinstance(item, Unreadable)} == {bad.id}
         store.put("203.0.113.9/32", {"parts": "1", "part_000": "{}"})
         _change(stores, "203.0.113.9/32", "token", value)
         with pytest.raises(StoreRefused, match="cannot be read"):
@@ -241,7 +244,7 @@ class TestLimits:
         assert store.get("g1")["long"] == ("é" * 5000,)
         assert len(store.get("g1")) == 257
 
-    def test_one_that_is_too_large_is_refused_whole(self, store: DynamoDb) -> None:
+    def test_an_item_that_is_too_large_is_refused_whole(self, store: DynamoDb) -> None:
         before = {f"part_{n:03}": "x" * PART for n in range(LARGEST // PART)}
         store.put("g1", before)
         with pytest.raises(StoreRefused, match="Item size"):
@@ -254,41 +257,41 @@ def test_the_largest_ledger_is_within_the_limits_of_an_expression() -> None:
     store, client = over({})
     values = {"token": "x", "parts": "250"} | {f"part_{n:03}": "x" for n in range(LARGEST // PART)}
     store.put("g1", values, expected=Expected("token", "y"))
-    asked = client.asked[0][1]
-    assert len(asked["UpdateExpression"]) < 4096
+    arguments = client.calls[0][1]
+    assert len(arguments["UpdateExpression"]) < 4096
     assert len(values) < 300, "operators"
-    assert len(asked["ExpressionAttributeNames"]) == len(values)
-    assert len(asked["ExpressionAttributeValues"]) == len(values) + 1
+    assert len(arguments["ExpressionAttributeNames"]) == len(values)
+    assert len(arguments["ExpressionAttributeValues"]) == len(values) + 1
 
 
 @dynamodbs_own
 class TestOtherTables:
     @every_call
-    def test_one_that_is_not_there_is_refused(self, stores: Tables, call: Any) -> None:
+    def test_a_table_that_does_not_exist_is_refused(self, stores: Tables, call: Any) -> None:
         missing = DynamoDb(stores.client, "knock-none")  # type: ignore[arg-type]
         with pytest.raises(StoreRefused, match=r"ResourceNotFoundException to \w+ of knock-none: \w+"):
             call(missing)
 
     @pytest.mark.parametrize("name", ["get", "put", "delete"])
-    def test_so_is_one_with_another_key(self, stores: Tables, name: str) -> None:
-        other = stores.make("id", INDEXES)
+    def test_so_is_a_table_with_another_key(self, stores: Tables, name: str) -> None:
+        table = stores.make("id", INDEXES)
         with pytest.raises(StoreRefused, match=f"ValidationException to .* of {stores.table}: .*key"):
-            CALLS[name](other)
+            CALLS[name](table)
 
     @pytest.mark.parametrize("name", ["scan", "query"])
-    def test_and_its_items(self, stores: Tables, name: str) -> None:
+    def test_so_are_the_items_of_a_table_with_another_key(self, stores: Tables, name: str) -> None:
         """Mutation: functions/grants/dynamodb.py: `if "S" not in item.get("name", {}):` -> `if False:`"""
-        other = stores.make("id", INDEXES)
+        table = stores.make("id", INDEXES)
         item = {"id": "g1", "state": "live", "kind": "grant", "order": "1"}
         stores.client.put_item(TableName=stores.table, Item={key: {"S": text} for key, text in item.items()})
         with pytest.raises(StoreRefused, match=f"the table {stores.table} has another key than `name`"):
-            CALLS[name](other)
+            CALLS[name](table)
 
     @pytest.mark.parametrize("name", ["query", "count"])
-    def test_and_one_without_the_index(self, stores: Tables, name: str) -> None:
-        other = stores.make("name", {})
+    def test_so_is_a_table_without_the_index(self, stores: Tables, name: str) -> None:
+        table = stores.make("name", {})
         with pytest.raises(StoreRefused, match=rf"\w+ to query of {stores.table}: .*by-kind"):
-            CALLS[name](other)
+            CALLS[name](table)
 
 
 def test_a_clients_own_second_try_after_a_lost_answer_is_a_conflict(emulator: Emulator) -> None:
@@ -309,8 +312,8 @@ def test_a_clients_own_second_try_after_a_lost_answer_is_a_conflict(emulator: Em
     assert len(losses) == 1
     assert read(store) == {"kind": {"grant"}}
     losses.clear()
-    Trail(store).record(grant())
+    Trail(store).record(new_grant())
     assert len(losses) == 1
-    assert Trail(store).record(grant()).grant == grant()
+    assert Trail(store).record(new_grant()).grant == new_grant()
     losses.clear()
-    assert Trail(store).end(grant().id, "revoked", NOW, "alice", "") is False
+    assert Trail(store).end(new_grant().id, "revoked", NOW, "alice", "") is False

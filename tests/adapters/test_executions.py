@@ -12,7 +12,7 @@ import pytest
 from grants.errors import EngineUnavailable
 from grants.executions import Closings, Executions
 from grants.values import GRANT_ID, Grant
-from tests.adapters.parts import NO_ANSWER, Answers, Parts, answered, grant
+from tests.adapters.parts import NO_ANSWER, Answers, Parts, answered, new_grant
 
 MACHINE = "arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants"
 
@@ -20,7 +20,7 @@ MACHINE = "arn:aws:states:eu-west-1:123456789012:stateMachine:knock-grants"
 def lasting(parts: Parts, nonce: str) -> Grant:
     """A grant that its execution's clock gives another day."""
     end = parts.now().replace(microsecond=0) + timedelta(days=1)
-    return grant(f"{nonce}-{parts.name}", expires_at=end)
+    return new_grant(f"{nonce}-{parts.name}", expires_at=end)
 
 
 def status(parts: Parts, of: Grant) -> str | None:
@@ -38,45 +38,45 @@ class TestExecution:
         assert parts.executions.stop("never", "Revoked", "revoked by bob") is False
 
     def test_it_has_the_grant_as_its_input(self, parts: Parts) -> None:
-        made = lasting(parts, "input")
-        parts.executions.start(made)
-        execution = parts.executions.describe(made.id)
+        grant = lasting(parts, "input")
+        parts.executions.start(grant)
+        execution = parts.executions.describe(grant.id)
         assert execution.status == "RUNNING"
-        assert Grant.from_input(json.loads(execution.input)) == made
+        assert Grant.from_input(json.loads(execution.input)) == grant
 
     def test_it_runs_once_however_often_it_is_started(self, parts: Parts) -> None:
-        made = lasting(parts, "once")
-        parts.executions.start(made)
-        parts.executions.start(made)
-        parts.executions.start(replace(made, reason="another input"))
-        assert status(parts, made) == "RUNNING"
-        assert running(parts).count(made.id) == 1
-        assert Grant.from_input(json.loads(parts.executions.describe(made.id).input)) == made
+        grant = lasting(parts, "once")
+        parts.executions.start(grant)
+        parts.executions.start(grant)
+        parts.executions.start(replace(grant, reason="another input"))
+        assert status(parts, grant) == "RUNNING"
+        assert running(parts).count(grant.id) == 1
+        assert Grant.from_input(json.loads(parts.executions.describe(grant.id).input)) == grant
 
     def test_a_list_says_since_when_it_runs(self, parts: Parts) -> None:
-        made = lasting(parts, "since")
-        parts.executions.start(made)
-        (started,) = [at for name, at in parts.executions.running() if name == made.id]
+        grant = lasting(parts, "since")
+        parts.executions.start(grant)
+        (started,) = [at for name, at in parts.executions.running() if name == grant.id]
         assert started.tzinfo is not None
         assert abs(started - parts.now()) < timedelta(days=1)
 
     def test_it_is_stopped_once_and_for_all(self, parts: Parts) -> None:
-        made = lasting(parts, "stopped")
-        parts.executions.start(made)
+        grant = lasting(parts, "stopped")
+        parts.executions.start(grant)
         for _ in range(2):
-            assert parts.executions.stop(made.id, "Revoked", "revoked by bob: x" * 3000) is True
-            assert status(parts, made) == "ABORTED"
-        parts.executions.start(made)
-        assert status(parts, made) == "ABORTED"
-        assert made.id not in running(parts)
+            assert parts.executions.stop(grant.id, "Revoked", "revoked by bob: x" * 3000) is True
+            assert status(parts, grant) == "ABORTED"
+        parts.executions.start(grant)
+        assert status(parts, grant) == "ABORTED"
+        assert grant.id not in running(parts)
 
-    def test_stopping_one_that_ended_by_itself_changes_nothing(self, parts: Parts) -> None:
-        made = lasting(parts, "ended")
-        parts.executions.start(made)
-        parts.finish(made.id)
-        assert parts.executions.stop(made.id, "Revoked", "") is True
-        assert status(parts, made) == "SUCCEEDED"
-        assert made.id not in running(parts)
+    def test_stopping_an_execution_that_has_ended_changes_nothing(self, parts: Parts) -> None:
+        grant = lasting(parts, "ended")
+        parts.executions.start(grant)
+        parts.finish(grant.id)
+        assert parts.executions.stop(grant.id, "Revoked", "") is True
+        assert status(parts, grant) == "SUCCEEDED"
+        assert grant.id not in running(parts)
 
     def test_its_arn_names_the_grant(self, parts: Parts) -> None:
         arn: str = parts.executions.arn("g1")
@@ -85,12 +85,12 @@ class TestExecution:
 
 
 class TestClosing:
-    def test_each_is_one_of_its_own_with_what_it_is_to_close(self, parts: Parts) -> None:
-        made = lasting(parts, "closing")
-        payload = {"how": "superseded", "grant": made.as_input(), "by": {"id": "", "name": "é"}}
+    def test_each_is_an_execution_of_its_own_with_what_it_is_to_close(self, parts: Parts) -> None:
+        grant = lasting(parts, "closing")
+        payload = {"how": "superseded", "grant": grant.as_input(), "by": {"id": "", "name": "é"}}
         for _ in range(2):
-            parts.closings.start(made.id, payload)
-        assert parts.closings_started(made.id) == [payload, payload]
+            parts.closings.start(grant.id, payload)
+        assert parts.closings_started(grant.id) == [payload, payload]
         assert parts.closings_started("another") == []
 
 
@@ -103,7 +103,7 @@ def over(*answers: Any) -> tuple[Executions, Answers]:
 
 
 CALLS = {
-    "start": lambda executions: executions.start(grant()),
+    "start": lambda executions: executions.start(new_grant()),
     "stop": lambda executions: executions.stop("g1", "Revoked", ""),
     "describe": lambda executions: executions.describe("g1"),
     "running": lambda executions: list(executions.running()),
@@ -114,7 +114,7 @@ FAILURES = [answered("ThrottlingException"), answered("AccessDeniedException"), 
 class TestErrors:
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
     @pytest.mark.parametrize("failure", FAILURES)
-    def test_what_step_functions_does_not_do_is_worth_another_try(
+    def test_a_call_that_step_functions_does_not_carry_out_is_unavailable(
         self, call: Any, failure: Exception
     ) -> None:
         with pytest.raises(EngineUnavailable):
@@ -125,13 +125,13 @@ class TestErrors:
         with pytest.raises(EngineUnavailable):
             Closings(Answers(failure), MACHINE).start("g1", {})  # type: ignore[arg-type]
 
-    def test_an_execution_of_the_same_name_is_ours(self) -> None:
-        over(answered("ExecutionAlreadyExists"))[0].start(grant())
+    def test_an_execution_of_the_same_name_is_the_grants_own(self) -> None:
+        over(answered("ExecutionAlreadyExists"))[0].start(new_grant())
 
     def test_an_error_and_a_cause_are_cut_to_what_step_functions_takes(self) -> None:
         executions, client = over({})
         executions.stop("g1", "x" * 1000, "y" * 40_000)
-        assert (len(client.asked[0][1]["error"]), len(client.asked[0][1]["cause"])) == (256, 32_768)
+        assert (len(client.calls[0][1]["error"]), len(client.calls[0][1]["cause"])) == (256, 32_768)
 
     def test_an_input_that_is_too_large_to_show_is_empty(self) -> None:
         execution = over({"status": "RUNNING"})[0].describe("g1")
@@ -149,18 +149,18 @@ class TestPages:
             {"executions": [{"name": "g2", "startDate": at}]},
         )
         assert list(executions.running()) == [("g1", at), ("g2", at)]
-        assert [asked.get("nextToken") for _, asked in client.asked] == [None, "1", "2"]
-        assert {asked["statusFilter"] for _, asked in client.asked} == {"RUNNING"}
+        assert [arguments.get("nextToken") for _, arguments in client.calls] == [None, "1", "2"]
+        assert {arguments["statusFilter"] for _, arguments in client.calls} == {"RUNNING"}
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["g1", "x" * 80, grant().id])
-    def test_a_closings_name_is_an_executions(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["g1", "x" * 80, new_grant().id])
+    def test_a_closings_name_is_valid_and_begins_with_the_grants(self, name: str) -> None:
         client = Answers({}, {})
         closings = Closings(client, MACHINE)  # type: ignore[arg-type]
         for _ in range(2):
             closings.start(name, {"how": "revoked"})
-        made = [asked["name"] for _, asked in client.asked]
-        assert all(map(GRANT_ID.fullmatch, made))
-        assert len(set(made)) == 2
-        assert all(one.startswith(name[:63]) for one in made)
+        execution_names = [arguments["name"] for _, arguments in client.calls]
+        assert all(map(GRANT_ID.fullmatch, execution_names))
+        assert len(set(execution_names)) == 2
+        assert all(execution_name.startswith(name[:63]) for execution_name in execution_names)

@@ -29,11 +29,11 @@ def keyed(parts: Parts, ports: Ports = SSH, cidr: str = HERE, group: int = 0) ->
 
 
 def authorized(parts: Parts, *ports: Ports, cidr: str = HERE, group: int = 0, grant: str = "g1") -> list[str]:
-    made = parts.ingress.authorize(parts.groups[group], ports or (SSH,), cidr, grant)
-    return [made[RuleKey(parts.groups[group], one, cidr)] for one in ports or (SSH,)]
+    rule_ids = parts.ingress.authorize(parts.groups[group], ports or (SSH,), cidr, grant)
+    return [rule_ids[RuleKey(parts.groups[group], range_, cidr)] for range_ in ports or (SSH,)]
 
 
-def found(rules: list[Rule]) -> dict[str, RuleKey]:
+def keys_by_id(rules: list[Rule]) -> dict[str, RuleKey]:
     return {rule.id: rule.key for rule in rules}
 
 
@@ -43,26 +43,26 @@ class TestAuthorize:
         self, parts: Parts, cidr: str
     ) -> None:
         ports = [SSH, HTTP, HTTPS, Ports(8000, 8010, "udp")]
-        made = parts.ingress.authorize(parts.groups[0], ports, cidr, "g1")
-        assert set(made) == {keyed(parts, one, cidr) for one in ports}
-        assert len(set(made.values())) == 4
+        rule_ids = parts.ingress.authorize(parts.groups[0], ports, cidr, "g1")
+        assert set(rule_ids) == {keyed(parts, range_, cidr) for range_ in ports}
+        assert len(set(rule_ids.values())) == 4
         rules = parts.ingress.find([parts.groups[0]])
-        assert found(rules) == {rule_id: key for key, rule_id in made.items()}
+        assert keys_by_id(rules) == {rule_id: key for key, rule_id in rule_ids.items()}
         assert {rule.grant_id for rule in rules} == {"g1"}
         assert all(map(parts.ingress.is_ours, rules))
-        assert found(parts.ingress.ours()) == found(rules)
+        assert keys_by_id(parts.ingress.ours()) == keys_by_id(rules)
 
-    def test_one_that_is_there_has_all_of_them_refused(self, parts: Parts) -> None:
+    def test_a_rule_that_exists_has_the_whole_call_refused(self, parts: Parts) -> None:
         """Mutation: functions/grants/ingress.py:
         `if code == "InvalidPermission.Duplicate":` -> `if False:`
         """
-        (there,) = authorized(parts, HTTP)
+        (rule_id,) = authorized(parts, HTTP)
         for ports in ([HTTP], [SSH, HTTP], [HTTP, HTTPS]):
             with pytest.raises(RuleDuplicate):
                 parts.ingress.authorize(parts.groups[0], ports, HERE, "g2")
-        assert found(parts.ingress.find(parts.groups)) == {there: keyed(parts, HTTP)}
+        assert keys_by_id(parts.ingress.find(parts.groups)) == {rule_id: keyed(parts, HTTP)}
 
-    def test_a_foreign_one_is_there_and_stays_as_it_is(self, parts: Parts) -> None:
+    def test_a_foreign_rule_is_a_duplicate_and_stays_as_it_is(self, parts: Parts) -> None:
         """Mutation: functions/grants/ingress.py: `return rule.stack == self.stack` -> `return True`"""
         rule_id = parts.add_rule(keyed(parts))
         with pytest.raises(RuleDuplicate):
@@ -75,7 +75,7 @@ class TestAuthorize:
         parts.remove_rule(keyed(parts), rule_id)
         assert authorized(parts)
 
-    def test_it_is_another_one_with_other_ports_protocol_source_or_group(self, parts: Parts) -> None:
+    def test_other_ports_protocol_source_or_group_make_another_rule(self, parts: Parts) -> None:
         keys = [
             keyed(parts),
             keyed(parts, Ports(22, 23, "tcp")),
@@ -84,9 +84,9 @@ class TestAuthorize:
             keyed(parts, cidr="203.0.113.0/28"),
             keyed(parts, group=1),
         ]
-        made = {key: parts.ingress.authorize(key.group, [key.ports], key.cidr, "g1")[key] for key in keys}
-        assert len(set(made.values())) == len(keys)
-        assert {rule.key: rule.id for rule in parts.ingress.find(parts.groups)} == made
+        rule_ids = {key: parts.ingress.authorize(key.group, [key.ports], key.cidr, "g1")[key] for key in keys}
+        assert len(set(rule_ids.values())) == len(keys)
+        assert {rule.key: rule.id for rule in parts.ingress.find(parts.groups)} == rule_ids
         assert {rule.key for rule in parts.ingress.find(parts.groups[1:])} == {keys[-1]}
         assert {rule.key for rule in parts.ingress.ours()} == set(keys)
 
@@ -127,26 +127,26 @@ class TestAuthorize:
 
 
 class TestRevoke:
-    def test_several_rules_of_one_group_go_in_one_call(self, parts: Parts) -> None:
+    def test_several_rules_of_one_group_are_removed_in_one_call(self, parts: Parts) -> None:
         first, second, third = authorized(parts, SSH, HTTP, HTTPS)
         assert parts.ingress.revoke(parts.groups[0], [second, first]) == {first, second}
-        assert set(found(parts.ingress.find(parts.groups))) == {third}
+        assert set(keys_by_id(parts.ingress.find(parts.groups))) == {third}
 
-    def test_one_that_is_not_there_has_all_of_them_refused(self, parts: Parts) -> None:
+    def test_a_rule_that_does_not_exist_has_the_whole_call_refused(self, parts: Parts) -> None:
         """Mutation: functions/grants/ingress.py: `if _code(error) in GONE:` -> `if False:`"""
         first, second = authorized(parts, SSH, HTTP)
         assert parts.ingress.revoke(parts.groups[0], [first]) == {first}
         for ids in ([first], [first, second]):
             with pytest.raises(RuleNotFound):
                 parts.ingress.revoke(parts.groups[0], ids)
-        assert set(found(parts.ingress.find(parts.groups))) == {second}
+        assert set(keys_by_id(parts.ingress.find(parts.groups))) == {second}
         assert authorized(parts) != [first]
 
-    def test_it_goes_only_from_its_own_group(self, parts: Parts) -> None:
+    def test_a_rule_is_removed_only_through_its_own_group(self, parts: Parts) -> None:
         (rule_id,) = authorized(parts)
         with pytest.raises(RuleNotFound):
             parts.ingress.revoke(parts.groups[1], [rule_id])
-        assert set(found(parts.ingress.find(parts.groups))) == {rule_id}
+        assert set(keys_by_id(parts.ingress.find(parts.groups))) == {rule_id}
 
 
 class TestByHand:
@@ -161,13 +161,13 @@ class TestByHand:
             parts.ingress.show([rule_id]),
             parts.ingress.ours(),
         ):
-            assert found(rules) == {rule_id: changed}
+            assert keys_by_id(rules) == {rule_id: changed}
             assert rules[0].grant_id == "g1"
-        (again,) = authorized(parts)
-        assert again != rule_id
+        (second_id,) = authorized(parts)
+        assert second_id != rule_id
         assert parts.ingress.revoke(parts.groups[0], [rule_id]) == {rule_id}
 
-    def test_a_rule_that_lets_out_never_counts(self, parts: Parts) -> None:
+    def test_an_egress_rule_never_counts(self, parts: Parts) -> None:
         """Mutation: functions/grants/ingress.py: `if value["IsEgress"]:` -> `if False:`"""
         rule_id = parts.add_rule(keyed(parts), egress=True)
         assert parts.ingress.find(parts.groups) == []
@@ -184,7 +184,7 @@ class TestLists:
         first, second = authorized(parts, SSH, HTTP)
         (third,) = authorized(parts, group=1, cidr=ELSEWHERE)
         authorized(parts, HTTPS, grant="g2")
-        assert set(found(parts.ingress.tagged("g1"))) == {first, second, third}
+        assert set(keys_by_id(parts.ingress.tagged("g1"))) == {first, second, third}
         assert parts.ingress.tagged("g9") == []
 
     @pytest.mark.parametrize("name", ["*", "g?", "g*", "sgr-*"])
@@ -201,11 +201,11 @@ class TestLists:
         first, second, third = authorized(parts, SSH, HTTP, HTTPS)
         foreign = parts.add_rule(keyed(parts, cidr="203.0.113.8/32"))
         parts.ingress.revoke(parts.groups[0], [second])
-        assert set(found(parts.ingress.show([first, second, foreign]))) == {first, foreign}
+        assert set(keys_by_id(parts.ingress.show([first, second, foreign]))) == {first, foreign}
         assert parts.ingress.show([]) == []
-        assert third in found(parts.ingress.ours())
+        assert third in keys_by_id(parts.ingress.ours())
 
-    def test_there_are_none_of_no_groups(self, parts: Parts) -> None:
+    def test_no_groups_have_no_rules(self, parts: Parts) -> None:
         authorized(parts)
         assert parts.ingress.find([]) == []
         assert parts.ingress.groups([]) == {}
@@ -314,14 +314,14 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 class TestErrors:
     @every_call
     @pytest.mark.parametrize("code", sorted(THROTTLED))
-    def test_the_request_limit_is_told_apart(self, call: Any, code: str) -> None:
+    def test_a_throttled_call_has_an_error_of_its_own(self, call: Any, code: str) -> None:
         """Mutation: functions/grants/ingress.py: `if code in THROTTLED:` -> `if False:`"""
         with pytest.raises(IngressThrottled):
             call(over(answered(code, 503))[0])
 
     @every_call
     @pytest.mark.parametrize("code", sorted(TRANSIENT))
-    def test_of_ec2s_own_errors_it_is_not_known_whether_it_acted(self, call: Any, code: str) -> None:
+    def test_after_an_error_of_ec2s_own_the_call_may_have_taken_effect(self, call: Any, code: str) -> None:
         with pytest.raises(IngressUnavailable):
             call(over(answered(code, 400))[0])
 
@@ -333,30 +333,30 @@ class TestErrors:
             call(over(answered("NeverHeardOf", status))[0])
 
     @every_call
-    def test_nor_is_no_answer(self, call: Any) -> None:
+    def test_a_missing_answer_is_no_refusal(self, call: Any) -> None:
         with pytest.raises(IngressUnavailable):
             call(over(NO_ANSWER)[0])
 
     @every_call
     @pytest.mark.parametrize("code", ["UnauthorizedOperation", "InvalidGroupId.Malformed", "NeverHeardOf"])
-    def test_what_ec2_refuses_for_good_is_refused(self, call: Any, code: str) -> None:
+    def test_a_permanent_error_is_refused(self, call: Any, code: str) -> None:
         with pytest.raises(IngressRefused, match=code):
             call(over(answered(code))[0])
 
     @pytest.mark.parametrize("code", sorted(GONE))
-    def test_what_is_not_there_was_not_removed(self, code: str) -> None:
+    def test_a_missing_rule_was_not_removed(self, code: str) -> None:
         with pytest.raises(RuleNotFound):
             over(answered(code))[0].revoke("sg-0a", ["sgr-1", "sgr-2"])
 
     @every_call
-    def test_no_error_of_botos_leaves(self, call: Any) -> None:
+    def test_no_error_of_boto3_leaves_the_adapter(self, call: Any) -> None:
         for error in (answered("InvalidPermission.Duplicate"), answered("InvalidGroup.NotFound"), NO_ANSWER):
             with pytest.raises(KnockError):
                 call(over(error)[0])
 
 
 class TestAnswers:
-    def test_only_what_the_answer_names_was_removed(self) -> None:
+    def test_only_rules_that_the_answer_names_were_removed(self) -> None:
         """In a default VPC, EC2 answers success for what is not there.
 
         Mutation: functions/grants/ingress.py: `frozenset(removed & set(rule_ids))` -> `frozenset(rule_ids)`
@@ -364,10 +364,10 @@ class TestAnswers:
         answer = {"Return": True, "RevokedSecurityGroupRules": [{"SecurityGroupRuleId": "sgr-2"}]}
         assert over(answer)[0].revoke("sg-0a", ["sgr-1", "sgr-2"]) == {"sgr-2"}
         assert over({"Return": True})[0].revoke("sg-0a", ["sgr-1"]) == frozenset()
-        other = {"RevokedSecurityGroupRules": [{"SecurityGroupRuleId": "sgr-9"}]}
-        assert over(other)[0].revoke("sg-0a", ["sgr-1"]) == frozenset()
+        unasked = {"RevokedSecurityGroupRules": [{"SecurityGroupRuleId": "sgr-9"}]}
+        assert over(unasked)[0].revoke("sg-0a", ["sgr-1"]) == frozenset()
 
-    def test_ids_are_matched_by_what_their_rules_are_and_not_by_their_order(self) -> None:
+    def test_ids_are_matched_by_their_rules_keys_and_not_by_their_order(self) -> None:
         answer = {"SecurityGroupRules": [rule("sgr-2", port=443), rule("sgr-1", port=80)]}
         assert over(answer)[0].authorize("sg-0a", [HTTP, HTTPS], HERE, "g1") == {
             RuleKey("sg-0a", HTTP, HERE): "sgr-1",
@@ -385,7 +385,7 @@ class TestAnswers:
             [rule("sgr-1", port=80, IsEgress=True), rule("sgr-2", port=443)],
         ],
     )
-    def test_an_answer_of_other_rules_than_were_asked_for_is_not_understood(
+    def test_an_answer_with_other_rules_than_were_requested_is_unavailable(
         self, rules: list[dict[str, Any]]
     ) -> None:
         """Mutation: functions/grants/ingress.py:
@@ -394,13 +394,13 @@ class TestAnswers:
         with pytest.raises(IngressUnavailable, match="other rules"):
             over({"SecurityGroupRules": rules})[0].authorize("sg-0a", [HTTP, HTTPS], HERE, "g1")
 
-    def test_a_call_asks_for_one_permission_each_with_the_tags_by_which_knock_knows_its_own(self) -> None:
+    def test_a_call_has_one_permission_a_range_and_the_tags_of_knocks_own_rules(self) -> None:
         ingress, client = over({"SecurityGroupRules": [rule("sgr-1"), rule("sgr-2", port=443)]})
         ingress.authorize("sg-0a", [SSH, HTTPS], HERE, "g1")
-        ((operation, asked),) = client.asked
+        ((operation, arguments),) = client.calls
         assert operation == "authorize_security_group_ingress"
-        assert [one["FromPort"] for one in asked["IpPermissions"]] == [22, 443]
-        assert asked["TagSpecifications"] == [
+        assert [permission["FromPort"] for permission in arguments["IpPermissions"]] == [22, 443]
+        assert arguments["TagSpecifications"] == [
             {
                 "ResourceType": "security-group-rule",
                 "Tags": [{"Key": "knock:stack", "Value": "knock"}, {"Key": "knock:grant", "Value": "g1"}],
@@ -412,21 +412,21 @@ class TestPages:
     @pytest.mark.parametrize("name", LISTS)
     def test_a_list_goes_on_to_its_last_page(self, name: str) -> None:
         """Mutation: functions/grants/ingress.py: `if not answer.get("NextToken"):` -> `if True:`"""
-        what, pages = "SecurityGroupRules", [[], [rule("sgr-1")]]
+        field, pages = "SecurityGroupRules", [[], [rule("sgr-1")]]
         if name == "groups":
-            what, pages = "SecurityGroups", [[], [{"GroupId": "sg-0a"}]]
-        ingress, client = over({what: pages[0], "NextToken": "1"}, {what: pages[1]})
+            field, pages = "SecurityGroups", [[], [{"GroupId": "sg-0a"}]]
+        ingress, client = over({field: pages[0], "NextToken": "1"}, {field: pages[1]})
         assert len(CALLS[name](ingress)) == 1
-        assert [asked.get("NextToken") for _, asked in client.asked] == [None, "1"]
+        assert [arguments.get("NextToken") for _, arguments in client.calls] == [None, "1"]
 
-    def test_more_values_than_one_filter_takes_are_asked_for_in_several_calls(self) -> None:
+    def test_more_values_than_one_filter_takes_are_sent_in_several_calls(self) -> None:
         names = [f"sgr-{n:03}" for n in range(2 * MOST_VALUES + 1)]
         answers = [
             {"SecurityGroupRules": [rule(name) for name in names[at : at + MOST_VALUES]]}
             for at in range(0, len(names), MOST_VALUES)
         ]
         ingress, client = over(*answers)
-        assert [one.id for one in ingress.show(reversed(names))] == names
-        asked = [arguments["Filters"][0]["Values"] for _, arguments in client.asked]
-        assert [len(values) for values in asked] == [200, 200, 1]
-        assert [name for values in asked for name in values] == names
+        assert [listed.id for listed in ingress.show(reversed(names))] == names
+        batches = [arguments["Filters"][0]["Values"] for _, arguments in client.calls]
+        assert [len(values) for values in batches] == [200, 200, 1]
+        assert [name for values in batches for name in values] == names

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from grants.errors import StoreRefused
-from grants.ledger import LARGEST, Ledger, Own, claim, encode, name_attempt, record_results, release
-from grants.ledgers import PART, Ledgers, Snapshot, Unreadable
+from grants.ledger import LARGEST, Ledger, Own, Snapshot, claim, encode, name_attempt, record_results, release
+from grants.ledgers import Ledgers
 from grants.refusals import Refusals
 from grants.store import Store
 from grants.trail import Trail
-from grants.values import Ports, RuleKey
+from grants.values import Ports, RuleKey, Unreadable
 from tests.adapters.parts import ALICE, ELSEWHERE, HERE, NOW, Stores, simpledbs_own
 
 EMPTY = Ledger(HERE)
@@ -30,23 +30,25 @@ def ledger(rules: int = 1, grant: str = "g1", source: str = HERE) -> Ledger:
     keys = [RuleKey(f"sg-{n:017}", Ports(22, 22, "tcp"), source) for n in range(rules)]
     end = NOW.replace(microsecond=0) + timedelta(days=1)
     attempt = name_attempt(NOW, "00000001")
-    made = claim(Ledger(source), grant, end, keys, attempt, NOW)
-    return record_results(made, grant, attempt, {key: Own(f"sgr-{n:017}") for n, key in enumerate(keys)}, NOW)
+    claimed = claim(Ledger(source), grant, end, keys, attempt, NOW)
+    return record_results(
+        claimed, grant, attempt, {key: Own(f"sgr-{n:017}") for n, key in enumerate(keys)}, NOW
+    )
 
 
-def written(ledgers: Ledgers, after: Ledger, before: Snapshot | None = None) -> Snapshot:
+def write(ledgers: Ledgers, after: Ledger, before: Snapshot | None = None) -> Snapshot:
     snapshot = ledgers.write(before or Snapshot(Ledger(after.source), None), after)
     assert snapshot
     return snapshot
 
 
 class TestWrite:
-    def test_there_is_an_empty_one_before(self, ledgers: Ledgers) -> None:
+    def test_a_source_without_an_item_has_an_empty_ledger(self, ledgers: Ledgers) -> None:
         assert ledgers.read(HERE) == NEW
 
     @pytest.mark.parametrize("rules", [1, 14, 128])
     def test_it_is_read_as_it_was_written(self, ledgers: Ledgers, rules: int) -> None:
-        snapshot = written(ledgers, ledger(rules))
+        snapshot = write(ledgers, ledger(rules))
         assert snapshot.token
         assert ledgers.read(HERE) == snapshot == Snapshot(ledger(rules), snapshot.token)
         assert ledgers.read(ELSEWHERE) == Snapshot(Ledger(ELSEWHERE), None)
@@ -55,16 +57,16 @@ class TestWrite:
         tokens = []
         snapshot = NEW
         for n in range(5):
-            snapshot = written(ledgers, ledger(grant=f"g{n % 2}"), snapshot)
+            snapshot = write(ledgers, ledger(grant=f"g{n % 2}"), snapshot)
             tokens.append(snapshot.token)
         assert len(set(tokens)) == 5
 
-    def test_who_read_before_another_wrote_changes_nothing(self, ledgers: Ledgers) -> None:
+    def test_a_write_with_an_old_token_changes_nothing(self, ledgers: Ledgers) -> None:
         """Mutation: functions/grants/ledgers.py:
         `self._store.put(after.source, values, expected=expected)` -> `self._store.put(after.source, values)`
         """
-        first = written(ledgers, ledger())
-        second = written(ledgers, ledger(2), first)
+        first = write(ledgers, ledger())
+        second = write(ledgers, ledger(2), first)
         assert ledgers.write(first, ledger(3)) is None
         assert ledgers.write(NEW, ledger(3)) is None
         assert ledgers.write(first, EMPTY) is None
@@ -77,28 +79,23 @@ class TestWrite:
         """
         snapshot = NEW
         for rules in (128, 1, 60, 2, 128, 1):
-            snapshot = written(ledgers, ledger(rules), snapshot)
+            snapshot = write(ledgers, ledger(rules), snapshot)
             assert ledgers.read(HERE).ledger == ledger(rules)
 
-    def test_the_longest_there_is_fits_the_item_and_one_longer_is_refused_whole(
-        self, ledgers: Ledgers
-    ) -> None:
+    def test_the_longest_ledger_fits_the_item_and_a_longer_one_is_refused(self, ledgers: Ledgers) -> None:
         size, fits = 0, EMPTY
         while size <= LARGEST - 60:
             number = len(fits.tombstones)
             names = [f"sgr-{n:017x}" for n in range(number, number + max(1, (LARGEST - size) // 60))]
             fits = replace(fits, tombstones={**fits.tombstones, **dict.fromkeys(names, NOW)})
             size = len(encode(fits))
-        snapshot = written(ledgers, fits)
+        snapshot = write(ledgers, fits)
         assert ledgers.read(HERE).ledger == fits
         too_long = replace(fits, released={f"g{n:080}": NOW for n in range(3)})
         with pytest.raises(StoreRefused, match="longer than an item"):
             ledgers.write(snapshot, too_long)
         assert ledgers.read(HERE) == snapshot
-        assert written(ledgers, ledger(), snapshot)
-
-    def test_a_part_is_as_long_as_a_value_may_be(self) -> None:
-        assert PART == 1024
+        assert write(ledgers, ledger(), snapshot)
 
 
 class TestLostAnswers:
@@ -109,62 +106,62 @@ class TestLostAnswers:
         `if self._store.get(after.source).get("token") != (token,):` -> `if True:`
         """
         stores.lose_answer()
-        first = written(ledgers, ledger())
+        first = write(ledgers, ledger())
         assert ledgers.read(HERE) == first
         stores.lose_answer()
-        second = written(ledgers, ledger(2), first)
+        second = write(ledgers, ledger(2), first)
         assert ledgers.read(HERE) == second
 
-    def test_one_that_meets_anothers_has_not(self, store: Store) -> None:
+    def test_a_client_that_meets_another_token_has_not(self, store: Store) -> None:
         """Mutation: functions/grants/ledgers.py:
         `if self._store.get(after.source).get("token") != (token,):` -> `if False:`
         """
-        first = written(Ledgers(store, lambda: "a"), ledger())
+        first = write(Ledgers(store, lambda: "a"), ledger())
         assert Ledgers(store, lambda: "b").write(NEW, ledger(2)) is None
         assert Ledgers(store).read(HERE) == first
 
     def test_a_delete_whose_answer_was_lost_has_deleted(self, stores: Stores, ledgers: Ledgers) -> None:
-        snapshot = written(ledgers, ledger())
+        snapshot = write(ledgers, ledger())
         stores.lose_answer()
         assert ledgers.write(snapshot, EMPTY) == NEW
         assert ledgers.read(HERE) == NEW
 
 
 class TestDelete:
-    def test_an_item_with_nothing_left_in_it_goes(self, ledgers: Ledgers, store: Store) -> None:
-        snapshot = written(ledgers, ledger(128))
+    def test_the_item_of_an_empty_ledger_is_deleted(self, ledgers: Ledgers, store: Store) -> None:
+        snapshot = write(ledgers, ledger(128))
         assert ledgers.write(snapshot, EMPTY) == NEW
         assert dict(store.get(HERE)) == {}
         assert ledgers.read(HERE) == NEW
         assert list(ledgers.all()) == []
 
-    def test_nothing_left_where_nothing_was_is_not_written(self, ledgers: Ledgers, store: Store) -> None:
+    def test_an_empty_ledger_without_an_item_is_not_written(self, ledgers: Ledgers, store: Store) -> None:
         assert ledgers.write(NEW, EMPTY) == NEW
         assert dict(store.get(HERE)) == {}
 
-    def test_it_stays_where_somebody_wrote_meanwhile(self, ledgers: Ledgers) -> None:
+    def test_an_item_that_was_written_meanwhile_is_not_deleted(self, ledgers: Ledgers) -> None:
         """Mutation: functions/grants/ledgers.py:
         `if self._store.get(after.source):` -> `if False:`
         """
-        first = written(ledgers, ledger())
-        second = written(ledgers, ledger(2), first)
+        first = write(ledgers, ledger())
+        second = write(ledgers, ledger(2), first)
         assert ledgers.write(first, EMPTY) is None
         assert ledgers.read(HERE) == second
 
-    def test_one_that_was_made_again_is_another(self, ledgers: Ledgers) -> None:
-        old = written(ledgers, ledger())
+    def test_an_item_written_anew_after_its_deletion_has_another_token(self, ledgers: Ledgers) -> None:
+        old = write(ledgers, ledger())
         ledgers.write(old, EMPTY)
-        new = written(ledgers, ledger())
+        new = write(ledgers, ledger())
         assert new.token != old.token
         assert ledgers.write(old, ledger(2)) is None
         assert ledgers.write(old, EMPTY) is None
         assert ledgers.read(HERE) == new
 
-    def test_a_released_grant_is_something_left(self, ledgers: Ledgers) -> None:
-        snapshot = written(ledgers, ledger())
+    def test_a_ledger_with_a_released_grant_is_not_empty(self, ledgers: Ledgers) -> None:
+        snapshot = write(ledgers, ledger())
         after = release(ledger(), "g1", NOW)
         assert after
-        assert written(ledgers, after, snapshot).token
+        assert write(ledgers, after, snapshot).token
 
 
 class TestUnreadable:
@@ -181,26 +178,26 @@ class TestUnreadable:
             {"part_000": '{"keys":[],"claims":{},"rules":{"9":{}},"tombstones":{},"released":{}}'},
         ],
     )
-    def test_one_changed_by_hand_is_an_error_and_named_in_a_list(
+    def test_a_ledger_changed_by_hand_is_an_error_and_named_in_a_list(
         self, ledgers: Ledgers, store: Store, changes: dict[str, str]
     ) -> None:
-        other = written(ledgers, ledger(source=ELSEWHERE))
-        written(ledgers, ledger())
+        readable = write(ledgers, ledger(source=ELSEWHERE))
+        write(ledgers, ledger())
         store.put(HERE, changes)
         with pytest.raises(StoreRefused, match=f"{HERE} cannot be read"):
             ledgers.read(HERE)
-        found = list(ledgers.all())
-        assert other in found
-        (unreadable,) = [one for one in found if isinstance(one, Unreadable)]
+        items = list(ledgers.all())
+        assert readable in items
+        (unreadable,) = [item for item in items if isinstance(item, Unreadable)]
         assert unreadable.name == HERE
         assert "cannot be read" in unreadable.why
 
     @simpledbs_own
     @pytest.mark.parametrize("sets", [[("token", "another")], [("parts", "9")], [("part_000", "x")]])
-    def test_so_is_one_with_several_texts_for_one(
+    def test_so_is_an_item_with_two_values_of_an_attribute(
         self, ledgers: Ledgers, store: Store, sets: list[tuple[str, str]]
     ) -> None:
-        written(ledgers, ledger())
+        write(ledgers, ledger())
         store.put(HERE, {}, sets)
         with pytest.raises(StoreRefused):
             ledgers.read(HERE)
@@ -212,12 +209,14 @@ class TestUnreadable:
 
 
 class TestAll:
-    def test_every_sources_is_given(self, ledgers: Ledgers) -> None:
-        made = [written(ledgers, ledger(n, source=f"203.0.113.{n}/32")) for n in range(1, 30)]
-        assert {(one.ledger.source, one.token) for one in ledgers.all() if isinstance(one, Snapshot)} == {
-            (one.ledger.source, one.token) for one in made
-        }
-        assert all(one in made for one in ledgers.all())
+    def test_the_ledger_of_every_source_is_listed(self, ledgers: Ledgers) -> None:
+        snapshots = [write(ledgers, ledger(n, source=f"203.0.113.{n}/32")) for n in range(1, 30)]
+        assert {
+            (snapshot.ledger.source, snapshot.token)
+            for snapshot in ledgers.all()
+            if isinstance(snapshot, Snapshot)
+        } == {(snapshot.ledger.source, snapshot.token) for snapshot in snapshots}
+        assert all(snapshot in snapshots for snapshot in ledgers.all())
 
 
 class TestRefusals:
@@ -235,7 +234,7 @@ class TestRefusals:
             }
         )
 
-    def test_what_was_asked_and_not_given_is_on_record_once(self, store: Store) -> None:
+    def test_a_refusal_is_recorded_once(self, store: Store) -> None:
         for _ in range(2):
             self.record(Refusals(store))
         assert {name: set(texts) for name, texts in store.get("r1").items()} == {
@@ -255,12 +254,12 @@ class TestRefusals:
         assert Trail(store).get("r1") is None
         assert Trail(store).page(limit=10).records == ()
 
-    def test_one_that_is_of_no_right_says_so(self, store: Store) -> None:
+    def test_a_refusal_for_no_right_says_so(self, store: Store) -> None:
         self.record(Refusals(store), right="")
         assert store.get("r1")["right"] == ("-",)
 
     @pytest.mark.parametrize("letter", ["x", "é", "😀", "\n"])
-    def test_it_does_not_fail_for_what_somebody_wrote(self, store: Store, letter: str) -> None:
+    def test_it_is_recorded_with_any_name_and_detail(self, store: Store, letter: str) -> None:
         """Mutation: functions/grants/refusals.py: `cut(detail, 1000)` -> `detail`"""
         principal = replace(ALICE, name=letter * 1000)
         self.record(Refusals(store), principal=principal, detail=letter * 5000)

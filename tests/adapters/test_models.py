@@ -57,7 +57,7 @@ def slim_session(loader: SlimLoader) -> boto3.Session:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_what_botocores_own_says_today(name: str) -> None:
+def test_a_file_is_what_the_installed_botocore_gives(name: str) -> None:
     assert models.path(name).read_text() == models.text(name), "run python -m tools.models"
 
 
@@ -68,16 +68,16 @@ def test_there_is_a_file_for_every_service_and_no_other() -> None:
 
 def test_the_services_are_those_that_functions_make_clients_of() -> None:
     sources = [path.read_text() for path in (ROOT / "functions").rglob("*.py")]
-    made = {name for text in sources for name in re.findall(r'\.client\(\s*"([\w-]+)"', text)}
-    assert made == set(models.OPERATIONS)
+    services = {name for text in sources for name in re.findall(r'\.client\(\s*"([\w-]+)"', text)}
+    assert services == set(models.OPERATIONS)
 
 
 @every_service
 def test_a_model_has_every_operation_that_is_called_and_no_other(service: str) -> None:
     """Mutation: tools/models.py: `"events": ("PutEvents",),` -> `"events": ("PutEvents", "PutRule"),`"""
     file, pattern = CALLED[service]
-    found = re.findall(pattern, (ROOT / "functions" / file).read_text())
-    called = {name for one in found for name in ([one] if isinstance(one, str) else one) if name}
+    matches = re.findall(pattern, (ROOT / "functions" / file).read_text())
+    called = {name for match in matches for name in ([match] if isinstance(match, str) else match) if name}
     assert called == {xform_name(operation) for operation in models.OPERATIONS[service]}
 
 
@@ -87,8 +87,8 @@ def test_a_functions_client_is_made_of_the_slim_model_with_the_endpoint_of_botoc
 ) -> None:
     client = wiring._session().client(service, region_name="eu-west-1")
     assert sorted(client.meta.service_model.operation_names) == sorted(models.OPERATIONS[service])
-    whole = plain.client(service, region_name="eu-west-1").meta.service_model
-    assert client.meta.service_model.api_version == whole.api_version
+    full = plain.client(service, region_name="eu-west-1").meta.service_model
+    assert client.meta.service_model.api_version == full.api_version
 
 
 @every_service
@@ -98,45 +98,45 @@ def test_a_call_goes_to_the_endpoint_that_it_goes_to_by_botocores_own_data(
 ) -> None:
     """In every partition, and in a region that is newer than the data."""
 
-    def asked_of(session: boto3.Session) -> tuple[str, str]:
+    def endpoint_of(session: boto3.Session) -> tuple[str, str]:
         client = session.client(
             service, region_name=region, aws_access_key_id="testing", aws_secret_access_key="testing"
         )
         resolver = client._ruleset_resolver
         model = client.meta.service_model.operation_model(models.OPERATIONS[service][0])
-        said = resolver.construct_endpoint(
+        endpoint = resolver.construct_endpoint(
             model, call_args={}, request_context={"client_config": client.meta.config}
         )
-        return client.meta.endpoint_url, said.url
+        return client.meta.endpoint_url, endpoint.url
 
-    assert asked_of(wiring._session()) == asked_of(plain)
+    assert endpoint_of(wiring._session()) == endpoint_of(plain)
 
 
 @pytest.mark.parametrize(
     ("service", "operation"),
-    [(service, operation) for service, some in models.OPERATIONS.items() for operation in some],
+    [(service, operation) for service, operations in models.OPERATIONS.items() for operation in operations],
 )
-def test_an_operation_takes_and_gives_what_it_does_in_the_whole_model(
+def test_an_operation_takes_and_gives_what_it_does_in_the_full_model(
     service: Any, operation: str, plain: boto3.Session
 ) -> None:
     slim = wiring._session().client(service, region_name="eu-west-1").meta.service_model
-    whole = plain.client(service, region_name="eu-west-1").meta.service_model
-    ours, theirs = slim.operation_model(operation), whole.operation_model(operation)
+    full = plain.client(service, region_name="eu-west-1").meta.service_model
+    ours, theirs = slim.operation_model(operation), full.operation_model(operation)
     assert ours.http == theirs.http
     assert ours.metadata == theirs.metadata
-    for shape, other in (
+    for shape, full_shape in (
         (ours.input_shape, theirs.input_shape),
         (ours.output_shape, theirs.output_shape),
     ):
-        assert list(shape.members if shape else ()) == list(other.members if other else ())
+        assert list(shape.members if shape else ()) == list(full_shape.members if full_shape else ())
 
 
 def test_the_targets_are_paged_by_what_botocores_own_says(plain: boto3.Session) -> None:
     client = wiring._session().client("resourcegroupstaggingapi", region_name="eu-west-1")
-    whole = plain.client("resourcegroupstaggingapi", region_name="eu-west-1")
+    full = plain.client("resourcegroupstaggingapi", region_name="eu-west-1")
     assert (
         vars(client.get_paginator("get_resources"))["_pagination_cfg"]
-        == (vars(whole.get_paginator("get_resources"))["_pagination_cfg"])
+        == (vars(full.get_paginator("get_resources"))["_pagination_cfg"])
     )
 
 
@@ -156,10 +156,10 @@ def newer_botocore(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SlimLoader, "BUILTIN_DATA_PATH", str(folder))
 
 
-def test_a_newer_botocore_finds_what_is_not_here_in_its_own_folder(
+def test_a_newer_botocore_finds_other_data_in_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: functions/grants/models.py: `found = super().load_service_model(` -> `found = dict(`"""
+    """Mutation: functions/grants/models.py: `model = super().load_service_model(` -> `model = dict(`"""
     newer_botocore(tmp_path, monkeypatch)
     loader = SlimLoader()
     assert loader.load_data("something-new") == {"new": True}
@@ -176,7 +176,7 @@ def test_a_newer_botocore_finds_what_is_not_here_in_its_own_folder(
 
 
 @pytest.mark.parametrize("content", ["{", '{"service-2": {"metadata": {}}}'])
-def test_data_that_a_botocore_does_not_take_leave_it_to_its_own_and_the_log_says_so(
+def test_where_botocore_rejects_the_slim_data_its_own_are_used_and_the_log_says_so(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutation: functions/grants/wiring.py:
@@ -187,18 +187,18 @@ def test_data_that_a_botocore_does_not_take_leave_it_to_its_own_and_the_log_says
     monkeypatch.setattr(wiring, "_session", lambda: slim_session(SlimLoader(tmp_path)))
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    said: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        wiring.logger, "exception", lambda message, extra: said.append((message, extra["of"]))
+        wiring.logger, "exception", lambda message, extra: errors.append((message, extra["of"]))
     )
-    made = wiring.Wiring()
-    assert "run_instances" in dir(made.client("ec2", wiring.ONCE))
-    assert said == [("slim_data_not_used", "ec2")]
-    assert len(made.client("sdb").meta.service_model.operation_names) == len(models.OPERATIONS["sdb"])
+    clients = wiring.Wiring()
+    assert "run_instances" in dir(clients.client("ec2", wiring.ONCE))
+    assert errors == [("slim_data_not_used", "ec2")]
+    assert len(clients.client("sdb").meta.service_model.operation_names) == len(models.OPERATIONS["sdb"])
 
 
-def test_a_mistake_of_ours_is_not_taken_for_an_unknown_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that botocore's own data cannot make either is an error all the same."""
+def test_a_service_that_botocore_lacks_too_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not mistaken for slim data that a new botocore rejects."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UnknownServiceError):

@@ -1,4 +1,4 @@
-"""The API's description is what the code says, and real answers are what the description says."""
+"""The API's description is made of the code, and real answers match the description."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from openapi_spec_validator import validate
 import api
 from grants.errors import EngineUnavailable
 from grants.executions import Executions
+from grants.values import parse_time, round_up, show_second
 from tests.harness import Answer, Knock, running
 from tools import openapi
 
-WRITTEN = json.loads(openapi.DOCUMENT.read_text())
-SCHEMAS: dict[str, Any] = WRITTEN["components"]["schemas"]
+DOCUMENT = json.loads(openapi.DOCUMENT.read_text())
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 
 
 @pytest.fixture
@@ -29,16 +30,16 @@ def knock() -> Iterator[Knock]:
 
 
 class Reader:
-    """Holds answers against the document, and remembers which properties it has seen filled."""
+    """Holds answers against the document, and remembers which properties were not null."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, set[str]] = defaultdict(set)
+        self.filled: dict[str, set[str]] = defaultdict(set)
         self.statuses: dict[str, set[int]] = defaultdict(set)
         self.events: set[str] = set()
         self.states: set[str] = set()
 
     def read(self, method: str, resource: str, answer: Answer) -> Any:
-        operation = WRITTEN["paths"][resource][method.lower()]
+        operation = DOCUMENT["paths"][resource][method.lower()]
         described = operation["responses"][str(answer.status)]
         self.statuses[operation["operationId"]].add(answer.status)
         for name, header in described.get("headers", {}).items():
@@ -48,57 +49,57 @@ class Reader:
                 _validate(header["schema"], answer.headers[name])
         assert set(answer.headers) - {"Content-Type"} <= set(described.get("headers", {}))
         schema = described["content"][answer.headers["Content-Type"]]["schema"]
-        said = answer.text if answer.headers["Content-Type"].startswith("text/") else answer.json
-        _validate(schema, said)
-        self._walk(schema, said)
-        return said
+        content = answer.text if answer.headers["Content-Type"].startswith("text/") else answer.json
+        _validate(schema, content)
+        self._walk(schema, content)
+        return content
 
-    def _walk(self, schema: Any, said: Any, name: str = "") -> None:
+    def _walk(self, schema: Any, content: Any, name: str = "") -> None:
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
             schema = SCHEMAS[name]
         if "oneOf" in schema:
-            for one in schema["oneOf"]:
-                if _validator(one).is_valid(said):
-                    self._walk(one, said, name)
-        elif isinstance(said, dict):
-            for key, value in said.items():
+            for alternative in schema["oneOf"]:
+                if _validator(alternative).is_valid(content):
+                    self._walk(alternative, content, name)
+        elif isinstance(content, dict):
+            for key, value in content.items():
                 if value is not None:
-                    self.seen[name].add(key)
+                    self.filled[name].add(key)
                     self._walk(schema["properties"][key], value, f"{name}.{key}")
-            self.events |= {said["event"]} if name == "Event" else set()
-            self.states |= {said["status"]} if name in ("Grant", "Knocked", "WholeGrant") else set()
-        elif isinstance(said, list):
-            for item in said:
+            self.events |= {content["event"]} if name == "Event" else set()
+            self.states |= {content["status"]} if name in ("Grant", "Knocked", "WholeGrant") else set()
+        elif isinstance(content, list):
+            for item in content:
                 self._walk(schema["items"], item, name)
 
 
 def _validator(schema: Any) -> Draft202012Validator:
-    return Draft202012Validator(schema | {"components": WRITTEN["components"]})
+    return Draft202012Validator(schema | {"components": DOCUMENT["components"]})
 
 
-def _validate(schema: Any, said: Any) -> None:
-    faults = list(_validator(schema).iter_errors(said))
-    assert not faults, (said, [(list(fault.path), fault.message) for fault in faults])
+def _validate(schema: Any, content: Any) -> None:
+    faults = list(_validator(schema).iter_errors(content))
+    assert not faults, (content, [(list(fault.path), fault.message) for fault in faults])
 
 
 class TestDocument:
-    def test_it_is_what_the_code_says(self) -> None:
+    def test_it_is_what_the_code_gives(self) -> None:
         assert openapi.DOCUMENT.read_text() == openapi.written(), "docs/openapi.json is stale: make openapi"
 
     def test_it_is_openapi(self) -> None:
-        validate(WRITTEN)
+        validate(DOCUMENT)
 
     def test_it_has_every_call_that_the_code_answers(self) -> None:
         described = {
-            (method.upper(), path) for path, methods in WRITTEN["paths"].items() for method in methods
+            (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
         }
         assert described == set(api.ROUTES)
 
     def test_only_the_console_is_served_without_a_key(self) -> None:
         without = [
             operation["operationId"]
-            for methods in WRITTEN["paths"].values()
+            for methods in DOCUMENT["paths"].values()
             for operation in methods.values()
             if not operation["security"]
         ]
@@ -141,8 +142,8 @@ class TestAnswers:
         ask("GET", "/knock", 201)
         show(ask("POST", "/knock", 201, body={"renews": old["id"]}))
         knock.wait(lambda: show(old)["status"] == "superseded", "it is not superseded")
-        other = ask("POST", "/knock", 201, key="bob", body={"targets": ["bastion"], "duration": "8h"})
-        end(other, key="bob", reason="done")
+        bobs = ask("POST", "/knock", 201, key="bob", body={"targets": ["bastion"], "duration": "8h"})
+        end(bobs, key="bob", reason="done")
         last = ask("POST", "/knock", 201, key="ci", body={"source": "198.51.100.0/28", "duration": 60})
         ask("GET", "/grants", 200, limit="1", key="operator")
         ask("DELETE", "/grants", 200, key="operator", principal="alice", reason="laptop stolen")
@@ -178,10 +179,9 @@ class TestAnswers:
         knock.add_key("joe", targets="web", max_duration="1h", max_live="1")
         ask("POST", "/knock", 201, key="joe")
         assert ask("POST", "/knock", 409, key="joe")["type"].endswith("too-many-grants")
-        small = {"Name": "group-id", "Values": knock.groups["web"]}
         permissions = [
             {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": "192.0.2.0/24"}]}
-            for port in range(1000, 1060 - len(knock.rules(*small["Values"])))
+            for port in range(1000, 1060 - len(knock.rules(*knock.groups["web"])))
         ]
         knock.client("ec2").authorize_security_group_ingress(
             GroupId=knock.groups["web"][0], IpPermissions=permissions
@@ -208,36 +208,37 @@ class TestAnswers:
         assert ask("POST", "/knock", 409, caller="2001:db8::9", body=body)["families"] == ["ipv4"]
         ask("GET", "/whoami", 200)
         monkeypatch.setattr(Executions, "start", fail)
-        said = ask("POST", "/knock", 503)
-        assert said["grant_id"] in said["detail"]
+        problem = ask("POST", "/knock", 503)
+        assert problem["grant_id"] in problem["detail"]
         monkeypatch.setattr(api, "read_knock", lambda _body: 1 / 0)
         ask("POST", "/knock", 500)
 
-        # what was seen
+        # every property, event, state and status was answered
         described = {name: set(schema["properties"]) for name, schema in SCHEMAS.items()}
         described["Knocked"] -= {"ended_at", "ended_by"}  # null, but of a grant that is over in a second
         for name in set(SCHEMAS) - {"Knock", "GatewayAnswer", *_problems()}:
-            assert reader.seen[name] == described[name], name
-        assert reader.seen["Whoami.any_source"] == {"ipv4", "ipv6"}
+            assert reader.filled[name] == described[name], name
+        assert reader.filled["Whoami.any_source"] == {"ipv4", "ipv6"}
         assert reader.events == set(SCHEMAS["Event"]["properties"]["event"]["enum"])
         assert reader.states == set(SCHEMAS["Grant"]["properties"]["status"]["enum"])
         assert reader.statuses["knock"] == {201, 202, 400, 403, 404, 409, 500, 503}
 
     def test_each_problem_is_as_described_with_its_headers(self) -> None:
         for error in openapi.tree():
-            said, headers = openapi.sample(error)
-            _validate({"$ref": f"#/components/schemas/{error.__name__}"}, said)
+            problem, headers = openapi.sample(error)
+            _validate({"$ref": f"#/components/schemas/{error.__name__}"}, problem)
             assert headers["Content-Type"] == "application/problem+json"
 
     def test_a_description_that_is_wrong_is_noticed(self) -> None:
         """The check itself: an answer with a property too many, too few, or of another type fails."""
-        said, _ = openapi.sample(EngineUnavailable)
-        for wrong in ({}, said | {"more": 1}, said | {"detail": 1}):
+        problem, _ = openapi.sample(EngineUnavailable)
+        for wrong in ({}, problem | {"more": 1}, problem | {"detail": 1}):
             with pytest.raises(AssertionError):
                 _validate({"$ref": "#/components/schemas/EngineUnavailable"}, wrong)
 
 
 def test_a_duration_in_an_answer_is_one_that_a_knock_takes(knock: Knock) -> None:
-    said = knock.request("GET", "/whoami").json
-    grant = knock.open(duration=said["max_duration"])
-    assert grant["seconds_left"] > timedelta(hours=23).total_seconds()
+    whoami = knock.request("GET", "/whoami").json
+    grant = knock.open(duration=whoami["max_duration"])
+    end = round_up(parse_time(grant["requested_at"]) + timedelta(days=1))
+    assert grant["expires_at"] == show_second(end)

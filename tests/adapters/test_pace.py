@@ -1,4 +1,4 @@
-"""How the API waits for a grant to open: often enough, and not a moment longer than until it is on record."""
+"""How the API waits for a grant to open: how often it reads the trail, and that it answers at once."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Clock:
     away: bool = False
     now: float = 0.0
     slept: list[float] = field(default_factory=list)
-    looks: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.slept.append(seconds)
 
     def get(self, _grant_id: str) -> Record:
-        self.looks.append(self.now)
+        self.reads.append(self.now)
         if self.away:
             raise StoreUnavailable("away")
         record = Record(GRANT)
@@ -56,7 +56,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> dict[str, Any]:
     return api._await_ingress(GRANT, REQUEST, {})
 
 
-def test_no_two_looks_are_more_than_a_tenth_of_a_second_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_reads_are_more_than_a_tenth_of_a_second_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: functions/api.py:
     `pause = min(pause * PAUSE_GROWS, LONGEST_PAUSE)` -> `pause *= PAUSE_GROWS`
     """
@@ -64,31 +64,31 @@ def test_no_two_looks_are_more_than_a_tenth_of_a_second_apart(monkeypatch: pytes
     assert waiting(monkeypatch, clock)["statusCode"] == 202
     assert max(clock.slept) <= 0.1
     assert 5.0 < clock.now < 5.2
-    assert len(clock.looks) < 60, "SimpleDB is paid by the look"
+    assert len(clock.reads) < 60, "SimpleDB is paid by the read"
 
 
-def test_the_first_looks_are_closer_together_where_most_grants_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_reads_are_closer_together_where_most_grants_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: functions/api.py: `= 0.03, 0.1, 1.3` -> `= 0.1, 0.1, 1.3`"""
     clock = Clock(opens_after=0.25)
     assert waiting(monkeypatch, clock)["statusCode"] == 201
     assert clock.slept == sorted(clock.slept)
     assert clock.slept[0] == 0.03
-    assert len(clock.looks) == 5
+    assert len(clock.reads) == 5
 
 
 @pytest.mark.parametrize("opens_after", [0.0, 0.2, 1.1, 2.7, 4.9])
-def test_what_is_open_on_record_is_answered_at_once(
+def test_a_grant_that_is_open_on_record_is_answered_at_once(
     opens_after: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No pause, no call and no second look between the two."""
+    """No pause, no call and no second read between the record and the answer."""
     clock = Clock(opens_after)
     assert waiting(monkeypatch, clock)["statusCode"] == 201
     assert clock.now - opens_after <= 0.1
-    assert len([look for look in clock.looks if look >= opens_after]) == 1
-    assert clock.looks[-1] == clock.now
+    assert len([read_at for read_at in clock.reads if read_at >= opens_after]) == 1
+    assert clock.reads[-1] == clock.now
 
 
-def test_a_trail_that_is_away_is_looked_at_no_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trail_that_is_away_is_read_no_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(opens_after=0, away=True)
     assert waiting(monkeypatch, clock)["statusCode"] == 202
     assert max(clock.slept) <= 0.1

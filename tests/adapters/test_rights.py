@@ -1,4 +1,4 @@
-"""What keys may do, as it is kept: by several threads of one request at once."""
+"""The cache of rights, used by several threads at once."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from grants.rights import _Cache
 
 
 def test_two_threads_may_read_and_keep_answers_at_the_same_time() -> None:
-    """The other thread keeps its answer while this one walks through those that are kept.
+    """A second thread stores its answer while this one iterates over the stored ones.
 
     Mutation: functions/grants/rights.py:
     `threading.Lock()` -> `__import__("contextlib").nullcontext()`
     """
-    walking, kept = threading.Event(), threading.Event()
+    walking, stored = threading.Event(), threading.Event()
     here = threading.current_thread()
 
     class Moment(datetime):
         def __sub__(self, other: object) -> timedelta:  # type: ignore[override]
-            if threading.current_thread() is here and armed:  # as the interpreter may switch at any step
+            if threading.current_thread() is here and armed:  # the interpreter may switch threads at any step
                 walking.set()
-                kept.wait(0.2)
+                stored.wait(0.2)
             return datetime.__sub__(self, other)  # type: ignore[no-any-return, operator]
 
     armed = False
@@ -30,11 +30,11 @@ def test_two_threads_may_read_and_keep_answers_at_the_same_time() -> None:
 
     def list_targets() -> None:
         cache.get("targets", lambda: walking.wait(5))
-        kept.set()
+        stored.set()
 
-    other = threading.Thread(target=list_targets)
-    other.start()
+    lister = threading.Thread(target=list_targets)
+    lister.start()
     armed = True
     assert cache.get("key a", lambda: 2) == 1
-    other.join(5)
+    lister.join(5)
     assert cache.get("targets", lambda: None) is True

@@ -20,8 +20,8 @@ def read(values: Values) -> dict[str, set[str]]:
     return {name: set(texts) for name, texts in values.items()}
 
 
-def names(found: Iterable[tuple[str, Values]]) -> list[str]:
-    return [name for name, _ in found]
+def names(items: Iterable[tuple[str, Values]]) -> list[str]:
+    return [name for name, _ in items]
 
 
 class TestItem:
@@ -36,7 +36,7 @@ class TestItem:
         assert read(store.get("g2")) == {}
 
     @pytest.mark.parametrize("text", HOSTILE)
-    def test_texts_are_texts(self, store: Store, text: str) -> None:
+    def test_a_hostile_text_is_kept_as_it_is(self, store: Store, text: str) -> None:
         store.put(text, {"text": text}, [("set", text)])
         assert read(store.get(text)) == {"text": {text}, "set": {text}}
         assert names(store.query([Where("text", "=", text), Where("set", "=", text)])) == [text]
@@ -74,7 +74,7 @@ class TestCondition:
         assert read(store.get("g1")) == {"kind": {"grant"}}
         store.put("g1", {"other": "x"}, expected=Expected("state", None))
 
-    def test_it_is_written_where_the_attribute_is_this_one(self, store: Store) -> None:
+    def test_it_is_written_where_the_attribute_has_this_value(self, store: Store) -> None:
         """Mutation: functions/grants/simpledb.py:
         `Attributes=attributes, **_condition(expected)` -> `Attributes=attributes`
         """
@@ -85,7 +85,7 @@ class TestCondition:
         assert conflict.value.missing is False
         assert read(store.get("g1")) == {"state": {"revoked"}}
 
-    def test_it_says_where_there_is_no_such_attribute(self, store: Store) -> None:
+    def test_a_conflict_says_whether_the_attribute_is_missing(self, store: Store) -> None:
         for _ in range(2):
             with pytest.raises(Conflict) as conflict:
                 store.put("g1", {"state": "revoked"}, expected=Expected("state", "live"))
@@ -96,7 +96,9 @@ class TestCondition:
             store.put("g1", {"state": "revoked"}, expected=Expected("state", "live"))
         assert conflict.value.missing is True
 
-    def test_a_client_that_tries_again_meets_what_it_wrote(self, stores: Stores, store: Store) -> None:
+    def test_a_client_that_retries_after_a_lost_answer_meets_its_own_write(
+        self, stores: Stores, store: Store
+    ) -> None:
         store.put("g1", {"state": "live"})
         stores.lose_answer()
         with pytest.raises(Conflict):
@@ -112,7 +114,7 @@ class TestCondition:
 
 
 class TestDelete:
-    def test_it_goes_whole_where_the_condition_holds(self, store: Store) -> None:
+    def test_the_whole_item_is_deleted_where_the_condition_holds(self, store: Store) -> None:
         """Mutation: functions/grants/simpledb.py:
         `ItemName=name, **_condition(expected)` -> `ItemName=name`
         """
@@ -124,7 +126,7 @@ class TestDelete:
         assert read(store.get("g1")) == {}, "with its sets"
         assert list(store.query(())) == []
 
-    def test_one_that_is_not_there_does_not(self, store: Store) -> None:
+    def test_the_deletion_of_a_missing_item_is_a_conflict(self, store: Store) -> None:
         with pytest.raises(Conflict) as conflict:
             store.delete("g1", expected=Expected("token", "1"))
         assert conflict.value.missing is True
@@ -142,7 +144,7 @@ class TestQuery:
         return store
 
     @pytest.mark.parametrize(
-        ("where", "found"),
+        ("where", "numbers"),
         [
             ([], "012345678"),
             ([STATE], "02468"),
@@ -160,8 +162,8 @@ class TestQuery:
             ([KIND, Where("state", "<", "m"), Where("order", "<", "9")], "0246"),
         ],
     )
-    def test_all_conditions_hold(self, many: Store, where: list[Where], found: str) -> None:
-        expected = [f"g{n}" for n in found]
+    def test_all_conditions_hold(self, many: Store, where: list[Where], numbers: str) -> None:
+        expected = [f"g{n}" for n in numbers]
         assert sorted(names(many.query(where))) == expected
         assert many.count(where) == len(expected)
 
@@ -169,21 +171,21 @@ class TestQuery:
     @pytest.mark.parametrize("newest_first", [True, False])
     def test_pages_meet(self, many: Store, page: int, newest_first: bool) -> None:
         where = [KIND, STATE] if newest_first else [STATE]  # DynamoDB knows an order in an index alone
-        found = names(many.query(where, newest_first=newest_first, page=page))
-        assert sorted(found) == [f"g{n}" for n in ((0, 2, 4, 6) if newest_first else (0, 2, 4, 6, 8))]
+        item_names = names(many.query(where, newest_first=newest_first, page=page))
+        assert sorted(item_names) == [f"g{n}" for n in ((0, 2, 4, 6) if newest_first else (0, 2, 4, 6, 8))]
 
-    def test_the_newest_come_first_and_what_has_no_order_is_left_out(self, many: Store) -> None:
+    def test_the_newest_come_first_and_items_without_an_order_are_left_out(self, many: Store) -> None:
         assert names(many.query([KIND], newest_first=True)) == [f"g{n}" for n in range(7, -1, -1)]
         older = [KIND, Where("order", "<", "5")]
         assert names(many.query(older, newest_first=True)) == ["g4", "g3", "g2", "g1", "g0"]
 
     @simpledbs_own
-    def test_without_an_index_they_do_as_well(self, many: Store) -> None:
+    def test_simpledb_orders_without_an_index_too(self, many: Store) -> None:
         assert names(many.query([], newest_first=True)) == [f"g{n}" for n in range(7, -1, -1)]
         between = [Where("order", ">", "2"), Where("order", "<", "5")]
         assert names(many.query([KIND, *between], newest_first=True)) == ["g4", "g3"]
 
-    def test_items_come_whole(self, many: Store) -> None:
+    def test_an_item_has_all_its_attributes(self, many: Store) -> None:
         (_, item) = next(iter(many.query([Where("order", "=", "6")])))
         assert read(item) == {
             "kind": {"grant"},
@@ -220,7 +222,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 class TestErrors:
     @every_call
     @pytest.mark.parametrize("code", sorted(TRANSIENT))
-    def test_what_passes_is_unavailable(self, call: Any, code: str) -> None:
+    def test_a_transient_error_is_unavailable(self, call: Any, code: str) -> None:
         with pytest.raises(StoreUnavailable, match=code):
             call(over(answered(code))[0])
 
@@ -232,7 +234,7 @@ class TestErrors:
             call(over(answered("NeverHeardOf", status))[0])
 
     @every_call
-    def test_and_no_answer(self, call: Any) -> None:
+    def test_so_is_no_answer(self, call: Any) -> None:
         with pytest.raises(StoreUnavailable, match="did not answer"):
             call(over(NO_ANSWER)[0])
 
@@ -251,7 +253,7 @@ class TestErrors:
             "NeverHeardOf",
         ],
     )
-    def test_what_stays_is_refused(self, call: Any, code: str) -> None:
+    def test_a_permanent_error_is_refused(self, call: Any, code: str) -> None:
         """Mutation: functions/grants/simpledb.py:
         `raise StoreRefused(f"SimpleDB` -> `raise StoreUnavailable(f"SimpleDB`
         """
@@ -274,24 +276,24 @@ class TestReads:
         """
         store, client = over({})
         store.get("g1")
-        assert client.asked == [
+        assert client.calls == [
             ("get_attributes", {"DomainName": "knock-trail", "ItemName": "g1", "ConsistentRead": True})
         ]
 
     @pytest.mark.parametrize("name", ["query", "count"])
     def test_a_list_is_consistent_and_goes_on_to_its_last_page(self, name: str) -> None:
         """Mutation: functions/grants/simpledb.py: `if not answer.get("NextToken"):` -> `if True:`"""
-        found = {
+        items = {
             "query": [{"Name": "g1", "Attributes": [{"Name": "state", "Value": "live"}]}],
             "count": [{"Name": "Domain", "Attributes": [{"Name": "Count", "Value": "1"}]}],
         }
         store, client = over(
-            {"Items": found[name], "NextToken": "1"}, {"NextToken": "2"}, {"Items": found[name]}
+            {"Items": items[name], "NextToken": "1"}, {"NextToken": "2"}, {"Items": items[name]}
         )
         answer = CALLS[name](store)
         assert answer == (2 if name == "count" else [("g1", {"state": ("live",)})] * 2)
-        assert [asked.get("NextToken") for _, asked in client.asked] == [None, "1", "2"]
-        assert all(asked["ConsistentRead"] for _, asked in client.asked)
+        assert [arguments.get("NextToken") for _, arguments in client.calls] == [None, "1", "2"]
+        assert all(arguments["ConsistentRead"] for _, arguments in client.calls)
 
     def test_a_list_is_consistent(self) -> None:
         """Mutation: functions/grants/simpledb.py:
@@ -299,4 +301,4 @@ class TestReads:
         """
         store, client = over({})
         assert list(store.query([STATE])) == []
-        assert client.asked[0][1]["ConsistentRead"] is True
+        assert client.calls[0][1]["ConsistentRead"] is True

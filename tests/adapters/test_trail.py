@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from grants.errors import GrantEnded, GrantNotFound, StoreRefused
-from grants.ledgers import Unreadable
 from grants.store import Expected, Store
 from grants.trail import Page, Trail, cut
 from grants.values import (
@@ -25,8 +24,21 @@ from grants.values import (
     RuleKey,
     State,
     Target,
+    Unreadable,
 )
-from tests.adapters.parts import ALICE, BASTION, BOB, ELSEWHERE, HERE, HTTP, HTTPS, NOW, SSH, Stores, grant
+from tests.adapters.parts import (
+    ALICE,
+    BASTION,
+    BOB,
+    ELSEWHERE,
+    HERE,
+    HTTP,
+    HTTPS,
+    NOW,
+    SSH,
+    Stores,
+    new_grant,
+)
 
 AT = NOW + timedelta(seconds=5)
 KEY = RuleKey("sg-0a", SSH, HERE)
@@ -42,9 +54,9 @@ def trail(store: Store) -> Trail:
 
 
 def recorded(trail: Trail, nonce: str = "", **changes: Any) -> Grant:
-    made = grant(nonce, **changes)
-    trail.record(made)
-    return made
+    grant = new_grant(nonce, **changes)
+    trail.record(grant)
+    return grant
 
 
 def end(trail: Trail, of: Grant, how: State = "revoked", **changes: Any) -> bool:
@@ -53,9 +65,9 @@ def end(trail: Trail, of: Grant, how: State = "revoked", **changes: Any) -> bool
 
 
 def get(trail: Trail, of: Grant) -> Record:
-    found = trail.get(of.id)
-    assert found
-    return found
+    record = trail.get(of.id)
+    assert record
+    return record
 
 
 def ids(records: Iterable[Any]) -> set[str]:
@@ -73,142 +85,146 @@ class TestRecord:
         ],
     )
     def test_it_is_read_as_it_was_written_whole(self, trail: Trail, changes: dict[str, Any]) -> None:
-        made = grant(**changes)
-        first = trail.record(made)
+        grant = new_grant(**changes)
+        first = trail.record(grant)
         assert (
-            first == get(trail, made) == Record(made, events=(Event(NOW, "requested", made.principal.name),))
+            first
+            == get(trail, grant)
+            == Record(grant, events=(Event(NOW, "requested", grant.principal.name),))
         )
 
     def test_it_keeps_milliseconds_and_no_more(self, trail: Trail) -> None:
-        made = recorded(trail, requested_at=NOW.replace(microsecond=123_999))
-        assert get(trail, made).grant.requested_at == NOW
-        assert get(trail, made).events[0].at == NOW
+        grant = recorded(trail, requested_at=NOW.replace(microsecond=123_999))
+        assert get(trail, grant).grant.requested_at == NOW
+        assert get(trail, grant).events[0].at == NOW
 
-    def test_the_first_one_stands(self, trail: Trail) -> None:
-        made = recorded(trail)
-        end(trail, made)
-        before = get(trail, made)
-        assert trail.record(made) == before
-        assert get(trail, made) == before
-        assert before.state == "revoked", "a second one after the end revives nothing"
+    def test_the_first_record_stands(self, trail: Trail) -> None:
+        grant = recorded(trail)
+        end(trail, grant)
+        before = get(trail, grant)
+        assert trail.record(grant) == before
+        assert get(trail, grant) == before
+        assert before.state == "revoked", "a second record after the end revives nothing"
 
-    def test_one_whose_answer_was_lost_is_found(self, stores: Stores, trail: Trail) -> None:
+    def test_a_record_whose_answer_was_lost_is_found(self, stores: Stores, trail: Trail) -> None:
         stores.lose_answer()
-        made = grant()
-        assert trail.record(made) == get(trail, made)
+        grant = new_grant()
+        assert trail.record(grant) == get(trail, grant)
 
     def test_there_is_none_of_an_id_that_was_not_recorded(self, trail: Trail) -> None:
         assert trail.get("g1") is None
 
 
 class TestAuthorized:
-    def test_what_is_open_is_recorded(self, trail: Trail) -> None:
-        made = recorded(trail, targets=(WEB, BASTION))
-        trail.authorize(made.id, AT + timedelta(microseconds=77), [FOREIGN, OPENED], ["vault"])
-        found = get(trail, made)
-        assert found.authorized_at == AT
-        assert found.opened == (OPENED, FOREIGN)
-        assert found.events[-1] == Event(AT, "authorized", "knock", {"left_out": ["vault"]})
-        assert found.status_at(AT) == "active"
+    def test_the_open_rules_are_recorded(self, trail: Trail) -> None:
+        grant = recorded(trail, targets=(WEB, BASTION))
+        trail.authorize(grant.id, AT + timedelta(microseconds=77), [FOREIGN, OPENED], ["vault"])
+        record = get(trail, grant)
+        assert record.authorized_at == AT
+        assert record.opened == (OPENED, FOREIGN)
+        assert record.events[-1] == Event(AT, "authorized", "knock", {"left_out": ["vault"]})
+        assert record.status_at(AT) == "active"
 
     def test_twice_is_once(self, trail: Trail) -> None:
-        made = recorded(trail)
+        grant = recorded(trail)
         for later in range(3):
-            trail.authorize(made.id, AT + timedelta(seconds=later), [OPENED])
-        found = get(trail, made)
-        assert found.opened == (OPENED,)
-        assert [event.event for event in found.events] == ["requested", "authorized"]
+            trail.authorize(grant.id, AT + timedelta(seconds=later), [OPENED])
+        record = get(trail, grant)
+        assert record.opened == (OPENED,)
+        assert [event.event for event in record.events] == ["requested", "authorized"]
 
     def test_an_ended_grant_opens_nothing(self, trail: Trail) -> None:
         """Mutation: functions/grants/trail.py:
         `WHILE_LIVE = Expected("state", LIVE)` -> `WHILE_LIVE = None`
         """
-        made = recorded(trail)
-        end(trail, made)
-        before = get(trail, made)
+        grant = recorded(trail)
+        end(trail, grant)
+        before = get(trail, grant)
         with pytest.raises(GrantEnded):
-            trail.authorize(made.id, AT, [OPENED])
-        assert get(trail, made) == before
+            trail.authorize(grant.id, AT, [OPENED])
+        assert get(trail, grant) == before
 
-    def test_nor_does_one_that_was_not_recorded(self, trail: Trail) -> None:
+    def test_nor_does_a_grant_that_was_not_recorded(self, trail: Trail) -> None:
         with pytest.raises(GrantEnded):
-            trail.authorize(grant().id, AT, [OPENED])
-        assert trail.get(grant().id) is None
+            trail.authorize(new_grant().id, AT, [OPENED])
+        assert trail.get(new_grant().id) is None
 
 
 class TestEnd:
-    def test_the_first_one_stands(self, trail: Trail) -> None:
-        made = recorded(trail)
-        assert end(trail, made, by="bob", reason="lost laptop") is True
-        first = get(trail, made)
+    def test_the_first_end_stands(self, trail: Trail) -> None:
+        grant = recorded(trail)
+        assert end(trail, grant, by="bob", reason="lost laptop") is True
+        first = get(trail, grant)
         assert (first.state, first.ended_at, first.ended_by) == ("revoked", AT, "bob")
         assert first.end_reason == "lost laptop"
         assert first.events[-1] == Event(AT, "revoked", "bob", {"reason": "lost laptop"})
-        assert end(trail, made, "expired", at=AT + timedelta(days=1)) is False
-        assert end(trail, made, "expired", grant=made) is False
-        assert get(trail, made) == first
+        assert end(trail, grant, "expired", at=AT + timedelta(days=1)) is False
+        assert end(trail, grant, "expired", grant=grant) is False
+        assert get(trail, grant) == first
 
     @pytest.mark.parametrize("how", ["expired", "revoked", "superseded", "failed"])
     def test_it_says_how(self, trail: Trail, how: State) -> None:
-        made = recorded(trail)
-        end(trail, made, how)
-        assert get(trail, made).state == how
-        assert get(trail, made).events[-1].event == how
-        assert not get(trail, made).live_at(AT)
+        grant = recorded(trail)
+        end(trail, grant, how)
+        assert get(trail, grant).state == how
+        assert get(trail, grant).events[-1].event == how
+        assert not get(trail, grant).live_at(AT)
 
     def test_there_is_none_of_a_grant_that_was_not_recorded(self, trail: Trail) -> None:
         with pytest.raises(GrantNotFound):
-            end(trail, grant())
-        assert trail.get(grant().id) is None
+            end(trail, new_grant())
+        assert trail.get(new_grant().id) is None
 
     def test_with_its_input_an_ended_record_is_written_whole(self, trail: Trail) -> None:
         """Mutation: functions/grants/trail.py: `values | {"unopened": "true"}` -> `values`"""
-        made = grant(targets=(WEB, BASTION), reason=ODD)
-        assert end(trail, made, by="bob", reason="never mind", grant=made) is True
-        found = get(trail, made)
-        assert found.grant == made
-        assert found.unopened
-        assert found.closed_at is None
-        assert (found.state, found.ended_at, found.ended_by) == ("revoked", AT, "bob")
-        assert [event.event for event in found.events] == ["requested", "revoked"]
-        assert end(trail, made, "expired", grant=made) is False
+        grant = new_grant(targets=(WEB, BASTION), reason=ODD)
+        assert end(trail, grant, by="bob", reason="never mind", grant=grant) is True
+        record = get(trail, grant)
+        assert record.grant == grant
+        assert record.unopened
+        assert record.closed_at is None
+        assert (record.state, record.ended_at, record.ended_by) == ("revoked", AT, "bob")
+        assert [event.event for event in record.events] == ["requested", "revoked"]
+        assert end(trail, grant, "expired", grant=grant) is False
 
     def test_a_late_record_finds_it_and_opens_nothing(self, trail: Trail) -> None:
         """Mutation: functions/grants/trail.py:
         `NOT_RECORDED = Expected("kind", None)` -> `NOT_RECORDED = Expected("nothing", None)`
         """
-        made = grant()
-        end(trail, made, grant=made)
-        assert trail.record(made).state == "revoked"
+        grant = new_grant()
+        end(trail, grant, grant=grant)
+        assert trail.record(grant).state == "revoked"
         with pytest.raises(GrantEnded):
-            trail.authorize(made.id, AT, [OPENED])
-        assert get(trail, made).opened == ()
+            trail.authorize(grant.id, AT, [OPENED])
+        assert get(trail, grant).opened == ()
 
-    @pytest.mark.parametrize("whole", [True, False])
-    def test_one_whose_answer_was_lost_is_there_once(self, stores: Stores, trail: Trail, whole: bool) -> None:
-        made = grant() if whole else recorded(trail)
-        stores.lose_answer(after=1 if whole else 0)
-        assert end(trail, made, grant=made if whole else None) is False
-        assert get(trail, made).state == "revoked"
-        assert [event.event for event in get(trail, made).events] == ["requested", "revoked"]
+    @pytest.mark.parametrize("unrecorded", [True, False])
+    def test_an_end_whose_answer_was_lost_is_recorded_once(
+        self, stores: Stores, trail: Trail, unrecorded: bool
+    ) -> None:
+        grant = new_grant() if unrecorded else recorded(trail)
+        stores.lose_answer(after=1 if unrecorded else 0)
+        assert end(trail, grant, grant=grant if unrecorded else None) is False
+        assert get(trail, grant).state == "revoked"
+        assert [event.event for event in get(trail, grant).events] == ["requested", "revoked"]
 
     @pytest.mark.parametrize("letter", ["x", "é", "✓", "😀", '"', "\\", "\n", "\ud800"])
-    def test_it_does_not_fail_for_what_somebody_wrote(self, trail: Trail, letter: str) -> None:
+    def test_it_is_recorded_with_any_name_and_reason(self, trail: Trail, letter: str) -> None:
         """Mutation: functions/grants/trail.py: `cut(reason, LONGEST_REASON)` -> `reason`"""
-        made = recorded(trail)
-        assert end(trail, made, by=letter * 2000, reason=letter * 2000) is True
-        found = get(trail, made)
-        assert found.state == "revoked"
-        assert len(found.end_reason.encode()) <= 1000
-        assert trail.close(made.id, AT, letter * 2000, [], []) is True
+        grant = recorded(trail)
+        assert end(trail, grant, by=letter * 2000, reason=letter * 2000) is True
+        record = get(trail, grant)
+        assert record.state == "revoked"
+        assert len(record.end_reason.encode()) <= 1000
+        assert trail.close(grant.id, AT, letter * 2000, [], []) is True
 
     def test_a_long_reason_is_cut(self, trail: Trail) -> None:
-        made = recorded(trail)
-        end(trail, made, reason="é" * 600)
-        assert get(trail, made).end_reason == "é" * 500
-        assert get(trail, made).events[-1].detail == {"reason": "é" * 150}
+        grant = recorded(trail)
+        end(trail, grant, reason="é" * 600)
+        assert get(trail, grant).end_reason == "é" * 500
+        assert get(trail, grant).events[-1].detail == {"reason": "é" * 150}
 
-    def test_what_cannot_be_printed_is_a_space(self) -> None:
+    def test_a_letter_that_cannot_be_printed_becomes_a_space(self) -> None:
         assert cut("a\nb\tc\x00d\u202ee", 100) == "a b c d e"
         assert cut("éé", 3) == "é"
 
@@ -218,41 +234,41 @@ class TestClose:
         """Mutation: functions/grants/trail.py:
         `NOT_CLOSED = Expected("closed_at", NOT_YET)` -> `NOT_CLOSED = Expected("kind", "grant")`
         """
-        made = recorded(trail)
-        end(trail, made)
-        kept = [str(FOREIGN.key), str(KEY)]
-        assert trail.close(made.id, AT, "request-1", ["sgr-2", "sgr-1"], kept) is True
-        first = get(trail, made)
+        grant = recorded(trail)
+        end(trail, grant)
+        kept_keys = [str(FOREIGN.key), str(KEY)]
+        assert trail.close(grant.id, AT, "request-1", ["sgr-2", "sgr-1"], kept_keys) is True
+        first = get(trail, grant)
         assert (first.closed_at, first.closer) == (AT, "request-1")
-        detail = {"revoked": ["sgr-1", "sgr-2"], "kept": sorted(kept)}
+        detail = {"revoked": ["sgr-1", "sgr-2"], "kept": sorted(kept_keys)}
         assert first.events[-1] == Event(AT, "closed", "knock", detail)
-        assert trail.close(made.id, AT + timedelta(days=1), "request-2", ["sgr-9"], []) is False
-        assert get(trail, made) == first
+        assert trail.close(grant.id, AT + timedelta(days=1), "request-2", ["sgr-9"], []) is False
+        assert get(trail, grant) == first
 
-    def test_a_request_whose_answer_was_lost_knows_its_own_writing(
+    def test_a_request_whose_answer_was_lost_recognizes_its_own_write(
         self, stores: Stores, trail: Trail
     ) -> None:
         """Mutation: functions/grants/trail.py:
         `.get("closer") == (values["closer"],)` -> `.get("closer") == ()`
         """
-        made = recorded(trail)
-        end(trail, made)
+        grant = recorded(trail)
+        end(trail, grant)
         stores.lose_answer()
-        assert trail.close(made.id, AT, "request-1", ["sgr-1"], []) is True
-        assert trail.close(made.id, AT + timedelta(seconds=1), "request-1", [], []) is True
-        assert get(trail, made).closed_at == AT
-        assert [event.event for event in get(trail, made).events].count("closed") == 1
+        assert trail.close(grant.id, AT, "request-1", ["sgr-1"], []) is True
+        assert trail.close(grant.id, AT + timedelta(seconds=1), "request-1", [], []) is True
+        assert get(trail, grant).closed_at == AT
+        assert [event.event for event in get(trail, grant).events].count("closed") == 1
 
-    def test_it_records_nothing_of_a_grant_there_is_none_of(self, trail: Trail) -> None:
-        assert trail.close(grant().id, AT, "request-1", [], []) is False
-        assert trail.get(grant().id) is None
+    def test_nothing_is_recorded_of_a_grant_that_was_not_recorded(self, trail: Trail) -> None:
+        assert trail.close(new_grant().id, AT, "request-1", [], []) is False
+        assert trail.get(new_grant().id) is None
 
     def test_its_event_names_some_of_many_rules(self, trail: Trail) -> None:
-        made = recorded(trail)
-        end(trail, made)
+        grant = recorded(trail)
+        end(trail, grant)
         keys = [str(RuleKey(f"sg-{n:017}", Ports(60_000, 65_535, "tcp"), ELSEWHERE)) for n in range(80)]
-        assert trail.close(made.id, AT, "x", [f"sgr-{n:017}" for n in range(80)], keys) is True
-        detail = get(trail, made).events[-1].detail
+        assert trail.close(grant.id, AT, "x", [f"sgr-{n:017}" for n in range(80)], keys) is True
+        detail = get(trail, grant).events[-1].detail
         assert len(detail["revoked"]) == 20
         assert len(detail["kept"]) == 4
 
@@ -265,70 +281,70 @@ class TestRoom:
         ports = [(Ports(1000 * n + 1, 1000 * n + 2, "tcp"),) for n in range(MOST_TARGETS)]
         extra = tuple(Ports(n, n, "udp") for n in range(1, MOST_RULES - MOST_TARGETS + 1))
         ports[0] += extra
-        made = grant(
+        grant = new_grant(
             principal=Principal(text, text),
             reason=text,
             renews=text,
             targets=tuple(Target(f"{n:063}", ports[n], (f"sg-{n:017}",)) for n in range(MOST_TARGETS)),
         )
         opened = [
-            Opened(RuleKey(target.groups[0], one, HERE), f"sgr-{number:017}", target.name)
-            for target in made.targets
-            for number, one in enumerate(target.ports)
+            Opened(RuleKey(target.groups[0], port_range, HERE), f"sgr-{number:017}", target.name)
+            for target in grant.targets
+            for number, port_range in enumerate(target.ports)
         ]
         assert len(opened) == MOST_RULES
-        return Grant.from_input(made.as_input()), opened
+        return Grant.from_input(grant.as_input()), opened
 
     @pytest.mark.parametrize("letter", ["x", "é", "✓", "😀", '"', "\\"])
     def test_the_largest_grant_can_be_recorded_opened_ended_and_closed(
         self, trail: Trail, letter: str
     ) -> None:
         """Mutation: functions/grants/values.py: `MOST_TARGETS = 50` -> `MOST_TARGETS = 128`"""
-        made, opened = self.largest(letter)
-        trail.record(made)
+        grant, opened = self.largest(letter)
+        trail.record(grant)
         for later in range(40):
             at = AT + timedelta(seconds=later)
-            trail.authorize(made.id, at, opened, [letter * LONGEST_TEXT] * 50)
-        assert end(trail, made, by=letter * 2000, reason=letter * 2000) is True
-        assert trail.close(made.id, AT, letter * 2000, [rule.rule_id for rule in opened], []) is True
-        found = get(trail, made)
-        assert found.grant == made
-        assert set(found.opened) == set(opened)
+            trail.authorize(grant.id, at, opened, [letter * LONGEST_TEXT] * 50)
+        assert end(trail, grant, by=letter * 2000, reason=letter * 2000) is True
+        assert trail.close(grant.id, AT, letter * 2000, [rule.rule_id for rule in opened], []) is True
+        record = get(trail, grant)
+        assert record.grant == grant
+        assert set(record.opened) == set(opened)
 
     @pytest.mark.parametrize("letter", ["x", "é", "✓", "😀", '"', "\\"])
-    def test_one_that_was_never_recorded_can_be_recorded_as_ended(self, trail: Trail, letter: str) -> None:
-        made, _ = self.largest(letter)
-        assert end(trail, made, by=letter * 2000, reason=letter * 2000, grant=made) is True
-        assert get(trail, made).grant == made
+    def test_the_largest_grant_can_be_recorded_as_ended(self, trail: Trail, letter: str) -> None:
+        grant, _ = self.largest(letter)
+        assert end(trail, grant, by=letter * 2000, reason=letter * 2000, grant=grant) is True
+        assert get(trail, grant).grant == grant
 
-    def test_so_can_one_with_the_longest_names_and_the_most_bytes(self, trail: Trail) -> None:
+    def test_so_can_a_grant_with_the_longest_names_and_the_most_bytes(self, trail: Trail) -> None:
         groups = tuple("é" * LONGEST_TEXT for _ in range(45))
-        made = grant(targets=(Target("✓" * LONGEST_TEXT, (SSH,), groups),))
-        made = Grant.from_input(made.as_input())
-        assert end(trail, made, grant=made) is True
-        assert get(trail, made).grant == made
+        grant = new_grant(targets=(Target("✓" * LONGEST_TEXT, (SSH,), groups),))
+        grant = Grant.from_input(grant.as_input())
+        assert end(trail, grant, grant=grant) is True
+        assert get(trail, grant).grant == grant
 
-    def test_what_was_left_out_is_named_as_far_as_there_is_room(self, trail: Trail) -> None:
+    def test_targets_left_out_are_named_as_far_as_there_is_room(self, trail: Trail) -> None:
         """Mutation: functions/grants/trail.py:
         `{"left_out": _fitting(left_out)}` -> `{"left_out": list(left_out)}`
         """
-        made = recorded(trail)
-        trail.authorize(made.id, AT, [OPENED], [f"{n:063}" for n in range(50)])
-        left_out = get(trail, made).events[-1].detail["left_out"]
+        grant = recorded(trail)
+        trail.authorize(grant.id, AT, [OPENED], [f"{n:063}" for n in range(50)])
+        left_out = get(trail, grant).events[-1].detail["left_out"]
         assert left_out == [f"{n:063}" for n in range(len(left_out))]
         assert 8 <= len(left_out) < 50
 
 
 class TestEvents:
     def test_they_are_in_the_order_of_time_whenever_they_were_written(self, trail: Trail) -> None:
-        made = recorded(trail)
-        end(trail, made, at=NOW + timedelta(days=2))
-        trail.close(made.id, NOW + timedelta(days=1), "x", [], [])
-        assert [event.event for event in get(trail, made).events] == ["requested", "closed", "revoked"]
+        grant = recorded(trail)
+        end(trail, grant, at=NOW + timedelta(days=2))
+        trail.close(grant.id, NOW + timedelta(days=1), "x", [], [])
+        assert [event.event for event in get(trail, grant).events] == ["requested", "closed", "revoked"]
 
 
 class TestUnclosed:
-    def test_it_lists_the_live_ones_and_those_being_closed(self, trail: Trail) -> None:
+    def test_it_lists_live_grants_and_those_being_closed(self, trail: Trail) -> None:
         live, ended, closed = (recorded(trail, name) for name in ("live", "ended", "closed"))
         end(trail, ended)
         end(trail, closed)
@@ -336,18 +352,18 @@ class TestUnclosed:
         assert ids(trail.unclosed()) == {live.id, ended.id}
         assert get(trail, live) in list(trail.unclosed())
 
-    def test_an_item_that_cannot_be_read_is_named_and_the_others_are_given(
+    def test_an_item_that_cannot_be_read_is_named_and_the_others_are_listed(
         self, trail: Trail, store: Store
     ) -> None:
         live, broken = recorded(trail, "live"), recorded(trail, "broken")
         store.put(broken.id, {"input_00": "{"})
-        found = list(trail.unclosed())
-        assert ids(one for one in found if isinstance(one, Record)) == {live.id}
-        (unreadable,) = [one for one in found if isinstance(one, Unreadable)]
+        items = list(trail.unclosed())
+        assert ids(item for item in items if isinstance(item, Record)) == {live.id}
+        (unreadable,) = [item for item in items if isinstance(item, Unreadable)]
         assert unreadable.name == broken.id
         assert "cannot be read" in unreadable.why
 
-    def test_what_is_no_grant_is_passed_over(self, trail: Trail, store: Store) -> None:
+    def test_an_item_that_is_no_grant_is_left_out(self, trail: Trail, store: Store) -> None:
         store.put("other", {"closed_at": "-", "kind": "note"})
         store.put("another", {"closed_at": "-"})
         assert list(trail.unclosed()) == []
@@ -366,25 +382,27 @@ class TestUnreadable:
             {"authorized_at": ""},
         ],
     )
-    def test_one_changed_by_hand_is_an_error_of_its_own_and_left_out_of_lists(
+    def test_a_record_changed_by_hand_is_an_error_and_left_out_of_lists(
         self, trail: Trail, store: Store, changes: dict[str, str]
     ) -> None:
-        other, made = recorded(trail, "other"), recorded(trail)
-        store.put(made.id, changes)
+        readable, broken = recorded(trail, "other"), recorded(trail)
+        store.put(broken.id, changes)
         with pytest.raises(StoreRefused, match="cannot be read"):
-            trail.get(made.id)
-        assert ids(trail.page(limit=10).records) == {other.id}
-        assert ids(trail.page(limit=1).records) == {other.id}
+            trail.get(broken.id)
+        assert ids(trail.page(limit=10).records) == {readable.id}
+        assert ids(trail.page(limit=1).records) == {readable.id}
 
     @pytest.mark.parametrize("attribute", ["rule", "event"])
     @pytest.mark.parametrize("text", ["{", "{}", "[]", "7", '{"at":"x"}'])
-    def test_so_is_one_with_an_odd_entry(self, trail: Trail, store: Store, attribute: str, text: str) -> None:
-        made = recorded(trail)
-        store.put(made.id, {}, [(attribute, text)])
+    def test_so_is_a_record_with_an_odd_entry(
+        self, trail: Trail, store: Store, attribute: str, text: str
+    ) -> None:
+        grant = recorded(trail)
+        store.put(grant.id, {}, [(attribute, text)])
         with pytest.raises(StoreRefused):
-            trail.get(made.id)
+            trail.get(grant.id)
 
-    def test_one_without_a_state_is_too(self, trail: Trail, store: Store) -> None:
+    def test_so_is_a_record_without_a_state(self, trail: Trail, store: Store) -> None:
         store.put("g1", {"kind": "grant", "order": "1", "closed_at": "-"})
         with pytest.raises(StoreRefused):
             trail.get("g1")
@@ -397,16 +415,16 @@ class TestUnreadable:
     def test_a_grant_under_the_name_of_such_an_item_cannot_be_recorded(
         self, trail: Trail, store: Store
     ) -> None:
-        store.put(grant().id, {"kind": "note"}, expected=Expected("kind", None))
+        store.put(new_grant().id, {"kind": "note"}, expected=Expected("kind", None))
         with pytest.raises(StoreRefused, match="no grant"):
-            trail.record(grant())
+            trail.record(new_grant())
 
 
 class TestPage:
     @pytest.fixture
     def many(self, trail: Trail) -> list[Grant]:
         """Grants 0 (oldest) to 6: bob's are 1 and 4; 2 and 4 are for the web; 5 ended; 6 is past."""
-        made = []
+        grants = []
         for n in range(7):
             changes: dict[str, Any] = {"requested_at": NOW + timedelta(milliseconds=n)}
             if n in (1, 4):
@@ -415,12 +433,12 @@ class TestPage:
                 changes |= {"targets": (WEB, BASTION)}
             if n == 6:
                 changes |= {"expires_at": NOW.replace(microsecond=0)}
-            made.append(recorded(trail, **changes))
-        end(trail, made[5])
-        return made
+            grants.append(recorded(trail, **changes))
+        end(trail, grants[5])
+        return grants
 
     @pytest.mark.parametrize(
-        ("question", "found"),
+        ("question", "numbers"),
         [
             ({}, "6543210"),
             ({"live_after": NOW}, "43210"),
@@ -436,50 +454,50 @@ class TestPage:
         ],
     )
     def test_all_conditions_hold_and_the_newest_come_first(
-        self, trail: Trail, many: list[Grant], question: dict[str, Any], found: str
+        self, trail: Trail, many: list[Grant], question: dict[str, Any], numbers: str
     ) -> None:
         page = trail.page(limit=10, **question)
-        assert [record.id for record in page.records] == [many[int(n)].id for n in found]
+        assert [record.id for record in page.records] == [many[int(n)].id for n in numbers]
         assert page.after is None
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 6, 7])
     def test_pages_meet(self, trail: Trail, many: list[Grant], limit: int) -> None:
-        seen: list[str] = []
+        listed: list[str] = []
         after = None
         for _ in range(8):
             page = trail.page(limit=limit, after=after)
-            seen += [record.id for record in page.records]
+            listed += [record.id for record in page.records]
             after = page.after
             if after is None:
                 break
             assert len(page.records) == limit
-        assert seen == [made.id for made in reversed(many)]
+        assert listed == [grant.id for grant in reversed(many)]
 
     @pytest.mark.parametrize("limit", [1, 2, 3])
-    def test_they_meet_around_what_cannot_be_read(
+    def test_they_meet_around_records_that_cannot_be_read(
         self, trail: Trail, store: Store, many: list[Grant], limit: int
     ) -> None:
         for n in (5, 4, 0):
             store.put(many[n].id, {"input_00": "{"})
-        seen: list[str] = []
+        listed: list[str] = []
         after = None
         for _ in range(8):
             page = trail.page(limit=limit, after=after)
-            seen += [record.id for record in page.records]
+            listed += [record.id for record in page.records]
             after = page.after
             if after is None:
                 break
-        assert seen == [many[n].id for n in (6, 3, 2, 1)]
+        assert listed == [many[n].id for n in (6, 3, 2, 1)]
 
     def test_it_goes_on_though_grants_ended_meanwhile(self, trail: Trail, many: list[Grant]) -> None:
         first = trail.page(limit=2, live_after=NOW)
         assert [record.id for record in first.records] == [many[4].id, many[3].id]
         end(trail, many[3])
-        rest = trail.page(limit=2, live_after=NOW, after=first.after)
-        assert [record.id for record in rest.records] == [many[2].id, many[1].id]
+        second = trail.page(limit=2, live_after=NOW, after=first.after)
+        assert [record.id for record in second.records] == [many[2].id, many[1].id]
 
     @pytest.mark.parametrize("hostile", ["' or '1' = '1", "web' or `kind` = 'grant", "%", "`", '"', "\\"])
-    def test_values_are_values(self, trail: Trail, many: list[Grant], hostile: str) -> None:
+    def test_hostile_values_match_nothing(self, trail: Trail, many: list[Grant], hostile: str) -> None:
         assert trail.page(limit=10, target=hostile) == Page((), None)
         assert trail.page(limit=10, principal_name=hostile) == Page((), None)
 

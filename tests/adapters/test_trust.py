@@ -1,4 +1,4 @@
-"""Whom functions trust to be AWS: Amazon's own roots, and botocore's wherever that could be too few."""
+"""Which certificates functions accept: Amazon's own roots, and botocore's where those could be too few."""
 
 from __future__ import annotations
 
@@ -34,39 +34,41 @@ def test_the_file_is_what_certifi_has_of_the_roots_that_amazon_names() -> None:
     """
     assert ROOTS.read_text() == maker.text(), "run python -m tools.roots"
     assert maker.FILE == ROOTS
-    found = certificates(ROOTS)
-    assert len(found) == len(set(found)) == 5
-    assert set(found) < set(certificates(certifi.where()))
+    own = certificates(ROOTS)
+    assert len(own) == len(set(own)) == 5
+    assert set(own) < set(certificates(certifi.where()))
 
 
-def test_they_are_roots_by_their_names_and_are_valid_for_years() -> None:
+def test_they_are_amazons_roots_and_valid_until_2037() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(ROOTS)
-    found = {dict(pair[0] for pair in one["subject"])["commonName"]: one for one in context.get_ca_certs()}  # type: ignore[union-attr,misc,index]
-    assert sorted(found) == [
+    by_name = {
+        dict(pair[0] for pair in root["subject"])["commonName"]: root for root in context.get_ca_certs()
+    }  # type: ignore[union-attr,misc,index]
+    assert sorted(by_name) == [
         *(f"Amazon Root CA {number}" for number in (1, 2, 3, 4)),
         "Starfield Services Root Certificate Authority - G2",
     ]
-    for one in found.values():
-        assert one["subject"] == one["issuer"]
-        assert int(str(one["notAfter"]).split()[3]) >= 2037
+    for root in by_name.values():
+        assert root["subject"] == root["issuer"]
+        assert int(str(root["notAfter"]).split()[3]) >= 2037
 
 
 @pytest.mark.parametrize(
-    ("bundle", "said"),
+    ("bundle", "message"),
     [("", "has no root called Amazon Root CA 1"), (None, "is not the one Amazon lists")],
 )
 def test_a_certifi_without_one_of_them_writes_no_file(
-    bundle: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutation: tools/roots.py: `.hexdigest() != key:` -> `.hexdigest() == "":`"""
     if bundle is None:
-        whole = Path(certifi.where()).read_text()
-        another = BLOCK.findall(whole)[0]
+        certifi_bundle = Path(certifi.where()).read_text()
+        another = BLOCK.findall(certifi_bundle)[0]
         bundle = f'# Label: "Amazon Root CA 1"\n{another}\n'
     (tmp_path / "ca.pem").write_text(bundle)
     monkeypatch.setattr(certifi, "where", lambda: str(tmp_path / "ca.pem"))
-    with pytest.raises(maker.RootMissing, match=said):
+    with pytest.raises(maker.RootMissing, match=message):
         maker.text()
 
 
@@ -97,7 +99,9 @@ def test_botocores_roots_are_used_where_amazons_could_be_too_few(
     assert roots(environment, partition) == (str(ROOTS) if own else None)
 
 
-def test_a_client_trusts_them_and_botocores_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_trusts_them_and_botocores_where_the_setting_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Mutation: functions/grants/wiring.py: `"verify": self._verify}` -> `"verify": None}`"""
 
     def trusted(**environment: str) -> Any:
@@ -127,20 +131,20 @@ def test_a_certificate_of_another_authority_is_refused_and_the_log_says_what_to_
     aws = Recorded(tmp_path)
     here = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", aws.port))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_named: here)
-    said: list[dict[str, str]] = []
+    errors: list[dict[str, str]] = []
     monkeypatch.setattr(
-        trust.logger, "error", lambda message, extra: said.append(extra | {"message": message})
+        trust.logger, "error", lambda message, extra: errors.append(extra | {"message": message})
     )
     try:
         with pytest.raises(StoreUnavailable, match="SSLError") as failed:
             wired(monkeypatch).trail.get("g1")
         assert isinstance(failed.value.__cause__, SSLError)
         assert not aws.calls
-        assert {one["message"] for one in said} == {"aws_not_trusted"}
-        assert "CERTIFICATE_VERIFY_FAILED" in said[0]["detail"]
-        assert "TrustedRoots=botocore" in said[0]["do"]
-        assert "AWS_CA_BUNDLE" in said[0]["do"]
-        # The way back: whoever is trusted by botocore's own setting is trusted.
+        assert {error["message"] for error in errors} == {"aws_not_trusted"}
+        assert "CERTIFICATE_VERIFY_FAILED" in errors[0]["detail"]
+        assert "TrustedRoots=botocore" in errors[0]["do"]
+        assert "AWS_CA_BUNDLE" in errors[0]["do"]
+        # An authority that botocore's own setting names is trusted.
         (tmp_path / "ca.pem").write_text(aws.ca)
         trail = wired(monkeypatch, AWS_CA_BUNDLE=str(tmp_path / "ca.pem")).trail
         assert trail.get("g1") is None

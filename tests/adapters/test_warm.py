@@ -21,7 +21,7 @@ every_handler = pytest.mark.parametrize("name", HANDLERS)
 
 
 @every_handler
-def test_it_is_answered_without_any_call_and_any_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_answered_without_a_call_or_a_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: functions/authorize.py: `    if event == WARM:` -> `    if False:`"""
     for variable in ("KNOCK_STACK", "TRAIL_STORE", "STATE_MACHINE_ARN"):
         monkeypatch.delenv(variable, raising=False)
@@ -32,7 +32,7 @@ def test_it_is_answered_without_any_call_and_any_setting(name: str, monkeypatch:
 @every_handler
 @pytest.mark.parametrize("event", [{}, {"warm": "yes"}, WARM | {"grant": {}}])
 def test_no_other_event_is_taken_for_it(name: str, event: dict[str, Any]) -> None:
-    """So that nobody's request or grant is answered as if it had been done."""
+    """Else a request or a grant would be answered as if it had been carried out."""
     with pytest.raises((KeyError, KnockError)):
         HANDLERS[name](event, None)
 

@@ -1,4 +1,4 @@
-"""What a function makes as Lambda starts it, and that importing it anywhere else makes nothing."""
+"""Which clients a function makes as Lambda starts it; imported anywhere else, it makes none."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from grants import wiring as wiring_module
-from grants.wiring import HASTY, TWICE, Wiring
+from grants.wiring import HASTY, ONCE, TWICE, Wiring
 from tests import harness
 from tests.conftest import ROOT
 
-MADE = """
+LIST_CLIENTS = """
 import importlib, json, sys
 sys.path.insert(0, "functions")
-made = {}
+clients = {}
 for name in ("api", "authorize", "revoke", "guard", "notify"):
     module = importlib.import_module(name)
-    made[name] = sorted(vars(module.wiring())) if module.wiring.cache_info().currsize else None
-print(json.dumps(made))
+    clients[name] = sorted(vars(module.wiring())) if module.wiring.cache_info().currsize else None
+print(json.dumps(clients))
 """
 
 # The garbage collector as a function's module finds it while it is loaded, and as it leaves it.
@@ -58,26 +58,31 @@ LAMBDA = {
 }
 
 
-def made(environment: dict[str, str]) -> dict[str, list[str] | None]:
-    done = subprocess.run(
-        [sys.executable, "-c", MADE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+def list_clients(environment: dict[str, str]) -> dict[str, list[str] | None]:
+    result = subprocess.run(
+        [sys.executable, "-c", LIST_CLIENTS],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[str] | None] = json.loads(done.stdout)
-    return found
+    assert result.returncode == 0, result.stderr
+    clients: dict[str, list[str] | None] = json.loads(result.stdout)
+    return clients
 
 
 def test_a_function_has_made_its_clients_when_lambda_has_started_it() -> None:
-    found = made(LAMBDA)
+    clients = list_clients(LAMBDA)
     for name in ("authorize", "revoke", "guard"):
-        made_by = {"trail", "ledgers", "ingress", "executions", "closings", "operations"}
-        assert made_by <= set(found[name] or ())
-    assert {"trail", "executions", "closings", "rights", "functions", "closer"} <= set(found["api"] or ())
-    assert not {"ingress", "ledgers", "operations"} & set(found["api"] or ())  # nor may it: its role has none
+        expected = {"trail", "ledgers", "ingress", "executions", "closings", "operations"}
+        assert expected <= set(clients[name] or ())
+    assert {"trail", "executions", "closings", "rights", "functions", "closer"} <= set(clients["api"] or ())
+    assert not {"ingress", "ledgers", "operations"} & set(clients["api"] or ())  # its role may not
 
 
 def collecting(name: str, environment: dict[str, str]) -> list[bool]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", COLLECTING, name],
         cwd=ROOT,
         env=environment,
@@ -85,16 +90,16 @@ def collecting(name: str, environment: dict[str, str]) -> list[bool]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found: list[bool] = json.loads(done.stdout)
-    return found
+    assert result.returncode == 0, result.stderr
+    enabled: list[bool] = json.loads(result.stdout)
+    return enabled
 
 
 @pytest.mark.parametrize(
-    "name", [one.stem for one in (ROOT / "functions").glob("*.py") if "def handler(" in one.read_text()]
+    "name", [path.stem for path in (ROOT / "functions").glob("*.py") if "def handler(" in path.read_text()]
 )
 def test_garbage_is_not_collected_while_a_function_starts_and_is_again_once_it_has(name: str) -> None:
-    """One that forgot to `prepare` would never collect any.
+    """A function that did not call `prepare` would never collect any.
 
     Mutation: functions/grants/wiring.py: `            gc.enable()` -> `            pass`
     Mutation: functions/grants/wiring.py: `            gc.freeze()` -> `            pass`
@@ -108,7 +113,7 @@ def test_garbage_is_collected_as_ever_where_a_function_is_imported_elsewhere() -
 
 
 def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment() -> None:
-    assert set(made({}).values()) == {None}
+    assert set(list_clients({}).values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,7 @@ def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment()
 def test_a_bad_setting_stops_a_function_as_it_starts_and_is_named(name: str, value: str | None) -> None:
     environment = {key: text for key, text in LAMBDA.items() if key != name}
     with pytest.raises(AssertionError, match=name):
-        made(environment | ({name: value} if value is not None else {}))
+        list_clients(environment | ({name: value} if value is not None else {}))
 
 
 def wired(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Wiring:
@@ -147,12 +152,12 @@ def wired(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Wiring:
     return Wiring()
 
 
-def test_what_calls_one_service_shares_one_client_and_so_its_connections(
+def test_adapters_of_one_service_share_one_client_and_so_its_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mutation: functions/grants/wiring.py: `        if known not in self._clients:` -> `        if True:`"""
     wiring = wired(monkeypatch)
-    stores = [vars(kept)["_store"] for kept in (wiring.trail, wiring.ledgers)]
+    stores = [vars(adapter)["_store"] for adapter in (wiring.trail, wiring.ledgers)]
     assert stores[0]._client is stores[1]._client
     assert stores[0]._domain != stores[1]._domain
     assert vars(wiring.executions)["_client"] is vars(wiring.closings)["_client"]
@@ -160,22 +165,32 @@ def test_what_calls_one_service_shares_one_client_and_so_its_connections(
     assert wiring.client("sdb") is not wiring.client("sdb", region="us-east-1")
 
 
-def test_a_function_loads_no_module_of_what_it_does_not_call() -> None:
+def test_a_function_loads_no_module_that_it_does_not_need() -> None:
     """The API then starts without what opens and closes, and every function without the other store."""
-    code = MADE.replace('("api", "authorize", "revoke", "guard", "notify")', '("api",)').replace(
-        "json.dumps(made)",
+    code = LIST_CLIENTS.replace('("api", "authorize", "revoke", "guard", "notify")', '("api",)').replace(
+        "json.dumps(clients)",
         "json.dumps({'loaded': sorted(name for name in sys.modules if name[:7] == 'grants.')})",
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=LAMBDA, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    loaded = set(json.loads(done.stdout)["loaded"])
+    assert result.returncode == 0, result.stderr
+    loaded = set(json.loads(result.stdout)["loaded"])
     assert {"grants.trail", "grants.simpledb"} <= loaded
     assert (
         not {"grants.dynamodb", "grants.ingress", "grants.ledger", "grants.opening", "grants.closing"}
         & loaded
     )
+
+
+def test_a_call_to_ec2_is_made_once_and_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/unit/test_timing.py ties these times to the protocol's.
+
+    Mutation: functions/grants/wiring.py: `self.client("ec2", ONCE)` -> `self.client("ec2")`
+    """
+    config = wired(monkeypatch).operations.ingress._client.meta.config  # type: ignore[attr-defined]
+    assert (config.connect_timeout, config.read_timeout) == (ONCE.connect_timeout, ONCE.read_timeout)
+    assert config.retries == ONCE.retries
 
 
 def test_force_has_clients_of_its_own_that_do_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What an attacker does, drawn: each move is one call that a right allows; its input is nearly right.
+"""The moves of an attack, drawn: each is one call that a right allows, with an input that is nearly right.
 
 Inputs begin as valid ones (a forged grant under the id of its content, or the input of a grant that there
 is), and are then changed in a few places, so that most of them get past the first checks.
@@ -22,7 +22,7 @@ from tests.harness import CLOSINGS, MACHINE, STACK
 GRANTS = ("alice", "bob", "elsewhere", "ended", "expired", "forged")
 HUGE = 150_000  # characters
 
-# ---------------------------------------------------------------------------- a grant nobody decided on
+# ---------------------------------------------------------------------------- a forged grant
 
 BASTION = ("bastion", ("22/tcp",), ("bastion", "second"))
 WEB = ("web", ("80/tcp", "443/tcp"), ("web",))
@@ -47,9 +47,9 @@ NEAR_MISSES = (
 )
 TARGETS = st.one_of(
     st.sampled_from([(BASTION,), (WEB,), (BASTION, WEB)]),
-    st.sampled_from(NEAR_MISSES).map(lambda one: (one,)),
-    st.sampled_from(NEAR_MISSES).map(lambda one: (WEB, one)),
-    st.sampled_from(NEAR_MISSES).map(lambda one: (one, BASTION)),
+    st.sampled_from(NEAR_MISSES).map(lambda target: (target,)),
+    st.sampled_from(NEAR_MISSES).map(lambda target: (WEB, target)),
+    st.sampled_from(NEAR_MISSES).map(lambda target: (target, BASTION)),
 )
 SOURCES = (
     f"{VICTIM_SOURCE}/32", "203.0.113.200/32", "198.51.100.1/32", "198.51.100.9/32", "8.8.8.0/24",
@@ -60,34 +60,43 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class Forged:
-    """A grant made by hand, under the id of its content."""
+    """A grant made by hand, under the id of its content.
+
+    `requested` and `lasts` are in seconds: from now to the request, and from the request to the end.
+    """
 
     who: str = "mallory"
     source: str = "198.51.100.9/32"
     targets: tuple[Any, ...] = (BASTION,)
-    asked: int = 0
+    requested: int = 0
     lasts: int = 3600
     renews: str | None = None
     by_name: bool = True
 
     def make(self, world: World) -> dict[str, Any]:
         return world.forge(
-            self.who, self.source, self.targets, self.asked, self.lasts, self.renews, by_name=self.by_name
+            self.who,
+            self.source,
+            self.targets,
+            self.requested,
+            self.lasts,
+            self.renews,
+            by_name=self.by_name,
         )
 
 
-def _one(name: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Callable[[Forged], Forged]]:
+def _changed(name: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Callable[[Forged], Forged]]:
     return values.map(lambda value: lambda grant: replace(grant, **{name: value}))
 
 
 CHANGES = st.one_of(
-    _one("who", st.sampled_from(["alice", "bob", "operator"])),
-    _one("source", st.sampled_from(SOURCES)),
-    _one("targets", TARGETS),
-    _one("asked", st.sampled_from([-7200, -3590, -60, 50, 70, 10**9])),
-    _one("lasts", st.sampled_from([1, 30, 86_400, 86_460, 30 * 86_400])),
-    _one("renews", st.sampled_from([*GRANTS, "nobody"])),
-    _one("by_name", st.just(False)),
+    _changed("who", st.sampled_from(["alice", "bob", "operator"])),
+    _changed("source", st.sampled_from(SOURCES)),
+    _changed("targets", TARGETS),
+    _changed("requested", st.sampled_from([-7200, -3590, -60, 50, 70, 10**9])),
+    _changed("lasts", st.sampled_from([1, 30, 86_400, 86_460, 30 * 86_400])),
+    _changed("renews", st.sampled_from([*GRANTS, "nobody"])),
+    _changed("by_name", st.just(False)),
 )
 
 
@@ -127,17 +136,20 @@ TAMPERED = st.fixed_dictionaries(
 
 @dataclass(frozen=True)
 class Input:
-    """An execution's input: `base` is a forged grant, or the name of one that there is."""
+    """An execution's input: `base` is a forged grant, or the word for an existing one.
+
+    A `replacement` other than "-" takes the place of all of it.
+    """
 
     base: Forged | str
     rules: tuple[str, ...] | None = None
     extra: tuple[tuple[str, Any], ...] = ()
     changed: tuple[tuple[str, Any], ...] = ()
-    whole: Any = "-"
+    replacement: Any = "-"
 
     def make(self, world: World) -> Any:
-        if self.whole != "-":
-            return self.whole
+        if self.replacement != "-":
+            return self.replacement
         base = self.base.make(world) if isinstance(self.base, Forged) else world.inputs.get(self.base, {})
         value = {**base, **dict(self.extra), **dict(self.changed)}
         if self.rules is not None:
@@ -161,14 +173,14 @@ EXTRA = st.fixed_dictionaries(
 
 @st.composite
 def inputs(draw: st.DrawFn) -> Input:
-    """Draw an input: a grant's with fields beside it; sometimes changed under its id; seldom no grant's."""
+    """Draw an input: a grant's with more fields; sometimes changed under its id; seldom an odd value."""
     base = draw(st.one_of(forged(), forged(), st.sampled_from(GRANTS)))
     rules = draw(st.none() | st.lists(RULES, max_size=3).map(tuple))
     extra = draw(st.just({}) | EXTRA)
-    odd = st.tuples(FIELDS, ODD).map(lambda one: {one[0]: one[1]})
+    odd = st.tuples(FIELDS, ODD).map(lambda pair: {pair[0]: pair[1]})
     changed = draw(st.one_of(st.just({}), st.just({}), st.just({}), TAMPERED, odd))
-    whole = draw(st.one_of(*[st.just("-")] * 12, ODD))
-    return Input(base, rules, tuple(extra.items()), tuple(changed.items()), whole)
+    replacement = draw(st.one_of(*[st.just("-")] * 12, ODD))
+    return Input(base, rules, tuple(extra.items()), tuple(changed.items()), replacement)
 
 
 NAMES = st.one_of(st.just("own"), st.just("own"), st.sampled_from([*GRANTS, "free-1", "free-2", "free-3"]))
@@ -180,7 +192,7 @@ def _name(word: str, value: Any, world: World) -> str:
 
 
 def _start(world: World, machine: str, name: str | None, value: Any) -> None:
-    """Start an execution; AWS's own refusal of a name or of a size is no matter here."""
+    """Start an execution. AWS may refuse its name or its size."""
     named = {"name": name} if name else {}
     try:
         world.knock.client("stepfunctions").start_execution(
@@ -204,13 +216,13 @@ WORDS = st.one_of(st.sampled_from(GRANTS), st.sampled_from(["*", "alice*", "?", 
 
 @dataclass(frozen=True)
 class Payload:
-    """What the revoke function is called with: a task's, an early end's, or a closing's."""
+    """A payload of the revoke function: of a task, of an early end, or of a closing."""
 
     how: Any
     value: Input | str  # an input, or the word for an id that stands alone
     by: Any
     reason: Any
-    event: tuple[str, Any, str, Any] | None = None  # name, status, input (given, left out, odd), error
+    event: tuple[str, Any, str, Any] | None = None  # name, status, input ("given", "left out" or odd), error
 
     def make(self, world: World) -> Any:
         value = (
@@ -231,11 +243,11 @@ class Payload:
             )
         if self.event is None:
             return {"how": "revoked", "grant": value, "by": self.by, "reason": self.reason}
-        word, status, given, error = self.event
+        word, status, text, error = self.event
         detail: dict[str, Any] = {"name": _name(word, value, world), "status": status}
         detail |= {"error": error, "cause": self.reason, "stateMachineArn": MACHINE}
-        if given != "left out":
-            detail["input"] = json.dumps(value) if given == "given" else given
+        if text != "left out":
+            detail["input"] = json.dumps(value) if text == "given" else text
         return {
             "source": "aws.states",
             "detail-type": "Step Functions Execution Status Change",

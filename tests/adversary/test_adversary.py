@@ -1,7 +1,7 @@
 """Generated attacks with the rights of one function, with one permission alone, or with an operator's.
 
-They open nothing that live tags and limits do not allow, touch no foreign rule, remove no live grant's rule
-but by ending the grant on record, and leave nothing open past its end and nothing that cannot be ended.
+They open no rule that live tags and limits do not allow, touch no foreign rule, remove a live grant's rule
+only by ending the grant on record, leave no rule open past its end, and no grant that cannot be ended.
 KNOCK_ADVERSARY says how many sequences of moves are tried with each right.
 """
 

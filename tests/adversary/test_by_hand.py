@@ -1,7 +1,7 @@
 """Functions invoked by hand (`lambda:InvokeFunction`, or a rule of EventBridge's), as SECURITY.md has it.
 
-An execution is what ends a grant. Whoever invokes the authorize function alone starts none: these tests show
-what such a rule is open to, and that the guard, which runs hourly, is what closes it.
+An execution ends a grant, and invoking the authorize function alone starts none: these tests show which rules
+can be opened so, and that the guard, which runs hourly, closes them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FUNCTION = "AWS::Lambda::Function"
 
 @pytest.fixture
 def attacked() -> Iterator[World]:
-    with world() as made:
-        yield made
+    with world() as stack:
+        yield stack
 
 
 def authorize(attacked: World, grant: Any) -> str:
@@ -41,7 +41,7 @@ def of(attacked: World, grant: dict[str, Any]) -> list[Open]:
 
 
 def guard(attacked: World) -> dict[str, str]:
-    """Run the guard: what it found of each grant."""
+    """Run the guard, and give the kind of its finding for each grant."""
     findings = attacked.knock.call("guard", {})["findings"]
     attacked.settle()
     return {finding["grant_id"]: finding["kind"] for finding in findings}
@@ -85,30 +85,33 @@ class TestAuthorize:
             assert authorize(attacked, Forged(targets=(target,)).make(attacked))
         assert authorize(attacked, Forged(source="198.51.0.0/16").make(attacked)) == "InvalidGrant"
         assert authorize(attacked, Forged(lasts=30 * 86_400).make(attacked)) == "InvalidGrant"
-        assert authorize(attacked, Forged(asked=-7200, lasts=4 * 3600).make(attacked)) == "InvalidGrant"
+        assert authorize(attacked, Forged(requested=-7200, lasts=4 * 3600).make(attacked)) == "InvalidGrant"
         assert attacked.rules() == before
 
 
 @pytest.mark.parametrize(("keep_warm", "reaches"), [("on", {"Api", "Authorize"}), ("off", set())])
-def test_a_rule_reaches_these_two_functions_alone_and_only_with_keep_warm(
+def test_an_eventbridge_rule_reaches_two_functions_and_only_with_keep_warm(
     keep_warm: str, reaches: set[str]
 ) -> None:
-    """IAM knows the rule that calls, not its input: who may put targets on it may have any. The guard is
-    another rule's, and reads nothing of its event.
+    """IAM knows the rule that calls, not its input, which anyone with events:PutTargets may choose. The guard
+    is another rule's target, and does not read its event.
     """
     stack = deployed(KeepWarm=keep_warm, EnableNotifications="true")
-    functions = {one.logical_id.removesuffix("Function"): one.arn for one in stack.template.all(FUNCTION)}
+    functions = {
+        function.logical_id.removesuffix("Function"): function.arn
+        for function in stack.template.all(FUNCTION)
+    }
     context = {"aws:SourceArn": f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{STACK}-warmth"}
     context |= {"aws:SourceAccount": ACCOUNT}
-    asked = [
+    requests = [
         Request("events.amazonaws.com", "lambda:InvokeFunction", arn, context) for arn in functions.values()
     ]
-    answers = zip(functions, stack.judge(asked), strict=True)
+    answers = zip(functions, stack.judge(requests), strict=True)
     assert {name for name, answer in answers if answer.allowed} == reaches
 
 
 class TestApi:
-    def test_an_event_made_up_opens_in_the_name_of_the_key_it_names_and_ends_on_time(
+    def test_a_forged_event_opens_in_the_name_of_the_key_it_names_and_ends_on_time(
         self, attacked: World
     ) -> None:
         """The key's value, whether it is enabled, and the address are API Gateway's to check, not Knock's."""
@@ -120,8 +123,8 @@ class TestApi:
         record = attacked.records()[opened["id"]]
         assert record.grant.principal.name == "carol"
         assert record.grant.source == "198.51.100.77/32"
-        more = knock.request("POST", "/knock", key="carol", body={"targets": ["bastion"]})
-        assert more.status == 403
+        answer = knock.request("POST", "/knock", key="carol", body={"targets": ["bastion"]})
+        assert answer.status == 403
         attacked.check()
         knock.clock.advance(timedelta(hours=1, seconds=10))
         attacked.settle()

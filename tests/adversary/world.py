@@ -1,7 +1,7 @@
-"""A Knock with grants, foreign rules and near-miss groups in it, and what no attack may change.
+"""A Knock with grants, foreign rules and near-miss groups, and the invariants that no attack may break.
 
-Attacks are drawn without knowing any id, so they name things by words (`alice`, `ended`, `near`), which the
-world turns into ids, inputs and rules as they are by then.
+Attacks are drawn without knowing any id, so they use words (`alice`, `ended`, `foreign`), which the world
+translates to the ids, inputs and rules of the moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from grants.ledgers import Ledgers, Unreadable
+from grants.ledgers import Ledgers
 from grants.policy import WIDEST, read_targets
 from grants.simpledb import SimpleDb
 from grants.timing import GRACE
@@ -29,6 +29,7 @@ from grants.values import (
     Record,
     RuleKey,
     Target,
+    Unreadable,
     cut_to_milliseconds,
     parse_time,
     round_up,
@@ -38,9 +39,8 @@ from tests.harness import CLOSINGS, MACHINE, STACK, Knock, running
 VICTIM_SOURCE = "203.0.113.7"
 LONGEST = timedelta(hours=24)
 POLLS_BEFORE_THE_CLOCK_MOVES = 12
-STILL_AT_WORK = (
-    600  # times the clock is moved by half a minute: longer than any task is tried again but force
-)
+# Times that the clock is moved by half a minute: longer than any task but force is tried again.
+STILL_AT_WORK = 600
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Open:
 
 @dataclass
 class World:
-    """What an attacker finds, and what must be true of it whatever they do."""
+    """A stack to attack, and its invariants."""
 
     knock: Knock
     ids: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class World:
     groups: dict[str, str] = field(default_factory=dict)
     foreign: frozenset[Open] = frozenset()
     allowed: set[tuple[str, Ports]] = field(default_factory=set)  # by tags, now or before
-    _ends: dict[str, datetime] = field(default_factory=dict)  # of executions that were seen to wait for it
+    _ends: dict[str, datetime] = field(default_factory=dict)  # of executions known to wait for them
 
     # ------------------------------------------------------------------ building it
 
@@ -79,12 +79,12 @@ class World:
         self._group("released", {"stack": STACK})
         self._group("odd-name", {"stack": STACK, "target": "bastion 2", "ports": "22/tcp"})
         self._group("odd-ports", {"stack": STACK, "target": "odd", "ports": "22/tcp 0-9/icmp"})
-        self._add_foreign(bastion, "198.51.100.1/32")  # as what an attack may ask for
+        self._add_foreign(bastion, "198.51.100.1/32")  # like a rule that an attack may request
         self._add_foreign(bastion, "192.0.2.1/32")
         self._add_foreign(self.groups["untagged"], f"{VICTIM_SOURCE}/32")
         self._add_foreign(self.groups["other-stack"], "192.0.2.2/32", "other")
         self.foreign = frozenset(rule for rule in self.rules() if not rule.is_ours)
-        for name, key, asked in (
+        for name, key, body in (
             ("expired", "alice", {"duration": "1m", "targets": ["web"]}),
             ("ended", "bob", {"duration": "8h"}),
             ("alice", "alice", {"duration": "8h"}),
@@ -92,7 +92,7 @@ class World:
             ("elsewhere", "bob", {"duration": "23h", "targets": ["web"]}),
         ):
             caller = "203.0.113.200" if name == "elsewhere" else VICTIM_SOURCE
-            grant = knock.open(key, caller=caller, **asked)
+            grant = knock.open(key, caller=caller, **body)
             self.ids[name] = grant["id"]
             self.inputs[name] = json.loads(knock.execution(grant["id"])["input"])
             if name == "expired":
@@ -103,13 +103,13 @@ class World:
 
     def _group(self, name: str, tags: Mapping[str, str]) -> None:
         ec2 = self.knock.client("ec2")
-        made = ec2.create_security_group(GroupName=name, Description="test", VpcId=self.knock.vpc)["GroupId"]
+        group = ec2.create_security_group(GroupName=name, Description="test", VpcId=self.knock.vpc)["GroupId"]
         if tags:
             ec2.create_tags(
-                Resources=[made],
+                Resources=[group],
                 Tags=[{"Key": f"knock:{key}", "Value": value} for key, value in tags.items()],
             )
-        self.groups[name] = made
+        self.groups[name] = group
 
     def _add_foreign(self, group: str, cidr: str, stack: str = "") -> None:
         tags = [{"Key": "knock:stack", "Value": stack}, {"Key": "knock:grant", "Value": "theirs"}]
@@ -129,7 +129,7 @@ class World:
 
     def rules(self) -> list[Open]:
         """List every ingress rule of the account."""
-        found = self.knock.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+        rules = self.knock.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
         return [
             Open(
                 rule["SecurityGroupRuleId"],
@@ -140,15 +140,15 @@ class World:
                 ),
                 tuple(sorted((tag["Key"], tag["Value"]) for tag in rule.get("Tags", []))),
             )
-            for rule in found
+            for rule in rules
             if not rule["IsEgress"]
         ]
 
     def look_at_tags(self) -> None:
-        """Add what tags allow now to what they have allowed."""
+        """Add the ports that tags allow now to those they have allowed."""
         ours = [{"Name": "tag:knock:stack", "Values": [STACK]}]
         groups = self.knock.client("ec2").describe_security_groups(Filters=ours)["SecurityGroups"]
-        tagged = {one["GroupId"]: {tag["Key"]: tag["Value"] for tag in one["Tags"]} for one in groups}
+        tagged = {group["GroupId"]: {tag["Key"]: tag["Value"] for tag in group["Tags"]} for group in groups}
         targets, _ = read_targets(tagged)
         self.allowed |= {(group, ports) for t in targets.values() for group in t.groups for ports in t.ports}
 
@@ -168,10 +168,10 @@ class World:
 
     def executions(self, machine: str = MACHINE) -> list[str]:
         """List the names of the running executions."""
-        found = self.knock.client("stepfunctions").list_executions(
+        answer = self.knock.client("stepfunctions").list_executions(
             stateMachineArn=machine, statusFilter="RUNNING", maxResults=1000
         )
-        return [execution["name"] for execution in found["executions"]]
+        return [execution["name"] for execution in answer["executions"]]
 
     def group(self, word: str) -> str:
         return self.groups.get(word, word)
@@ -185,24 +185,29 @@ class World:
         record = self.records().get(self.ids.get(word, ""))
         if record and record.opened:
             return record.opened[0].as_json()
-        found = sorted(self.foreign, key=lambda rule: rule.key)
-        rule = found[{"foreign": 0, "equal": 1, "theirs": 2}.get(word, 0)]
-        shown = {"group": rule.key.group, "ports": str(rule.key.ports), "target": "bastion", "foreign": False}
-        return shown | {"rule": word if "*" in word else rule.id}
+        foreign = sorted(self.foreign, key=lambda rule: rule.key)
+        rule = foreign[{"foreign": 0, "equal": 1, "theirs": 2}.get(word, 0)]
+        fields = {
+            "group": rule.key.group,
+            "ports": str(rule.key.ports),
+            "target": "bastion",
+            "foreign": False,
+        }
+        return fields | {"rule": word if "*" in word else rule.id}
 
     def forge(
         self,
         who: str,
         source: str,
         targets: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...],
-        asked: int,
+        requested: int,
         lasts: int,
         renews: str | None,
         *,
         by_name: bool,
     ) -> dict[str, Any]:
         """Make the input of a grant that the API never decided on, with the id of its content."""
-        at = cut_to_milliseconds(self.knock.clock.now()) + timedelta(seconds=asked)
+        at = cut_to_milliseconds(self.knock.clock.now()) + timedelta(seconds=requested)
         grant = Grant.decide(
             Principal(self.knock.keys.get(who, who), who),
             source,
@@ -219,15 +224,15 @@ class World:
         self.ids["forged"], self.inputs["forged"] = grant.id, grant.as_input()
         return grant.as_input()
 
-    # ------------------------------------------------------------------ letting it come to rest
+    # ------------------------------------------------------------------ letting it settle
 
     def settle(self) -> None:
         """Wait until nothing is at work: each execution waits for its end. Moves the clock for retries."""
-        seen: object = None
+        before: object = None
         polls = moved = 0
         while busy := self._at_work():
-            polls = polls + 1 if busy == seen else 0
-            seen = busy
+            polls = polls + 1 if busy == before else 0
+            before = busy
             if polls >= POLLS_BEFORE_THE_CLOCK_MOVES:
                 self.knock.clock.advance(timedelta(seconds=30))
                 polls, moved = 0, moved + 1
@@ -235,14 +240,14 @@ class World:
             time.sleep(0.002)
 
     def _at_work(self) -> list[tuple[str, int]]:
-        found = []
+        busy = []
         for machine in (MACHINE, CLOSINGS):
             for name in self.executions(machine):
                 if self._ends.get(name, self.knock.clock.now()) <= self.knock.clock.now():
                     history = self._history(machine, name)
                     if not self._waits(name, history):
-                        found.append((name, len(history)))
-        return sorted(found)
+                        busy.append((name, len(history)))
+        return sorted(busy)
 
     def _history(self, machine: str, name: str) -> list[Any]:
         arn = f"{machine.replace(':stateMachine:', ':execution:')}:{name}"
@@ -250,17 +255,17 @@ class World:
         return list(states.get_execution_history(executionArn=arn, maxResults=1000)["events"])
 
     def _waits(self, name: str, history: list[Any]) -> bool:
-        """Say whether an execution has come to the wait for its end, and the end is ahead."""
+        """Say whether an execution is in its Wait state, and the grant's end is ahead."""
         entered = [e["stateEnteredEventDetails"] for e in history if "stateEnteredEventDetails" in e]
         if not entered or entered[-1]["name"] != "HoldUntilExpiry":
             return False
         self._ends[name] = parse_time(json.loads(entered[-1]["input"])["expires_at"])
         return self._ends[name] > self.knock.clock.now()
 
-    # ------------------------------------------------------------------ what must be true
+    # ------------------------------------------------------------------ invariants
 
     def check(self) -> None:
-        """Check what must be true whenever nothing is at work. An event may be on its way to a closing."""
+        """Check the invariants while nothing is at work. An event may still be on its way to a closing."""
         deadline = time.monotonic() + 5
         while True:
             try:
@@ -275,7 +280,7 @@ class World:
         self.look_at_tags()
         now, rules, records = self.knock.clock.now(), self.rules(), self.records()
         assert frozenset(rule for rule in rules if not rule.is_ours) == self.foreign
-        assert not [one for one in self.trail.unclosed() if isinstance(one, Unreadable)]
+        assert not [item for item in self.trail.unclosed() if isinstance(item, Unreadable)]
         live = {record.id: record for record in records.values() if record.live_at(now)}
         claimed = {key for record in live.values() for key in record.grant.rule_keys}
         ours = {rule.key: rule for rule in rules if rule.is_ours}
@@ -290,8 +295,8 @@ class World:
             grant = record.grant
             assert grant.expires_at - grant.requested_at <= LONGEST + timedelta(seconds=1)
             assert grant.requested_at <= now + timedelta(minutes=1)
-            there = ours.keys() | {rule.key for rule in self.foreign}
-            assert {one.key for one in record.opened} <= there, (
+            present = ours.keys() | {rule.key for rule in self.foreign}
+            assert {opened.key for opened in record.opened} <= present, (
                 f"a rule of the live grant {record.id} is gone"
             )
         for name in ("alice", "bob", "elsewhere"):
@@ -304,7 +309,7 @@ class World:
                 assert record.state in {event.event for event in record.events}
 
     def end_all(self, way: str) -> None:
-        """End every grant in one of the ways there are; nothing may be left."""
+        """End every grant in one way, and check that nothing is left of any."""
         for record in self.live():
             if way == "delete":
                 answer = self.knock.request("DELETE", f"/grants/{record.id}", key="operator")
@@ -313,9 +318,8 @@ class World:
                 self._stop(record)
         self.settle()
         if way in ("delete", "stop"):
-            self.knock.wait(
-                lambda: not self._open(), f"{way} left a rule"
-            )  # events are not delivered at once
+            # Events are not delivered at once.
+            self.knock.wait(lambda: not self._open(), f"{way} left a rule")
             self.settle()
         ends = [record.grant.expires_at for record in self.records().values() if record.closed_at is None]
         if way == "guard":
@@ -329,26 +333,27 @@ class World:
             self.knock.clock.advance(GRACE + timedelta(minutes=1))
             findings = self.knock.call("guard", {})["findings"]
             self.settle()
-            assert not [one for one in findings if one["did"].startswith("failed")]
+            assert not [finding for finding in findings if finding["did"].startswith("failed")]
         self.check()
         assert not self._open()
         assert not list(self.trail.unclosed())
-        self.knock.clock.advance(
-            LONGEST
-        )  # one that runs a closed grant's input under another name ends with it
+        # An execution that runs a closed grant's input under another name ends with that grant.
+        self.knock.clock.advance(LONGEST)
         self.settle()
         assert not self.executions()
         assert not self.executions(CLOSINGS)
-        left = list(Ledgers(self._store("LEDGER_DOMAIN")).all())
+        ledgers = list(Ledgers(self._store("LEDGER_DOMAIN")).all())
         assert not [
-            one for one in left if isinstance(one, Unreadable) or one.ledger.claims or one.ledger.rules
+            item
+            for item in ledgers
+            if isinstance(item, Unreadable) or item.ledger.claims or item.ledger.rules
         ]
 
     def _open(self) -> list[Open]:
         return [rule for rule in self.rules() if rule.is_ours]
 
     def _stop(self, record: Record) -> None:
-        """Stop what an operator sees running of a grant, whatever its name."""
+        """Stop every execution that runs a grant's input, whatever its name."""
         states = self.knock.client("stepfunctions")
         for name in self.executions():
             arn = f"{MACHINE.replace(':stateMachine:', ':execution:')}:{name}"
@@ -356,7 +361,7 @@ class World:
                 states.stop_execution(executionArn=arn, cause="stop it")
 
     def _lose_timers(self) -> None:
-        """Stop everything, and lose every event of it."""
+        """Stop every execution, and lose the events of that."""
         self.knock.deliveries.drop(lambda _event: True)
         states = self.knock.client("stepfunctions")
         for name in self.executions():
@@ -370,6 +375,6 @@ class World:
 def world() -> Iterator[World]:
     """Run a world."""
     with running() as knock:
-        made = World(knock)
-        made.build()
-        yield made
+        attacked = World(knock)
+        attacked.build()
+        yield attacked

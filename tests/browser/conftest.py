@@ -1,17 +1,17 @@
-"""A browser before the local stack: one of each for all tests here.
+"""Chromium and a local stack, shared by all tests of this package.
 
-Every page is watched. An error in its console, an exception in its script, or a request to anywhere but the
-page's own origin fails the test that did it, whatever else that test is about.
+Every page is watched: an error in its console, an exception in its script, or a request to another origin
+than the page's own fails the test.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from tests.local_stack import LocalStack
 
 SOURCE = "203.0.113.7"
 
-# Without a sandbox, since a container's root has none; the others keep Chromium from calling its makers.
+# Without a sandbox, since root in a container cannot have one; the others keep Chromium from calling Google.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -39,7 +39,7 @@ expect.set_options(timeout=10_000)
 
 @dataclass(frozen=True)
 class Key:
-    """An API key made for one test, so that no test sees another's grants."""
+    """An API key made for one test, so that no test sees the grants of another."""
 
     id: str
     name: str
@@ -47,17 +47,17 @@ class Key:
 
 
 class Stack(LocalStack):
-    """A running local stack, and the keys and knocks of the people before its console."""
+    """A running local stack, where tests make keys and knock as the people at the console."""
 
     def key(self, name: str, **tags: str) -> Key:
-        """Make a key; `targets="*"` is the tag `knock:targets`. Its name gets a random end."""
+        """Make a key with tags: `targets="*"` makes `knock:targets`. Its name gets a random suffix."""
         name, value = f"{name}-{secrets.token_hex(3)}", secrets.token_hex(20)
         tags = {f"knock:{tag.replace('_', '-')}": text for tag, text in {**tags, "name": name}.items()}
         apigateway = self.client("apigateway")
-        made = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
+        created = apigateway.create_api_key(name=name, value=value, enabled=True, tags=tags)
         plan = apigateway.get_usage_plans()["items"][0]["id"]
-        apigateway.create_usage_plan_key(usagePlanId=plan, keyId=made["id"], keyType="API_KEY")
-        return Key(made["id"], name, value)
+        apigateway.create_usage_plan_key(usagePlanId=plan, keyId=created["id"], keyType="API_KEY")
+        return Key(created["id"], name, value)
 
     def person(self, name: str = "alice", **tags: str) -> Key:
         """Make a key that may open every target for a day."""
@@ -77,15 +77,23 @@ class Stack(LocalStack):
             data=None if body is None else json.dumps(body).encode(),
             headers={"x-api-key": key.value, "X-Forwarded-For": source},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  # as above
-            said: dict[str, Any] = json.load(answer)
-        return said
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  # as above
+            answer: dict[str, Any] = json.load(response)
+        return answer
 
-    def knock(self, key: Key, source: str = SOURCE, **asked: Any) -> dict[str, Any]:
-        return self.call(key, "POST", "/knock", asked, source)
+    def knock(self, key: Key, source: str = SOURCE, **body: Any) -> dict[str, Any]:
+        return self.call(key, "POST", "/knock", body, source)
 
     def show(self, key: Key, grant_id: str) -> dict[str, Any]:
         return self.call(key, "GET", f"/grants/{grant_id}")
+
+
+def seconds_granted(grant: dict[str, Any]) -> int:
+    """Give how long a grant lasts; `expires_at` is the next whole second, so the fraction is cut off."""
+    requested_at, expires_at = (
+        datetime.fromisoformat(grant[name]) for name in ("requested_at", "expires_at")
+    )
+    return int((expires_at - requested_at).total_seconds())
 
 
 @pytest.fixture(scope="package")
@@ -133,22 +141,22 @@ class Visitor:
     def watch(self, page: Page) -> None:
         origin = urlsplit(self.stack.console_url).netloc
 
-        def asked(request: Request) -> None:
+        def on_request(request: Request) -> None:
             self.requests.append(request)
             place = urlsplit(request.url)
             if place.scheme != "data" and place.netloc != origin:
                 self.troubles.append(f"a request left the origin: {request.url}")
 
-        def said(message: Any) -> None:
-            # That the API refused something is an answer, and no fault of the page.
+        def on_console(message: Any) -> None:
+            # Chromium logs every answer of 4xx as well, which is no error of the page.
             if message.type == "error" and not message.text.startswith("Failed to load resource"):
                 self.troubles.append(f"console: {message.text}")
 
-        page.on("request", asked)
-        page.on("console", said)
+        page.on("request", on_request)
+        page.on("console", on_console)
         page.on("pageerror", lambda error: self.troubles.append(f"exception: {error}"))
 
-    def come_in(self, page: Page, key: Key, *, keep: bool = False) -> Page:
+    def sign_in(self, page: Page, key: Key, *, keep: bool = False) -> Page:
         page.get_by_label("API key").fill(key.value)
         if keep:
             page.get_by_label("Keep it until I close this tab").check()
@@ -157,15 +165,14 @@ class Visitor:
         return page
 
     def enter(self, key: Key, **options: Any) -> Page:
-        """Open the page and come in with a key."""
-        return self.come_in(self.open(**options), key)
+        """Open the page and sign in with a key."""
+        return self.sign_in(self.open(**options), key)
 
-    def asked(self, method: str, path: str) -> int:
+    def count_requests(self, method: str, path: str) -> int:
         """Count the requests so far to a path of the API, whatever their query."""
         return sum(
-            1
+            request.method == method and urlsplit(request.url).path.endswith(path)
             for request in self.requests
-            if request.method == method and urlsplit(request.url).path.endswith(path)
         )
 
 
@@ -176,6 +183,3 @@ def visitor(browser: Browser, stack: Stack) -> Iterator[Visitor]:
     for context in browser.contexts:
         context.close()
     assert visiting.troubles == []
-
-
-UPDATE_SCREENSHOTS = os.environ.get("UPDATE_SCREENSHOTS") == "1"

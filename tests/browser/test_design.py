@@ -1,4 +1,4 @@
-"""For everyone: by keyboard alone, by screen reader, on a phone, in light and dark, and with less motion."""
+"""Accessibility: by keyboard alone, by screen reader, on a phone, in light and dark, and with less motion."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT, WRITE_DOCS, need
 
-from .conftest import UPDATE_SCREENSHOTS, Key, Stack, Visitor
+from .conftest import Key, Stack, Visitor, seconds_granted
 
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PICTURE = ROOT / "docs" / "console.png"
@@ -22,7 +22,7 @@ LONG = "a-reason-that-somebody-wrote-without-a-single-space-" + "x" * 150
 
 @pytest.fixture
 def full(stack: Stack) -> Key:
-    """A key that sees and may do everything, with live and ended grants of every length."""
+    """An operator's key with every right, and live and ended grants with short and long texts."""
     key = stack.key("operator", operator="true", targets="*", max_duration="24h", any_source="/28")
     stack.knock(key, "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", targets=["web"], reason=LONG)
     stack.knock(key, "203.0.113.7", duration="9m", reason="on call")
@@ -41,13 +41,13 @@ def show(page: Page, key: Key) -> None:
 
 
 def scenes(page: Page, visitor: Visitor, key: Key) -> Any:
-    """Walk through what the page can look like, and name each scene."""
+    """Bring the page into each of its states, and yield the name of each."""
     yield "the gate"
     page.get_by_label("API key").fill("wrong")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("alert")).to_be_visible()
     yield "a wrong key"
-    visitor.come_in(page, key)
+    visitor.sign_in(page, key)
     show(page, key)
     yield "the rooms"
     page.locator("#duration").fill("soon")
@@ -69,14 +69,16 @@ def scenes(page: Page, visitor: Visitor, key: Key) -> Any:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_mend(stack: Stack, visitor: Visitor, full: Key, scheme: str) -> None:
+def test_axe_finds_no_violation(stack: Stack, visitor: Visitor, full: Key, scheme: str) -> None:
     need(AXE.exists(), "axe-core is not installed: npm ci")
     page = visitor.open(color_scheme=scheme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     for scene in scenes(page, visitor, full):
-        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
-        said = [(rule["id"], rule["help"], [node["target"] for node in rule["nodes"]]) for rule in found]
-        assert not said, f"{scene}, {scheme}: {said}"
+        violations = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+        faults = [
+            (rule["id"], rule["help"], [node["target"] for node in rule["nodes"]]) for rule in violations
+        ]
+        assert not faults, f"{scene}, {scheme}: {faults}"
 
 
 @pytest.mark.parametrize("width", [360, 768])
@@ -93,7 +95,7 @@ def test_nothing_scrolls_sideways(stack: Stack, visitor: Visitor, full: Key, wid
         assert page.evaluate("document.documentElement.scrollWidth") <= width, scene
 
 
-def test_what_is_touched_on_a_phone_is_large_enough(stack: Stack, visitor: Visitor, full: Key) -> None:
+def test_controls_are_large_enough_to_touch_on_a_phone(stack: Stack, visitor: Visitor, full: Key) -> None:
     page = visitor.open(viewport=PHONE, has_touch=True)
     for scene in scenes(page, visitor, full):
         small = page.evaluate(
@@ -109,7 +111,7 @@ def test_what_is_touched_on_a_phone_is_large_enough(stack: Stack, visitor: Visit
 
 def test_the_knock_brings_the_door_into_view_on_a_phone(stack: Stack, visitor: Visitor) -> None:
     page = visitor.open(viewport=PHONE)
-    visitor.come_in(page, stack.person())
+    visitor.sign_in(page, stack.person())
     button = page.get_by_role("button", name="Knock")
     button.scroll_into_view_if_needed()
     expect(page.locator("#door-title")).not_to_be_in_viewport()
@@ -117,9 +119,9 @@ def test_the_knock_brings_the_door_into_view_on_a_phone(stack: Stack, visitor: V
     expect(page.get_by_role("heading", name="The door is open")).to_be_in_viewport()
 
 
-def test_an_error_stands_where_its_field_is_on_a_phone(stack: Stack, visitor: Visitor) -> None:
+def test_an_error_is_shown_right_below_its_field_on_a_phone(stack: Stack, visitor: Visitor) -> None:
     page = visitor.open(viewport=PHONE, has_touch=True, reduced_motion="no-preference")
-    visitor.come_in(page, stack.person(any_source="/28"))
+    visitor.sign_in(page, stack.person(any_source="/28"))
     for field in ("duration", "source"):
         page.locator(f"#{field}").fill("soon")
         knock = page.get_by_role("button", name="Knock")
@@ -135,9 +137,9 @@ def test_an_error_stands_where_its_field_is_on_a_phone(stack: Stack, visitor: Vi
         page.locator(f"#{field}").fill("")
 
 
-def test_an_operators_phone_shows_first_who_is_in(stack: Stack, visitor: Visitor, full: Key) -> None:
+def test_an_operators_phone_shows_the_live_grants_first(stack: Stack, visitor: Visitor, full: Key) -> None:
     page = visitor.open(viewport=PHONE, has_touch=True)
-    visitor.come_in(page, full)
+    visitor.sign_in(page, full)
     expect(page.locator("#live-title")).to_be_focused()
     expect(page.locator("#live .clock").first).to_be_in_viewport(ratio=1)
     expect(page.locator("#live [data-part=source]").first).to_be_in_viewport(ratio=1)
@@ -149,28 +151,28 @@ def test_an_operators_phone_shows_first_who_is_in(stack: Stack, visitor: Visitor
     expect(page.locator("#duration")).to_be_focused()
     page.context.close()
     person = visitor.open(viewport=PHONE)
-    visitor.come_in(person, stack.person())
+    visitor.sign_in(person, stack.person())
     assert person.evaluate(first) == "hall"
 
 
-def luminance(page: Page, selector: str, what: str) -> float:
+def luminance(page: Page, selector: str, colour_of: str) -> float:
     """Read how light a colour is, from 0 to 1."""
     colour = page.evaluate(
-        "([at, what]) => getComputedStyle(document.querySelector(at))[what]", [selector, what]
+        "([at, name]) => getComputedStyle(document.querySelector(at))[name]", [selector, colour_of]
     )
     red, green, blue = (int(part) for part in colour.strip("rgb()").split(","))
     return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
 
 
-def test_the_page_is_dark_where_the_person_wants_it_dark(stack: Stack, visitor: Visitor) -> None:
+def test_the_page_follows_the_systems_light_and_dark(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     light, dark = visitor.enter(key, color_scheme="light"), visitor.enter(key, color_scheme="dark")
-    for place in ("body", "#hall", "#duration"):
-        if place != "body":
-            assert luminance(light, place, "backgroundColor") > 0.9
-            assert luminance(dark, place, "backgroundColor") < 0.15
-        assert luminance(light, place, "color") < 0.2
-        assert luminance(dark, place, "color") > 0.8
+    for selector in ("body", "#hall", "#duration"):
+        if selector != "body":
+            assert luminance(light, selector, "backgroundColor") > 0.9
+            assert luminance(dark, selector, "backgroundColor") < 0.15
+        assert luminance(light, selector, "color") < 0.2
+        assert luminance(dark, selector, "color") > 0.8
     dark.emulate_media(color_scheme="light")
     assert luminance(dark, "#hall", "backgroundColor") > 0.9
 
@@ -178,29 +180,29 @@ def test_the_page_is_dark_where_the_person_wants_it_dark(stack: Stack, visitor: 
 def test_less_motion_is_respected(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     timing = "getComputedStyle(document.querySelector('.leaf')).transitionDuration"
-    moving, still = visitor.enter(key, reduced_motion="no-preference"), visitor.enter(key)
-    assert moving.evaluate(timing) == "0.9s"
-    assert still.evaluate(timing) == "0s"
+    animated, reduced = visitor.enter(key, reduced_motion="no-preference"), visitor.enter(key)
+    assert animated.evaluate(timing) == "0.9s"
+    assert reduced.evaluate(timing) == "0s"
 
 
 # ---------------------------------------------------------------------------- the keyboard
 
 
 def tab_to(page: Page, selector: str) -> None:
-    """Press Tab until the focus is there, and see that it shows where it is at every stop."""
+    """Press Tab until an element has the focus, and check that every element on the way shows it."""
     for _ in range(40):
         page.keyboard.press("Tab")
-        shown = page.evaluate(
+        outlined = page.evaluate(
             """() => {
                 const style = getComputedStyle(document.activeElement);
                 return style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
             }"""
         )
         at_body = page.evaluate("document.activeElement === document.body")
-        assert shown or at_body, page.evaluate("document.activeElement.outerHTML")
+        assert outlined or at_body, page.evaluate("document.activeElement.outerHTML")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             return
-    pytest.fail(f"40 times Tab did not come to {selector}")
+    pytest.fail(f"Tab, pressed 40 times, did not reach {selector}")
 
 
 def test_everything_can_be_done_by_keyboard_alone(stack: Stack, visitor: Visitor) -> None:
@@ -223,7 +225,7 @@ def test_everything_can_be_done_by_keyboard_alone(stack: Stack, visitor: Visitor
     expect(page.locator("#knock")).to_be_focused()
     [grant] = stack.call(key, "GET", "/grants")["grants"]
     assert [target["name"] for target in grant["targets"]] == ["bastion"]
-    assert grant["seconds_left"] <= 900
+    assert seconds_granted(grant) == 900
 
     tab_to(page, "[data-part=timeline]")
     keyboard.press("Enter")
@@ -281,7 +283,7 @@ def size_of(png: bytes) -> tuple[int, ...]:
 
 
 def take_picture(visitor: Visitor) -> None:
-    """Take the picture on a stack of its own, with nothing on it but what it is to show."""
+    """Take the picture on a stack of its own, with just the grants that it is to show."""
     with Stack.start() as stack:
         keys = {name: Key("", name, value) for name, value in stack.keys.items()}
         apigateway = stack.client("apigateway")
@@ -296,7 +298,7 @@ def take_picture(visitor: Visitor) -> None:
         stack.knock(keys["alice"], duration="8h", reason="On call: the queue is stuck")
         visitor.stack = stack
         page = visitor.open(viewport=dict(zip(("width", "height"), PICTURE_SIZE, strict=True)))
-        visitor.come_in(page, keys["alice"])
+        visitor.sign_in(page, keys["alice"])
         expect(page.locator("#live > li")).to_have_count(3)
         expect(page.locator("#past > li")).to_have_count(2)
         page.screenshot(path=PICTURE, animations="disabled")
@@ -304,6 +306,6 @@ def take_picture(visitor: Visitor) -> None:
 
 
 def test_the_readmes_picture_is_there(visitor: Visitor) -> None:
-    if UPDATE_SCREENSHOTS:
+    if WRITE_DOCS:
         take_picture(visitor)
-    assert size_of(PICTURE.read_bytes()) == PICTURE_SIZE, "make it anew with UPDATE_SCREENSHOTS=1"
+    assert size_of(PICTURE.read_bytes()) == PICTURE_SIZE, "`make docs` takes it"

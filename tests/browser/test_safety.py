@@ -1,4 +1,4 @@
-"""What the trail holds is data: no text in it becomes markup, and nothing foreign runs in the page."""
+"""Texts of the trail are data: none becomes markup, and no foreign script runs in the page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import base64
 import hashlib
 import re
 import urllib.request
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Route, expect
 
+from tests.conftest import ROOT
+
 from .conftest import Stack, Visitor
 
-PAGE = Path(__file__).resolve().parents[2] / "functions" / "console.html"
+PAGE = ROOT / "functions" / "console.html"
 
 HOSTILE = [
     "<img src=x onerror=window.hit=1>",
@@ -35,14 +36,14 @@ def test_a_hostile_reason_is_shown_as_the_text_it_is(stack: Stack, visitor: Visi
         page.get_by_role("button", name="Knock").click()
         expect(page.locator("#live > li:not(.leaves) .reason")).to_have_text(reason)
         page.locator("#live > li:not(.leaves)").get_by_role("button", name="Timeline").click()
-        told = page.locator("#grant-facts dd", has_text=reason)
-        expect(told).to_have_text(reason)
-        expect(told).to_have_attribute("dir", "auto")
+        shown_reason = page.locator("#grant-facts dd", has_text=reason)
+        expect(shown_reason).to_have_text(reason)
+        expect(shown_reason).to_have_attribute("dir", "auto")
         page.locator("#grant-revoke").click()
         page.get_by_role("dialog").get_by_label("Reason").fill(reason)
         page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
         expect(page.locator("#past > li")).to_have_count(number + 1)
-        expect(page.locator("#live > li")).to_have_count(0)  # or the history would move under the pointer
+        expect(page.locator("#live > li")).to_have_count(0)  # or the history may still move under the pointer
         page.locator("#past button").first.click()
         expect(page.locator("#events .detail", has_text=f"“{reason}”")).to_be_visible()
         page.keyboard.press("Escape")
@@ -66,7 +67,7 @@ def test_an_event_that_the_page_does_not_know_is_shown_as_data(stack: Stack, vis
         route.fulfill(response=answer, json=answer.json() | {"events": events})
 
     page.route("**/v1/grants/*", with_events)
-    visitor.come_in(page, key)
+    visitor.sign_in(page, key)
     page.locator("#live").get_by_role("button", name="Timeline").click()
     items = page.locator("#events > li")
     expect(items).to_have_count(3)
@@ -76,7 +77,7 @@ def test_an_event_that_the_page_does_not_know_is_shown_as_data(stack: Stack, vis
     assert page.evaluate("window.hit") is None
 
 
-def test_control_and_bidi_characters_are_refused_in_words(stack: Stack, visitor: Visitor) -> None:
+def test_control_and_bidi_characters_in_a_reason_are_refused(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     page = visitor.enter(key)
     reason = page.locator("#reason")
@@ -168,8 +169,8 @@ def test_the_browser_enforces_the_policy(stack: Stack, visitor: Visitor) -> None
         "require-trusted-types-for",
     }
     assert page.url == stack.console_url
-    assert not [said for said in visitor.troubles if not said.startswith("console:")]
-    visitor.troubles.clear()  # the console's own words about the violations
+    assert not [trouble for trouble in visitor.troubles if not trouble.startswith("console:")]
+    visitor.troubles.clear()  # Chromium's messages about the violations
 
 
 def test_the_page_cannot_be_framed(stack: Stack, visitor: Visitor) -> None:
@@ -187,5 +188,5 @@ def test_the_page_cannot_be_framed(stack: Stack, visitor: Visitor) -> None:
 def test_the_page_finds_the_api_beside_it(stack: Stack, visitor: Visitor, path: str) -> None:
     page = visitor.open(go=False)
     page.goto(stack.console_url.replace("/v1/console", path))
-    visitor.come_in(page, stack.person())
-    assert visitor.asked("GET", "/v1/whoami") == 1
+    visitor.sign_in(page, stack.person())
+    assert visitor.count_requests("GET", "/v1/whoami") == 1

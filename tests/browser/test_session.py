@@ -1,13 +1,14 @@
-"""Coming in, staying in and getting out; what the page does when the API does not answer as it should."""
+"""Signing in, staying signed in and signing out; what the page does when the API fails."""
 
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+
+from tests.waiting import wait_for
 
 from .conftest import Stack, Visitor
 
@@ -15,7 +16,7 @@ LIST = re.compile(r"/v1/grants\?")
 
 
 def storage(page: Page) -> Any:
-    """Read everything a page can leave behind in a browser."""
+    """Read everything that a page can store in a browser."""
     return page.evaluate("[{ ...sessionStorage }, { ...localStorage }, document.cookie]")
 
 
@@ -35,7 +36,7 @@ def test_a_wrong_key_is_refused_in_words_and_can_be_mended(stack: Stack, visitor
         expect(alert).to_contain_text(words)
         expect(field).to_be_focused()
         expect(field).to_have_attribute("aria-invalid", "true")
-    visitor.come_in(page, key)
+    visitor.sign_in(page, key)
     expect(alert).to_have_count(0)
     expect(page.locator("#door-title")).to_be_focused()
     expect(field).to_have_value("")
@@ -48,7 +49,7 @@ def test_a_key_stays_in_memory_unless_the_person_says_otherwise(stack: Stack, vi
     page.reload()
     expect(page.get_by_label("API key")).to_be_focused()
 
-    visitor.come_in(page, key, keep=True)
+    visitor.sign_in(page, key, keep=True)
     page.reload()
     expect(page.get_by_role("heading", name="The door is closed")).to_be_visible()
     assert storage(page)[0] == {"knock-key": key.value}
@@ -73,8 +74,8 @@ def test_signing_out_leaves_nothing_of_the_last_person_on_the_page(stack: Stack,
     page.get_by_role("button", name="Sign out").click()
     assert alice.name not in page.content()
     assert "matter" not in page.content()
-    page.route(LIST, lambda route: route.abort())  # nothing but what the page remembers
-    visitor.come_in(page, bob)
+    page.route(LIST, lambda route: route.abort())  # the page shows what it remembers only
+    visitor.sign_in(page, bob)
     expect(page.get_by_role("heading", name="The door is closed")).to_be_visible()
     expect(page.locator("#reason")).to_have_value("")
     expect(page.get_by_role("checkbox", name="web")).to_be_checked()
@@ -101,7 +102,7 @@ def test_the_key_is_sent_in_its_header_and_nowhere_else(stack: Stack, visitor: V
 def test_a_key_disabled_mid_session_ends_it_and_loses_nothing(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     page = visitor.open()
-    visitor.come_in(page, key, keep=True)
+    visitor.sign_in(page, key, keep=True)
     page.locator("#reason").fill("the queue is stuck")
     page.get_by_role("checkbox", name="web").uncheck()
     stack.disable(key)
@@ -114,12 +115,12 @@ def test_a_key_disabled_mid_session_ends_it_and_loses_nothing(stack: Stack, visi
     expect(page.locator("#rooms")).to_be_hidden()
     assert storage(page)[0] == {}
 
-    visitor.come_in(page, stack.person())
+    visitor.sign_in(page, stack.person())
     expect(page.locator("#reason")).to_have_value("the queue is stuck")
     expect(page.get_by_role("checkbox", name="web")).not_to_be_checked()
 
 
-def test_a_key_disabled_while_one_only_looks_is_noticed(stack: Stack, visitor: Visitor) -> None:
+def test_a_key_disabled_while_a_timeline_is_open_ends_the_session(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     stack.knock(key)
     page = visitor.enter(key)
@@ -131,11 +132,11 @@ def test_a_key_disabled_while_one_only_looks_is_noticed(stack: Stack, visitor: V
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_a_kept_key_that_is_no_longer_valid_is_forgotten_at_the_start(stack: Stack, visitor: Visitor) -> None:
+def test_a_kept_key_that_is_no_longer_valid_is_removed_at_the_start(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     page = visitor.open()
-    visitor.come_in(page, key, keep=True)
-    page.wait_for_load_state("networkidle")  # or it would hear of it before it starts anew
+    visitor.sign_in(page, key, keep=True)
+    page.wait_for_load_state("networkidle")  # or a request of this page would end the session already
     stack.disable(key)
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("Your session has ended")
@@ -145,7 +146,7 @@ def test_a_kept_key_that_is_no_longer_valid_is_forgotten_at_the_start(stack: Sta
 def test_a_kept_key_outlives_a_start_without_a_network(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     page = visitor.open()
-    visitor.come_in(page, key, keep=True)
+    visitor.sign_in(page, key, keep=True)
     page.route("**/v1/whoami", lambda route: route.abort())
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("Knock cannot be reached")
@@ -167,7 +168,7 @@ def test_a_kept_key_outlives_a_start_without_a_network(stack: Stack, visitor: Vi
         ),
     ],
 )
-def test_a_key_without_rights_is_told_which(
+def test_a_key_without_rights_reads_which_it_lacks(
     stack: Stack, visitor: Visitor, tags: dict[str, str], words: str
 ) -> None:
     page = visitor.enter(stack.key("newcomer", **tags))
@@ -175,11 +176,11 @@ def test_a_key_without_rights_is_told_which(
     expect(page.get_by_role("button", name="Knock")).to_have_count(0)
 
 
-# ---------------------------------------------------------------------------- troubles, and looking again
+# ---------------------------------------------------------------------------- failures, and refreshing
 
 
-def failing(page: Page, status: int, body: dict[str, Any], **headers: str) -> None:
-    """Let the list of grants fail from now on."""
+def fail_list(page: Page, status: int, body: dict[str, Any], **headers: str) -> None:
+    """Have the API answer the list of grants with a failure from now on."""
     kind = {"content-type": "application/problem+json" if "type" in body else "application/json"}
     page.route(LIST, lambda route: route.fulfill(status=status, json=body, headers=kind | headers))
 
@@ -201,14 +202,14 @@ UNAVAILABLE = {
         (504, {"message": "Endpoint request timed out"}, "(504). Endpoint request timed out"),
     ],
 )
-def test_what_could_not_be_read_is_said_and_the_rest_stays(
+def test_a_list_that_fails_is_reported_and_the_last_one_stays(
     stack: Stack, visitor: Visitor, status: int, body: dict[str, Any], words: str
 ) -> None:
     key = stack.person()
     stack.knock(key)
     page = visitor.enter(key)
     expect(page.locator("#live > li")).to_have_count(1)
-    failing(page, status, body)
+    fail_list(page, status, body)
     page.evaluate("dispatchEvent(new Event('online'))")
     notice = page.get_by_role("alert")
     expect(notice).to_contain_text(words)
@@ -219,7 +220,7 @@ def test_what_could_not_be_read_is_said_and_the_rest_stays(
     expect(notice).to_have_count(0)
 
 
-def test_a_knock_without_an_answer_says_that_its_fate_is_unknown(stack: Stack, visitor: Visitor) -> None:
+def test_a_knock_without_an_answer_says_that_it_may_have_arrived(stack: Stack, visitor: Visitor) -> None:
     page = visitor.enter(stack.person())
     page.route("**/v1/knock", lambda route: route.abort())
     page.locator("#reason").fill("on call")
@@ -229,13 +230,13 @@ def test_a_knock_without_an_answer_says_that_its_fate_is_unknown(stack: Stack, v
     expect(page.get_by_role("button", name="Knock")).to_be_focused()
 
 
-def test_a_revocation_that_fails_says_so_where_it_was_asked(stack: Stack, visitor: Visitor) -> None:
+def test_a_revocation_that_fails_says_so_in_its_dialog(stack: Stack, visitor: Visitor) -> None:
     key = stack.person()
     grant = stack.knock(key)
     page = visitor.enter(key)
-    one = re.compile(r"/v1/grants/")
+    grant_path = re.compile(r"/v1/grants/")
     kind = {"content-type": "application/problem+json"}
-    page.route(one, lambda route: route.fulfill(status=503, json=UNAVAILABLE, headers=kind))
+    page.route(grant_path, lambda route: route.fulfill(status=503, json=UNAVAILABLE, headers=kind))
     page.locator("#live").get_by_role("button", name="Revoke").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Reason").fill("done")
@@ -243,7 +244,7 @@ def test_a_revocation_that_fails_says_so_where_it_was_asked(stack: Stack, visito
     expect(dialog.get_by_role("alert")).to_contain_text("SimpleDB did not answer")
     expect(dialog.get_by_label("Reason")).to_have_value("done")
     assert stack.show(key, grant["id"])["status"] == "active"
-    page.unroute(one)
+    page.unroute(grant_path)
     dialog.get_by_role("button", name="Revoke").click()
     expect(page.locator("#past > li")).to_contain_text("revoked")
 
@@ -264,25 +265,23 @@ BUSY = """
 
 
 class Clocked:
-    """A page whose timers a test moves; what it asks the API takes its real time."""
+    """A page whose timers a test moves; its requests to the API take real time."""
 
     def __init__(self, visitor: Visitor, page: Page) -> None:
         self.visitor, self.page = visitor, page
 
-    def settle(self) -> None:
-        deadline = time.monotonic() + 20
-        while self.page.evaluate("window.busy"):
-            assert time.monotonic() < deadline, "the page waits for an answer that does not come"
-            time.sleep(0.01)
+    def wait_until_idle(self) -> None:
+        idle = lambda: self.page.evaluate("!window.busy")  # noqa: E731
+        wait_for(idle, "the page waits for an answer that does not come", 20)
 
-    def looks(self, seconds: int, step: int = 1) -> int:
-        """Let time pass, and count how often the list of grants was asked for meanwhile."""
-        self.settle()
-        before = self.visitor.asked("GET", "/v1/grants")
+    def count_refreshes(self, seconds: int, step: int = 1) -> int:
+        """Move the page's timers, and count the requests for the list of grants meanwhile."""
+        self.wait_until_idle()
+        before = self.visitor.count_requests("GET", "/v1/grants")
         for _ in range(0, seconds, step):
             self.page.clock.run_for(step * 1000)
-            self.settle()
-        return self.visitor.asked("GET", "/v1/grants") - before
+            self.wait_until_idle()
+        return self.visitor.count_requests("GET", "/v1/grants") - before
 
 
 @pytest.fixture
@@ -290,52 +289,53 @@ def clocked(stack: Stack, visitor: Visitor) -> Clocked:
     page = visitor.open(go=False, script=BUSY)
     page.clock.install()
     page.goto(stack.console_url)
-    visitor.come_in(page, stack.person())
+    visitor.sign_in(page, stack.person())
     expect(page.locator("#live-empty")).to_be_visible()
     return Clocked(visitor, page)
 
 
-def test_the_page_looks_often_while_it_is_used_and_seldom_when_it_is_not(clocked: Clocked) -> None:
-    assert 4 <= clocked.looks(25, 5) <= 6
-    clocked.looks(120, 20)
-    assert 1 <= clocked.looks(90, 10) <= 4
+def test_the_page_refreshes_often_while_it_is_used_and_seldom_when_it_is_not(clocked: Clocked) -> None:
+    assert 4 <= clocked.count_refreshes(25, 5) <= 6
+    clocked.count_refreshes(120, 20)
+    assert 1 <= clocked.count_refreshes(90, 10) <= 4
     clocked.page.keyboard.press("Shift")
-    assert 4 <= clocked.looks(25, 5) <= 7
+    assert 4 <= clocked.count_refreshes(25, 5) <= 7
 
 
-def test_a_hidden_page_asks_nothing_and_looks_again_when_it_is_shown(clocked: Clocked) -> None:
+def test_a_hidden_page_sends_no_request_and_refreshes_when_it_is_shown(clocked: Clocked) -> None:
     hide = """hidden => {
         Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
     }"""
-    asked = clocked.visitor.asked
-    before = asked("GET", "/v1/grants")
+    count = clocked.visitor.count_requests
+    before = count("GET", "/v1/grants")
     clocked.page.evaluate(hide, True)
-    clocked.looks(300, 60)
-    assert asked("GET", "/v1/grants") == before
+    clocked.count_refreshes(300, 60)
+    assert count("GET", "/v1/grants") == before
 
-    before = asked("GET", "/v1/whoami")
+    before = count("GET", "/v1/whoami")
     clocked.page.evaluate(hide, False)
-    clocked.settle()  # who one is is asked as well: the network, and so the source, may be another
-    assert asked("GET", "/v1/whoami") == before + 1
+    clocked.wait_until_idle()  # whoami as well: the network, and so the source, may have changed
+    assert count("GET", "/v1/whoami") == before + 1
 
-    before = asked("GET", "/v1/grants")
-    clocked.page.evaluate(f"dispatchEvent(new Event('online')); ({hide})(true)")  # hidden while it asks
-    clocked.looks(300, 60)
-    assert asked("GET", "/v1/grants") == before + 1
+    before = count("GET", "/v1/grants")
+    # Hidden again while a request has no answer yet.
+    clocked.page.evaluate(f"dispatchEvent(new Event('online')); ({hide})(true)")
+    clocked.count_refreshes(300, 60)
+    assert count("GET", "/v1/grants") == before + 1
 
 
-def test_a_busy_api_is_left_alone_for_as_long_as_it_asks(clocked: Clocked) -> None:
+def test_a_busy_api_is_not_asked_again_before_its_retry_after(clocked: Clocked) -> None:
     clocked.page.route(
         LIST,
         lambda route: route.fulfill(
             status=429, json={"message": "Too Many Requests"}, headers={"retry-after": "90"}
         ),
     )
-    assert clocked.looks(6) == 1
+    assert clocked.count_refreshes(6) == 1
     expect(clocked.page.get_by_role("alert")).to_contain_text("Too many requests")
-    assert clocked.looks(80, 10) == 0
-    assert clocked.looks(10) == 1
+    assert clocked.count_refreshes(80, 10) == 0
+    assert clocked.count_refreshes(10) == 1
 
 
 def test_a_failing_api_is_asked_less_and_less_often(clocked: Clocked) -> None:
@@ -343,9 +343,9 @@ def test_a_failing_api_is_asked_less_and_less_often(clocked: Clocked) -> None:
         route.abort()
 
     clocked.page.route(LIST, abort)
-    counts = [clocked.looks(60, 5) for _ in range(3)]
+    counts = [clocked.count_refreshes(60, 5) for _ in range(3)]
     assert counts[0] >= 3
     assert counts[2] <= 1
     clocked.page.unroute(LIST, abort)
-    clocked.looks(60, 10)
+    clocked.count_refreshes(60, 10)
     expect(clocked.page.get_by_role("alert")).to_have_count(0)

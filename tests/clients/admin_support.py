@@ -52,7 +52,7 @@ ACCOUNT = "123456789012"
 STACK = "knock"
 MACHINE = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
 CLOSINGS = MACHINE.replace("-grants", "-closings")
-TRAIL, LEDGER, REFUSALS = DOMAINS = [f"{STACK}-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")]
+TRAIL, LEDGER, REFUSALS = DOMAINS = [f"{STACK}-{kind}-1c2fa620" for kind in ("trail", "ledger", "refusals")]
 MODULES = ("api", "authorize", "revoke", "guard")
 STORES = ("simpledb", "dynamodb")
 
@@ -70,7 +70,7 @@ def client_class(self: ClientCreator, service: str, model: Any) -> Any:
 
 @functools.cache
 def client(service: str, region: str = REGION) -> Any:
-    """Give a client for a test's own use; they hold nothing of an account, so all tests share them."""
+    """Give a client for a test's own use; clients hold no state of an account, so all tests share them."""
     return boto3.client(service, region)  # type: ignore[call-overload]  # the overloads want a literal
 
 
@@ -86,8 +86,8 @@ TABLES = dict(zip(DOMAINS, ("TrailTable", "LedgerTable", "RefusalsTable"), stric
 
 
 @dataclass
-class Ran:
-    """What a run of the program came to."""
+class CommandResult:
+    """What a run of the program gave back: its exit code and what it printed."""
 
     code: int
     out: str
@@ -104,9 +104,9 @@ class World:
 
     capsys: pytest.CaptureFixture[str]
     functions: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
-    """What the functions answer, by module. One that raises fails as a function does."""
+    """What is run as the functions, by module. One that raises fails as a function of Lambda's does."""
     keeps: str = "simpledb"
-    """What keeps the trail."""
+    """The store that the trail is in: simpledb or dynamodb."""
 
     def __post_init__(self) -> None:
         self.ec2: Any = client("ec2")
@@ -121,7 +121,7 @@ class World:
             "VpcId"
         ]
         in_vpc = [{"Name": "vpc-id", "Values": [self.vpc]}]
-        self.subnets = [each["SubnetId"] for each in self.ec2.describe_subnets(Filters=in_vpc)["Subnets"]]
+        self.subnets = [subnet["SubnetId"] for subnet in self.ec2.describe_subnets(Filters=in_vpc)["Subnets"]]
         self.office = self.make_group("office")
         self.eni = self.make_interface(self.office)
         address = self.ec2.allocate_address(Domain="vpc")
@@ -129,7 +129,7 @@ class World:
         self.ec2.associate_address(AllocationId=self.allocation, NetworkInterfaceId=self.eni)
 
     def make_store(self) -> None:
-        """Make what keeps the trail."""
+        """Create the store's domains or tables."""
         if self.keeps == "simpledb":
             for domain in DOMAINS:
                 self.sdb.create_domain(DomainName=domain)
@@ -137,7 +137,7 @@ class World:
             make_tables(tables(), self.dynamodb)
 
     def use_store(self) -> None:
-        """Use it as the functions do."""
+        """Open the trail, the ledgers and the refusals in the store with the functions' own adapters."""
         self.trail = Trail(self.store(TRAIL))
         self.ledgers = Ledgers(self.store(LEDGER))
         self.refusals = Refusals(self.store(REFUSALS))
@@ -155,19 +155,19 @@ class World:
         return next(table.name for table in tables() if table.logical_id == TABLES[domain])
 
     def change_store(self) -> None:
-        """Change the stack's store, as a deployment with another TrailStore does: the old one stays."""
+        """Change the stack's store, as a deployment with another TrailStore does: the old store stays."""
         self.keeps = {"simpledb": "dynamodb", "dynamodb": "simpledb"}[self.keeps]
         for module in MODULES:
             function = f"{STACK}-{module}"
             known = client("lambda").get_function_configuration(FunctionName=function)["Environment"]
             known["Variables"] |= self.places()
             client("lambda").update_function_configuration(FunctionName=function, Environment=known)
-        with suppress(ClientError):  # it was there before
+        with suppress(ClientError):  # it has been made before
             self.make_store()
         self.use_store()
 
     def places(self) -> dict[str, str]:
-        """Give the functions' variables that say what keeps the trail, and where."""
+        """Give the functions' environment variables that name the store, its parts and its region."""
         return {
             "TRAIL_STORE": self.keeps,
             "TRAIL_DOMAIN": self.named(TRAIL),
@@ -217,21 +217,23 @@ class World:
         self.gateway.update_usage_plan(usagePlanId=plan, patchOperations=[change])
 
     def make_group(self, name: str, vpc: str | None = None) -> str:
-        made = self.ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc or self.vpc)
-        return str(made["GroupId"])
+        answer = self.ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc or self.vpc)
+        return str(answer["GroupId"])
 
     def make_interface(self, *groups: str, subnet: str | None = None) -> str:
-        made = self.ec2.create_network_interface(SubnetId=subnet or self.subnets[0], Groups=list(groups))
-        return str(made["NetworkInterface"]["NetworkInterfaceId"])
+        answer = self.ec2.create_network_interface(SubnetId=subnet or self.subnets[0], Groups=list(groups))
+        return str(answer["NetworkInterface"]["NetworkInterfaceId"])
 
     def make_balancer(self, kind: str = "application", *, groups: list[str] | None = None) -> str:
-        given = {"SecurityGroups": groups} if groups else {}
-        made = self.elb.create_load_balancer(Name=f"lb-{kind}", Subnets=self.subnets[:2], Type=kind, **given)
-        return str(made["LoadBalancers"][0]["LoadBalancerArn"])
+        more = {"SecurityGroups": groups} if groups else {}
+        answer = self.elb.create_load_balancer(Name=f"lb-{kind}", Subnets=self.subnets[:2], Type=kind, **more)
+        return str(answer["LoadBalancers"][0]["LoadBalancerArn"])
 
     def groups_of(self, interface: str) -> list[str]:
-        found = self.ec2.describe_network_interfaces(NetworkInterfaceIds=[interface])["NetworkInterfaces"][0]
-        return [group["GroupId"] for group in found["Groups"]]
+        description = self.ec2.describe_network_interfaces(NetworkInterfaceIds=[interface])[
+            "NetworkInterfaces"
+        ][0]
+        return [group["GroupId"] for group in description["Groups"]]
 
     def open_rule(self, group: str, cidr: str, *, port: int = 22, protocol: str = "tcp") -> None:
         ranges = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
@@ -241,8 +243,8 @@ class World:
         )
 
     def group(self, group: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
-        return found
+        description: dict[str, Any] = self.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
+        return description
 
     def record(
         self,
@@ -284,7 +286,7 @@ class World:
             )
 
     def start(self, grant: Grant, name: str | None = None) -> Grant:
-        """Start a grant's execution, or another by that input."""
+        """Start a grant's execution, or one of another name with the grant's input."""
         client("stepfunctions").start_execution(
             stateMachineArn=MACHINE, name=name or grant.id, input=json.dumps(grant.as_input())
         )
@@ -312,41 +314,41 @@ class World:
         """Put claims, and open rules, of so many grants into a source's ledger, as the functions do."""
         now = datetime.now(timezone.utc)
         keys = [RuleKey("sg-0a", Ports(port, port, "tcp"), source) for port in range(1, rules + 1)]
-        after = Ledger(source)
+        ledger = Ledger(source)
         for number in range(grants):
-            mine = keys if number == 0 else []
+            claimed = keys if number == 0 else []
             attempt = name_attempt(now, str(number))
-            after = claim(after, f"grant_{number}", now + timedelta(hours=8), mine, attempt, now)
-            made = {key: Own(f"sgr-{key.ports.first:03}") for key in mine}
-            after = record_results(after, f"grant_{number}", attempt, made, now)
-        self.ledgers.write(self.ledgers.read(source), after)
+            ledger = claim(ledger, f"grant_{number}", now + timedelta(hours=8), claimed, attempt, now)
+            results = {key: Own(f"sgr-{key.ports.first:03}") for key in claimed}
+            ledger = record_results(ledger, f"grant_{number}", attempt, results, now)
+        self.ledgers.write(self.ledgers.read(source), ledger)
 
-    def run(self, *argv: str) -> Ran:
-        """Run the program with its usual place in AWS given."""
+    def run(self, *argv: str) -> CommandResult:
+        """Run the program in the account's region; give its exit code and what it printed."""
         self.capsys.readouterr()
         try:
             code = main([*argv, "--region", REGION])
-        except SystemExit as leaving:  # argparse's way to refuse a command line
-            code = int(leaving.code or 0)
-        seen = self.capsys.readouterr()
-        return Ran(code, seen.out, seen.err)
+        except SystemExit as refused:  # argparse's way to refuse a command line
+            code = int(refused.code or 0)
+        output = self.capsys.readouterr()
+        return CommandResult(code, output.out, output.err)
 
-    def ok(self, *argv: str) -> Ran:
-        """Run the program and see that it succeeds."""
-        ran = self.run(*argv)
-        assert ran.code == 0, ran.err
-        return ran
+    def ok(self, *argv: str) -> CommandResult:
+        """Run the program, which must succeed."""
+        result = self.run(*argv)
+        assert result.code == 0, result.err
+        return result
 
 
 def make_worlds(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    """Give a world with either store: `world = pytest.fixture(params=STORES)(make_worlds)`."""
+    """Give a world with each store in turn: `world = pytest.fixture(params=STORES)(make_worlds)`."""
     yield from make_world(capsys, monkeypatch, request.param)
 
 
 def answer_for(world: World) -> Callable[..., Any]:
-    """Make what moto calls in place of a function's container."""
+    """Make the method that moto calls in place of a function's container."""
 
     def invoke(
         self: Any, function_name: str, qualifier: str | None, body: Any, headers: Any, response_headers: Any
@@ -374,7 +376,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ClientCreator, "_create_client_class", client_class)
     monkeypatch.setattr("moto.ec2.models.amis.settings.ec2_load_default_amis", lambda: False)
     with mock_aws(config={"lambda": {"use_docker": False}}):
-        # Mended once in a process, moto's Step Functions stays so: here too, whatever ran before.
+        # A mend of moto's Step Functions lasts for the process: make it here too, whichever test ran first.
         runs = local.engine.install(lambda _arn, _payload: InvocationResult(b"{}"))
         yield
         runs.shutdown()
@@ -383,25 +385,25 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextmanager
 def failing_at(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> Iterator[None]:
     """Let the n-th changing call (from 1) fail: before it is sent, or after AWS has done it."""
-    seen = 0
+    changes = 0
     original = {name: getattr(admin_aws.Aws, name) for name in ("_hold_back", "_remember")}
     error = ClientError({"Error": {"Code": "InternalError", "Message": "injected"}}, "Injected")
 
     def count(call: admin_aws.Call) -> None:
-        nonlocal seen
-        seen += not call.reads
-        if not call.reads and seen == number:
+        nonlocal changes
+        changes += not call.reads
+        if not call.reads and changes == number:
             raise error
 
-    def hold_back(self: Any, model: Any, context: Any, **rest: Any) -> Any:
+    def hold_back(self: Any, model: Any, context: Any, **more: Any) -> Any:
         if not after:
             count(context["knock_call"])
-        return original["_hold_back"](self, model=model, context=context, **rest)
+        return original["_hold_back"](self, model=model, context=context, **more)
 
-    def remember(self: Any, http_response: Any, context: Any, **rest: Any) -> None:
+    def remember(self: Any, http_response: Any, context: Any, **more: Any) -> None:
         if after:
             count(context["knock_call"])
-        original["_remember"](self, http_response=http_response, context=context, **rest)
+        original["_remember"](self, http_response=http_response, context=context, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(admin_aws.Aws, "_hold_back", hold_back)
@@ -414,21 +416,26 @@ def make_world(
 ) -> Iterator[World]:
     """Give a world of its own to each test: `world = pytest.fixture(make_world)`."""
     with account(monkeypatch):
-        made = World(capsys, keeps=keeps)
-        monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(made))
-        yield made
+        world = World(capsys, keeps=keeps)
+        monkeypatch.setattr(LambdaSimpleBackend, "invoke", answer_for(world))
+        yield world
+
+
+def run_later(seconds: float, action: Callable[[], None]) -> None:
+    """Run an action in a thread of its own after some seconds."""
+    threading.Timer(seconds, action).start()
 
 
 class Api(HTTPServer):
-    """A knock API that opens and closes a rule in the scratch group, as it is told to."""
+    """A knock API that opens and closes a rule in the scratch group, as its attributes say."""
 
     def __init__(self, world: World) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.world = world
         self.opens = True
         self.closes = True
-        self.accepts = 1  # how often it is asked before it lets the key in
-        self.knows = 1  # how often whoami is asked before it knows the target
+        self.accepts = 1  # the number of the first request that is let in with the key
+        self.knows = 1  # the number of the first whoami that names the target
         self.keys: set[str] = set()
         self.status = "expired"
         self.group = ""
@@ -436,15 +443,17 @@ class Api(HTTPServer):
         self.refuses: int | None = None
         self.target = ""
         self.on_knock: Callable[[str], object] = lambda _group: None
+        self.schedule: Callable[[float, Callable[[], None]], object] = run_later
+        """Called at a knock with the seconds until its rule goes, and the function that revokes it."""
         self.asked: list[tuple[str, bool]] = []
-        """The calls, and whether the scratch group was a target then."""
+        """The requests, each with whether the scratch group was a target at that time."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def close(self) -> None:
-        """Take the rule away that the knock opened."""
+        """Revoke the rule that the knock authorized."""
         permission = {
             "IpProtocol": "tcp",
             "FromPort": 9,
@@ -488,9 +497,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def scratch(self) -> tuple[str, str]:
-        """Find the scratch group, and the target it is for now; note that."""
-        found = self.server.world.ec2.describe_security_groups()["SecurityGroups"]
-        group = next(group for group in found if group["GroupName"].startswith("knock-doctor-"))
+        """Find the scratch group and the target that its tags name; record the request."""
+        groups = self.server.world.ec2.describe_security_groups()["SecurityGroups"]
+        group = next(group for group in groups if group["GroupName"].startswith("knock-doctor-"))
         tags = {tag["Key"]: tag["Value"] for tag in group["Tags"]}
         target = tags.get("knock:target", "") if tags.get("knock:stack") == STACK else ""
         self.server.asked.append((f"{self.command} {self.path.split('/v1')[1].split('?')[0]}", bool(target)))
@@ -528,7 +537,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.group = group
         self.server.on_knock(group)
         if self.server.closes:
-            threading.Timer(0.1, self.server.close).start()
+            self.server.schedule(0.1, self.server.close)
         self.answer(201, self.grant("active"))
 
 
@@ -547,7 +556,7 @@ def scratch_api(world: World) -> Iterator[Api]:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
-    """Let the program believe that it is another time."""
+    """Stop the program's clock at a moment."""
 
     class Clock(datetime):
         @classmethod

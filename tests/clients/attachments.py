@@ -1,4 +1,4 @@
-"""Databases, services and caches that a target's groups are attached to; and what moto lacks of them."""
+"""Databases, services and caches that a target's groups are attached to; and mends of moto's for them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ def make_database(world: World, name: str, **more: Any) -> None:
 
 
 def mend_deployments(patch: pytest.MonkeyPatch, states: list[str]) -> None:
-    """Let an update of a service's network be a deployment, found in these states; moto makes none."""
-    whole = EC2ContainerServiceBackend.update_service
+    """Make an update of a service's network a deployment, which moto does not.
+
+    Each call that describes it gives the next of these states, and the last one from then on.
+    """
+    update_service = EC2ContainerServiceBackend.update_service
 
     def update(self: EC2ContainerServiceBackend, properties: dict[str, Any]) -> Any:
-        service = whole(self, properties)
+        service = update_service(self, properties)
         service.deployments = [
             {
                 **service.deployments[0],
@@ -46,15 +49,15 @@ def mend_deployments(patch: pytest.MonkeyPatch, states: list[str]) -> None:
     describe = EC2ContainerServiceBackend.describe_services
 
     def described(self: EC2ContainerServiceBackend, *arguments: Any) -> Any:
-        found = describe(self, *arguments)
-        for service in found[0]:
+        answer = describe(self, *arguments)
+        for service in answer[0]:
             if service.deployments[0]["id"] == "ecs-svc/new":
                 state = service.deployments[0]["rolloutState"] = (
                     states.pop(0) if len(states) > 1 else states[0]
                 )
                 if state == "COMPLETED":
                     del service.deployments[1:]
-        return found
+        return answer
 
     patch.setattr(EC2ContainerServiceBackend, "update_service", update)
     patch.setattr(EC2ContainerServiceBackend, "describe_services", described)
@@ -78,10 +81,10 @@ def make_service(world: World, *, groups: list[str] | None = None, controller: s
 
 
 def mend_caches(patch: pytest.MonkeyPatch) -> None:
-    """Let moto show and change the groups of caches, and make a replication group's clusters."""
+    """Let moto give and change the security groups of caches, and of the clusters of a replication group."""
 
-    def shown(self: CacheCluster) -> list[dict[str, str]]:
-        return [{"SecurityGroupId": each, "Status": "active"} for each in self.security_group_ids]
+    def security_groups(self: CacheCluster) -> list[dict[str, str]]:
+        return [{"SecurityGroupId": group, "Status": "active"} for group in self.security_group_ids]
 
     def modify_cluster(self: ElastiCacheResponse) -> Any:
         cluster = self.elasticache_backend.cache_clusters[self._get_param("CacheClusterId")]
@@ -95,7 +98,7 @@ def mend_caches(patch: pytest.MonkeyPatch) -> None:
                 cluster.security_group_ids = self._get_param("SecurityGroupIds")
         return ActionResult({"ReplicationGroup": group})
 
-    patch.setattr(CacheCluster, "security_groups", property(shown), raising=False)
+    patch.setattr(CacheCluster, "security_groups", property(security_groups), raising=False)
     patch.setattr(ElastiCacheResponse, "modify_cache_cluster", modify_cluster, raising=False)
     patch.setattr(ElastiCacheResponse, "modify_replication_group", modify_group)
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ CLIENTS = ROOT / "clients"
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended."""
+class Result:
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -59,7 +60,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of its own, with no settings in it and `knock` on the PATH."""
+    """A home folder of the test's own, with no settings in it and `knock` on the PATH."""
     folder = tmp_path / "home"
     folder.mkdir()
     for name in list(os.environ):
@@ -74,17 +75,17 @@ def home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def no_umask() -> Iterator[None]:
-    """Files get the modes they are made with: nothing is hidden by what the tests' user has set."""
+    """Files get the modes they are made with, whatever umask the tests' user has."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 @pytest.fixture
-def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run `knock` in this process."""
 
-    def knock(*words: str) -> Done:
+    def knock(*words: str) -> Result:
         from knock.cli import main
 
         capsys.readouterr()
@@ -92,31 +93,43 @@ def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
             code = main(list(words))
         except SystemExit as stop:  # argparse's way out
             code = stop.code if isinstance(stop.code, int) else 1
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
+        output = capsys.readouterr()
+        return Result(code, output.out, output.err)
 
     return knock
 
 
 @pytest.fixture
-def spawn(home: Path) -> Callable[..., Done]:
-    """Run a program as a person does, with its own process and streams."""
+def spawn(home: Path) -> Callable[..., Result]:
+    """Run a program in a process of its own."""
 
-    def command(*words: str, stdin: str = "", timeout: float = 30) -> Done:
-        done = subprocess.run(
+    def command(*words: str, stdin: str = "", timeout: float = 30) -> Result:
+        result = subprocess.run(
             words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
         )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return Result(result.returncode, result.stdout, result.stderr)
 
     return command
 
 
-def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
-    """Wait until something is true, and fail when it is not in time."""
-    wait_for(true, "it did not become true", seconds)
+def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until a condition holds, and fail when it does not in time."""
+    wait_for(condition, "it did not become true", seconds)
 
 
-# ---------------------------------------------------------------------- one API, two of them
+def check_time_left(duration: timedelta, *, began: datetime, expires_at: datetime, seconds_left: int) -> None:
+    """Fail unless the end and the time left are those of a grant opened between `began` and now.
+
+    However long a test takes, they lie between the values for `began` and those for now.
+    """
+    ended = datetime.now(timezone.utc)
+    began = began.replace(microsecond=0)
+    assert began + duration <= expires_at <= ended + duration + timedelta(seconds=1)
+    assert int((expires_at - ended).total_seconds()) <= seconds_left
+    assert seconds_left <= int((expires_at - began).total_seconds())
+
+
+# ---------------------------------------------------------------------- the API, on double and stack
 
 
 class OnDouble:
@@ -127,13 +140,18 @@ class OnDouble:
         self.url = double.url
         self.keys: Mapping[str, str] = double.keys
 
-    def client(self, who: str) -> Client:
-        return Client(self.url, self.keys[who])
+    def client(self, principal: str) -> Client:
+        return Client(self.url, self.keys[principal])
 
     def come_from(self, address: str) -> None:
         """Let callers have this address from now on."""
         assert self.double
         self.double.source = address
+
+    def count_requests(self) -> int:
+        """Count the requests of all callers."""
+        assert self.double
+        return len(self.double.requests)
 
     def give_pages_of(self, size: int) -> None:
         """Let lists come in pages this small, whatever a client asks for."""
@@ -143,31 +161,34 @@ class OnDouble:
     def lets_in(self, source: str, target: str) -> bool:
         """Say whether a packet from a source passes the target's security groups."""
         assert self.double
-        self.double.settle()
-        active = [grant for grant in self.double.grants.values() if grant["status"] == "active"]
-        open_to = [grant["targets"] for grant in active if grant["source"] == source]
-        return any(target == one["name"] for targets in open_to for one in targets)
+        self.double.update_grants()
+        return any(
+            grant["status"] == "active"
+            and grant["source"] == source
+            and target in [opened["name"] for opened in grant["targets"]]
+            for grant in self.double.grants.values()
+        )
 
 
 class Keys(Mapping[str, str]):
-    """API keys of one test's own, made when first asked for, with the rights of the stack's samples."""
+    """API keys of one test's own, made at their first use, with the rights of the stack's samples."""
 
     def __init__(self, stack: dict[str, Any]) -> None:
         self._stack = stack
         self._gateway = boto3.client(
             "apigateway", endpoint_url=stack["aws_endpoint_url"], region_name=stack["region"]
         )
-        self._made: dict[str, str] = {}
+        self._values: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
-        if name not in self._made:
-            keys = self._gateway.get_api_keys(includeValues=True)["items"]
-            sample = next(key for key in keys if key["value"] == self._stack["keys"][name])
-            made = self._gateway.create_api_key(name=name, enabled=True, tags=sample["tags"])
+        if name not in self._values:
+            samples = self._gateway.get_api_keys(includeValues=True)["items"]
+            tags = next(sample["tags"] for sample in samples if sample["value"] == self._stack["keys"][name])
+            key = self._gateway.create_api_key(name=name, enabled=True, tags=tags)
             plan = self._gateway.get_usage_plans()["items"][0]
-            self._gateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
-            self._made[name] = made["value"]
-        return self._made[name]
+            self._gateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=key["id"], keyType="API_KEY")
+            self._values[name] = key["value"]
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stack["keys"])
@@ -177,7 +198,7 @@ class Keys(Mapping[str, str]):
 
 
 class OnStack:
-    """The knock API of the local stack, reached through an edge that says where callers come from."""
+    """The knock API of the local stack, behind an `Edge`."""
 
     double = None
 
@@ -188,11 +209,14 @@ class OnStack:
         self._groups = {name: target["groups"] for name, target in stack["targets"].items()}
         self._ec2 = boto3.client("ec2", endpoint_url=stack["aws_endpoint_url"], region_name=stack["region"])
 
-    def client(self, who: str) -> Client:
-        return Client(self.url, self.keys[who])
+    def client(self, principal: str) -> Client:
+        return Client(self.url, self.keys[principal])
 
     def come_from(self, address: str) -> None:
         self.edge.source = address
+
+    def count_requests(self) -> int:
+        return self.edge.requests
 
     def give_pages_of(self, size: int) -> None:
         self.edge.page = size
@@ -205,7 +229,7 @@ class OnStack:
         )
 
     def end_all(self) -> None:
-        """End what a test left open: the next one comes from the same address."""
+        """Revoke the grants that a test left open: the next test comes from the same address."""
         with self.client("operator") as operator:
             for grant in list(operator.grants()):
                 operator.revoke(grant.id)
@@ -215,11 +239,12 @@ Api = OnDouble | OnStack
 
 
 class Edge:
-    """Stands between a test and the local stack, as the internet's edge does, and names the source."""
+    """A proxy before the local stack that says where callers come from, as the edge of AWS does."""
 
     def __init__(self, api_url: str) -> None:
         self.source = "203.0.113.7"
-        self.page = 0  # how long a list's pages are, in place of the limit that was asked for
+        self.page = 0  # how long a list's pages are, in place of the caller's limit; 0 is the caller's
+        self.requests = 0
         parts = urlsplit(api_url)
         edge = self
 
@@ -231,13 +256,14 @@ class Edge:
                 pass
 
             def do_GET(self) -> None:
+                edge.requests += 1
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                 path = re.sub(r"\blimit=\d+", f"limit={edge.page}", self.path) if edge.page else self.path
-                far = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-                with closing(far):
-                    far.request(self.command, path, body, headers | {"X-Forwarded-For": edge.source})
-                    answer = far.getresponse()
+                stack = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+                with closing(stack):
+                    stack.request(self.command, path, body, headers | {"X-Forwarded-For": edge.source})
+                    answer = stack.getresponse()
                     content = answer.read()
                 self.send_response_only(answer.status)
                 for name, value in answer.getheaders():
@@ -261,21 +287,21 @@ class Edge:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The local stack, started once; gives what it prints."""
+    """The local stack, started once; gives the JSON that it prints."""
     log = tmp_path_factory.mktemp("stack") / "log"
     with log.open("wb") as errors, LocalStack.start(errors=errors) as running:
-        yield running.said
+        yield running.summary
 
 
 @pytest.fixture(params=["double", "stack"])
 def api(request: pytest.FixtureRequest) -> Iterator[Api]:
-    """The API under test: what holds with the double must hold with the real thing."""
+    """The API under test: a test with this fixture runs on the double and on the local stack."""
     if request.param == "double":
         yield OnDouble(request.getfixturevalue("double"))
         return
     stack = request.getfixturevalue("stack")
     edge = Edge(stack["api_url"])
-    made = OnStack(stack, edge)
-    yield made
-    made.end_all()
+    on_stack = OnStack(stack, edge)
+    yield on_stack
+    on_stack.end_all()
     edge.stop()

@@ -1,4 +1,4 @@
-"""The program `knock-admin` as a whole: help, exit codes, dry runs, errors, and which stack it works on."""
+"""The program `knock-admin` as a whole: help, exit codes, dry runs, errors, and the choice of a stack."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ world = pytest.fixture(make_world)
 
 
 def commands(parser: argparse.ArgumentParser | None = None) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Walk through all parsers: the program's own, the groups', the commands'."""
+    """Walk through all parsers: the program's, those of groups of commands, and the commands'."""
     parser = parser or cli.make_parser()
     yield parser.prog, parser
     for action in parser._actions:
@@ -85,13 +85,13 @@ CHANGING = {
 
 
 def words_of(world: World, command: str) -> list[str]:
-    """Give a command line of CHANGING, with the office's group in its place."""
+    """Give a command line of CHANGING, with the id of the office's group for OFFICE."""
     return [*command.split(), *(world.office if word == "OFFICE" else word for word in CHANGING[command])]
 
 
 @pytest.fixture
 def busy(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Give every command something to change."""
+    """Give a world in which every command of CHANGING has something to change."""
     monkeypatch.setattr(adopt, "FLIGHT", 0.0)
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
     world.ok("target", "add", "loose", "--ports", "22/tcp")
@@ -133,26 +133,26 @@ VERBS = (
 def test_a_dry_run_lists_calls_and_sends_none_that_changes(
     busy: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Break it: let _hold_back pass one operation, or name it as one that reads."""
-    sent: list[str] = []
-    whole = Endpoint.make_request
+    """Break it: let _hold_back pass an operation, or name it as one that reads."""
+    operations: list[str] = []
+    real_request = Endpoint.make_request
 
     def watch(self: Any, operation_model: Any, request_dict: Any) -> Any:
-        sent.append(operation_model.name)
-        return whole(self, operation_model, request_dict)
+        operations.append(operation_model.name)
+        return real_request(self, operation_model, request_dict)
 
     monkeypatch.setattr(Endpoint, "make_request", watch)
     at(monkeypatch, datetime(2026, 11, 23, 21, 17, 19, tzinfo=timezone.utc))
     for command in CHANGING:
-        sent.clear()
+        operations.clear()
         words = [*words_of(busy, command), "--dry-run"]
         planned = busy.ok(*words, "--json").json
         assert planned["dry_run"] is True
         assert planned["calls"], f"{command} has something to change"
-        assert sent, command
-        assert [name for name in sent if name.startswith((*VERBS, "Stop", "Tag", "Untag", "Update"))] == [], (
-            command
-        )
+        assert operations, command
+        assert [
+            name for name in operations if name.startswith((*VERBS, "Stop", "Tag", "Untag", "Update"))
+        ] == [], command
         lines = busy.ok(*words).out.splitlines()
         assert lines[0] == "Calls this would make:"
         assert len(lines) == 1 + len(planned["calls"]), command
@@ -162,44 +162,44 @@ def test_a_dry_run_lists_calls_and_sends_none_that_changes(
         assert command in RANDOM or json.loads(parameters) == first["parameters"], command
 
 
-@pytest.mark.parametrize("command", sorted({*CHANGING} - {"doctor"}))  # doctor's depends on what it sees
-def test_what_is_done_is_what_the_dry_run_listed(
+@pytest.mark.parametrize("command", sorted({*CHANGING} - {"doctor"}))  # doctor's calls depend on answers
+def test_a_command_makes_the_calls_that_its_dry_run_listed(
     busy: World, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     words = words_of(busy, command)
     planned = [
         call["call"].partition(":")[2] for call in busy.ok(*words, "--dry-run", "--json").json["calls"]
     ]
-    done: list[str] = []
-    whole = Endpoint.make_request
+    operations: list[str] = []
+    real_request = Endpoint.make_request
 
     def watch(self: Any, operation_model: Any, request_dict: Any) -> Any:
         if not operation_model.name.startswith(aws.READING):
-            done.append(operation_model.name)
-        return whole(self, operation_model, request_dict)
+            operations.append(operation_model.name)
+        return real_request(self, operation_model, request_dict)
 
     monkeypatch.setattr(Endpoint, "make_request", watch)
     busy.functions["guard"] = lambda _: {"findings": []}
     busy.functions["revoke"] = lambda _: {"grant_id": "g", "status": "revoked", "revoked": [], "kept": []}
     busy.ok(*words, *(["--yes"] if command == "revoke" else []))
-    assert done == planned
+    assert operations == planned
 
 
-def test_an_operation_nobody_thought_of_is_held_back(world: World) -> None:
-    made = aws.Aws(region=REGION, dry_run=True)
-    answer = made.client("ec2").accept_vpc_peering_connection(VpcPeeringConnectionId="pcx-1")
-    assert [call.name for call in made.calls.planned] == ["ec2:AcceptVpcPeeringConnection"]
+def test_a_dry_run_holds_back_an_operation_that_knock_admin_does_not_use(world: World) -> None:
+    dry_aws = aws.Aws(region=REGION, dry_run=True)
+    answer = dry_aws.client("ec2").accept_vpc_peering_connection(VpcPeeringConnectionId="pcx-1")
+    assert [call.name for call in dry_aws.calls.planned] == ["ec2:AcceptVpcPeeringConnection"]
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 200
 
 
-def test_a_call_that_is_made_from_an_earlier_ones_answer_says_so(busy: World) -> None:
+def test_a_planned_call_names_the_earlier_call_whose_answer_it_needs(busy: World) -> None:
     calls = busy.ok("key", "add", "bob", "--targets", "bastion", "--max", "8h", "--dry-run", "--json").json[
         "calls"
     ]
     assert calls[1]["parameters"]["keyId"] == "<id of call 1>"
 
 
-def test_a_dry_run_of_what_is_done_already_says_so(busy: World) -> None:
+def test_a_dry_run_with_nothing_left_to_change_says_so(busy: World) -> None:
     assert busy.ok("key", "enable", "alice", "--dry-run").out == "This would change nothing.\n"
     assert busy.ok("key", "enable", "alice", "--dry-run", "--json").json == {"dry_run": True, "calls": []}
 
@@ -211,15 +211,15 @@ def test_the_only_stack_of_the_region_needs_no_name(world: World) -> None:
     world.ok("target", "ls")
 
 
-def test_several_stacks_must_be_told_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_stacks_must_be_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make_stack("other")
-    ran = world.run("target", "ls")
-    assert (ran.code, "there are: knock, other." in ran.err) == (2, True)
+    result = world.run("target", "ls")
+    assert (result.code, "there are: knock, other." in result.err) == (2, True)
     world.ok("target", "ls", "--stack", "other")
     monkeypatch.setenv("KNOCK_STACK", "knock")
     world.ok("target", "ls")
-    ran = world.run("target", "ls", "--stack", "third")
-    assert (ran.code, "There is no stack third" in ran.err) == (2, True)
+    result = world.run("target", "ls", "--stack", "third")
+    assert (result.code, "There is no stack third" in result.err) == (2, True)
 
 
 def test_a_region_without_a_stack_says_so(world: World) -> None:
@@ -245,7 +245,7 @@ def test_an_unknown_profile_is_a_usage_error(capsys: pytest.CaptureFixture[str])
     assert "aws configure list-profiles" in capsys.readouterr().err
 
 
-def test_without_credentials_aws_cannot_be_asked(
+def test_without_credentials_it_is_exit_code_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -268,8 +268,8 @@ def test_a_stack_whose_functions_lack_a_setting_says_which(world: World) -> None
         client("lambda").update_function_configuration(
             FunctionName=f"knock-{module}", Environment={"Variables": {"KNOCK_STACK": "knock"}}
         )
-    ran = world.run("trail")
-    assert (ran.code, "has TRAIL_DOMAIN in its environment" in ran.err) == (1, True)
+    result = world.run("trail")
+    assert (result.code, "has TRAIL_DOMAIN in its environment" in result.err) == (1, True)
 
 
 # ---------------------------------------------------------------------------- errors
@@ -283,7 +283,7 @@ CALL = aws.Call("lambda:Invoke", "lambda:InvokeFunction", {}, reads=False)
 
 
 @pytest.mark.parametrize(
-    ("error", "exit_code", "said"),
+    ("error", "exit_code", "message"),
     [
         (
             client_error("UnauthorizedOperation"),
@@ -302,9 +302,11 @@ CALL = aws.Call("lambda:Invoke", "lambda:InvokeFunction", {}, reads=False)
         (boto.ParamValidationError(report="bad"), 1, "lambda:Invoke: Parameter validation failed"),
     ],
 )
-def test_an_error_of_botocore_is_told_in_words(error: Any, exit_code: int, said: str) -> None:
+def test_an_error_of_botocore_becomes_a_message_and_an_exit_code(
+    error: Any, exit_code: int, message: str
+) -> None:
     failure = errors.translated(error, CALL)
-    assert (failure.exit_code, said in str(failure)) == (exit_code, True), failure
+    assert (failure.exit_code, message in str(failure)) == (exit_code, True), failure
     assert isinstance(errors.translated(error, None), errors.AdminError)
 
 
@@ -315,10 +317,10 @@ def test_a_missing_permission_is_named_as_iam_names_it(world: World, monkeypatch
         raise client_error("AccessDeniedException", "not authorized")
 
     monkeypatch.setattr(APIGatewayResponse, "get_usage_plans", refuse)
-    ran = world.run("key", "ls")
-    assert ran.code == 1
-    assert "AWS refused apigateway:GetUsagePlans: not authorized" in ran.err
-    assert "Your credentials need apigateway:GET on /usageplans." in ran.err
+    result = world.run("key", "ls")
+    assert result.code == 1
+    assert "AWS refused apigateway:GetUsagePlans: not authorized" in result.err
+    assert "Your credentials need apigateway:GET on /usageplans." in result.err
 
 
 @pytest.mark.parametrize(
@@ -342,16 +344,16 @@ def test_a_missing_permission_is_named_as_iam_names_it(world: World, monkeypatch
     ],
 )
 def test_permissions_have_iams_names(service: str, call: str, arguments: Any, permission: str) -> None:
-    made = aws.Aws(region=REGION, dry_run=True)
-    getattr(made.client(service), call)(**arguments)
-    assert [planned.permission for planned in made.calls.planned] == [permission]
+    dry_aws = aws.Aws(region=REGION, dry_run=True)
+    getattr(dry_aws.client(service), call)(**arguments)
+    assert [planned.permission for planned in dry_aws.calls.planned] == [permission]
 
 
-def test_only_the_translated_error_reaches_the_reader(world: World) -> None:
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", "203.0.113.250")
-    assert ran.code == 1
-    assert ran.err.startswith("knock-admin: ec2:DescribeAddresses: ")
-    assert "Traceback" not in ran.err
+def test_an_error_of_aws_is_shown_without_a_traceback(world: World) -> None:
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", "203.0.113.250")
+    assert result.code == 1
+    assert result.err.startswith("knock-admin: ec2:DescribeAddresses: ")
+    assert "Traceback" not in result.err
 
 
 def test_an_interrupt_says_what_was_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,38 +363,38 @@ def test_an_interrupt_says_what_was_done(world: World, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(targets, "_close_way_out", interrupt)
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
-    assert ran.code == 130, "as the shell has it for a program that Ctrl-C ended, and as knock does"
-    assert ran.err.startswith("knock-admin: interrupted\nDone before that:\n  ec2:CreateSecurityGroup")
-    assert ran.err.endswith("Run the same command again: it goes on where this one stopped.\n")
-    assert "Not known" not in ran.err
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp")
+    assert result.code == 130, "the shell's code for a program that Ctrl-C ended, as knock's is"
+    assert result.err.startswith("knock-admin: interrupted\nDone before that:\n  ec2:CreateSecurityGroup")
+    assert result.err.endswith("Run the same command again: it goes on where this one stopped.\n")
+    assert "Not known" not in result.err
 
 
 def test_an_interrupt_names_the_call_that_had_no_answer_yet(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Endpoint.make_request
+    real_request = Endpoint.make_request
 
     def interrupted(self: Any, operation_model: Any, request_dict: Any) -> Any:
         if operation_model.name in ("CreateUsagePlanKey", "Invoke"):
             raise KeyboardInterrupt
-        return whole(self, operation_model, request_dict)
+        return real_request(self, operation_model, request_dict)
 
     monkeypatch.setattr(Endpoint, "make_request", interrupted)
-    ran = world.run("key", "add", "bob", "--targets", "*", "--max", "8h")
-    said = ran.err.splitlines()
-    assert (ran.code, said[0], said[1]) == (130, "knock-admin: interrupted", "Done before that:")
-    assert said[2].startswith("  apigateway:CreateApiKey {")
-    assert said[3] == "Not known whether done:"
-    assert said[4].startswith("  apigateway:CreateUsagePlanKey {")
-    ran = world.run("guard")
-    assert ran.code == 130
-    assert "Not known whether done:\n  lambda:Invoke {" in ran.err
-    assert "The drift guard goes on in AWS" in ran.err
-    assert "where this one stopped" not in ran.err
+    result = world.run("key", "add", "bob", "--targets", "*", "--max", "8h")
+    lines = result.err.splitlines()
+    assert (result.code, lines[0], lines[1]) == (130, "knock-admin: interrupted", "Done before that:")
+    assert lines[2].startswith("  apigateway:CreateApiKey {")
+    assert lines[3] == "Not known whether done:"
+    assert lines[4].startswith("  apigateway:CreateUsagePlanKey {")
+    result = world.run("guard")
+    assert result.code == 130
+    assert "Not known whether done:\n  lambda:Invoke {" in result.err
+    assert "The drift guard goes on in AWS" in result.err
+    assert "where this one stopped" not in result.err
 
 
-def test_an_interrupt_while_the_libraries_are_read_is_one_too(
+def test_an_interrupt_while_libraries_are_imported_has_the_same_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_: Any) -> None:
@@ -431,22 +433,20 @@ def test_output_that_cannot_be_written_is_an_error_that_says_what_was_done(
 
     monkeypatch.setattr(sys, "stdout", Full())
     assert cli.main(["target", "ls", "--region", REGION]) == 1
-    told = "knock-admin: standard output cannot be written (No space left on device)\n"
-    assert capsys.readouterr().err == told
+    message = "knock-admin: standard output cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err == message
     add = ["target", "add", "web", "--ports", "80/tcp", "--eip", world.eip, "--region", REGION]
     assert cli.main(add) == 1
-    assert f"{told}Done before that:\n  ec2:CreateSecurityGroup " in capsys.readouterr().err
+    assert f"{message}Done before that:\n  ec2:CreateSecurityGroup " in capsys.readouterr().err
 
 
-def test_long_work_tells_how_far_it_is_on_a_terminal_only(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_shown_on_a_terminal_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip]
     assert world.ok(*command, "--groups", "1").err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    ran = world.ok("target", "grow", "bastion", "--groups", "2")
-    assert "done: ec2:CreateSecurityGroup\n" in ran.err
-    assert f"attaching 1 of 1: interface {world.eni}\n" in ran.err
+    result = world.ok("target", "grow", "bastion", "--groups", "2")
+    assert "done: ec2:CreateSecurityGroup\n" in result.err
+    assert f"attaching 1 of 1: interface {world.eni}\n" in result.err
 
 
 def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> None:
@@ -455,16 +455,16 @@ def test_help_and_version_need_neither_boto3_nor_credentials(tmp_path: Path) -> 
         "sys.modules['boto3'] = sys.modules['botocore'] = None\n"
         "from knock_admin.cli import main; sys.exit(main())"
     )
-    run = [sys.executable, "-I", "-c", code, str(ROOT / "clients")]
+    program = [sys.executable, "-I", "-c", code, str(ROOT / "clients")]
     for words in (["--version"], ["target", "add", "--help"]):
-        done = subprocess.run(
-            [*run, *words], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
+        result = subprocess.run(
+            [*program, *words], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
         )
-        assert "knock-admin" in done.stdout
-    done = subprocess.run(  # without the extra, a command says what is missing
-        [*run, "target", "ls"], capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)}
+        assert "knock-admin" in result.stdout
+    result = subprocess.run(  # a command, without the extra that brings boto3
+        [*program, "target", "ls"], capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)}
     )
-    assert (done.returncode, "boto3 is not installed" in done.stderr) == (2, True)
+    assert (result.returncode, "boto3 is not installed" in result.stderr) == (2, True)
 
 
 def test_the_program_imports_nothing_of_the_functions() -> None:

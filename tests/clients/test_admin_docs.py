@@ -1,12 +1,10 @@
-"""The operators' documentation is what the program does: every transcript is run again and compared.
+"""The operators' documentation: every transcript is run again and compared.
 
-    python -m pytest tests/clients/test_admin_docs.py                   compares
-    WRITE_DOCS=1 python -m pytest tests/clients/test_admin_docs.py      writes what is true today
-
-A transcript is a `console` block: a line that begins with `$ ` is run, what follows it is its answer. Between
-transcripts `<!-- do: … -->` lets happen what a reader cannot see, by its name in `Scene`. All pages, in the
-order in which docs/operators.md lists them, are one story against one local stack: it takes seconds to start.
-What differs from run to run is replaced by something alike (`Alike`).
+`make docs` writes them anew. A transcript is a `console` block: a line that begins with `$ ` is run, the
+lines after it are its answer. Between transcripts `<!-- do: … -->` names an event that readers do not see
+(`Scene.do`). All pages, in the order in which docs/operators.md lists them, are one story against one local
+stack: it takes seconds to start. Ids, times and values differ from run to run: constants of the same look
+replace them (`Alike`).
 """
 
 from __future__ import annotations
@@ -35,25 +33,24 @@ from botocore.client import ClientCreator
 from knock_admin import adopt, cli, doctor
 from local.aws import make_tables
 from tests.clients.admin_support import LOADER, client_class, tables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WRITE_DOCS
 from tests.docs.index import OPERATORS, commands, tasks
 from tests.local_stack import LocalStack
 
-WRITE = os.environ.get("WRITE_DOCS") == "1"
 REFERENCE = ROOT / "docs/operators-reference.md"
-DOMAINS = {f"{what}_domain": f"knock-{what}-1c2fa620" for what in ("trail", "ledger", "refusals")}
+DOMAINS = {f"{kind}_domain": f"knock-{kind}-1c2fa620" for kind in ("trail", "ledger", "refusals")}
 NAMED = "20261123T211719Z_9f86d081884c7d65"
 BALANCERS = {"web": "50dc6c495c0c9188", "shop": "8c5e0d9a3b1f2e47"}
-# Days that the pages name, and how many days from now they stand for: an end that is over is told otherwise.
+# Days that the pages name, and how many days from now they stand for: an end in the past has another message.
 DAYS = {"2027-01-15": 47, "2027-01-31": 63}
 
 
 def run(words: list[str]) -> str:
     """Run knock-admin in this process; give what a terminal would show."""
-    shown = io.StringIO()
-    with redirect_stdout(shown), redirect_stderr(shown):
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
         cli.main(words)
-    return shown.getvalue()
+    return output.getvalue()
 
 
 def answer(command: str) -> str:
@@ -62,7 +59,7 @@ def answer(command: str) -> str:
         return run(shlex.split(command)[1:])
     assert command.startswith("aws "), f"these pages run knock-admin and aws, not {command}"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", command],
         env=os.environ | {"PATH": path},
         stdout=subprocess.PIPE,
@@ -70,19 +67,19 @@ def answer(command: str) -> str:
         text=True,
         check=False,
     )
-    return done.stdout
+    return result.stdout
 
 
 class Scene:
-    """A fresh local stack, as it is: nothing is made or taken away for the pages."""
+    """A fresh local stack; nothing is added to it or removed from it for the pages."""
 
     def __init__(self, stack: dict[str, Any], folder: Path) -> None:
         self.folder = folder
         self.stack = stack
         self.ec2 = self.client("ec2")
         self.gateway = self.client("apigateway")
-        found = self.client("elbv2").describe_load_balancers()["LoadBalancers"]
-        self.balancers = {each["LoadBalancerName"]: each["LoadBalancerArn"] for each in found}
+        balancers = self.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        self.balancers = {balancer["LoadBalancerName"]: balancer["LoadBalancerArn"] for balancer in balancers}
         self.grants: dict[str, str] = {}
         self.month = f"{datetime.now(timezone.utc):%Y-%m}"
 
@@ -107,13 +104,13 @@ class Scene:
             if refused.code != 403:
                 raise
 
-    def do(self, what: str, page: str) -> None:
+    def do(self, event: str, page: str) -> None:
         """Let something happen between two transcripts of a page."""
-        if file := re.fullmatch(r"save (\S+)", what):
+        if saving := re.fullmatch(r"save (\S+)", event):
             *_, saved = re.findall(r"^```csv\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-            (self.folder / file[1]).write_text(self.real(saved))
+            (self.folder / saving[1]).write_text(self.real(saved))
             return
-        happenings: dict[str, Callable[[], Any]] = {
+        events: dict[str, Callable[[], Any]] = {
             "alice knocks": lambda: self.knock(
                 "alice", targets=["bastion"], duration="7h59m30s", reason="on call"
             ),
@@ -124,13 +121,13 @@ class Scene:
                 "bob", targets=["bastion"], duration="7h59m30s", reason="update"
             ),
             "builds asks for too much": lambda: self.knock("builds", targets=["bastion"]),
-            "a second passes": lambda: time.sleep(1.0),  # what the page asks for ends a second ago
+            "a second passes": lambda: time.sleep(1.0),  # the page asks for a time that is a second ago
             "alice leaves": lambda: run(["revoke", self.grants["alice"]]),
             "bob leaves": lambda: run(["revoke", self.grants["bob"]]),
             "the stack keeps its trail in DynamoDB": lambda: self.change_store("dynamodb"),
             "the stack keeps its trail in SimpleDB": lambda: self.change_store("simpledb"),
         }
-        happenings[what]()
+        events[event]()
 
     @staticmethod
     def day(days: int) -> str:
@@ -138,7 +135,7 @@ class Scene:
         return f"{datetime.now(timezone.utc) + timedelta(days=days):%Y-%m-%d}"
 
     def change_store(self, store: str) -> None:
-        """Let the functions name another store, as they do after a deployment with another TrailStore."""
+        """Let the functions name another store, as a deployment with another TrailStore does."""
         functions = self.client("lambda")
         if store == "dynamodb":
             make_tables(tables(), self.client("dynamodb"))
@@ -153,26 +150,26 @@ class Scene:
             )
 
     def real(self, command: str) -> str:
-        """Put what is really there in place of what the page says."""
-        for said, days in DAYS.items():
-            command = command.replace(said, self.day(days))
+        """Replace the names and days of the page by those of this run."""
+        for page_day, days in DAYS.items():
+            command = command.replace(page_day, self.day(days))
         command = command.replace("--month 2026-11", f"--month {self.month}")
-        for name, said in DOMAINS.items():
-            command = command.replace(said, self.stack[name])
+        for name, page_domain in DOMAINS.items():
+            command = command.replace(page_domain, self.stack[name])
         for grant in self.grants.values():
             command = command.replace(re.sub(r"\d{8}T\d{6}Z_[0-9a-f]{16}$", NAMED, grant), grant)
         return command
 
 
 class Alike:
-    """Replaces what differs from run to run by something of the same length and look."""
+    """Replaces texts that differ from run to run by constants of the same length and look."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._known = {scene.stack[name]: said for name, said in DOMAINS.items()}
-        for name, said in BALANCERS.items():
-            self._known[scene.balancers[name].rpartition("/")[2]] = said
-        self._known |= {scene.day(days): said for said, days in DAYS.items()}
+        self._known = {scene.stack[name]: page_domain for name, page_domain in DOMAINS.items()}
+        for name, page_id in BALANCERS.items():
+            self._known[scene.balancers[name].rpartition("/")[2]] = page_id
+        self._known |= {scene.day(days): page_day for page_day, days in DAYS.items()}
         plan = scene.gateway.get_usage_plans()["items"][0]
         self._known[plan["id"]] = "p1l2a3n4x5"
         self._numbers: dict[str, str] = {}
@@ -180,9 +177,9 @@ class Alike:
         self.learn_keys()
 
     def learn_keys(self) -> None:
-        """Remember the keys there are: API Gateway's ids and values have no shape of their own."""
+        """Remember the ids and values of new keys, which no pattern would tell from other texts."""
         keys = self._scene.gateway.get_api_keys(includeValues=True)["items"]
-        # Keys that were made in one go are of one second: their names tell them apart.
+        # Keys made by one command have the same second of creation: their names order them.
         for key in sorted(keys, key=lambda key: (self._keys > 0 and key["createdDate"], key["name"])):
             if key["id"] not in self._known:
                 self._keys += 1
@@ -210,22 +207,22 @@ class Alike:
         return re.sub(r"\b29m\d\ds\b", "29m49s", text)
 
     def real(self, command: str) -> str:
-        """Put ids that were shown alike back into a command."""
-        shown = {alike: real for real, alike in self._numbers.items()}
+        """Replace the ids of the page in a command by those of this run."""
+        ids = {alike: real for real, alike in self._numbers.items()}
         return re.sub(
-            r"\b(sg|sgr|vpc|eni)-[0-9a-f]{17}\b", lambda found: shown.get(found[0], found[0]), command
+            r"\b(sg|sgr|vpc|eni)-[0-9a-f]{17}\b", lambda match: ids.get(match[0], match[0]), command
         )
 
-    def _numbered(self, found: re.Match[str]) -> str:
-        kind = found[1]
-        if found[0] not in self._numbers:
+    def _numbered(self, match: re.Match[str]) -> str:
+        kind = match[1]
+        if match[0] not in self._numbers:
             number = sum(known.startswith(f"{kind}-") for known in self._numbers) + 1
-            self._numbers[found[0]] = f"{kind}-0a{number:015x}"
-        return self._numbers[found[0]]
+            self._numbers[match[0]] = f"{kind}-0a{number:015x}"
+        return self._numbers[match[0]]
 
 
 def played(page: str, scene: Scene, alike: Alike) -> str:
-    """Play a page: the same text, with what its commands answer now."""
+    """Play a page: give its text with the answers that its commands have now."""
     lines: list[str] = []
     inside = False
     for line in page.splitlines():
@@ -234,8 +231,8 @@ def played(page: str, scene: Scene, alike: Alike) -> str:
         if inside and not line.startswith(("$ ", "```")):
             continue  # an old answer
         lines.append(line)
-        if found := re.fullmatch(r"<!-- do: (.+) -->", line):
-            scene.do(found[1], "\n".join(lines))
+        if match := re.fullmatch(r"<!-- do: (.+) -->", line):
+            scene.do(match[1], "\n".join(lines))
         if inside and line.startswith("$ "):
             lines += alike(answer(alike.real(scene.real(line[2:])))).splitlines()
     return "\n".join(lines) + "\n"
@@ -250,14 +247,14 @@ def reference() -> str:
         "[Operating Knock](operators.md) shows the commands at work.",
     ]
     for prog, parser in _parsers(cli.make_parser()):
-        said = parser.format_help().splitlines()
+        help_lines = parser.format_help().splitlines()
         lines += [
             "",
             f"## {prog}",
             "",
             "```console",
             f"$ {prog} --help",
-            *said,
+            *help_lines,
             "```",
         ]
     return "\n".join(lines) + "\n"
@@ -273,12 +270,11 @@ def _parsers(parser: Any) -> Iterator[tuple[str, Any]]:
 def play(pages: list[str], folder: Path) -> list[str]:
     """Play pages, one after the other, on a stack of their own."""
     config = folder / "config"
-    config.write_text(
-        "[preview]\nsdb = true\n"
-    )  # the pages are of version 2 of the AWS CLI, which needs no such
+    # Version 1 of the AWS CLI needs this; the pages are written for version 2.
+    config.write_text("[preview]\nsdb = true\n")
     with LocalStack.start(store="simpledb") as running, ExitStack() as patches:
-        stack = running.said
-        where = {
+        stack = running.summary
+        environment = {
             "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
             "AWS_REGION": stack["region"],
             "KNOCK_URL": stack["api_url"],
@@ -286,7 +282,7 @@ def play(pages: list[str], folder: Path) -> list[str]:
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_CONFIG_FILE": str(config),
         }
-        patches.enter_context(mock.patch.dict(os.environ, where))
+        patches.enter_context(mock.patch.dict(os.environ, environment))
         patches.enter_context(mock.patch.object(doctor, "TEST_DURATION", 2))
         patches.enter_context(mock.patch.object(doctor, "PAUSE", 0.1))
         patches.enter_context(mock.patch.object(adopt, "FLIGHT", 0.0))
@@ -303,17 +299,14 @@ def test_every_transcript_is_what_the_commands_answer(tmp_path: Path) -> None:
     files = tasks(OPERATORS)
     pages = [file.read_text(encoding="utf-8") for file in files]
     assert sum(len(commands(page)) for page in pages) > 30
-    now = play(pages, tmp_path)
-    if WRITE:
-        for file, text in zip(files, now, strict=True):
+    for file, text, page in zip(files, play(pages, tmp_path), pages, strict=True):
+        if WRITE_DOCS:
             file.write_text(text, encoding="utf-8")
-    for file, text, page in zip(files, now, pages, strict=True):
-        assert text == page, (
-            f"{file.name}: with WRITE_DOCS=1 this test writes the page: read what has changed"
-        )
+        else:
+            assert text == page, f"{file.name}: `make docs` writes the page: read what has changed"
 
 
-def test_the_reference_is_what_the_program_says() -> None:
-    if WRITE:
+def test_the_reference_has_the_help_of_every_command() -> None:
+    if WRITE_DOCS:
         REFERENCE.write_text(reference(), encoding="utf-8")
-    assert reference() == REFERENCE.read_text(encoding="utf-8"), "with WRITE_DOCS=1 this test writes it"
+    assert reference() == REFERENCE.read_text(encoding="utf-8"), "`make docs` writes it"

@@ -1,4 +1,4 @@
-"""`knock-admin trail --open-between` and `--open-at`: whoever was in is told, and for how long."""
+"""`knock-admin trail --open-between` and `--open-at`: which grants were open then, and for how long."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def text(number: float) -> str:
     return hour(number).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def opened(world: World, name: str, begin: float, end: float | None, **rest: Any) -> Grant:
-    """Record a grant that was closed at `end`, or is open; hours of that day."""
-    grant = world.record(name, at=hour(begin), **rest)
+def opened(world: World, name: str, begin: float, end: float | None, **more: Any) -> Grant:
+    """Record a grant that was closed at `end`, or is open where that is None; both are hours of the day."""
+    grant = world.record(name, at=hour(begin), **more)
     if end is not None:
         world.trail.end(grant.id, "revoked", hour(end), "ops", "")
         world.trail.close(grant.id, hour(end), "c", ["sgr-1"], [])
@@ -40,7 +40,7 @@ def opened(world: World, name: str, begin: float, end: float | None, **rest: Any
 
 @pytest.fixture
 def day(either: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Record who was in on a day; it is seven in the evening now."""
+    """Record the grants of a day; the program's clock stands at NOW, 19:00."""
     at(monkeypatch, NOW)
     opened(either, "before", 8, 9.5)
     opened(either, "touches", 8, 10)
@@ -50,15 +50,16 @@ def day(either: World, monkeypatch: pytest.MonkeyPatch) -> World:
     opened(either, "out-of", 10.75, 12, source="2001:db8::7/128")
     opened(either, "after", 11, 12)
     opened(either, "still", 9.5, None, lasts=timedelta(hours=20))
-    over = opened(either, "stuck", -500, None, lasts=timedelta(hours=1))
-    either.trail.end(over.id, "expired", hour(-499), "knock", "")
-    opened(either, "unseen", 10, None, open_=False, lasts=timedelta(minutes=5))  # nobody knows
-    cut = either.record("cut-off", at=hour(10), open_=False)
-    either.trail.end(cut.id, "failed", hour(10.2), "knock", "")
-    either.trail.close(cut.id, hour(10.2), "c", ["sgr-1"], [])  # there was a rule
-    none = either.record("refused", at=hour(10), open_=False)
-    either.trail.end(none.id, "failed", hour(10.1), "knock", "PoolExhausted")
-    either.trail.close(none.id, hour(10.1), "c", [], [])
+    stuck = opened(either, "stuck", -500, None, lasts=timedelta(hours=1))
+    either.trail.end(stuck.id, "expired", hour(-499), "knock", "")
+    # Neither a rule nor an end is on record.
+    opened(either, "unseen", 10, None, open_=False, lasts=timedelta(minutes=5))
+    failed = either.record("cut-off", at=hour(10), open_=False)
+    either.trail.end(failed.id, "failed", hour(10.2), "knock", "")
+    either.trail.close(failed.id, hour(10.2), "c", ["sgr-1"], [])  # there was a rule
+    refused = either.record("refused", at=hour(10), open_=False)
+    either.trail.end(refused.id, "failed", hour(10.1), "knock", "PoolExhausted")
+    either.trail.close(refused.id, hour(10.1), "c", [], [])
     either.refuse(at=hour(10.5))
     return either
 
@@ -71,8 +72,8 @@ def names(world: World, *words: str) -> list[str]:
 BETWEEN = ("--open-between", text(10), text(11))
 
 
-def test_everybody_whose_door_was_open_is_told_in_every_format(day: World) -> None:
-    """Break it: look at when grants were asked for, take a planned end for the end, or leave out a half."""
+def test_every_grant_that_was_open_is_listed_in_every_format(day: World) -> None:
+    """Break it: filter by the time of the request, take a planned end for the end, or compare one bound."""
     rows = {
         row["principal"]: row
         for row in csv.DictReader(io.StringIO(day.ok("trail", *BETWEEN, "--format", "csv").out))
@@ -110,7 +111,7 @@ def test_everybody_whose_door_was_open_is_told_in_every_format(day: World) -> No
     assert line.split()[4:] == ["2026-11-23", "09:30:00", "still", "open", "1h", "-"]
 
 
-def test_a_moment_is_asked_for_too_and_a_closing_at_it_is_out(day: World) -> None:
+def test_a_grant_that_closed_at_the_moment_was_not_open_then(day: World) -> None:
     assert set(names(day, "--open-at", text(10))) == {
         *("stuck", "long", "into", "still", "unseen", "cut-off"),
     }
@@ -122,7 +123,7 @@ def test_a_moment_is_asked_for_too_and_a_closing_at_it_is_out(day: World) -> Non
     ]
 
 
-def test_filters_choose_of_them(day: World) -> None:
+def test_filters_select_among_the_open_grants(day: World) -> None:
     assert names(day, *BETWEEN, "--target", "web") == ["into"]
     assert names(day, *BETWEEN, "--source", "2001:db8::7") == ["out-of"]
     assert names(day, *BETWEEN, "--principal", "long") == ["long"]
@@ -130,18 +131,20 @@ def test_filters_choose_of_them(day: World) -> None:
     assert day.run("trail", *BETWEEN, "--principal", "nobody").code == 1
 
 
-def test_what_is_ahead_is_not_told(day: World) -> None:
-    ran = day.ok("trail", "--open-between", text(18.5), text(30), "--format", "csv", "--principal", "still")
-    assert "has not come yet" in ran.err
-    (row,) = csv.DictReader(io.StringIO(ran.out))
+def test_an_interval_that_ends_in_the_future_is_cut_at_the_present(day: World) -> None:
+    result = day.ok(
+        "trail", "--open-between", text(18.5), text(30), "--format", "csv", "--principal", "still"
+    )
+    assert "the period goes on: this is until 2026-11-23T19:00:00Z" in result.err
+    (row,) = csv.DictReader(io.StringIO(result.out))
     assert row["overlap_until"] == "2026-11-23T19:00:00.000Z"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--open-at", text(20)], "has not come"),
-        (["--open-between", text(20), text(21)], "has not come"),
+        (["--open-at", text(20)], "That time is in the future"),
+        (["--open-between", text(20), text(21)], "That time is in the future"),
         (["--open-between", text(11), text(10)], "is not before"),
         (["--open-between", text(11), text(11)], "is not before"),
         (["--open-between", "noon", text(11)], "--open-between: a time is like"),
@@ -154,17 +157,17 @@ def test_what_is_ahead_is_not_told(day: World) -> None:
     ],
 )
 def test_a_time_that_makes_no_sense_is_a_usage_error(
-    world: World, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+    world: World, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     at(monkeypatch, NOW)
-    ran = world.run("trail", *words)
-    assert (ran.code, ran.out, said in ran.err) == (2, "", True), ran.err
+    result = world.run("trail", *words)
+    assert (result.code, result.out, message in result.err) == (2, "", True), result.err
 
 
-def test_a_grant_whose_times_cannot_be_read_is_told_whatever_is_asked_for(
+def test_a_grant_whose_times_cannot_be_read_is_listed_for_every_interval(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Break it: pass over it."""
+    """Break it: skip it."""
     at(monkeypatch, NOW)
     values = {"kind": "grant", "state": "live", "closed_at": "-", "authorized_at": "soon", "order": "2026 x"}
     world.store(TRAIL).put("odd", values)
@@ -173,8 +176,8 @@ def test_a_grant_whose_times_cannot_be_read_is_told_whatever_is_asked_for(
     assert "?" in world.ok("trail", *BETWEEN).out.splitlines()[1]
 
 
-def test_a_rule_that_is_closed_where_the_record_was_lost_counts_as_perhaps_open(world: World) -> None:
-    """A trail that knew nothing of a grant records its end alone; its last event has the rules."""
+def test_a_rule_closed_for_a_grant_whose_record_was_lost_counts_as_perhaps_open(world: World) -> None:
+    """A trail without a grant's record gets its end alone; the closing event then lists the rules."""
     grant = Grant.decide(
         Principal("k1", "Zoë"),
         "203.0.113.7/32",
@@ -186,8 +189,8 @@ def test_a_rule_that_is_closed_where_the_record_was_lost_counts_as_perhaps_open(
     world.trail.end(grant.id, "revoked", hour(11), "ops", "", grant)
     (before,) = world.trail.page(limit=1, principal_name="Zoë").records
     assert before.unopened
-    for rules, told in (([], False), (["sgr-1"], True)):
+    for rules, counted in (([], False), (["sgr-1"], True)):
         world.store(TRAIL).put(grant.id, {"closed_at": "-"})
         world.trail.close(grant.id, hour(12), "c", rules, [])
         values = world.store(TRAIL).get(grant.id)
-        assert (doors.door(trail.Entry(grant.id, values), NOW) is not None) == told
+        assert (doors.door(trail.Entry(grant.id, values), NOW) is not None) == counted

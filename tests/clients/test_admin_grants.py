@@ -31,11 +31,11 @@ class RuleUnsettled(Exception):
 
 @pytest.fixture
 def calls(world: World) -> list[dict[str, Any]]:
-    """Watch what the revoke function is called with."""
-    seen: list[dict[str, Any]] = []
+    """Let the revoke function revoke every grant; give the list that its payloads go to."""
+    payloads: list[dict[str, Any]] = []
 
     def revoke(payload: dict[str, Any]) -> dict[str, Any]:
-        seen.append(payload)
+        payloads.append(payload)
         return {
             "grant_id": payload["grant"]["grant_id"],
             "status": "revoked",
@@ -44,39 +44,41 @@ def calls(world: World) -> list[dict[str, Any]]:
         }
 
     world.functions["revoke"] = revoke
-    return seen
+    return payloads
 
 
 @pytest.fixture
 def closings(world: World) -> Callable[[], list[tuple[str, Any]]]:
-    """Make both state machines; give the closings that were started: names and inputs."""
+    """Make both state machines; give what lists the started closings: their names and inputs."""
     world.make_machines(MACHINE, CLOSINGS)
     engine = client("stepfunctions")
 
     def started() -> list[tuple[str, Any]]:
-        found = engine.list_executions(stateMachineArn=CLOSINGS)["executions"]
-        described = [engine.describe_execution(executionArn=each["executionArn"]) for each in found]
-        return [(each["name"], json.loads(each["input"])) for each in described]
+        executions = engine.list_executions(stateMachineArn=CLOSINGS)["executions"]
+        described = [
+            engine.describe_execution(executionArn=execution["executionArn"]) for execution in executions
+        ]
+        return [(execution["name"], json.loads(execution["input"])) for execution in described]
 
     return started
 
 
 def failing(error: Exception, *, times: int = 1_000, then: Any = None) -> Callable[[Any], Any]:
-    """Make a revoke function that fails so many times."""
-    left = [error] * times
+    """Make a revoke function that fails so many times, and then does as `then` does."""
+    errors = [error] * times
 
     def revoke(payload: Any) -> Any:
-        if left:
-            raise left.pop()
+        if errors:
+            raise errors.pop()
         return then(payload)
 
     return revoke
 
 
-def test_a_grant_is_ended_by_the_revoke_function_which_is_told_by_whom_and_why(
+def test_a_grant_is_ended_by_the_revoke_function_which_gets_the_operator_and_the_reason(
     world: World, calls: list[dict[str, Any]]
 ) -> None:
-    ran = world.ok("revoke", "alice_1", "--reason", "left the team")
+    result = world.ok("revoke", "alice_1", "--reason", "left the team")
     (payload,) = calls
     assert payload["how"] == "revoked"
     assert payload["grant"] == {"grant_id": "alice_1"}
@@ -84,16 +86,16 @@ def test_a_grant_is_ended_by_the_revoke_function_which_is_told_by_whom_and_why(
     assert set(payload["by"]) == {"id", "name"}
     assert payload["by"]["name"].startswith(("user/", "assumed-role/", "root"))
     assert re.fullmatch(r"[0-9a-f]{16}", payload["request"])
-    assert ran.out == "alice_1: revoked; rules gone: sgr-1\n"
+    assert result.out == "alice_1: revoked; rules gone: sgr-1\n"
 
 
 @pytest.mark.parametrize("text", ["alice_1 ", "alice 1", "alice\x1b[31m", "a" * 81, ""])
-def test_what_is_no_grants_id_is_a_usage_error_and_not_a_grant_without_rules(
+def test_an_id_that_no_grant_can_have_is_a_usage_error(
     world: World, calls: list[dict[str, Any]], text: str
 ) -> None:
-    ran = world.run("revoke", "alice_1", text)
-    assert (ran.code, calls) == (2, [])
-    assert "a grant's id, as `knock-admin grants` shows it, was expected" in ran.err
+    result = world.run("revoke", "alice_1", text)
+    assert (result.code, calls) == (2, [])
+    assert "a grant's id, as `knock-admin grants` shows it, was expected" in result.err
 
 
 def test_a_grant_named_by_id_is_ended_without_reading_the_trail(
@@ -104,13 +106,13 @@ def test_a_grant_named_by_id_is_ended_without_reading_the_trail(
     assert [payload["grant"]["grant_id"] for payload in calls] == ["alice_1", "bob_2"]
 
 
-def test_what_the_revoke_function_cannot_finish_goes_on_as_a_closing_with_the_executions_input(
+def test_a_grant_that_the_function_cannot_close_gets_a_closing_with_the_executions_input(
     world: World, closings: Callable[[], list[tuple[str, Any]]]
 ) -> None:
-    """Break it: only say that it failed. Nobody may come again, and the rules stay."""
+    """Break it: report the failure and start no closing, so that the rules stay."""
     grant = world.start(world.record("alice"))
     world.functions["revoke"] = failing(StoreUnavailable("SimpleDB did not answer"))
-    ran = world.run("revoke", grant.id, "--reason", "laptop stolen")
+    result = world.run("revoke", grant.id, "--reason", "laptop stolen")
     ((name, closing),) = closings()
     assert name.startswith(grant.id[:63])
     assert (closing["how"], closing["reason"], set(closing["by"])) == (
@@ -119,27 +121,29 @@ def test_what_the_revoke_function_cannot_finish_goes_on_as_a_closing_with_the_ex
         {"id", "name"},
     )
     assert Grant.from_input(closing["grant"]) == grant
-    assert ran.code == 1
-    assert f"{grant.id}: NOT closed: knock-revoke failed with StoreUnavailable: SimpleDB did not" in ran.out
-    assert f"; a closing goes on until it is ({name})\n" in ran.out
+    assert result.code == 1
+    assert (
+        f"{grant.id}: NOT closed: knock-revoke failed with StoreUnavailable: SimpleDB did not" in result.out
+    )
+    assert f"; the execution {name} retries until it is closed\n" in result.out
 
 
-def test_a_closing_that_cannot_start_is_told(world: World) -> None:
+def test_a_closing_that_cannot_start_is_reported(world: World) -> None:
     world.make_machines(MACHINE)
     grant = world.start(world.record("alice"))
     world.functions["revoke"] = failing(StoreUnavailable("SimpleDB did not answer"))
-    ran = world.run("revoke", grant.id)
-    assert "; and no closing goes on: states:StartExecution: " in ran.out
+    result = world.run("revoke", grant.id)
+    assert "; and no execution retries: states:StartExecution: " in result.out
 
 
 def test_no_closing_is_started_for_an_id_without_an_execution(
     world: World, closings: Callable[[], list[tuple[str, Any]]]
 ) -> None:
-    """Break it: hand any id over. A mistyped one would be tried for days, and end in an alarm."""
+    """Break it: start one for any id. For a mistyped id it would be retried for days, and end in an alarm."""
     world.functions["revoke"] = failing(StoreUnavailable("SimpleDB did not answer"))
-    ran = world.run("revoke", "alise_1")
-    assert (ran.code, closings()) == (1, [])
-    assert "alise_1: NOT closed: knock-revoke failed with StoreUnavailable: SimpleDB did not" in ran.out
+    result = world.run("revoke", "alise_1")
+    assert (result.code, closings()) == (1, [])
+    assert "alise_1: NOT closed: knock-revoke failed with StoreUnavailable: SimpleDB did not" in result.out
 
 
 def test_a_grant_that_is_not_recorded_yet_is_ended_by_its_executions_input(
@@ -154,17 +158,17 @@ def test_a_grant_that_is_not_recorded_yet_is_ended_by_its_executions_input(
     assert closings() == []
 
 
-def test_an_execution_under_anothers_name_is_no_grants(
+def test_no_closing_is_started_from_an_execution_whose_input_is_another_grants(
     world: World, closings: Callable[[], list[tuple[str, Any]]]
 ) -> None:
     world.start(world.record("alice"), name="bob_1")
     world.functions["revoke"] = failing(GrantNotFound("the trail holds no grant 'bob_1'"))
-    ran = world.run("revoke", "bob_1")
-    assert (ran.code, "NOT closed: knock-revoke failed with GrantNotFound" in ran.out) == (1, True)
+    result = world.run("revoke", "bob_1")
+    assert (result.code, "NOT closed: knock-revoke failed with GrantNotFound" in result.out) == (1, True)
     assert closings() == []
 
 
-def test_a_grant_that_is_just_being_authorized_is_asked_for_again(
+def test_revoking_is_tried_again_while_the_grant_is_being_authorized(
     world: World,
     calls: list[dict[str, Any]],
     closings: Callable[[], list[tuple[str, Any]]],
@@ -175,7 +179,7 @@ def test_a_grant_that_is_just_being_authorized_is_asked_for_again(
     world.functions["revoke"] = failing(RuleUnsettled("under way"), times=2, then=revoke)
     grant = world.start(world.record("alice"))
     world.ok("revoke", grant.id)
-    monkeypatch.setattr(grants, "SETTLES_WITHIN", 0.0)
+    monkeypatch.setattr(grants, "CLOSES_WITHIN", 0.0)
     world.functions["revoke"] = failing(RuleUnsettled("under way"))
     assert world.run("revoke", grant.id).code == 1
     assert len(closings()) == 1
@@ -184,34 +188,34 @@ def test_a_grant_that_is_just_being_authorized_is_asked_for_again(
 def test_a_filter_ends_every_live_grant_it_chooses_and_no_other(
     world: World, calls: list[dict[str, Any]]
 ) -> None:
-    mine = [world.record("alice", nonce="a").id, world.record("alice", target="web", nonce="b").id]
+    chosen = [world.record("alice", nonce="a").id, world.record("alice", target="web", nonce="b").id]
     world.record("bob")
     ended = world.record("alice", nonce="c")
     world.trail.end(ended.id, "expired", ended.requested_at, "knock", "")
-    ran = world.ok("revoke", "--principal", "alice", "--yes", "--json")
-    assert {payload["grant"]["grant_id"] for payload in calls} == set(mine)
-    assert {each["grant_id"] for each in ran.json["ended"]} == set(mine)
-    assert ran.json["failed"] == {}
+    result = world.ok("revoke", "--principal", "alice", "--yes", "--json")
+    assert {payload["grant"]["grant_id"] for payload in calls} == set(chosen)
+    assert {grant["grant_id"] for grant in result.json["ended"]} == set(chosen)
+    assert result.json["failed"] == {}
 
 
-def test_all_ends_all(world: World, calls: list[dict[str, Any]]) -> None:
-    grants = {world.record("alice").id, world.record("bob").id}
+def test_all_ends_every_live_grant(world: World, calls: list[dict[str, Any]]) -> None:
+    grant_ids = {world.record("alice").id, world.record("bob").id}
     world.ok("revoke", "--all", "--yes")
-    assert {payload["grant"]["grant_id"] for payload in calls} == grants
+    assert {payload["grant"]["grant_id"] for payload in calls} == grant_ids
     world.refuse()  # of another source, which has no grant
     assert world.ok("revoke", "--source", "203.0.113.9", "--yes").out == "No live grant matches.\n"
 
 
 def test_without_a_terminal_a_filter_needs_a_yes(world: World, calls: list[dict[str, Any]]) -> None:
     world.record("alice")
-    ran = world.run("revoke", "--all")
-    assert (ran.code, "say --yes" in ran.err, calls) == (2, True, [])
+    result = world.run("revoke", "--all")
+    assert (result.code, "say --yes" in result.err, calls) == (2, True, [])
 
 
 @pytest.mark.parametrize(
     ("typed", "code", "ended"), [("y\n", 0, 2), ("yes\n", 0, 2), ("n\n", 1, 0), ("", 1, 0)]
 )
-def test_on_a_terminal_it_is_asked_once(
+def test_on_a_terminal_one_yes_ends_all_chosen_grants(
     world: World,
     calls: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
@@ -226,12 +230,12 @@ def test_on_a_terminal_it_is_asked_once(
         def readline(self) -> str:
             return typed
 
-    grants = [world.record("alice").id, world.record("bob").id]
+    grant_ids = [world.record("alice").id, world.record("bob").id]
     monkeypatch.setattr(sys, "stdin", Terminal())
-    ran = world.run("revoke", "--target", "bastion")
-    assert "End these 2 grants? [y/N]" in ran.err
-    assert all(grant in ran.err for grant in grants)
-    assert (ran.code, len(calls)) == (code, ended)
+    result = world.run("revoke", "--target", "bastion")
+    assert "End these 2 grants? [y/N]" in result.err
+    assert all(grant in result.err for grant in grant_ids)
+    assert (result.code, len(calls)) == (code, ended)
 
 
 @pytest.mark.parametrize(
@@ -241,27 +245,29 @@ def test_grants_are_named_or_chosen_and_not_both(world: World, command: list[str
     assert world.run(*command).code == 2
 
 
-def test_one_that_fails_stops_no_other_and_is_named(world: World, calls: list[dict[str, Any]]) -> None:
-    whole = world.functions["revoke"]
+def test_a_grant_that_cannot_be_ended_is_named_and_stops_no_other(
+    world: World, calls: list[dict[str, Any]]
+) -> None:
+    succeed = world.functions["revoke"]
 
     def revoke(payload: dict[str, Any]) -> Any:
         if payload["grant"]["grant_id"] == "bad":
             raise GrantNotFound("the trail holds no grant 'bad'\x1b[2J")
-        return whole(payload)
+        return succeed(payload)
 
     world.functions["revoke"] = revoke
-    ran = world.run("revoke", "one", "bad", "two")
-    assert ran.code == 1
+    result = world.run("revoke", "one", "bad", "two")
+    assert result.code == 1
     assert [payload["grant"]["grant_id"] for payload in calls] == ["one", "two"]
     assert (
         "bad: NOT closed: knock-revoke failed with GrantNotFound: the trail holds no grant 'bad'\\x1b[2J"
-        in ran.out
+        in result.out
     )
-    assert "1 of 3 not closed" in ran.out
+    assert "1 of 3 not closed" in result.out
     assert world.run("revoke", "bad", "--json").json["failed"].keys() == {"bad"}
 
 
-def test_rules_that_other_live_grants_keep_are_told(world: World, calls: list[dict[str, Any]]) -> None:
+def test_rules_that_other_live_grants_keep_are_listed(world: World, calls: list[dict[str, Any]]) -> None:
     world.functions["revoke"] = lambda _: {
         "status": "revoked",
         "revoked": [],
@@ -280,26 +286,26 @@ def test_a_dry_run_names_the_payload_and_ends_nothing(world: World, calls: list[
 
 
 def test_the_guard_that_finds_nothing_is_a_success(world: World) -> None:
-    seen = []
-    world.functions["guard"] = lambda payload: seen.append(payload) or {"findings": []}  # type: ignore[func-returns-value]
+    payloads = []
+    world.functions["guard"] = lambda payload: payloads.append(payload) or {"findings": []}  # type: ignore[func-returns-value]
     assert world.ok("guard").out == "The drift guard found nothing.\n"
-    assert seen == [{}]
+    assert payloads == [{}]
 
 
-def test_what_the_guard_finds_is_printed_and_is_exit_code_1(world: World) -> None:
+def test_findings_of_the_guard_are_printed_and_are_exit_code_1(world: World) -> None:
     finding = {"kind": "rule without a live claim", "grant_id": "", "rule": "sgr-1", "did": "revoked it"}
     world.functions["guard"] = lambda _: {"findings": [finding]}
-    ran = world.run("guard")
-    assert ran.code == 1
-    assert re.fullmatch(r"rule without a live claim +- +sgr-1 +revoked it", ran.out.splitlines()[1])
+    result = world.run("guard")
+    assert result.code == 1
+    assert re.fullmatch(r"rule without a live claim +- +sgr-1 +revoked it", result.out.splitlines()[1])
     assert world.run("guard", "--json").json == {"findings": [finding]}
 
 
-def test_a_dry_run_of_the_guard_says_that_it_cannot_tell_what_would_be_done(world: World) -> None:
-    world.functions["guard"] = lambda _: pytest.fail("it was run")
-    ran = world.ok("guard", "--dry-run")
-    assert "is not known before it has run" in ran.err
-    (line,) = ran.out.splitlines()[1:]
+def test_a_dry_run_of_the_guard_says_that_its_changes_are_not_known_before(world: World) -> None:
+    world.functions["guard"] = lambda _: pytest.fail("the guard was run")
+    result = world.ok("guard", "--dry-run")
+    assert "is not known before it has run" in result.err
+    (line,) = result.out.splitlines()[1:]
     assert "lambda:Invoke" in line
     assert world.ok("guard", "--dry-run", "--json").json["dry_run"] is True
 
@@ -309,11 +315,11 @@ def test_a_guard_that_fails_says_with_what(world: World) -> None:
         raise RuntimeError("no trail")
 
     world.functions["guard"] = fail
-    ran = world.run("guard")
-    assert (ran.code, ran.err) == (1, "knock-admin: knock-guard failed with RuntimeError: no trail\n")
+    result = world.run("guard")
+    assert (result.code, result.err) == (1, "knock-admin: knock-guard failed with RuntimeError: no trail\n")
 
 
 def test_a_stack_without_the_function_says_so(world: World) -> None:
     client("lambda").delete_function(FunctionName="knock-guard")
-    ran = world.run("guard")
-    assert (ran.code, "has no function for guard" in ran.err) == (1, True)
+    result = world.run("guard")
+    assert (result.code, "has no function for guard" in result.err) == (1, True)

@@ -1,4 +1,4 @@
-"""`knock-admin key`: rights as tags, values shown once, rotation, and runs that stop half-way."""
+"""`knock-admin key`: rights as tags, values shown once, rotation, and commands that fail half-way."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _target(world: World) -> None:
 
 
 def all_keys(world: World) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = world.gateway.get_api_keys(includeValues=True)["items"]
-    return found
+    keys: list[dict[str, Any]] = world.gateway.get_api_keys(includeValues=True)["items"]
+    return keys
 
 
 def in_plan(world: World) -> set[str]:
@@ -36,10 +36,10 @@ def add(world: World, name: str = "alice", *more: str) -> Any:
 
 @pytest.mark.usefixtures("_target")
 def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_alone(world: World) -> None:
-    ran = add(world, "alice", "--operator", "--any-source", "/28 /60", "--max-live", "200")
+    result = add(world, "alice", "--operator", "--any-source", "/28 /60", "--max-live", "200")
     (key,) = all_keys(world)
-    assert ran.out == key["value"] + "\n"
-    assert ran.err == f"The key alice ({key['id']}). This is its value; it is not shown again:\n"
+    assert result.out == key["value"] + "\n"
+    assert result.err == f"The key alice ({key['id']}). This is its value; it is not shown again:\n"
     assert key["tags"] == {
         "knock:stack": "knock",
         "knock:name": "alice",
@@ -56,7 +56,7 @@ def test_a_key_has_its_rights_as_tags_is_in_the_plan_and_its_value_is_printed_al
 def test_no_value_gets_into_a_log_however_much_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Break it: leave botocore's loggers as they are: their debugging has whole answers."""
+    """Break it: leave botocore's loggers at their levels: their debug messages have whole answers."""
     plan = world.gateway.get_usage_plans()["items"][0]["id"]
     value = add(world).out.strip()
     (member,) = world.gateway.get_usage_plan_keys(usagePlanId=plan)["items"]
@@ -66,8 +66,12 @@ def test_no_value_gets_into_a_log_however_much_is_logged(
     caplog.set_level(logging.DEBUG)
     logging.getLogger("botocore.parsers").debug("heard")
     assert "heard" in caplog.text
-    ran = [world.ok("key", "ls"), world.ok("key", "set", "alice", "--max", "1h"), world.run("why", "alice")]
-    assert value not in caplog.text + "".join(each.out + each.err for each in ran)
+    results = [
+        world.ok("key", "ls"),
+        world.ok("key", "set", "alice", "--max", "1h"),
+        world.run("why", "alice"),
+    ]
+    assert value not in caplog.text + "".join(result.out + result.err for result in results)
     new = world.ok("key", "rotate", "alice").out.strip()
     assert new not in caplog.text
 
@@ -80,13 +84,13 @@ def test_rights_that_were_not_given_leave_no_tag(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["", " alice", "O'Brien", "a\tb", "x" * 129])
 def test_a_name_that_no_tag_can_hold_is_a_usage_error(world: World, name: str) -> None:
-    """Break it: take any name, and the grants are on record under another."""
-    ran = world.run("key", "add", name, "--targets", "bastion", "--max", "8h")
-    assert (ran.code, "a key's name is" in ran.err, all_keys(world)) == (2, True, [])
+    """Break it: accept any name; the grants would be on record under another."""
+    result = world.run("key", "add", name, "--targets", "bastion", "--max", "8h")
+    assert (result.code, "a key's name is" in result.err, all_keys(world)) == (2, True, [])
 
 
 @pytest.mark.parametrize("number", ["0", "10000", "-1", "many", "1.5"])
-def test_a_number_of_live_grants_that_is_none_is_a_usage_error(world: World, number: str) -> None:
+def test_a_max_live_that_is_no_number_of_grants_is_a_usage_error(world: World, number: str) -> None:
     assert world.run("key", "add", "a", "--targets", "b", "--max", "8h", "--max-live", number).code == 2
 
 
@@ -101,12 +105,12 @@ def test_a_target_that_does_not_exist_yet_is_warned_of(world: World) -> None:
 
 def test_a_name_that_is_taken_is_refused(world: World) -> None:
     add(world)
-    ran = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h")
-    assert (ran.code, "has a key alice already" in ran.err) == (1, True)
+    result = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h")
+    assert (result.code, "has a key alice already" in result.err) == (1, True)
     assert len(all_keys(world)) == 1
 
 
-def test_no_command_but_the_making_ever_shows_a_value(world: World) -> None:
+def test_no_command_shows_the_value_again_that_key_add_has_shown(world: World) -> None:
     add(world)
     value = all_keys(world)[0]["value"]
     for command in (
@@ -119,8 +123,8 @@ def test_no_command_but_the_making_ever_shows_a_value(world: World) -> None:
         ["key", "rm", "alice", "--dry-run", "--json"],
         ["doctor"],
     ):
-        ran = world.run(*command)
-        assert value not in ran.out + ran.err
+        result = world.run(*command)
+        assert value not in result.out + result.err
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before-it-is-done", "after-it-is-done"])
@@ -135,16 +139,16 @@ def test_a_run_that_failed_is_completed_by_running_it_again_and_shows_the_value(
     assert broken.code == 1
     values = {key["value"] for key in all_keys(world)}
     assert not any(value in broken.out + broken.err for value in values)
-    if number == 2 and after:  # nothing was left to do but to say the value, which may have been said
-        ran = world.run(*command)
-        assert (ran.code, "If nobody has seen its value" in ran.err) == (1, True)
+    if number == 2 and after:  # only the value was left to print, and it may have been printed
+        result = world.run(*command)
+        assert (result.code, "If nobody has seen its value" in result.err) == (1, True)
         return
-    ran = world.ok(*command)
+    result = world.ok(*command)
     (key,) = all_keys(world)
-    assert (ran.out, in_plan(world)) == (key["value"] + "\n", {key["id"]})
+    assert (result.out, in_plan(world)) == (key["value"] + "\n", {key["id"]})
 
 
-def test_ls_shows_rights_and_what_is_wrong_with_them(world: World) -> None:
+def test_ls_shows_rights_and_faults_of_their_tags(world: World) -> None:
     add(world, "alice", "--any-source", "/28", "--max-live", "64")
     add(world, "bob", "--operator")
     key = next(key["id"] for key in all_keys(world) if key["name"] == "bob")
@@ -152,41 +156,43 @@ def test_ls_shows_rights_and_what_is_wrong_with_them(world: World) -> None:
         resourceArn=f"arn:aws:apigateway:eu-central-1::/apikeys/{key}",
         tags={"knock:max-duration": "soon", "knock:operator": "yes", "knock:max-live": "lots"},
     )
-    ran = world.ok("key", "ls")
-    lines = [line.split() for line in ran.out.splitlines()]
+    result = world.ok("key", "ls")
+    lines = [line.split() for line in result.out.splitlines()]
     assert lines[0] == ["NAME", "ID", "TARGETS", "MAX", "LIVE", "SOURCE", "OPERATOR", "NOTE"]
     assert lines[1][2:] == ["bastion", "8h", "64", "/28", "no"]
     assert lines[2][2:] == ["bastion", "soon", "lots", "own", "no"]
-    assert f"warning: bob ({key}): the tag knock:max-duration cannot be read" in ran.err
-    assert "the tag knock:operator is neither true nor false; it gives no right" in ran.err
-    assert "the tag knock:max-live cannot be read" in ran.err
-    keys = {each["name"]: each for each in world.ok("key", "ls", "--json").json["keys"]}
+    assert f"warning: bob ({key}): the tag knock:max-duration cannot be read" in result.err
+    assert "the tag knock:operator is neither true nor false; it gives no right" in result.err
+    assert "the tag knock:max-live cannot be read" in result.err
+    keys = {item["name"]: item for item in world.ok("key", "ls", "--json").json["keys"]}
     assert (len(keys["alice"]["faults"]), len(keys["bob"]["faults"])) == (0, 3)
     assert (keys["alice"]["max_live"], keys["bob"]["max_live"]) == (64, None)
     add(world, "carol")
     assert world.ok("key", "ls", "carol").out.splitlines()[1].split()[4] == "stack's"
 
 
-def by_hand(world: World, called: str | None, **tags: str) -> str:
-    """Make a key as somebody does in the console, in the stack's plan."""
-    named = {} if called is None else {"name": called}
-    made = world.gateway.create_api_key(
-        **named, enabled=True, tags={f"knock:{tag}": value for tag, value in tags.items()}
+def by_hand(world: World, key_name: str | None, **tags: str) -> str:
+    """Make a key as the console does, in the stack's usage plan; `tags` are those of Knock."""
+    optional = {} if key_name is None else {"name": key_name}
+    key = world.gateway.create_api_key(
+        **optional, enabled=True, tags={f"knock:{tag}": value for tag, value in tags.items()}
     )
     plan = world.gateway.get_usage_plans()["items"][0]["id"]
-    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=made["id"], keyType="API_KEY")
-    return str(made["id"])
+    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=key["id"], keyType="API_KEY")
+    return str(key["id"])
 
 
 def test_a_key_without_a_name_goes_by_its_id(world: World) -> None:
-    """Break it: read the name as if every key had one."""
+    """Break it: expect a name of every key."""
     key = by_hand(world, None, targets="bastion")
     assert world.ok("key", "ls").out.splitlines()[1].split()[:2] == [key, key]
     assert world.ok("key", "ls", key, "--json").json["keys"][0]["name"] == key
     for command in (["set", key, "--max", "1h"], ["disable", key], ["enable", key], ["rotate", key]):
         world.ok("key", *command)
-    assert {each["tags"]["knock:name"] for each in all_keys(world)} == {key}
-    assert len([world.ok("key", "rm", key) for _ in all_keys(world)]) == 2  # by its id, and by that as a name
+    assert {item["tags"]["knock:name"] for item in all_keys(world)} == {key}
+    assert (
+        len([world.ok("key", "rm", key) for _ in all_keys(world)]) == 2
+    )  # by its id, and by the id as a name
     assert all_keys(world) == []
 
 
@@ -208,14 +214,14 @@ def test_a_name_on_record_is_never_written_over(world: World) -> None:
     assert [key["tags"]["knock:name"] for key in all_keys(world)] == ["Alice Example"] * 2
 
 
-def test_a_key_whose_name_no_tag_can_hold_is_changed_all_the_same(world: World) -> None:
+def test_a_key_whose_name_no_tag_can_hold_can_be_changed(world: World) -> None:
     by_hand(world, "O'Brien", targets="bastion")
     world.ok("key", "set", "O'Brien", "--max", "1h")
     world.ok("key", "rotate", "O'Brien")
     assert not any("knock:name" in key["tags"] for key in all_keys(world))
 
 
-def test_how_many_live_grants_is_set_and_taken_back(world: World) -> None:
+def test_max_live_is_set_and_removed(world: World) -> None:
     add(world)
     assert "knock:max-live is 50" in world.ok("key", "set", "alice", "--max-live", "50").out
     assert world.run("key", "set", "alice", "--max-live", "50", "--no-max-live").code == 2
@@ -230,15 +236,15 @@ def test_ls_shows_no_key_of_another_plan(world: World) -> None:
     assert world.run("key", "ls", "stranger").code == 1
 
 
-def test_ls_of_what_is_not_there_is_refused(world: World) -> None:
-    ran = world.run("key", "ls", "nobody")
-    assert (ran.code, ran.out) == (1, "")
-    assert "The stack knock has no key nobody" in ran.err
+def test_ls_of_an_unknown_key_is_an_error(world: World) -> None:
+    result = world.run("key", "ls", "nobody")
+    assert (result.code, result.out) == (1, "")
+    assert "The stack knock has no key nobody" in result.err
 
 
-def test_set_changes_what_is_named_and_leaves_the_rest(world: World) -> None:
+def test_set_changes_the_named_rights_alone(world: World) -> None:
     add(world, "alice", "--operator", "--any-source", "/28")
-    ran = world.ok("key", "set", "alice", "--max", "4h", "--no-operator", "--targets", "bastion", "web")
+    result = world.ok("key", "set", "alice", "--max", "4h", "--no-operator", "--targets", "bastion", "web")
     assert all_keys(world)[0]["tags"] == {
         "knock:stack": "knock",
         "knock:name": "alice",
@@ -246,8 +252,8 @@ def test_set_changes_what_is_named_and_leaves_the_rest(world: World) -> None:
         "knock:max-duration": "4h",
         "knock:any-source": "/28",
     }
-    assert "knock:max-duration is 4h" in ran.out
-    assert "knock:operator is gone" in ran.out
+    assert "knock:max-duration is 4h" in result.out
+    assert "knock:operator is gone" in result.out
     again = world.ok("key", "set", "alice", "--max", "4h")
     assert "nothing to change" in again.out
     world.ok("key", "set", "alice", "--no-any-source")
@@ -264,37 +270,39 @@ def test_set_without_a_clear_change_is_a_usage_error(world: World, more: list[st
 
 def test_a_key_is_disabled_and_enabled(world: World) -> None:
     add(world)
-    ran = world.ok("key", "disable", "alice")
+    result = world.ok("key", "disable", "alice")
     assert not all_keys(world)[0]["enabled"]
-    assert "Nobody is in by it now." in ran.err
+    assert "Nobody is in by it now." in result.err
     assert "disabled already" in world.ok("key", "disable", "alice").out
     assert "disabled" in world.ok("key", "ls").out
     world.ok("key", "enable", "alice")
     assert all_keys(world)[0]["enabled"]
 
 
-def test_an_unknown_key_is_refused(world: World) -> None:
+def test_an_unknown_key_is_an_error(world: World) -> None:
     for command in ("disable", "rm", "rotate"):
-        ran = world.run("key", command, "nobody")
-        assert (ran.code, "has no key nobody" in ran.err) == (1, True)
+        result = world.run("key", command, "nobody")
+        assert (result.code, "has no key nobody" in result.err) == (1, True)
 
 
-def test_a_rotation_keeps_the_old_key_valid_and_gives_the_new_one_its_rights(world: World) -> None:
+def test_a_rotation_keeps_the_old_key_valid_and_gives_the_new_one_its_rights(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, datetime(2026, 11, 23, 21, 17, 19, tzinfo=timezone.utc))
     add(world, "alice", "--any-source", "/28", "--max-live", "50")
     old = all_keys(world)[0]
-    ran = world.ok("key", "rotate", "alice", "--overlap", "2h")
+    result = world.ok("key", "rotate", "alice", "--overlap", "2h")
     new = next(key for key in all_keys(world) if key["id"] != old["id"])
-    assert ran.out == new["value"] + "\n"
+    assert result.out == new["value"] + "\n"
     assert (new["name"], new["tags"], new["enabled"]) == ("alice", old["tags"], True)
-    kept = next(key for key in all_keys(world) if key["id"] == old["id"])
-    assert kept["enabled"]
-    retires = datetime.strptime(kept["tags"]["knock:retires-at"], "%Y-%m-%dT%H:%M:%S%z")
-    assert abs(retires - datetime.now(timezone.utc) - timedelta(hours=2)) < timedelta(minutes=1)
+    retiring = next(key for key in all_keys(world) if key["id"] == old["id"])
+    assert retiring["enabled"]
+    assert retiring["tags"]["knock:retires-at"] == "2026-11-23T23:17:19Z"
     assert in_plan(world) == {old["id"], new["id"]}
     assert "retires" in world.ok("key", "ls").out
 
 
-def test_what_is_done_to_a_name_is_done_to_both_keys_of_a_rotation(world: World) -> None:
+def test_a_command_by_name_acts_on_both_keys_of_a_rotation(world: World) -> None:
     """Break it: act on the new key only, and a stolen old one works on."""
     add(world)
     world.ok("key", "rotate", "alice")
@@ -303,9 +311,9 @@ def test_what_is_done_to_a_name_is_done_to_both_keys_of_a_rotation(world: World)
     assert [(key["enabled"], key["tags"]["knock:max-duration"]) for key in all_keys(world)] == [
         (False, "1h")
     ] * 2
-    one = all_keys(world)[0]["id"]
-    world.ok("key", "enable", one)
-    assert {key["id"] for key in all_keys(world) if key["enabled"]} == {one}
+    key_id = all_keys(world)[0]["id"]
+    world.ok("key", "enable", key_id)
+    assert {key["id"] for key in all_keys(world) if key["enabled"]} == {key_id}
     world.ok("key", "rm", "alice")
     assert all_keys(world) == []
 
@@ -322,14 +330,14 @@ def test_the_key_that_retires_is_listed_before_its_successor_though_both_are_of_
     ]
 
 
-def test_a_second_rotation_waits_for_the_end_of_the_first(world: World) -> None:
+def test_a_second_rotation_is_refused_until_the_first_is_finished(world: World) -> None:
     add(world)
     world.ok("key", "rotate", "alice")
-    ran = world.run("key", "rotate", "alice")
-    assert (ran.code, "is being rotated" in ran.err) == (1, True)
+    result = world.run("key", "rotate", "alice")
+    assert (result.code, "is being rotated" in result.err) == (1, True)
 
 
-def test_the_old_key_goes_when_its_time_has_come_and_not_before(
+def test_a_rotation_is_finished_after_its_overlap_and_not_before(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(world)
@@ -344,8 +352,8 @@ def test_the_old_key_goes_when_its_time_has_come_and_not_before(
     assert [key["id"] == old for key in all_keys(world)] == [False]
     assert in_plan(world) == {key["id"] for key in all_keys(world)}
     assert world.ok("key", "rotate", "--finish").out == "No key is being rotated.\n"
-    nothing = world.run("key", "rotate", "alice", "--finish")
-    assert (nothing.code, "No key called alice is being rotated" in nothing.err) == (1, True)
+    result = world.run("key", "rotate", "alice", "--finish")
+    assert (result.code, "No key called alice is being rotated" in result.err) == (1, True)
 
 
 def test_an_old_key_without_a_successor_is_never_deleted(
@@ -355,8 +363,8 @@ def test_an_old_key_without_a_successor_is_never_deleted(
     with failing_at(monkeypatch, 2, after=False):
         assert world.run("key", "rotate", "alice", "--overlap", "1h").code == 1
     at(monkeypatch, datetime.now(timezone.utc) + timedelta(hours=3))
-    ran = world.run("key", "rotate", "alice", "--finish")
-    assert (ran.code, "has no successor" in ran.out) == (1, True)
+    result = world.run("key", "rotate", "alice", "--finish")
+    assert (result.code, "has no successor" in result.out) == (1, True)
     assert len(all_keys(world)) == 1
 
 
@@ -371,27 +379,27 @@ def test_a_rotation_that_failed_is_completed_by_running_it_again(
     with failing_at(monkeypatch, number, after=after):
         assert world.run("key", "rotate", "alice").code == 1
     assert old in in_plan(world)
-    if number == 3 and after:  # nothing was left to do but to say the value, which may have been said
-        ran = world.run("key", "rotate", "alice")
+    if number == 3 and after:  # only the value was left to print, and it may have been printed
+        result = world.run("key", "rotate", "alice")
         (new_id,) = in_plan(world) - {old}
-        assert (ran.code, f"`knock-admin key rm {new_id}` and rotate again" in ran.err) == (1, True)
+        assert (result.code, f"`knock-admin key rm {new_id}` and rotate again" in result.err) == (1, True)
         world.ok("key", "rm", new_id)
         world.ok("key", "rotate", "alice")
         return
-    ran = world.ok("key", "rotate", "alice")
+    result = world.ok("key", "rotate", "alice")
     new = [key for key in all_keys(world) if key["id"] != old]
-    assert [ran.out] == [key["value"] + "\n" for key in new]
+    assert [result.out] == [key["value"] + "\n" for key in new]
     assert in_plan(world) == {old, new[0]["id"]}
 
 
 def test_two_keys_of_one_name_that_are_not_a_rotation_are_rotated_by_id(world: World) -> None:
     add(world)
     plan = world.gateway.get_usage_plans()["items"][0]["id"]
-    other = world.gateway.create_api_key(name="alice", enabled=True, tags={"knock:stack": "knock"})["id"]
-    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=other, keyType="API_KEY")
-    ran = world.run("key", "rotate", "alice")
-    assert (ran.code, "say which by id" in ran.err, other in ran.err) == (1, True, True)
-    world.ok("key", "rotate", other)
+    second = world.gateway.create_api_key(name="alice", enabled=True, tags={"knock:stack": "knock"})["id"]
+    world.gateway.create_usage_plan_key(usagePlanId=plan, keyId=second, keyType="API_KEY")
+    result = world.run("key", "rotate", "alice")
+    assert (result.code, "say which by id" in result.err, second in result.err) == (1, True, True)
+    world.ok("key", "rotate", second)
 
 
 def test_a_retirement_that_is_no_time_is_an_error_that_names_the_key(world: World) -> None:
@@ -400,37 +408,37 @@ def test_a_retirement_that_is_no_time_is_an_error_that_names_the_key(world: Worl
     world.gateway.tag_resource(
         resourceArn=f"arn:aws:apigateway:eu-central-1::/apikeys/{key}", tags={"knock:retires-at": "soon"}
     )
-    ran = world.run("key", "rotate", "alice")
-    assert (ran.code, f"The tag knock:retires-at of the key alice ({key})" in ran.err) == (1, True)
+    result = world.run("key", "rotate", "alice")
+    assert (result.code, f"The tag knock:retires-at of the key alice ({key})" in result.err) == (1, True)
 
 
 def test_rotating_needs_a_key_to_rotate(world: World) -> None:
     assert world.run("key", "rotate").code == 2
 
 
-def test_the_plan_of_the_stack_is_the_one_with_its_name_or_the_one_that_is_named(world: World) -> None:
-    other = world.gateway.create_usage_plan(name="knock-other")["id"]
-    world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--usage-plan", other)
+def test_the_usage_plan_is_the_one_with_the_stacks_name_or_the_one_given(world: World) -> None:
+    other_plan = world.gateway.create_usage_plan(name="knock-other")["id"]
+    world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--usage-plan", other_plan)
     assert in_plan(world) == set()
     assert world.ok("key", "ls", "--usage-plan", "knock-other", "--json").json["keys"][0]["name"] == "alice"
-    ran = world.run("key", "ls", "--usage-plan", "none")
-    assert ran.code == 1
-    assert f"There are: knock ({world.gateway.get_usage_plans()['items'][0]['id']})" in ran.err
+    result = world.run("key", "ls", "--usage-plan", "none")
+    assert result.code == 1
+    assert f"There are: knock ({world.gateway.get_usage_plans()['items'][0]['id']})" in result.err
 
 
-class TestSomebodyIn:
-    """Disabling or deleting a key stops no grant: who is in is said, and can be ended with it."""
+class TestLiveGrants:
+    """Disabling or deleting a key ends no grant: its live grants are listed, and ended with --revoke."""
 
     @pytest.mark.parametrize("command", ["disable", "rm"])
-    def test_who_is_in_is_said_with_what_ends_it(self, world: World, command: str) -> None:
+    def test_they_are_listed_with_the_command_that_ends_them(self, world: World, command: str) -> None:
         add(world)
         grant = world.record("alice", key=all_keys(world)[0]["id"])
-        ran = world.ok("key", command, "alice")
-        assert "Still in, until its end (`knock-admin revoke --principal alice` ends it now):" in ran.err
-        assert grant.id in ran.err
+        result = world.ok("key", command, "alice")
+        assert "Still in, until its end (`knock-admin revoke --principal alice` ends it now):" in result.err
+        assert grant.id in result.err
 
     @pytest.mark.parametrize("command", ["disable", "rm"])
-    def test_they_are_ended_where_that_is_asked_for(self, world: World, command: str) -> None:
+    def test_they_are_ended_with_revoke(self, world: World, command: str) -> None:
         add(world)
         grant = world.record("alice", key=all_keys(world)[0]["id"])
         ended: list[str] = []
@@ -440,21 +448,21 @@ class TestSomebodyIn:
             return {"grant_id": grant.id, "status": "revoked", "revoked": ["sgr-1"], "kept": []}
 
         world.functions["revoke"] = revoke
-        ran = world.ok("key", command, "alice", "--revoke")
+        result = world.ok("key", command, "alice", "--revoke")
         assert ended == [grant.id]
-        assert "Still in" not in ran.err
+        assert "Still in" not in result.err
 
-    def test_a_trail_that_cannot_be_read_keeps_no_key_from_being_disabled(
+    def test_a_key_is_disabled_although_the_trail_cannot_be_read(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add(world)
 
-        def away(*_arguments: object) -> Any:
+        def fail(*_arguments: object) -> Any:
             raise AdminError("SimpleDB did not answer")
 
-        monkeypatch.setattr("knock_admin.trail.grants", away)
-        ran = world.ok("key", "disable", "alice")
-        assert "who is in cannot be said: SimpleDB did not answer" in ran.err
+        monkeypatch.setattr("knock_admin.trail.grants", fail)
+        result = world.ok("key", "disable", "alice")
+        assert "who is in cannot be said: SimpleDB did not answer" in result.err
         assert not all_keys(world)[0]["enabled"]
 
 
@@ -465,26 +473,26 @@ class TestUntil:
         assert "until 2099-01-15" in world.ok("key", "ls").out
         assert world.ok("key", "ls", "--json").json["keys"][0]["until"] == "2099-01-15"
 
-    def test_one_that_is_over_says_so(self, world: World) -> None:
+    def test_an_end_in_the_past_is_warned_of(self, world: World) -> None:
         added = add(world, "alice", "--until", "2020-01-15T17:00:00Z")
         assert "alice: 2020-01-15T17:00:00Z is past, so the key opens nothing" in added.err
         changed = world.ok("key", "set", "alice", "--until", "2020-01-15")
         assert "alice: 2020-01-15 is past, so the key opens nothing" in changed.err
         assert "ended 2020-01-15" in world.ok("key", "ls").out
 
-    def test_it_is_taken_away_again(self, world: World) -> None:
+    def test_it_is_removed_again(self, world: World) -> None:
         add(world, "alice", "--until", "2099-01-15")
         world.ok("key", "set", "alice", "--no-until")
         assert "knock:until" not in all_keys(world)[0]["tags"]
 
     @pytest.mark.parametrize("text", ["tomorrow", "2099-02-30", "15.1.2099", "2099-01-15T17:00:00"])
-    def test_what_is_no_time_is_a_usage_error(self, world: World, text: str) -> None:
-        ran = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--until", text)
-        assert (ran.code, "a date like 2027-01-15" in ran.err, all_keys(world)) == (2, True, [])
+    def test_a_text_that_is_no_time_is_a_usage_error(self, world: World, text: str) -> None:
+        result = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h", "--until", text)
+        assert (result.code, "a date like 2027-01-15" in result.err, all_keys(world)) == (2, True, [])
 
 
 class TestTargets:
-    def test_some_are_added_to_several_keys_and_taken_away_again(self, world: World) -> None:
+    def test_targets_are_added_to_and_removed_from_several_keys(self, world: World) -> None:
         for name in ("alice", "bob"):
             add(world, name)
         world.ok("key", "set", "alice", "bob", "--add-targets", "web", "db", "--remove-targets", "bastion")
@@ -492,24 +500,24 @@ class TestTargets:
         again = world.ok("key", "set", "alice", "bob", "--add-targets", "web")
         assert again.out.count("nothing to change") == 2
 
-    def test_nothing_is_changed_where_one_of_the_keys_cannot_be(self, world: World) -> None:
+    def test_no_key_is_changed_where_one_of_them_cannot_be(self, world: World) -> None:
         add(world, "alice")
         world.ok("key", "add", "ops", "--targets", "*", "--max", "1d")
-        ran = world.run("key", "set", "alice", "ops", "--add-targets", "web")
-        assert (ran.code, "ops" in ran.err, "may open every target" in ran.err) == (1, True, True)
+        result = world.run("key", "set", "alice", "ops", "--add-targets", "web")
+        assert (result.code, "ops" in result.err, "may open every target" in result.err) == (1, True, True)
         assert world.run("key", "set", "alice", "nobody", "--add-targets", "web").code == 1
         assert {key["tags"]["knock:targets"] for key in all_keys(world)} == {"bastion", "@all"}
 
-    def test_the_last_one_is_not_taken_away(self, world: World) -> None:
+    def test_the_last_target_is_not_removed(self, world: World) -> None:
         add(world)
-        ran = world.run("key", "set", "alice", "--remove-targets", "bastion")
-        assert (ran.code, "could open nothing then" in ran.err) == (1, True)
+        result = world.run("key", "set", "alice", "--remove-targets", "bastion")
+        assert (result.code, "could open nothing then" in result.err) == (1, True)
 
-    def test_more_than_a_tag_holds_are_refused_with_what_to_do(self, world: World) -> None:
+    def test_more_targets_than_a_tag_holds_are_refused_with_the_alternative(self, world: World) -> None:
         add(world)
         names = [f"target-{number:030}" for number in range(9)]
-        ran = world.run("key", "set", "alice", "--add-targets", *names)
-        assert (ran.code, "@all" in ran.err, "256" in ran.err) == (1, True, True)
+        result = world.run("key", "set", "alice", "--add-targets", *names)
+        assert (result.code, "@all" in result.err, "256" in result.err) == (1, True, True)
 
     @pytest.mark.parametrize(
         "more",

@@ -1,4 +1,4 @@
-"""`knock-admin ledger`: what the functions have written of a source is what is shown; nothing changes."""
+"""`knock-admin ledger`: it shows the ledger that the functions wrote for a source, and changes nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grants import ledger as theirs
+from grants import ledger as function_ledger
 from grants.ledger import Claim, Foreign, Ledger, LedgerRule, Own
-from grants.ledgers import PART
+from grants.store import PART
 from grants.values import Ports, RuleKey, show_second, show_time
-from knock_admin import ledger as ours
+from knock_admin import ledger as admin_ledger
 from knock_admin.errors import AdminError
 from tests.clients.admin_support import LEDGER, STORES, World, make_world, make_worlds
 
@@ -29,8 +29,8 @@ WEB = RuleKey("sg-0b", Ports(8000, 8010, "udp"), SOURCE)
 
 
 def item(ledger: Ledger) -> dict[str, tuple[str, ...]]:
-    """Write an item as `Ledgers` does; a part of a longer one before is left."""
-    text = theirs.encode(ledger).decode("ascii")
+    """Give the item that `Ledgers` writes, and a part that is left of a longer ledger before."""
+    text = function_ledger.encode(ledger).decode("ascii")
     parts = [text[at : at + PART] for at in range(0, len(text), PART)]
     values: dict[str, tuple[str, ...]] = {"token": ("t",), "parts": (str(len(parts)),)}
     values |= {f"part_{number:03}": (part,) for number, part in enumerate(parts)}
@@ -38,14 +38,14 @@ def item(ledger: Ledger) -> dict[str, tuple[str, ...]]:
 
 
 def as_shown(ledger: Ledger) -> dict[str, Any]:
-    """Write a ledger of the functions' as the command shows it."""
+    """Give a ledger of the functions' as the command shows it."""
 
-    def key(one: RuleKey) -> dict[str, str]:
-        return {"group": one.group, "ports": str(one.ports), "cidr": one.cidr}
+    def key(rule_key: RuleKey) -> dict[str, str]:
+        return {"group": rule_key.group, "ports": str(rule_key.ports), "cidr": rule_key.cidr}
 
     def timed(name: str, times: Any) -> list[dict[str, str]]:
         pairs = sorted(times.items(), key=lambda pair: (show_time(pair[1]), pair[0]))
-        return [{name: each, "at": show_time(at)} for each, at in pairs]
+        return [{name: id_, "at": show_time(at)} for id_, at in pairs]
 
     return {
         "source": ledger.source,
@@ -53,13 +53,15 @@ def as_shown(ledger: Ledger) -> dict[str, Any]:
             {
                 "grant_id": grant,
                 "expires_at": show_second(claim.expires_at),
-                "rules": [key(one) for one in sorted(claim.rule_keys)],
-                "foreign": [key(one) | {"rule": rule} for one, rule in sorted(claim.foreign.items())],
+                "rules": [key(rule_key) for rule_key in sorted(claim.rule_keys)],
+                "foreign": [
+                    key(rule_key) | {"rule": rule} for rule_key, rule in sorted(claim.foreign.items())
+                ],
             }
             for grant, claim in sorted(ledger.claims.items(), key=lambda pair: (pair[1].expires_at, pair[0]))
         ],
         "rules": [
-            key(one)
+            key(rule_key)
             | {
                 "phase": "closing" if rule.closing else "open",
                 "ids": timed("rule", rule.ids),
@@ -69,10 +71,10 @@ def as_shown(ledger: Ledger) -> dict[str, Any]:
                     for grant, claim in sorted(
                         ledger.claims.items(), key=lambda pair: (pair[1].expires_at, pair[0])
                     )
-                    if one in claim.rule_keys
+                    if rule_key in claim.rule_keys
                 ],
             }
-            for one, rule in sorted(ledger.rules.items(), key=lambda pair: pair[0])
+            for rule_key, rule in sorted(ledger.rules.items(), key=lambda pair: pair[0])
         ],
         "tombstones": timed("rule", ledger.tombstones),
         "released": timed("grant_id", ledger.released),
@@ -87,7 +89,7 @@ KEYS = st.builds(
     st.sampled_from([SOURCE, "198.51.100.0/24", "sg-0c"]),
 )
 IDS = st.sampled_from([f"sgr-{number}" for number in range(9)])
-ATTEMPTS = st.builds(theirs.name_attempt, TIMES, st.sampled_from("abc"))
+ATTEMPTS = st.builds(function_ledger.name_attempt, TIMES, st.sampled_from("abc"))
 LEDGERS = st.builds(
     Ledger,
     st.just(SOURCE),
@@ -112,9 +114,9 @@ LEDGERS = st.builds(
 
 
 @given(LEDGERS)
-def test_what_the_functions_write_is_what_is_read(ledger: Ledger) -> None:
-    """Break it: read a part too many, take another's phase, or forget a key's own CIDR."""
-    assert ours.decode(SOURCE, item(ledger)) == as_shown(ledger)
+def test_a_ledger_that_the_functions_write_is_read_completely(ledger: Ledger) -> None:
+    """Break it: read a part too many, take the phase of another rule, or drop a rule key's CIDR."""
+    assert admin_ledger.decode(SOURCE, item(ledger)) == as_shown(ledger)
 
 
 @given(
@@ -131,14 +133,17 @@ def test_what_the_functions_write_is_what_is_read(ledger: Ledger) -> None:
         ),
     ).map(lambda content: {"parts": ("1",), "part_000": (json.dumps(content),)})
 )
-def test_what_is_no_ledger_is_said_to_be_none(values: dict[str, tuple[str, ...]]) -> None:
-    """Nothing else is raised: a traceback would."""
+def test_an_item_that_is_no_ledger_raises_admin_errors_alone(values: dict[str, tuple[str, ...]]) -> None:
+    """Any other exception would be shown as a traceback."""
     with suppress(AdminError):
-        assert ours.decode(SOURCE, values)["source"] == SOURCE
+        assert admin_ledger.decode(SOURCE, values)["source"] == SOURCE
 
 
-def test_the_bounds_are_the_functions_own() -> None:
-    assert (ours.MOST_CLAIMS, ours.MOST_RULES) == (theirs.MAX_CLAIMS, theirs.MAX_RULES)
+def test_the_limits_shown_are_those_of_the_functions() -> None:
+    assert (admin_ledger.MOST_CLAIMS, admin_ledger.MOST_RULES) == (
+        function_ledger.MAX_CLAIMS,
+        function_ledger.MAX_RULES,
+    )
 
 
 @pytest.fixture
@@ -147,32 +152,34 @@ def busy(world: World) -> World:
 
 
 def make_busy(world: World) -> World:
-    """Write a ledger with all that there can be in one."""
-    attempt, later = (theirs.name_attempt(NOW, token) for token in ("a1", "b2"))
+    """Write a ledger with every kind of entry."""
+    attempt, later = (function_ledger.name_attempt(NOW, token) for token in ("a1", "b2"))
     until = NOW + timedelta(hours=8)
-    ledger = theirs.claim(Ledger(SOURCE), "alice_1", until, [SSH, WEB], attempt, NOW)
-    ledger = theirs.record_results(
+    ledger = function_ledger.claim(Ledger(SOURCE), "alice_1", until, [SSH, WEB], attempt, NOW)
+    ledger = function_ledger.record_results(
         ledger, "alice_1", attempt, {SSH: Own("sgr-1"), WEB: Foreign("sgr-9")}, NOW
     )
-    ledger = theirs.claim(ledger, "bob_2", until, [SSH], later, NOW)
-    ledger = theirs.claim(ledger, "ci_3", NOW + timedelta(hours=1), [WEB], later, NOW)
-    ledger = theirs.release(ledger, "ci_3", NOW)
-    ledger = theirs.record_lost(theirs.record_ids(ledger, {SSH: ["sgr-2"]}, NOW), ["sgr-2"], NOW)
+    ledger = function_ledger.claim(ledger, "bob_2", until, [SSH], later, NOW)
+    ledger = function_ledger.claim(ledger, "ci_3", NOW + timedelta(hours=1), [WEB], later, NOW)
+    ledger = function_ledger.release(ledger, "ci_3", NOW)
+    ledger = function_ledger.record_lost(
+        function_ledger.record_ids(ledger, {SSH: ["sgr-2"]}, NOW), ["sgr-2"], NOW
+    )
     world.ledgers.write(world.ledgers.read(SOURCE), ledger)
     return world
 
 
-def test_the_ledger_of_a_source_is_shown_in_any_form_of_it(either: World) -> None:
+def test_a_ledger_is_found_by_any_form_of_its_source(either: World) -> None:
     busy = make_busy(either)
-    shown = busy.ok("ledger", "203.0.113.7", "--json").json
-    assert shown == as_shown(busy.ledgers.read(SOURCE).ledger)
-    assert busy.ok("ledger", SOURCE, "--json").json == shown
-    assert busy.ok("ledger", "::ffff:203.0.113.7", "--json").json == shown
-    assert [claim["grant_id"] for claim in shown["claims"]] == ["alice_1", "bob_2"]
-    assert {rule["group"]: rule["phase"] for rule in shown["rules"]} == {"sg-0a": "open", "sg-0b": "closing"}
+    ledger = busy.ok("ledger", "203.0.113.7", "--json").json
+    assert ledger == as_shown(busy.ledgers.read(SOURCE).ledger)
+    assert busy.ok("ledger", SOURCE, "--json").json == ledger
+    assert busy.ok("ledger", "::ffff:203.0.113.7", "--json").json == ledger
+    assert [claim["grant_id"] for claim in ledger["claims"]] == ["alice_1", "bob_2"]
+    assert {rule["group"]: rule["phase"] for rule in ledger["rules"]} == {"sg-0a": "open", "sg-0b": "closing"}
 
 
-def test_people_see_claims_rules_tombstones_and_what_was_released(busy: World) -> None:
+def test_the_tables_show_claims_rules_tombstones_and_released_grants(busy: World) -> None:
     claims, rules, tombstones, released = busy.ok("ledger", SOURCE).out.split("\n\n")[1:]
     assert [line.split()[0] for line in claims.splitlines()[1:]] == ["alice_1", "bob_2"]
     assert claims.splitlines()[1].endswith("sgr-9")
@@ -186,23 +193,23 @@ def test_people_see_claims_rules_tombstones_and_what_was_released(busy: World) -
     assert busy.ok("ledger", SOURCE).out.startswith(f"{SOURCE}: 2 of 64 claims, 2 of 128 rules\n\n")
 
 
-def test_a_source_without_a_ledger_has_nothing(world: World) -> None:
+def test_a_source_without_a_ledger_is_shown_with_none_of_its_limits_used(world: World) -> None:
     assert world.ok("ledger", "2001:db8::7").out == "2001:db8::7/128: 0 of 64 claims, 0 of 128 rules\n"
     assert world.ok("ledger", "2001:db8::7", "--json").json == as_shown(Ledger("2001:db8::7/128"))
 
 
-def test_what_is_no_source_is_a_usage_error(world: World) -> None:
+def test_a_text_that_is_no_source_is_a_usage_error(world: World) -> None:
     for text in ("there", "203.0.113.7/24", "fe80::1%eth0", ""):
         assert world.run("ledger", text).code == 2, text
 
 
 def test_a_ledger_that_cannot_be_read_is_an_error(world: World) -> None:
     world.store(LEDGER).put(SOURCE, {"parts": "2", "part_000": "{"})
-    ran = world.run("ledger", SOURCE)
-    assert (ran.code, f"The ledger of {SOURCE} cannot be read: " in ran.err) == (1, True)
+    result = world.run("ledger", SOURCE)
+    assert (result.code, f"The ledger of {SOURCE} cannot be read: " in result.err) == (1, True)
 
 
-def test_nothing_is_changed_by_looking(busy: World) -> None:
+def test_showing_a_ledger_changes_nothing(busy: World) -> None:
     before = busy.ledgers.read(SOURCE)
     busy.ok("ledger", SOURCE)
     assert busy.ledgers.read(SOURCE) == before

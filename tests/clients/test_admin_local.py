@@ -1,4 +1,4 @@
-"""knock-admin against the local stack, as an operator works; and what moto is mended with for that."""
+"""knock-admin against the local stack, as an operator uses it; and the mends of moto that it needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +17,9 @@ from knock import Client, KeyRejected, NotAllowed
 from knock_admin import doctor, grants
 from knock_admin.cli import main
 from knock_admin.errors import FunctionFailed
-from tests.clients.admin_support import LOADER, REGION, ROOT, Ran, World, make_world
+from tests.clients.admin_support import LOADER, REGION, ROOT, CommandResult, World, make_world
 from tests.local_stack import LocalStack
+from tests.waiting import wait_for
 
 world = pytest.fixture(make_world)
 
@@ -47,7 +47,7 @@ def test_a_usage_plan_is_tagged_by_its_arn(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["apikeys", "usageplans"])
-def test_what_does_not_exist_cannot_be_tagged(world: World, kind: str) -> None:
+def test_a_resource_that_does_not_exist_cannot_be_tagged(world: World, kind: str) -> None:
     with pytest.raises(world.gateway.exceptions.NotFoundException):
         world.gateway.tag_resource(resourceArn=arn(kind, "none"), tags={"b": "2"})
 
@@ -70,17 +70,17 @@ def test_a_key_that_is_deleted_leaves_its_usage_plan(world: World) -> None:
 
 
 def test_several_values_of_a_filter_mean_any_of_them(world: World) -> None:
-    other = world.make_group("other")
+    unused = world.make_group("other")
     interface = world.make_interface(world.office, world.make_group("third"))
 
-    def found(*groups: str) -> set[str]:
+    def with_groups(*groups: str) -> set[str]:
         filters = [{"Name": "group-id", "Values": list(groups)}]
         answer = world.ec2.describe_network_interfaces(Filters=filters)
-        return {each["NetworkInterfaceId"] for each in answer["NetworkInterfaces"]}
+        return {item["NetworkInterfaceId"] for item in answer["NetworkInterfaces"]}
 
-    assert found(world.office, other) == {world.eni, interface}
-    assert found(other) == set()
-    assert world.eni in found(world.office[:-1] + "?")
+    assert with_groups(world.office, unused) == {world.eni, interface}
+    assert with_groups(unused) == set()
+    assert world.eni in with_groups(world.office[:-1] + "?")
 
 
 def test_the_usage_of_keys_is_what_the_gateway_has_counted(world: World) -> None:
@@ -102,26 +102,26 @@ def test_the_usage_of_keys_is_what_the_gateway_has_counted(world: World) -> None
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[dict[str, Any]]:
-    """Run the local stack as people do, in a process of its own."""
+    """Run the local stack, as `make local` does, in a process of its own."""
     with LocalStack.start() as running:
-        yield running.said
+        yield running.summary
 
 
 @pytest.fixture
 def run(
     stack: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ran]:
+) -> Callable[..., CommandResult]:
     monkeypatch.setattr("botocore.session.create_loader", lambda *_: LOADER)
     monkeypatch.setenv("AWS_ENDPOINT_URL", stack["aws_endpoint_url"])
     monkeypatch.setenv("AWS_REGION", stack["region"])
     monkeypatch.setenv("KNOCK_URL", stack["api_url"])
 
-    def admin(*words: str, code: int = 0) -> Ran:
+    def admin(*words: str, code: int = 0) -> CommandResult:
         capsys.readouterr()
-        seen = main(list(words))
-        said = capsys.readouterr()
-        assert seen == code, said.err
-        return Ran(seen, said.out, said.err)
+        exit_code = main(list(words))
+        output = capsys.readouterr()
+        assert exit_code == code, output.err
+        return CommandResult(exit_code, output.out, output.err)
 
     return admin
 
@@ -131,37 +131,37 @@ def cannot_finish(*_: Any) -> Any:
     raise FunctionFailed("StoreUnavailable", "knock-revoke failed with StoreUnavailable")
 
 
-def test_a_stack_that_has_just_been_started_has_nothing_amiss(run: Callable[..., Ran]) -> None:
+def test_the_doctor_finds_no_fault_in_a_fresh_stack(run: Callable[..., CommandResult]) -> None:
     findings = run("doctor", "--json").json["findings"]
-    assert [each for each in findings if each["level"] != "ok"] == []
+    assert [finding for finding in findings if finding["level"] != "ok"] == []
 
 
-def test_the_api_counts_what_a_key_has_left_whether_or_not_it_is_enabled(
-    stack: dict[str, Any], run: Callable[..., Ran]
+def test_why_shows_the_requests_of_a_key_whether_or_not_it_is_enabled(
+    stack: dict[str, Any], run: Callable[..., CommandResult]
 ) -> None:
-    """Break it: ask only the keys that open the stage."""
+    """Break it: count the requests of enabled keys alone."""
     for _ in range(2):
         Client(stack["api_url"], stack["keys"]["bob"]).whoami()
     run("key", "disable", "bob")
-    told = run("why", "bob", code=1).out
-    assert "it has made 2 requests of this day's " in told
-    assert "The first no: key: bob" in told
+    output = run("why", "bob", code=1).out
+    assert "it has made 2 requests of this day's " in output
+    assert "The first no: key: bob" in output
     run("key", "enable", "bob")
 
 
 @pytest.fixture
 def fresh_stack() -> Iterator[dict[str, Any]]:
-    """A stack whose API has read no rights yet: it keeps them for a minute."""
+    """Run a stack whose API has read no rights yet: it caches them for a minute."""
     with LocalStack.start() as running:
-        yield running.said
+        yield running.summary
 
 
 def test_an_operators_day(
-    fresh_stack: dict[str, Any], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    fresh_stack: dict[str, Any], run: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A target and a key are made and used, seen, rotated and ended; at the end nothing is open.
+    """Make, use, list, rotate and remove a target and a key; at the end nothing is open.
 
-    One test, because one thing leads to another.
+    One test, because each step needs the ones before it.
     """
     stack = fresh_stack
     monkeypatch.setenv("AWS_ENDPOINT_URL", stack["aws_endpoint_url"])
@@ -181,9 +181,11 @@ def test_an_operators_day(
     # The API has read no target yet, so it knows all of them, the scratch one too.
     monkeypatch.setattr(doctor, "TEST_DURATION", 2)
     monkeypatch.setattr(doctor, "PAUSE", 0.1)
-    seen = run("doctor", "--test-grant", "--json").json["findings"]
-    assert [each["level"] for each in seen if each["what"] == "test grant"] == ["ok", "ok"], seen
-    assert [each for each in seen if each["level"] == "fail"] == []
+    findings = run("doctor", "--test-grant", "--json").json["findings"]
+    assert [finding["level"] for finding in findings if finding["what"] == "test grant"] == ["ok", "ok"], (
+        findings
+    )
+    assert [finding for finding in findings if finding["level"] == "fail"] == []
 
     client = Client(stack["api_url"], carol)
     grant = client.knock("db", duration="30m", reason="=1+1 for the pager")
@@ -201,19 +203,21 @@ def test_an_operators_day(
         ("5432/tcp", "open", [grant.id])
     ]
 
-    # What the revoke function cannot finish, a closing does, by what this program hands on to it.
-    other = client.knock("db", duration="20m")
+    # A closing finishes what the revoke function cannot, with the input that this program gives it.
+    second = client.knock("db", duration="20m")
     with monkeypatch.context() as patch:
         patch.setattr(grants, "invoke", cannot_finish)
-        said = run("revoke", other.id, "--reason", "an outage", code=1).out
-    assert re.search(rf"{other.id}: NOT closed: .*; a closing goes on until it is \(.+\)", said)
-    deadline = time.monotonic() + 30
-    while (ended := client.grant(other.id)).events[-1]["event"] != "closed":
-        assert time.monotonic() < deadline, ended.events
-        time.sleep(0.1)
-    (revoked,) = [event for event in ended.events if event["event"] == "revoked"]
+        output = run("revoke", second.id, "--reason", "an outage", code=1).out
+    assert re.search(rf"{second.id}: NOT closed: .*; the execution \S+ retries until it is closed", output)
+
+    def closed() -> list[dict[str, Any]] | None:
+        events = client.grant(second.id).events
+        return events if events[-1]["event"] == "closed" else None
+
+    second_events = wait_for(closed, "the closing did not close the grant", seconds=30)
+    (revoked,) = [event for event in second_events if event["event"] == "revoked"]
     assert revoked["reason"] == "an outage"
-    assert client.grant(grant.id).status == "active", "the other grant of that source goes on"
+    assert client.grant(grant.id).status == "active", "the first grant of that source goes on"
 
     new = run("key", "rotate", "carol").out.strip()
     assert Client(stack["api_url"], new).whoami().principal.name == "carol"
@@ -243,7 +247,7 @@ def test_an_operators_day(
     assert "revoked" in again.out
 
     assert run("guard").out == "The drift guard found nothing.\n"
-    left = ec2.authorize_security_group_ingress(
+    rule = ec2.authorize_security_group_ingress(
         GroupId=groups[0],
         IpPermissions=[
             {
@@ -260,9 +264,9 @@ def test_an_operators_day(
             }
         ],
     )["SecurityGroupRules"][0]["SecurityGroupRuleId"]
-    found = run("guard", code=1).out
-    assert "rule without a live claim" in found
-    assert left in found
+    output = run("guard", code=1).out
+    assert "rule without a live claim" in output
+    assert rule in output
 
     run("key", "rm", "carol")
     run("target", "detach", "db", "--all")
@@ -271,16 +275,16 @@ def test_an_operators_day(
 
 
 def test_a_pipe_that_closes_early_leaves_no_traceback(stack: dict[str, Any]) -> None:
-    where = {
+    environment = {
         "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
         "AWS_REGION": stack["region"],
         "PYTHONPATH": str(ROOT / "clients"),
     }
     program = [sys.executable, "-m", "knock_admin.cli", "trail", "--format", "csv"]
     with subprocess.Popen(
-        program, env={**os.environ, **where}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as ran:
-        assert ran.stdout is not None
-        assert ran.stderr is not None
-        ran.stdout.close()
-        assert ran.stderr.read() == b""
+        program, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -1,4 +1,4 @@
-"""`knock-admin target set` and `rename`, with people in; and what a tag can hold."""
+"""`knock-admin target set` and `rename`, with live grants; and the length of a tag's value."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ world = pytest.fixture(make_world)
 
 
 def tags(world: World, target: str) -> list[dict[str, str]]:
-    found = world.ec2.describe_security_groups(Filters=[{"Name": "tag:knock:target", "Values": [target]}])
-    return [{tag["Key"]: tag["Value"] for tag in group["Tags"]} for group in found["SecurityGroups"]]
+    answer = world.ec2.describe_security_groups(Filters=[{"Name": "tag:knock:target", "Values": [target]}])
+    return [{tag["Key"]: tag["Value"] for tag in group["Tags"]} for group in answer["SecurityGroups"]]
 
 
 def rights(world: World) -> dict[str, str]:
@@ -25,7 +25,8 @@ def make(world: World) -> None:
     world.ok("target", "add", "bastion", "--ports", "22/tcp", "--groups", "2", "--eip", world.eip)
 
 
-def ends(world: World) -> list[str]:
+def stub_revoke(world: World) -> list[str]:
+    """Let the revoke function revoke every grant; give the list that their ids go to."""
     ended: list[str] = []
 
     def revoke(payload: dict[str, Any]) -> dict[str, Any]:
@@ -39,26 +40,26 @@ def ends(world: World) -> list[str]:
 # ---------------------------------------------------------------------------- set
 
 
-def test_ports_are_changed_on_every_group_and_who_is_in_keeps_the_old_ones(world: World) -> None:
+def test_ports_are_changed_on_every_group_and_live_grants_keep_the_old_ones(world: World) -> None:
     make(world)
-    grant, ended = world.record("alice"), ends(world)
-    ran = world.ok("target", "set", "bastion", "--ports", "443/tcp", "80/tcp")
-    assert [each["knock:ports"] for each in tags(world, "bastion")] == ["80/tcp 443/tcp"] * 2
-    assert ran.out == "bastion: knock:ports is 80/tcp 443/tcp\n"
-    assert "1 live grant of bastion keeps the old ports, and what is open by that closes" in ran.err
-    assert f"{grant.id}  alice" in ran.err
-    assert "For about a minute, knocks for it may be refused" in ran.err
+    grant, ended = world.record("alice"), stub_revoke(world)
+    result = world.ok("target", "set", "bastion", "--ports", "443/tcp", "80/tcp")
+    assert [group["knock:ports"] for group in tags(world, "bastion")] == ["80/tcp 443/tcp"] * 2
+    assert result.out == "bastion: knock:ports is 80/tcp 443/tcp\n"
+    assert "1 live grant of bastion keeps the old ports, and its rules until it ends:" in result.err
+    assert f"{grant.id}  alice" in result.err
+    assert "For about a minute, knocks for it may be refused" in result.err
     assert ended == []
     assert world.ok("target", "set", "bastion", "--ports", "80/tcp", "443/tcp").out == (
         "bastion: nothing to change\n"
     )
 
 
-def test_ports_that_must_close_now_end_who_is_in(world: World) -> None:
+def test_changing_ports_with_revoke_ends_live_grants(world: World) -> None:
     make(world)
-    grant, ended = world.record("alice"), ends(world)
-    ran = world.ok("target", "set", "bastion", "--ports", "2222/tcp", "--revoke")
-    assert (ended, f"{grant.id}: revoked" in ran.out) == ([grant.id], True)
+    grant, ended = world.record("alice"), stub_revoke(world)
+    result = world.ok("target", "set", "bastion", "--ports", "2222/tcp", "--revoke")
+    assert (ended, f"{grant.id}: revoked" in result.out) == ([grant.id], True)
 
 
 def test_ports_that_differ_between_groups_are_made_equal(world: World) -> None:
@@ -72,10 +73,10 @@ def test_ports_that_differ_between_groups_are_made_equal(world: World) -> None:
         in world.run("target", "grow", "bastion", "--groups", "3").err
     )
     world.ok("target", "set", "bastion", "--ports", "22/tcp")
-    assert [each["knock:ports"] for each in tags(world, "bastion")] == ["22/tcp"] * 2
+    assert [group["knock:ports"] for group in tags(world, "bastion")] == ["22/tcp"] * 2
 
 
-def test_new_ports_that_lie_open_beside_the_target_are_warned_of(world: World) -> None:
+def test_new_ports_that_another_group_opens_to_the_world_are_warned_of(world: World) -> None:
     make(world)
     world.open_rule(world.office, "0.0.0.0/0", port=443)
     assert "guards nothing there" in world.ok("target", "set", "bastion", "--ports", "443/tcp").err
@@ -84,16 +85,16 @@ def test_new_ports_that_lie_open_beside_the_target_are_warned_of(world: World) -
 @pytest.mark.parametrize(
     "more", [[], ["--families", "auto", "ipv4"], ["--families", "ipv5"], ["--ports", "22"]]
 )
-def test_what_changes_nothing_or_makes_no_sense_is_a_usage_error(world: World, more: list[str]) -> None:
+def test_set_without_a_change_or_with_a_malformed_one_is_a_usage_error(world: World, more: list[str]) -> None:
     make(world)
     assert world.run("target", "set", "bastion", *more).code == 2
 
 
-def test_a_trail_that_cannot_be_read_keeps_nobody_from_changing_ports(world: World) -> None:
+def test_ports_are_changed_although_the_trail_cannot_be_read(world: World) -> None:
     make(world)
     world.sdb.delete_domain(DomainName="knock-trail-1c2fa620")
-    ran = world.ok("target", "set", "bastion", "--ports", "2222/tcp")
-    assert "warning: who is in cannot be said" in ran.err
+    result = world.ok("target", "set", "bastion", "--ports", "2222/tcp")
+    assert "warning: who is in cannot be said" in result.err
 
 
 # ---------------------------------------------------------------------------- rename
@@ -110,18 +111,18 @@ RENAMED = {"alice": "gate web", "bob": "web", "ops": "@all"}
 def test_a_target_is_renamed_in_its_groups_and_in_the_keys_that_may_open_it(world: World) -> None:
     make(world)
     keys(world)
-    grant, ended = world.record("alice"), ends(world)
-    ran = world.ok("target", "rename", "bastion", "gate")
-    assert "bastion is gate now, with 2 groups.\nalice (" in ran.out
+    grant, ended = world.record("alice"), stub_revoke(world)
+    result = world.ok("target", "rename", "bastion", "gate")
+    assert "bastion is gate now, with 2 groups.\nalice (" in result.out
     assert (len(tags(world, "gate")), tags(world, "bastion")) == (2, [])
     assert rights(world) == RENAMED
-    assert f"{grant.id}  alice" in ran.err
-    assert "Who knocks for bastion by name has to say gate" in ran.err
+    assert f"{grant.id}  alice" in result.err
+    assert "Who knocks for bastion by name has to say gate" in result.err
     assert ended == []
 
 
 def test_a_key_has_the_new_name_before_the_target_has_it(world: World) -> None:
-    """Or everybody who is named is locked out in between."""
+    """Otherwise keys that name the target could not open it in between."""
     make(world)
     keys(world)
     calls = world.ok("target", "rename", "bastion", "gate", "--dry-run", "--json").json["calls"]
@@ -143,17 +144,17 @@ def test_a_rename_that_failed_at_any_call_is_completed_by_running_it_again(
     keys(world)
     with failing_at(monkeypatch, number, after=after):
         assert world.run("target", "rename", "bastion", "gate").code == 1
-    done = number == 3 and after
-    ran = world.run("target", "rename", "bastion", "gate")
-    assert (ran.code, "has no target bastion" in ran.err) == ((1, True) if done else (0, False))
+    renamed = number == 3 and after
+    result = world.run("target", "rename", "bastion", "gate")
+    assert (result.code, "has no target bastion" in result.err) == ((1, True) if renamed else (0, False))
     assert (len(tags(world, "gate")), rights(world)) == (2, RENAMED)
 
 
-def test_a_target_does_not_become_another_one(world: World) -> None:
+def test_a_target_is_not_renamed_to_an_existing_one(world: World) -> None:
     make(world)
     world.ok("target", "add", "web", "--ports", "80/tcp")
-    ran = world.run("target", "rename", "bastion", "web")
-    assert (ran.code, "two targets do not become one" in ran.err) == (1, True)
+    result = world.run("target", "rename", "bastion", "web")
+    assert (result.code, "two targets do not become one" in result.err) == (1, True)
     assert world.run("target", "rename", "nope", "gate").code == 1
     assert world.run("target", "rename", "bastion", "bastion").code == 2
 
@@ -162,19 +163,19 @@ def test_a_key_that_cannot_hold_the_new_name_is_named_before_anything_is_changed
     make(world)
     long = ["bastion", *(f"target-with-a-long-name-{number}" for number in range(9))]
     world.ok("key", "add", "alice", "--targets", *long, "--max", "8h")
-    ran = world.run("target", "rename", "bastion", "gate-with-quite-a-long-name-too")
-    assert (ran.code, "The key alice (" in ran.err, "a tag holds 256" in ran.err) == (1, True, True)
+    result = world.run("target", "rename", "bastion", "gate-with-quite-a-long-name-too")
+    assert (result.code, "The key alice (" in result.err, "a tag holds 256" in result.err) == (1, True, True)
     assert len(tags(world, "bastion")) == 2
 
 
 def test_a_list_of_targets_that_no_tag_holds_points_to_every_target(world: World) -> None:
     long = [f"target-with-a-long-name-{number}" for number in range(11)]
-    ran = world.run("key", "add", "alice", "--targets", *long, "--max", "8h")
-    assert ran.code == 2
-    assert "these 11 targets take 286 characters, and a tag holds 256: name fewer, or * (@all)" in ran.err
+    result = world.run("key", "add", "alice", "--targets", *long, "--max", "8h")
+    assert result.code == 2
+    assert "these 11 targets take 286 characters, and a tag holds 256: name fewer, or * (@all)" in result.err
 
 
 def test_ports_that_no_tag_holds_are_refused(world: World) -> None:
     ports = [f"{number}/tcp" for number in range(20_001, 20_060, 2)]
-    ran = world.run("target", "add", "bastion", "--ports", *ports)
-    assert (ran.code, "and a tag holds 256: name ranges" in ran.err) == (2, True)
+    result = world.run("target", "add", "bastion", "--ports", *ports)
+    assert (result.code, "and a tag holds 256: name ranges" in result.err) == (2, True)

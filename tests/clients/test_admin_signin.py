@@ -1,4 +1,4 @@
-"""Signing in to AWS: what goes wrong with a profile is one line, and exit code 3."""
+"""Signing in to AWS: a profile that gives no credentials is an error of one line, and exit code 3."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASSUMED = f"role_arn = {ROLE}\nsource_profile = keys\n"
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a place for an AWS configuration that has nothing else."""
+    """Give the path of an AWS configuration, the only source of credentials besides the environment."""
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -34,7 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("profile", "said"),
+    ("profile", "message"),
     [
         ("credential_process = /nonexistent/program", "there is no /nonexistent/program"),
         (
@@ -53,18 +53,18 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_sign_in_that_fails_is_one_line_and_exit_code_3(
-    config: Path, capsys: pytest.CaptureFixture[str], profile: str, said: str
+    config: Path, capsys: pytest.CaptureFixture[str], profile: str, message: str
 ) -> None:
     """Mutation: clients/knock_admin/aws.py: `            self._sign_in()` -> `            pass`"""
     config.write_text(f"[profile p]\n{profile}\n")
     code = cli.main(["target", "ls", "--region", REGION, "--profile", "p"])
-    told = capsys.readouterr()
-    assert (code, told.out, told.err.count("\n")) == (3, "", 1), told.err
-    assert told.err.startswith("knock-admin: No usable AWS credentials: ")
-    assert said in told.err
+    output = capsys.readouterr()
+    assert (code, output.out, output.err.count("\n")) == (3, "", 1), output.err
+    assert output.err.startswith("knock-admin: No usable AWS credentials: ")
+    assert message in output.err
 
 
-def test_what_a_program_for_credentials_said_is_not_shown(
+def test_the_output_of_a_program_for_credentials_is_not_shown(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.write_text('[profile p]\ncredential_process = /bin/echo {"SecretAccessKey": "hush-hush"\n')
@@ -72,11 +72,11 @@ def test_what_a_program_for_credentials_said_is_not_shown(
     assert "hush" not in capsys.readouterr().err
 
 
-def test_an_mfa_code_that_nobody_can_type_is_said(config: Path) -> None:
-    """Standard input is not read for it: it may be somebody's data."""
+def test_a_role_that_needs_an_mfa_code_without_a_terminal_is_an_error(config: Path) -> None:
+    """The code is not read from standard input, which may be data."""
     config.write_text(f"[profile p]\n{ASSUMED}{MFA}\n{KEYS}")
     code = "import sys; from knock_admin.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, "target", "ls", "--region", REGION, "--profile", "p"],
         env=os.environ | {"PYTHONPATH": str(ROOT / "clients")},
         input="123456\n",
@@ -85,16 +85,16 @@ def test_an_mfa_code_that_nobody_can_type_is_said(config: Path) -> None:
         check=False,
         start_new_session=True,  # and so without a terminal
     )
-    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
-    assert "the role of the profile p asks for an MFA code, and there is no terminal" in done.stderr
+    assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
+    assert "the role of the profile p asks for an MFA code, and there is no terminal" in result.stderr
 
 
-def test_a_dry_run_signs_in_by_a_role_as_any_other_run(world: World, config: Path) -> None:
+def test_a_dry_run_assumes_the_profiles_role(world: World, config: Path) -> None:
     """Mutation: clients/knock_admin/aws.py: `or service.service_name in SIGNING_IN` -> ``"""
     config.write_text(f"[profile p]\n{ASSUMED}{KEYS}")
-    ran = world.ok("target", "add", "bastion", "--ports", "22/tcp", "--dry-run", "--profile", "p")
-    assert "ec2:CreateSecurityGroup" in ran.out
-    assert "AssumeRole" not in ran.out
+    result = world.ok("target", "add", "bastion", "--ports", "22/tcp", "--dry-run", "--profile", "p")
+    assert "ec2:CreateSecurityGroup" in result.out
+    assert "AssumeRole" not in result.out
 
 
 def test_dual_stack_endpoints_are_used_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +108,4 @@ def test_dual_stack_endpoints_are_used_where_there_are_some(monkeypatch: pytest.
         "ec2": f"https://ec2.{REGION}.api.aws",
         "sdb": "https://sdb.eu-west-1.amazonaws.com",
     }
-    assert aws.domain == "amazonaws.com", "which the API's address is made of"
+    assert aws.read_domain() == "amazonaws.com", "which the API's address is made of"

@@ -12,10 +12,10 @@ from grants import policy, values
 from grants.values import Principal
 from knock_admin import tags
 
-WRITTEN = st.text(alphabet="0123456789abcdhmstuPT*@/-_. :ü٣", max_size=12)
+TEXTS = st.text(alphabet="0123456789abcdhmstuPT*@/-_. :ü٣", max_size=12)
 
 
-def rights(**written: str) -> policy.Rights:
+def rights(**texts: str) -> policy.Rights:
     """Read tags as the functions do."""
     names = {
         "targets": tags.TARGETS,
@@ -24,20 +24,18 @@ def rights(**written: str) -> policy.Rights:
         "operator": tags.OPERATOR,
         "max_live": tags.MAX_LIVE,
     }
-    return policy.read_rights(
-        Principal("id", "alice"), {names[name]: value for name, value in written.items()}
-    )
+    return policy.read_rights(Principal("id", "alice"), {names[name]: value for name, value in texts.items()})
 
 
-def test_the_tags_have_the_functions_names() -> None:
+def test_tags_have_the_names_that_the_functions_read() -> None:
     assert (tags.STACK, tags.TARGET, tags.PORTS) == (policy.TAG_STACK, policy.TAG_TARGET, policy.TAG_PORTS)
     assert (tags.TARGETS, tags.MAX_DURATION) == (policy.TAG_TARGETS, policy.TAG_MAX_DURATION)
     assert (tags.ANY_SOURCE, tags.OPERATOR) == (policy.TAG_ANY_SOURCE, policy.TAG_OPERATOR)
     assert (tags.MAX_LIVE, tags.NAME) == (policy.TAG_MAX_LIVE, policy.TAG_NAME)
 
 
-@given(WRITTEN | st.from_regex(r"\d{1,4}[dhms](\d{1,3}[hms])?", fullmatch=True))
-def test_every_duration_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+@given(TEXTS | st.from_regex(r"\d{1,4}[dhms](\d{1,3}[hms])?", fullmatch=True))
+def test_every_duration_that_is_accepted_means_the_same_to_the_functions(text: str) -> None:
     try:
         duration = tags.parse_duration(text)
     except ValueError:
@@ -47,48 +45,48 @@ def test_every_duration_that_is_taken_means_the_same_to_the_functions(text: str)
     assert rights(max=tags.show_duration(duration)).max_duration == duration
 
 
-@given(WRITTEN | st.from_regex(r"\d{1,5}(-\d{1,5})?/(tcp|udp)", fullmatch=True))
-def test_every_port_range_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+@given(TEXTS | st.from_regex(r"\d{1,5}(-\d{1,5})?/(tcp|udp)", fullmatch=True))
+def test_every_port_range_that_is_accepted_means_the_same_to_the_functions(text: str) -> None:
     try:
         ports = tags.Ports.parse(text)
     except ValueError:
         with pytest.raises(ValueError, match=r"ports"):
             values.Ports.parse(text)
         return
-    theirs = values.Ports.parse(text)
-    assert (theirs.first, theirs.last, theirs.protocol) == (ports.first, ports.last, ports.protocol)
-    assert str(theirs) == str(ports)
+    expected = values.Ports.parse(text)
+    assert (expected.first, expected.last, expected.protocol) == (ports.first, ports.last, ports.protocol)
+    assert str(expected) == str(ports)
 
 
-@given(WRITTEN | st.from_regex(r"/\d{1,3}( /\d{1,3})?", fullmatch=True))
-def test_every_source_width_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+@given(TEXTS | st.from_regex(r"/\d{1,3}( /\d{1,3})?", fullmatch=True))
+def test_every_source_width_that_is_accepted_means_the_same_to_the_functions(text: str) -> None:
     try:
-        written = tags.parse_any_source(text)
+        value = tags.parse_any_source(text)
     except ValueError:
         assert rights(any_source=text).faults
         return
-    read = rights(any_source=written)
+    read = rights(any_source=value)
     assert not read.faults
     assert read.any_source is not None
-    assert {f"/{length}" for length in read.any_source.values()} >= set(written.split())
+    assert {f"/{length}" for length in read.any_source.values()} >= set(value.split())
 
 
-@given(WRITTEN)
-def test_every_list_of_targets_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+@given(TEXTS)
+def test_every_list_of_targets_that_is_accepted_means_the_same_to_the_functions(text: str) -> None:
     try:
-        written = tags.parse_targets(text)
+        value = tags.parse_targets(text)
     except ValueError:
         read = rights(targets=text)
         assert read.faults or not (read.targets or read.every_target)
         return
-    read = rights(targets=written)
+    read = rights(targets=value)
     assert not read.faults
-    assert read.every_target == (written == tags.EVERY_TARGET)
+    assert read.every_target == (value == tags.EVERY_TARGET)
     assert read.every_target or read.targets == set(text.split())
 
 
-@given(WRITTEN | st.from_regex(r"\d{1,5}", fullmatch=True))
-def test_every_number_of_live_grants_that_is_taken_means_the_same_to_the_functions(text: str) -> None:
+@given(TEXTS | st.from_regex(r"\d{1,5}", fullmatch=True))
+def test_every_number_of_live_grants_that_is_accepted_means_the_same_to_the_functions(text: str) -> None:
     try:
         number = tags.parse_max_live(text)
     except ValueError:
@@ -101,19 +99,19 @@ ADDRESSES = st.ip_addresses().map(str)
 CIDRS = st.tuples(ADDRESSES, st.integers(0, 128)).map(lambda pair: f"{pair[0]}/{pair[1]}")
 
 
-@given(WRITTEN | ADDRESSES | CIDRS | ADDRESSES.map("::ffff:{}".format) | ADDRESSES.map("{}%eth0".format))
+@given(TEXTS | ADDRESSES | CIDRS | ADDRESSES.map("::ffff:{}".format) | ADDRESSES.map("{}%eth0".format))
 def test_every_source_is_written_as_the_functions_write_it(text: str) -> None:
     try:
-        theirs = values.canonical_source(text)
+        expected = values.canonical_source(text)
     except ValueError:
         with pytest.raises(ValueError, match="an address or a CIDR"):
             tags.canonical_source(text)
         return
-    assert tags.canonical_source(text) == theirs
+    assert tags.canonical_source(text) == expected
 
 
-@given(st.text(max_size=12) | WRITTEN)
-def test_every_name_that_is_taken_can_be_on_record(text: str) -> None:
+@given(st.text(max_size=12) | TEXTS)
+def test_every_name_that_is_accepted_can_be_on_record(text: str) -> None:
     try:
         name = tags.principal_name(text)
     except ValueError:
@@ -145,34 +143,34 @@ def test_a_duration_is_read(text: str, expected: timedelta) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0h", "h", "1y", "366d", "-1h", "1h 30m", "٣h", "9" * 10])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a duration is"):
         tags.parse_duration(text)
 
 
 @pytest.mark.parametrize("text", ["", "* web", "@all @all", "-web", "web,bastion"])
-def test_what_is_no_list_of_targets_is_refused(text: str) -> None:
+def test_a_text_that_is_no_list_of_targets_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"target"):
         tags.parse_targets(text)
 
 
 @pytest.mark.parametrize("text", ["", "28", "/23", "/33", "/129", "/28 /29", "/28 /60 /64", "/٣"])
-def test_what_is_no_source_width_is_refused(text: str) -> None:
+def test_a_text_that_is_no_source_width_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"/2"):
         tags.parse_any_source(text)
     assert rights(any_source=text).faults
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(-5, "0s"), (59, "59s"), (3599, "59m59s"), (3661, "1h1m"), (90_000, "1d1h")]
+    ("seconds", "text"), [(-5, "0s"), (59, "59s"), (3599, "59m59s"), (3661, "1h1m"), (90_000, "1d1h")]
 )
-def test_how_long_is_left_is_said_in_two_units(seconds: int, shown: str) -> None:
+def test_the_time_left_is_shown_in_two_units(seconds: int, text: str) -> None:
     now = datetime(2026, 11, 23, tzinfo=timezone.utc)
-    assert tags.left(tags.show_time(now + timedelta(seconds=seconds)), now) == shown
+    assert tags.left(tags.show_time(now + timedelta(seconds=seconds)), now) == text
     assert tags.left("soon", now) == "?"
 
 
-def test_a_time_that_was_written_is_read_back() -> None:
+def test_a_shown_time_is_read_back() -> None:
     assert tags.show_time(tags.parse_time("2026-11-23T21:17:19Z")) == "2026-11-23T21:17:19Z"
     with pytest.raises(ValueError, match="a time like"):
         tags.parse_time("2026-11-23 21:17")

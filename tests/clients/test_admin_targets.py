@@ -20,13 +20,13 @@ world = pytest.fixture(make_world)
 
 def pool(world: World, name: str = "bastion") -> list[dict[str, Any]]:
     """List a target's finished groups, in the order in which they are filled."""
-    found = world.ec2.describe_security_groups(
+    groups = world.ec2.describe_security_groups(
         Filters=[
             {"Name": "tag:knock:stack", "Values": [STACK]},
             {"Name": "tag:knock:target", "Values": [name]},
         ]
     )["SecurityGroups"]
-    return sorted(found, key=lambda group: str(group["GroupId"]))
+    return sorted(groups, key=lambda group: str(group["GroupId"]))
 
 
 def ids(world: World, name: str = "bastion") -> list[str]:
@@ -84,12 +84,12 @@ def test_adding_again_makes_no_second_pool_and_changes_nothing(world: World) -> 
 
 def test_adding_again_attaches_to_more_and_needs_no_ports(world: World) -> None:
     add(world, "--eip", world.eip)
-    other = world.make_interface(world.office)
-    world.ok("target", "add", "bastion", "--interface", other)
-    assert world.groups_of(other) == [world.office, *ids(world)]
+    interface = world.make_interface(world.office)
+    world.ok("target", "add", "bastion", "--interface", interface)
+    assert world.groups_of(interface) == [world.office, *ids(world)]
 
 
-def test_adding_again_attaches_what_a_holder_lacks(world: World) -> None:
+def test_adding_again_attaches_the_groups_that_an_interface_lacks(world: World) -> None:
     add(world, "--eip", world.eip)
     world.ec2.modify_network_interface_attribute(
         NetworkInterfaceId=world.eni, Groups=[world.office, ids(world)[0]]
@@ -102,6 +102,7 @@ CALLS = 8
 
 
 def test_a_failure_is_tried_at_every_changing_call(world: World) -> None:
+    """CALLS is the number of them, so the next test lets each one fail."""
     balancer = world.make_balancer(groups=[world.office])
     command = ["target", "add", "bastion", "--ports", "22/tcp", "--groups", "2", "--eip", world.eip]
     planned = world.ok(*command, "--load-balancer", balancer, "--dry-run", "--json").json["calls"]
@@ -123,20 +124,20 @@ def test_a_run_that_failed_at_any_call_is_completed_by_running_it_again(
     assert "injected" in broken.err
     assert ("Run the same command again" in broken.err) == (number > 1)
     for group in pool(world):
-        assert group["GroupId"] in world.groups_of(world.eni), "a knockable group is attached"
+        assert group["GroupId"] in world.groups_of(world.eni), "a group with the target's tag is attached"
     world.ok(*command)
     assert {group["GroupName"] for group in pool(world)} == {"knock-bastion-1", "knock-bastion-2"}
     assert all(not group["IpPermissionsEgress"] for group in pool(world))
     assert all("knock:unfinished" not in str(group["Tags"]) for group in pool(world))
     assert set(world.groups_of(world.eni)) == {world.office, *ids(world)}
-    seen = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
+    balancer_groups = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
         "SecurityGroups"
     ]
-    assert set(seen) == {world.office, *ids(world)}
+    assert set(balancer_groups) == {world.office, *ids(world)}
     assert world.ok(*command, "--dry-run").out == "This would change nothing.\n"
 
 
-def test_what_was_done_before_a_failure_is_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_calls_made_before_a_failure_are_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with failing_at(monkeypatch, 3, after=False):
         broken = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
     assert "Done before that:\n  ec2:CreateSecurityGroup {" in broken.err
@@ -153,7 +154,7 @@ def test_an_instance_is_attached_with_every_interface_it_has(world: World) -> No
             {"DeviceIndex": index, "SubnetId": world.subnets[0], "Groups": [world.office]} for index in (0, 1)
         ],
     )["Instances"][0]
-    interfaces = [each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
+    interfaces = [interface["NetworkInterfaceId"] for interface in instance["NetworkInterfaces"]]
     assert len(interfaces) == 2
     add(world, "--instance", instance["InstanceId"])
     for interface in interfaces:
@@ -162,18 +163,18 @@ def test_an_instance_is_attached_with_every_interface_it_has(world: World) -> No
 
 def test_an_instance_without_an_interface_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """On AWS that is a terminated one; moto lets it keep its interfaces."""
-    made = world.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"]
-    instance = made[0]["InstanceId"]
-    whole = Aws.pages
+    instances = world.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"]
+    instance = instances[0]["InstanceId"]
+    real_pages = Aws.pages
 
     def pages(self: Aws, service: str, operation: str, items: str, **parameters: Any) -> Iterator[Any]:
         if operation == "describe_instances":
             return iter([{"Instances": [{"InstanceId": instance, "NetworkInterfaces": []}]}])
-        return whole(self, service, operation, items, **parameters)
+        return real_pages(self, service, operation, items, **parameters)
 
     monkeypatch.setattr(Aws, "pages", pages)
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--instance", instance)
-    assert (ran.code, f"The instance {instance} has no network interface" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--instance", instance)
+    assert (result.code, f"The instance {instance} has no network interface" in result.err) == (1, True)
 
 
 def test_more_groups_than_a_filter_takes_are_asked_for_in_parts(
@@ -182,49 +183,49 @@ def test_more_groups_than_a_filter_takes_are_asked_for_in_parts(
     add(world, "--eip", world.eip, groups="3")
     for group in ids(world):
         world.open_rule(group, "203.0.113.7/32")
-    whole = world.ok("target", "ls", "--json").json
+    listing = world.ok("target", "ls", "--json").json
     monkeypatch.setattr(attach, "FILTER_VALUES", 2)
-    assert world.ok("target", "ls", "--json").json == whole
-    assert [group["rules"]["ipv4"]["used"] for group in whole["targets"][0]["groups"]] == [1, 1, 1]
+    assert world.ok("target", "ls", "--json").json == listing
+    assert [group["rules"]["ipv4"]["used"] for group in listing["targets"][0]["groups"]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["application", "network"])
 def test_a_load_balancer_keeps_its_groups(world: World, kind: str) -> None:
     balancer = world.make_balancer(kind, groups=[world.office])
     add(world, "--load-balancer", balancer)
-    seen = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
+    balancer_groups = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
         "SecurityGroups"
     ]
-    assert set(seen) == {world.office, *ids(world)}
+    assert set(balancer_groups) == {world.office, *ids(world)}
 
 
 def test_a_load_balancer_is_named_by_its_name_too(world: World) -> None:
     balancer = world.make_balancer(groups=[world.office])
     add(world, "--load-balancer", "lb-application", balancer)
-    seen = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0]
-    assert len(seen["SecurityGroups"]) == 3, "the office's and the two of the pool, once"
+    description = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0]
+    assert len(description["SecurityGroups"]) == 3, "the office's and the two of the pool, once"
 
 
 def test_a_network_load_balancer_made_without_groups_is_refused_with_the_reason(world: World) -> None:
     balancer = world.make_balancer("network")
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--load-balancer", balancer)
-    assert ran.code == 1
-    assert "made without security groups, and AWS lets none be added later" in ran.err
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--load-balancer", balancer)
+    assert result.code == 1
+    assert "made without security groups, and AWS lets none be added later" in result.err
     assert pool(world) == []
 
 
 def test_a_gateway_load_balancer_is_refused(world: World) -> None:
     balancer = world.make_balancer("gateway")
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--load-balancer", balancer)
-    assert (ran.code, "those have no groups" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--load-balancer", balancer)
+    assert (result.code, "those have no groups" in result.err) == (1, True)
 
 
 def test_more_groups_than_an_interface_may_have_are_refused_before_anything_is_made(world: World) -> None:
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--groups", "5", "--eip", world.eip)
-    assert ran.code == 1
-    assert f"interface {world.eni} would have 6: {world.office} and the target's 5" in ran.err
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--groups", "5", "--eip", world.eip)
+    assert result.code == 1
+    assert f"interface {world.eni} would have 6: {world.office} and the target's 5" in result.err
     assert pool(world) == []
-    assert "Done before" not in ran.err
+    assert "Done before" not in result.err
     add(world, "--eip", world.eip, groups="4")
 
 
@@ -234,11 +235,11 @@ def test_the_accounts_own_quota_counts_when_it_can_be_read(
     from moto.servicequotas.models import ServiceQuotasBackend
 
     monkeypatch.setattr(ServiceQuotasBackend, "get_service_quota", lambda *_, **__: {"Value": 2.0})
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--groups", "2", "--eip", world.eip)
-    assert (ran.code, "may have 2 security groups" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--groups", "2", "--eip", world.eip)
+    assert (result.code, "may have 2 security groups" in result.err) == (1, True)
 
 
-def test_a_quota_that_cannot_be_read_is_awss_default_and_said_so(
+def test_a_quota_that_cannot_be_read_is_awss_default_with_a_warning(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from moto.servicequotas.exceptions import NoSuchResource
@@ -248,19 +249,19 @@ def test_a_quota_that_cannot_be_read_is_awss_default_and_said_so(
         raise NoSuchResource
 
     monkeypatch.setattr(ServiceQuotasBackend, "get_service_quota", refuse)
-    ran = add(world, "--eip", world.eip, groups="4")
-    assert "warning: the quota L-2AFB9258 cannot be read" in ran.err
-    assert "default of 5" in ran.err
+    result = add(world, "--eip", world.eip, groups="4")
+    assert "warning: the quota L-2AFB9258 cannot be read" in result.err
+    assert "default of 5" in result.err
 
 
-def test_things_in_two_vpcs_are_refused_by_name(world: World) -> None:
+def test_interfaces_in_two_vpcs_are_refused_by_name(world: World) -> None:
     vpc = world.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnet = world.ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.1.0/24")["Subnet"]["SubnetId"]
     far = world.make_interface(world.make_group("far", vpc), subnet=subnet)
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--interface", world.eni, far)
-    assert ran.code == 1
-    assert f"interface {far} in {vpc}" in ran.err
-    assert f"interface {world.eni} in {world.vpc}" in ran.err
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--interface", world.eni, far)
+    assert result.code == 1
+    assert f"interface {far} in {vpc}" in result.err
+    assert f"interface {world.eni} in {world.vpc}" in result.err
 
 
 def test_the_pool_is_made_in_the_vpc_of_what_it_is_attached_to(world: World) -> None:
@@ -271,7 +272,7 @@ def test_the_pool_is_made_in_the_vpc_of_what_it_is_attached_to(world: World) -> 
     assert {group["VpcId"] for group in pool(world)} == {vpc}
 
 
-def test_a_vpc_with_ipv6_loses_the_way_out_over_ipv6_too(world: World) -> None:
+def test_a_group_in_a_vpc_with_ipv6_loses_its_ipv6_egress_rule_too(world: World) -> None:
     vpc = world.ec2.create_vpc(CidrBlock="10.9.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]["VpcId"]
     planned = world.ok("target", "add", "bastion", "--ports", "22/tcp", "--vpc", vpc, "--dry-run").out
     assert '"Ipv6Ranges": [{"CidrIpv6": "::/0"}]' in planned
@@ -281,8 +282,8 @@ def test_a_vpc_with_ipv6_loses_the_way_out_over_ipv6_too(world: World) -> None:
 
 def test_without_a_default_vpc_the_vpc_must_be_named(world: World) -> None:
     ec2_backends[ACCOUNT][REGION].vpcs[world.vpc].is_default = "false"  # type: ignore[assignment]  # moto compares it as text
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp")
-    assert (ran.code, "There is no default VPC here" in ran.err) == (2, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp")
+    assert (result.code, "There is no default VPC here" in result.err) == (2, True)
 
 
 def test_a_target_that_is_attached_to_nothing_says_that_it_lets_nobody_in(world: World) -> None:
@@ -291,21 +292,21 @@ def test_a_target_that_is_attached_to_nothing_says_that_it_lets_nobody_in(world:
 
 def test_other_ports_than_the_targets_are_refused_with_the_way_to_change_them(world: World) -> None:
     add(world)
-    ran = world.run("target", "add", "bastion", "--ports", "2222/tcp")
-    assert ran.code == 1
-    assert "has the ports 22/tcp, not 2222/tcp" in ran.err
-    assert "`knock-admin target set bastion --ports 2222/tcp`" in ran.err
+    result = world.run("target", "add", "bastion", "--ports", "2222/tcp")
+    assert result.code == 1
+    assert "has the ports 22/tcp, not 2222/tcp" in result.err
+    assert "`knock-admin target set bastion --ports 2222/tcp`" in result.err
 
 
 def test_a_new_target_needs_ports(world: World) -> None:
-    ran = world.run("target", "add", "bastion")
-    assert (ran.code, "name its ports" in ran.err) == (2, True)
+    result = world.run("target", "add", "bastion")
+    assert (result.code, "name its ports" in result.err) == (2, True)
 
 
 def test_an_elastic_ip_that_is_associated_with_nothing_is_refused(world: World) -> None:
     loose = world.ec2.allocate_address(Domain="vpc")["AllocationId"]
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", loose)
-    assert (ran.code, "associated with nothing" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--eip", loose)
+    assert (result.code, "associated with nothing" in result.err) == (1, True)
 
 
 def test_an_elastic_ip_can_be_named_by_its_allocation(world: World) -> None:
@@ -315,10 +316,10 @@ def test_an_elastic_ip_can_be_named_by_its_allocation(world: World) -> None:
 
 def test_an_interface_that_aws_manages_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "knock_admin.attach.interface", lambda each: _interface({**each, "RequesterManaged": True})
+        "knock_admin.attach.interface", lambda item: _interface({**item, "RequesterManaged": True})
     )
-    ran = world.run("target", "add", "bastion", "--ports", "22/tcp", "--interface", world.eni)
-    assert (ran.code, "managed by an AWS service" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion", "--ports", "22/tcp", "--interface", world.eni)
+    assert (result.code, "managed by an AWS service" in result.err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -337,9 +338,9 @@ def test_a_managed_port_that_another_group_opens_to_the_world_is_warned_of(
     world: World, cidr: str, port: int, protocol: str, warned: bool
 ) -> None:
     world.open_rule(world.office, cidr, port=port, protocol=protocol)
-    ran = add(world, "--eip", world.eip)
-    assert ("warning: the target bastion guards nothing there" in ran.err) == warned
-    assert (world.office in ran.err) == warned
+    result = add(world, "--eip", world.eip)
+    assert ("warning: the target bastion guards nothing there" in result.err) == warned
+    assert (world.office in result.err) == warned
     assert ("guards nothing there" in world.ok("target", "ls").err) == warned
 
 
@@ -349,13 +350,13 @@ def test_ls_counts_rules_by_family_as_the_quota_does(world: World) -> None:
     world.open_rule(first, "203.0.113.7/32")
     world.open_rule(first, "203.0.113.8/32")
     world.open_rule(second, "2001:db8::7/128")
-    seen = world.ok("target", "ls", "--json").json["targets"][0]
-    assert (seen["name"], seen["ports"]) == ("bastion", ["22/tcp"])
-    assert [group["rules"] for group in seen["groups"]] == [
+    target = world.ok("target", "ls", "--json").json["targets"][0]
+    assert (target["name"], target["ports"]) == ("bastion", ["22/tcp"])
+    assert [group["rules"] for group in target["groups"]] == [
         {"ipv4": {"used": 2, "free": 58}, "ipv6": {"used": 0, "free": 60}},
         {"ipv4": {"used": 0, "free": 60}, "ipv6": {"used": 1, "free": 59}},
     ]
-    assert [group["attached"] for group in seen["groups"]] == [[world.eni], [world.eni]]
+    assert [group["attached"] for group in target["groups"]] == [[world.eni], [world.eni]]
     table = world.ok("target", "ls").out.splitlines()
     assert re.fullmatch(rf"bastion +22/tcp +IPv4 +{first} +2 +58 +0 +60 +{world.eni}", table[1])
 
@@ -375,26 +376,26 @@ def test_ls_names_groups_whose_tags_cannot_be_read(world: World) -> None:
     world.ec2.create_tags(
         Resources=[broken], Tags=[{"Key": key, "Value": value} for key, value in tags.items()]
     )
-    ran = world.ok("target", "ls")
-    assert f"{broken}: the tag knock:target cannot be read" in ran.err
-    assert f"{broken}: the tag knock:ports cannot be read" in ran.err
+    result = world.ok("target", "ls")
+    assert f"{broken}: the tag knock:target cannot be read" in result.err
+    assert f"{broken}: the tag knock:ports cannot be read" in result.err
 
 
-def test_ls_shows_only_what_is_named(world: World) -> None:
+def test_ls_shows_the_named_targets_alone(world: World) -> None:
     add(world)
     world.ok("target", "add", "web", "--ports", "80/tcp", "443/tcp")
-    seen = world.ok("target", "ls", "web", "--json").json["targets"]
-    assert [(target["name"], target["ports"]) for target in seen] == [("web", ["80/tcp", "443/tcp"])]
+    targets = world.ok("target", "ls", "web", "--json").json["targets"]
+    assert [(target["name"], target["ports"]) for target in targets] == [("web", ["80/tcp", "443/tcp"])]
 
 
-def test_ls_of_what_is_not_there_is_refused(world: World) -> None:
+def test_ls_of_an_unknown_target_is_an_error(world: World) -> None:
     add(world)
-    ran = world.run("target", "ls", "bastion", "vault")
-    assert (ran.code, ran.out) == (1, "")
-    assert "The stack knock has no target vault" in ran.err
+    result = world.run("target", "ls", "bastion", "vault")
+    assert (result.code, result.out) == (1, "")
+    assert "The stack knock has no target vault" in result.err
 
 
-def test_ls_warns_once_of_what_lies_open_beside_a_whole_pool(world: World) -> None:
+def test_ls_warns_once_of_a_port_open_beside_a_pool_of_several_groups(world: World) -> None:
     world.open_rule(world.office, "0.0.0.0/0", port=22, protocol="tcp")
     add(world, "--eip", world.eip, "--groups", "3")
     assert world.ok("target", "ls").err.count("guards nothing there") == 1
@@ -407,20 +408,20 @@ def test_growing_attaches_the_new_groups_where_the_others_are(world: World) -> N
     world.ok("target", "grow", "bastion", "--groups", "4")
     assert len(ids(world)) == 4
     assert set(world.groups_of(world.eni)) == {world.office, *ids(world)}
-    seen = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
+    balancer_groups = world.elb.describe_load_balancers(LoadBalancerArns=[balancer])["LoadBalancers"][0][
         "SecurityGroups"
     ]
-    assert set(seen) == {world.office, *ids(world)}
+    assert set(balancer_groups) == {world.office, *ids(world)}
 
 
 def test_growing_past_the_limit_of_an_interface_is_refused(world: World) -> None:
     add(world, "--eip", world.eip)
-    ran = world.run("target", "grow", "bastion", "--groups", "5")
-    assert ran.code == 1
+    result = world.run("target", "grow", "bastion", "--groups", "5")
+    assert result.code == 1
     assert len(ids(world)) == 2
 
 
-def test_a_name_that_is_taken_in_the_vpc_is_passed_over(world: World) -> None:
+def test_a_group_name_that_is_taken_in_the_vpc_is_skipped(world: World) -> None:
     world.make_group("knock-bastion-1")
     add(world)
     assert {group["GroupName"] for group in pool(world)} == {"knock-bastion-2", "knock-bastion-3"}
@@ -428,21 +429,21 @@ def test_a_name_that_is_taken_in_the_vpc_is_passed_over(world: World) -> None:
 
 def test_detaching_keeps_the_other_groups(world: World) -> None:
     add(world, "--eip", world.eip)
-    other = world.make_interface(world.office)
-    world.ok("target", "add", "bastion", "--interface", other)
+    interface = world.make_interface(world.office)
+    world.ok("target", "add", "bastion", "--interface", interface)
     world.ok("target", "detach", "bastion", "--eip", world.eip)
     assert world.groups_of(world.eni) == [world.office]
-    assert len(world.groups_of(other)) == 3
+    assert len(world.groups_of(interface)) == 3
     world.ok("target", "detach", "bastion", "--all")
-    assert world.groups_of(other) == [world.office]
+    assert world.groups_of(interface) == [world.office]
     assert "is not attached there" in world.ok("target", "detach", "bastion", "--eip", world.eip).out
 
 
 def test_detaching_never_leaves_an_interface_without_a_group(world: World) -> None:
     add(world, "--eip", world.eip)
     world.ec2.modify_network_interface_attribute(NetworkInterfaceId=world.eni, Groups=ids(world))
-    ran = world.run("target", "detach", "bastion", "--all")
-    assert (ran.code, "left without a security group" in ran.err) == (1, True)
+    result = world.run("target", "detach", "bastion", "--all")
+    assert (result.code, "left without a security group" in result.err) == (1, True)
     assert world.groups_of(world.eni) == ids(world)
 
 
@@ -454,23 +455,23 @@ def test_detaching_from_nothing_named_is_a_usage_error(world: World) -> None:
 def test_a_target_with_rules_is_not_deleted(world: World) -> None:
     add(world)
     world.open_rule(ids(world)[0], "2001:db8::7/128")
-    ran = world.run("target", "rm", "bastion")
-    assert (ran.code, "still has 1 rule (sgr-" in ran.err) == (1, True)
+    result = world.run("target", "rm", "bastion")
+    assert (result.code, "still has 1 rule (sgr-" in result.err) == (1, True)
     assert len(ids(world)) == 2
 
 
 def test_a_target_that_is_attached_is_not_deleted(world: World) -> None:
     add(world, "--eip", world.eip)
-    ran = world.run("target", "rm", "bastion")
-    assert (ran.code, f"still attached to interface {world.eni}" in ran.err) == (1, True)
+    result = world.run("target", "rm", "bastion")
+    assert (result.code, f"still attached to interface {world.eni}" in result.err) == (1, True)
 
 
 def test_a_target_without_rules_and_attached_to_nothing_is_deleted(world: World) -> None:
     add(world)
     world.ok("target", "rm", "bastion")
     assert pool(world) == []
-    ran = world.run("target", "rm", "bastion")
-    assert (ran.code, "has no target bastion" in ran.err) == (1, True)
+    result = world.run("target", "rm", "bastion")
+    assert (result.code, "has no target bastion" in result.err) == (1, True)
 
 
 def test_groups_that_were_never_finished_are_deleted_too(
@@ -496,19 +497,19 @@ def test_groups_that_were_never_finished_are_deleted_too(
         [],
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(world: World, command: list[str]) -> None:
+def test_a_malformed_command_is_a_usage_error(world: World, command: list[str]) -> None:
     assert world.run(*command).code == 2
 
 
 def test_a_pool_whose_groups_differ_in_ports_is_not_touched(world: World) -> None:
     add(world)
     world.ec2.create_tags(Resources=[ids(world)[0]], Tags=[{"Key": "knock:ports", "Value": "23/tcp"}])
-    ran = world.run("target", "add", "bastion")
-    assert (ran.code, "differ in knock:ports" in ran.err) == (1, True)
+    result = world.run("target", "add", "bastion")
+    assert (result.code, "differ in knock:ports" in result.err) == (1, True)
 
 
 def test_a_pool_whose_ports_cannot_be_read_is_an_error_that_names_the_group(world: World) -> None:
     add(world, groups="1")
     world.ec2.create_tags(Resources=ids(world), Tags=[{"Key": "knock:ports", "Value": "ssh"}])
-    ran = world.run("target", "grow", "bastion", "--groups", "2")
-    assert (ran.code, f"The tag knock:ports of {ids(world)[0]} cannot be read" in ran.err) == (1, True)
+    result = world.run("target", "grow", "bastion", "--groups", "2")
+    assert (result.code, f"The tag knock:ports of {ids(world)[0]} cannot be read" in result.err) == (1, True)

@@ -1,4 +1,4 @@
-"""`knock-admin why sgr-…`: from a rule in EC2 to whoever is in by it now."""
+"""`knock-admin why sgr-…`: from a rule in EC2 to the grants that claim it now."""
 
 from __future__ import annotations
 
@@ -29,79 +29,79 @@ class Door:
         world.ok("target", "add", "bastion", "--ports", "22/tcp")
         group = world.ok("target", "ls", "--json").json["targets"][0]["groups"][0]["id"]
         tags = [{"Key": "knock:stack", "Value": STACK}, {"Key": "knock:grant", "Value": by}]
-        made = world.ec2.authorize_security_group_ingress(
+        answer = world.ec2.authorize_security_group_ingress(
             GroupId=group,
             IpPermissions=[
                 {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": SOURCE}]}
             ],
             TagSpecifications=[] if foreign else [{"ResourceType": "security-group-rule", "Tags": tags}],
         )
-        return cls(world, group, made["SecurityGroupRules"][0]["SecurityGroupRuleId"])
+        return cls(world, group, answer["SecurityGroupRules"][0]["SecurityGroupRuleId"])
 
     def claim(self, *grants: Grant, released: str = "", foreign: bool = False) -> None:
-        """Write the ledger: all of these claim the rule, and one of them no more."""
+        """Write the ledger: these grants claim the rule, but for the one `released`."""
         now = datetime.now(timezone.utc)
-        key, after = RuleKey(self.group, Ports(22, 22, "tcp"), SOURCE), Ledger(SOURCE)
+        key, ledger = RuleKey(self.group, Ports(22, 22, "tcp"), SOURCE), Ledger(SOURCE)
         for number, grant in enumerate(grants):
             attempt = name_attempt(now, str(number))
-            after = claim(after, grant.id, grant.expires_at, [key], attempt, now)
+            ledger = claim(ledger, grant.id, grant.expires_at, [key], attempt, now)
             result = Foreign(self.rule) if foreign else Own(self.rule)
-            after = record_results(after, grant.id, attempt, {key: result}, now)
+            ledger = record_results(ledger, grant.id, attempt, {key: result}, now)
         if released:
-            after = release(after, released, now)
-        self.world.ledgers.write(self.world.ledgers.read(SOURCE), after)
+            ledger = release(ledger, released, now)
+        self.world.ledgers.write(self.world.ledgers.read(SOURCE), ledger)
 
 
-def test_a_rule_leads_to_whoever_is_in_by_it_now_and_not_to_who_made_it(world: World) -> None:
-    """Break it: give the grant of the rule's tag for an answer."""
+def test_a_rule_leads_to_the_grants_that_claim_it_and_not_to_the_one_that_made_it(world: World) -> None:
+    """Break it: answer with the grant that the rule's tag names."""
     alice, bob = world.record("alice", reason="on call"), world.record("bob", reason="help")
     door = Door.open(world, alice.id)
     door.claim(alice, bob, released=alice.id)
     world.trail.end(alice.id, "revoked", datetime.now(timezone.utc), "alice", "")
-    ran = world.ok("why", door.rule)
-    lines = ran.out.splitlines()
+    result = world.ok("why", door.rule)
+    lines = result.out.splitlines()
     assert lines[0] == f"{door.rule} opens 22/tcp to {SOURCE} in {door.group} (target bastion)"
     assert lines[1] == f"The grant {alice.id} made it, and is revoked now."
-    assert lines[2] == "In by it, and holding it open until the last of them ends:"
+    assert lines[2] == "These live grants claim it; it is revoked when the last of them ends:"
     assert lines[5].split()[:3] == [bob.id, "bob", "active"]
     assert len(lines) == 6
-    told = world.ok("why", door.rule, "--json").json
-    assert [each["id"] for each in told["held_by"]] == [bob.id]
-    assert (told["phase"], told["made_by"]["id"], told["target"]) == ("open", alice.id, "bastion")
+    answer = world.ok("why", door.rule, "--json").json
+    assert [grant["id"] for grant in answer["held_by"]] == [bob.id]
+    assert (answer["phase"], answer["made_by"]["id"], answer["target"]) == ("open", alice.id, "bastion")
 
 
-def test_a_rule_that_nobody_claims_any_more_is_being_revoked(world: World) -> None:
+def test_a_rule_that_no_grant_claims_any_more_is_being_revoked(world: World) -> None:
     alice = world.record("alice")
     door = Door.open(world, alice.id)
     door.claim(alice, released=alice.id)
     assert "No live grant claims it: it is being revoked." in world.ok("why", door.rule).out
 
 
-def test_a_rule_that_the_ledger_does_not_know_is_for_the_guard(world: World) -> None:
+def test_a_rule_that_the_ledger_does_not_know_is_left_to_the_guard(world: World) -> None:
     door = Door.open(world, "nobody_1")
-    ran = world.ok("why", door.rule)
-    assert "The grant nobody_1 made it, and is not on record." in ran.out
-    assert f"The ledger of {SOURCE} does not know it. `knock-admin guard` closes it" in ran.out
+    result = world.ok("why", door.rule)
+    assert "The grant nobody_1 made it, and is not on record." in result.out
+    assert f"The ledger of {SOURCE} does not know it. `knock-admin guard` revokes it" in result.out
 
 
 def test_a_rule_that_knock_did_not_make_is_said_to_stay(world: World) -> None:
     alice = world.record("alice")
     door = Door.open(world, alice.id, foreign=True)
-    assert "Knock did not make it, and never takes it away" in world.ok("why", door.rule).out
+    assert "Knock did not make it, and never revokes it." in world.ok("why", door.rule).out
     door.claim(alice, foreign=True)
-    ran = world.ok("why", door.rule)
-    assert "These grants found it open. Ending them does not close it" in ran.out
-    assert alice.id in ran.out
+    result = world.ok("why", door.rule)
+    assert "These grants found it open. Ending them does not close it" in result.out
+    assert alice.id in result.out
 
 
-def test_a_rule_of_another_stack_leads_there(world: World) -> None:
+def test_a_rule_of_another_stack_is_answered_with_the_command_for_that_stack(world: World) -> None:
     door = Door.open(world, "x")
     world.ec2.create_tags(Resources=[door.rule], Tags=[{"Key": "knock:stack", "Value": "other"}])
     assert f"`knock-admin why {door.rule} --stack other`" in world.ok("why", door.rule).out
 
 
 def test_a_rule_that_was_changed_by_hand_is_found_by_the_grant_that_made_it(world: World) -> None:
-    """EC2 keeps its id when its source is changed; the ledger has it under the old one."""
+    """EC2 keeps its id when its source is changed; the ledger has it under the old source."""
     alice = world.record("alice")
     door = Door.open(world, alice.id)
     door.claim(alice)
@@ -110,9 +110,9 @@ def test_a_rule_that_was_changed_by_hand_is_found_by_the_grant_that_made_it(worl
         GroupId=door.group,
         SecurityGroupRules=[{"SecurityGroupRuleId": door.rule, "SecurityGroupRule": changed}],
     )
-    ran = world.ok("why", door.rule)
-    assert "opens 22/tcp to 198.51.100.0/24" in ran.out
-    assert alice.id in ran.out.splitlines()[-1]
+    result = world.ok("why", door.rule)
+    assert "opens 22/tcp to 198.51.100.0/24" in result.out
+    assert alice.id in result.out.splitlines()[-1]
 
 
 def test_a_grant_that_claims_it_and_is_not_on_record_is_shown_as_such(world: World) -> None:
@@ -125,13 +125,13 @@ def test_a_grant_that_claims_it_and_is_not_on_record_is_shown_as_such(world: Wor
     assert f"{unknown.id}  ?          not on record" in world.ok("why", door.rule).out
 
 
-def test_a_rule_that_is_gone_or_none_says_where_to_look(world: World) -> None:
-    ran = world.run("why", "sgr-0123456789abcdef0")
-    assert ran.code == 1
-    assert "EC2 knows no rule sgr-0123456789abcdef0" in ran.err
-    assert "`knock-admin trail --format jsonl | grep sgr-0123456789abcdef0`" in ran.err
+def test_a_rule_that_ec2_does_not_know_and_an_egress_rule_are_errors(world: World) -> None:
+    result = world.run("why", "sgr-0123456789abcdef0")
+    assert result.code == 1
+    assert "EC2 knows no rule sgr-0123456789abcdef0" in result.err
+    assert "`knock-admin trail --format jsonl | grep sgr-0123456789abcdef0`" in result.err
     egress = world.ec2.describe_security_group_rules(
         Filters=[{"Name": "group-id", "Values": [world.office]}]
     )["SecurityGroupRules"][0]
-    ran = world.run("why", egress["SecurityGroupRuleId"])
-    assert (ran.code, "a rule for the way out" in ran.err) == (1, True)
+    result = world.run("why", egress["SecurityGroupRuleId"])
+    assert (result.code, "a rule for the way out" in result.err) == (1, True)

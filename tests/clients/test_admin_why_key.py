@@ -1,14 +1,14 @@
-"""`knock-admin why NAME`: everything that decides whether somebody gets in, with the first no."""
+"""`knock-admin why NAME`: everything that decides whether a key opens a target, and the first no."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.clients.admin_support import Ran, World, client, make_world
+from tests.clients.admin_support import CommandResult, World, at, client, make_world
 from tests.clients.test_admin_keys import all_keys
 
 world = pytest.fixture(make_world)
@@ -21,28 +21,24 @@ def _well(world: World) -> None:
     world.ok("key", "add", "alice", "--targets", "bastion", "--max", "8h")
 
 
-def why(world: World, *more: str) -> Ran:
+def why(world: World, *more: str) -> CommandResult:
     return world.run("why", "alice", *more)
 
 
-def levels(ran: Ran) -> set[str]:
-    return {line.split()[0] for line in ran.out.splitlines() if line[:4].strip() in ("ok", "no", "warn")}
-
-
 @pytest.mark.usefixtures("_well")
-def test_somebody_who_gets_in_has_no_no(world: World) -> None:
-    ran = why(world)
-    assert (ran.code, "Nothing here says no." in ran.out) == (0, True), ran.out
-    assert "is enabled, and in the usage plan knock" in ran.out
-    assert "22/tcp, attached in 1 place" in ran.out
+def test_nothing_says_no_to_a_key_that_opens_its_targets(world: World) -> None:
+    result = why(world)
+    assert (result.code, "Nothing here says no." in result.out) == (0, True), result.out
+    assert "is enabled, and in the usage plan knock" in result.out
+    assert "22/tcp, attached in 1 place" in result.out
 
 
 @pytest.mark.usefixtures("_well")
 class TestFirstNo:
     def first(self, world: World, *more: str) -> str:
-        ran = why(world, *more)
-        assert ran.code == 1, ran.out
-        (line,) = [line for line in ran.out.splitlines() if line.startswith("The first no: ")]
+        result = why(world, *more)
+        assert result.code == 1, result.out
+        (line,) = [line for line in result.out.splitlines() if line.startswith("The first no: ")]
         return line
 
     def test_a_key_that_is_disabled(self, world: World) -> None:
@@ -117,9 +113,9 @@ def answers(
     monkeypatch: pytest.MonkeyPatch,
     operation: str,
     answer: dict[str, Any] | Exception,
-    asked: list[Any] | None = None,
+    requests: list[Any] | None = None,
 ) -> None:
-    """Have AWS answer one operation otherwise; `asked` is told what it was asked."""
+    """Replace AWS's answer to an operation; the arguments of its requests go to `requests`."""
     from botocore.client import BaseClient
 
     real = BaseClient._make_api_call  # type: ignore[attr-defined]
@@ -127,8 +123,8 @@ def answers(
     def call(self: Any, name: str, arguments: Any) -> Any:
         if name != operation:
             return real(self, name, arguments)
-        if asked is not None:
-            asked.append(arguments)
+        if requests is not None:
+            requests.append(arguments)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -137,13 +133,13 @@ def answers(
 
 
 @pytest.mark.usefixtures("_well")
-class TestBeside:
+class TestFurtherAnswers:
     def test_the_last_refusals_are_shown(self, world: World) -> None:
         world.refuse("refusal_2026-11-23T21:17:19.123Z_1", "alice", key=all_keys(world)[0]["id"])
-        ran = why(world)
-        assert (ran.code, "may not open web" in ran.out) == (0, True)
+        result = why(world)
+        assert (result.code, "may not open web" in result.out) == (0, True)
 
-    def test_what_the_gateway_refused_is_counted_from_its_log(
+    def test_requests_that_the_gateway_refused_are_counted_from_its_log(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         logs, name = client("logs"), "/knock/knock/access"
@@ -164,42 +160,43 @@ class TestBeside:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """moto matches every event, whatever the pattern."""
-        asked: list[Any] = []
-        answers(monkeypatch, "FilterLogEvents", {"events": []}, asked)
+        now = datetime(2026, 11, 23, 21, 17, 19, tzinfo=timezone.utc)
+        at(monkeypatch, now)
+        requests: list[Any] = []
+        answers(monkeypatch, "FilterLogEvents", {"events": []}, requests)
         why(world)
-        (one,) = asked
-        assert one["logGroupName"] == "/knock/knock/access"
+        (request,) = requests
+        assert request["logGroupName"] == "/knock/knock/access"
         key = all_keys(world)[0]["id"]
         pattern = f'{{ $.apiKeyId = "{key}" && $.status = "403" && $.error != "-" }}'
-        assert one["filterPattern"] == pattern
-        since = datetime.now(timezone.utc).timestamp() - one["startTime"] / 1000
-        assert 86_400 <= since < 86_500
+        assert request["filterPattern"] == pattern
+        assert request["startTime"] == (now - timedelta(days=1)).timestamp() * 1000
 
-    def test_without_an_access_log_that_is_said(self, world: World) -> None:
+    def test_a_missing_access_log_is_reported(self, world: World) -> None:
         assert "there is no access log /knock/knock/access to look into" in why(world).out
 
-    def test_a_question_that_may_not_be_asked_is_a_warning_and_the_others_go_on(
+    def test_a_check_without_permission_is_a_warning_and_the_others_go_on(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         denied = ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "FilterLogEvents")
         answers(monkeypatch, "FilterLogEvents", denied)
-        ran = why(world)
-        assert (ran.code, "could not be asked" in ran.out) == (0, True)
+        result = why(world)
+        assert (result.code, "could not be asked" in result.out) == (0, True)
 
-    def test_a_retired_key_is_told(self, world: World) -> None:
+    def test_a_retired_key_is_reported(self, world: World) -> None:
         arn = f"arn:aws:apigateway:eu-west-1::/apikeys/{all_keys(world)[0]['id']}"
         world.gateway.tag_resource(resourceArn=arn, tags={"knock:retires-at": "2020-01-01T00:00:00Z"})
         assert "its successor is there since before 2020-01-01" in why(world).out
 
-    def test_the_same_is_there_for_programs(self, world: World) -> None:
+    def test_json_has_the_first_no(self, world: World) -> None:
         world.ok("key", "disable", "alice")
-        ran = why(world, "--json")
-        assert ran.code == 1
-        assert ran.json["first_no"]["what"] == "key"
+        result = why(world, "--json")
+        assert result.code == 1
+        assert result.json["first_no"]["what"] == "key"
 
-    def test_nobody_of_that_name_is_an_error(self, world: World) -> None:
-        ran = world.run("why", "nobody")
-        assert (ran.code, "has no key nobody" in ran.err) == (1, True)
+    def test_an_unknown_name_is_an_error(self, world: World) -> None:
+        result = world.run("why", "nobody")
+        assert (result.code, "has no key nobody" in result.err) == (1, True)
 
     def test_a_source_goes_with_a_key_alone(self, world: World) -> None:
         assert world.run("why", "sgr-0123456789abcdef0", "--source", "203.0.113.7").code == 2

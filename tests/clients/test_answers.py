@@ -1,4 +1,4 @@
-"""What answers may be a hotspot, or hostile: any bytes and any JSON are an error in words, none raw."""
+"""Answers of a hotspot or of an attacker: any bytes and any JSON are an error message, and no traceback."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from knock import Client, KnockError, Problem, UnexpectedAnswer
 from knock.answers import read_grant, read_whoami
 from knock.names import is_name
-from tests.clients.conftest import Done
+from tests.clients.conftest import Result
 from tests.clients.double import Double
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -34,17 +34,17 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-def whole(double: Double) -> dict[str, Any]:
-    """Give a grant as the API writes it, with events."""
+def grant_json(double: Double) -> dict[str, Any]:
+    """Give the API's JSON of a new grant, with events."""
     with Client(double.url, double.keys["alice"]) as client:
         grant = client.knock("bastion", duration="1h", reason="on call")
         return dict(client.grant(grant.id).json)
 
 
-def safe(done: Done) -> None:
-    """Fail where a person's terminal or a program could be harmed by what was printed."""
-    assert done.code in (0, 1, 2, 3, 4)
-    for text in (done.out, done.err):
+def check_output(result: Result) -> None:
+    """Fail if a traceback or a control character was printed, or the exit code is not a documented one."""
+    assert result.code in (0, 1, 2, 3, 4)
+    for text in (result.out, result.err):
         assert "Traceback" not in text
         assert all(c.isprintable() or c in "\n\t" for c in text), text
 
@@ -57,21 +57,21 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_any_json_is_an_error_in_words(run: Run, double: Double, words: list[str]) -> None:
-    grant = whole(double)
+def test_json_of_any_shape_is_no_traceback(run: Run, double: Double, words: list[str]) -> None:
+    grant = grant_json(double)
     me = double.whoami("alice")
-    odd = random.Random(repr(words))  # noqa: S311 — a sample, the same each time
-    for shape in (
+    sampler = random.Random(repr(words))  # noqa: S311 — a sample, the same each time
+    for answer in (
         grant,
         me,
         {"grants": [grant], "cursor": None},
         {"title": "No", "status": 409, "type": "x:pool-exhausted"},
     ):
         for status in (200, 409, 503):
-            for name in odd.sample([*shape, "grant_id", "events", "field", "families"], 5):
-                changed = shape | {name: odd.choice(ODD)}
+            for name in sampler.sample([*answer, "grant_id", "events", "field", "families"], 5):
+                changed = answer | {name: sampler.choice(ODD)}
                 double.faults = [(status, {"Retry-After": "0"}, json.dumps(changed).encode())] * 3
-                safe(run(*words))
+                check_output(run(*words))
                 double.faults = []
     for content in (
         b"",
@@ -84,7 +84,7 @@ def test_any_json_is_an_error_in_words(run: Run, double: Double, words: list[str
         b"[" * 100_000,
     ):
         double.faults = [(200, {}, content)] * 3
-        safe(run(*words))
+        check_output(run(*words))
         double.faults = []
 
 
@@ -92,7 +92,7 @@ def test_any_json_is_an_error_in_words(run: Run, double: Double, words: list[str
     "name", ["id", "source", "targets", "principal", "requested_at", "expires_at", "seconds_left"]
 )
 def test_each_field_of_a_grant_is_checked(double: Double, name: str) -> None:
-    grant = whole(double)
+    grant = grant_json(double)
     for value in ODD:
         if name in ("seconds_left", "principal", "targets") and isinstance(value, (bool, int, float, list)):
             continue
@@ -102,8 +102,8 @@ def test_each_field_of_a_grant_is_checked(double: Double, name: str) -> None:
             read_grant(grant | {name: value})
 
 
-def test_numbers_and_texts_without_end_are_bounded(double: Double) -> None:
-    grant = whole(double)
+def test_a_huge_number_is_bounded_and_a_field_of_a_wrong_type_is_refused(double: Double) -> None:
+    grant = grant_json(double)
     assert read_grant(grant | {"seconds_left": 10**400}).seconds_left == 366 * 86_400
     with pytest.raises(UnexpectedAnswer):
         read_grant(grant | {"seconds_left": float("nan")})
@@ -112,42 +112,43 @@ def test_numbers_and_texts_without_end_are_bounded(double: Double) -> None:
             read_whoami(double.whoami("alice") | changed)
 
 
-def test_an_id_holds_nothing_that_a_shell_or_an_option_could_be() -> None:
+def test_an_id_is_neither_shell_syntax_nor_an_option() -> None:
     assert is_name("alice_203-0-113-7_20261123T211719Z_1a2b3c4d5e6f7081")
-    for wrong in ("", "-rf", "a b", "$(id)", "a\n", "a;b", "é", "a" * 201, 1, None):
-        assert not is_name(wrong)
+    for text in ("", "-rf", "a b", "$(id)", "a\n", "a;b", "é", "a" * 201, 1, None):
+        assert not is_name(text)
 
 
 def test_only_names_are_offered_to_a_shell(run: Run, double: Double) -> None:
     """Mutation: clients/knock/completion.py: `if is_name(word)` -> `if word`"""
     for name in ("$(id)", "a;b", "`id`", "-rf", "a b", "\x1b[2J", "x'y"):
         double.ports[name] = ["22/tcp"]
-    offered = [line.split("\t")[0] for line in run("__complete", "").out.splitlines()]
-    assert {"bastion", "web"} <= set(offered)
-    assert not {word for word in offered if not word.replace("-", "").isalnum()}
-    done = run("__complete", "-")
-    assert "-rf" not in done.out
+    words = [line.split("\t")[0] for line in run("__complete", "").out.splitlines()]
+    assert {"bastion", "web"} <= set(words)
+    assert not {word for word in words if not word.replace("-", "").isalnum()}
+    assert "-rf" not in run("__complete", "-").out
 
 
-def test_a_cursor_or_a_word_that_is_no_text_is_no_traceback(run: Run, double: Double) -> None:
+def test_invalid_unicode_in_a_cursor_or_an_argument_is_no_traceback(run: Run, double: Double) -> None:
     double.faults = [(200, {}, b'{"grants": [], "cursor": "\\ud800"}'), (200, {}, {"grants": []})]
-    safe(run("ls"))
+    check_output(run("ls"))
     for words in (["show", "\udcff"], ["revoke", "\udcff"], ["\udcff"], ["ls", "--target", "\udcff"]):
-        safe(run(*words))
+        check_output(run(*words))
 
 
-def test_a_list_without_end_ends(double: Double) -> None:
+def test_a_list_whose_cursor_repeats_is_refused(double: Double) -> None:
     double.faults = [(200, {}, {"grants": [], "cursor": "again"})] * 3
     with Client(double.url, double.keys["alice"]) as client, pytest.raises(UnexpectedAnswer, match="no end"):
         list(client.grants())
 
 
-def test_an_error_s_json_cannot_forge_what_is_the_program_s_own(run: Run, double: Double) -> None:
+def test_the_json_of_an_error_cannot_replace_the_fields_that_the_program_sets(
+    run: Run, double: Double
+) -> None:
     forged = {"title": "No", "status": 200, "error": "Done", "exit_code": 0, "detail": "x", "more": [1]}
     forged |= {"name": "x", "self": 1}
     double.faults = [(403, {}, forged)]
-    told = json.loads(run("ls", "--json").err)
-    assert (told["status"], told["error"], told["exit_code"], told["more"]) == (403, "Refusal", 1, [1])
+    error = json.loads(run("ls", "--json").err)
+    assert (error["status"], error["error"], error["exit_code"], error["more"]) == (403, "Refusal", 1, [1])
     double.faults = [
         (403, {}, {"title": ["a"], "detail": {"b": 1}, "grant_id": [1], "field": 7, "right": {}})
     ]
@@ -173,16 +174,16 @@ def test_an_error_s_json_cannot_forge_what_is_the_program_s_own(run: Run, double
         b"\x1b[2J\0",
     ],
 )
-def test_any_bytes_are_an_error_in_words(run: Run, double: Double, head: bytes) -> None:
+def test_an_answer_of_any_bytes_is_an_error_and_no_traceback(run: Run, double: Double, head: bytes) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(head)
         handler.close_connection = True
 
     for words in (["whoami"], ["bastion", "--for", "1h"]):
         double.faults = [answer] * 4
-        done = run(*words)
-        safe(done)
-        assert done.code in (1, 3)
+        result = run(*words)
+        check_output(result)
+        assert result.code in (1, 3)
         double.faults = []
     with Client(double.url, double.keys["alice"]) as client:
         double.faults = [answer] * 4

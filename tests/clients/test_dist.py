@@ -1,4 +1,4 @@
-"""What a release gives to users: the wheel, the single file, their checksums; the same bytes each time."""
+"""The files of a release: wheel, single file and checksums. The same sources give the same bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 import knock
-from tests.clients.conftest import CLIENTS, ROOT, Done
+from tests.clients.conftest import CLIENTS, ROOT, Result
 from tests.clients.double import Double
 from tools import dist
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 WHEEL = f"knock_client-{knock.__version__}-py3-none-any.whl"
 INFO = f"knock_client-{knock.__version__}.dist-info"
 
@@ -61,32 +61,37 @@ def test_the_same_sources_give_the_same_bytes(built: Path, tmp_path: Path) -> No
 
 
 def test_the_checksums_are_those_of_the_files(built: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         ["sha256sum", "-c", "SHA256SUMS"], cwd=built, capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"knock.pyz: OK\nknock.sh: OK\n{WHEEL}: OK\n"
+    assert result.stdout == f"knock.pyz: OK\nknock.sh: OK\n{WHEEL}: OK\n"
 
 
-def test_the_wheel_says_what_it_is_and_holds_what_it_lists(built: Path) -> None:
+def test_the_wheel_has_its_metadata_and_the_files_of_its_record(built: Path) -> None:
     with zipfile.ZipFile(built / WHEEL) as wheel:
         names = wheel.namelist()
         contents = {name: wheel.read(name) for name in names}
-    told = message_from_bytes(contents[f"{INFO}/METADATA"])
-    assert (told["Name"], told["Version"], told["License-Expression"], told["Requires-Python"]) == (
+    metadata = message_from_bytes(contents[f"{INFO}/METADATA"])
+    assert (
+        metadata["Name"],
+        metadata["Version"],
+        metadata["License-Expression"],
+        metadata["Requires-Python"],
+    ) == (
         "knock-client",
         knock.__version__,
         "Apache-2.0",
         ">=3.10",
     )
-    assert "Typing :: Typed" in told.get_all("Classifier", [])
-    assert not [c for c in told.get_all("Classifier", []) if c.startswith("License ::")], (
-        "as PEP 639 wants it"
-    )
-    assert set(told.get_all("Provides-Extra", [])) == {"admin", "keyring"}
-    assert all("extra ==" in needed for needed in told.get_all("Requires-Dist", [])), (
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    assert not [
+        classifier for classifier in metadata.get_all("Classifier", []) if classifier.startswith("License ::")
+    ], "as PEP 639 wants it"
+    assert set(metadata.get_all("Provides-Extra", [])) == {"admin", "keyring"}
+    assert all("extra ==" in requirement for requirement in metadata.get_all("Requires-Dist", [])), (
         "nothing without an extra"
     )
-    assert told.get_payload() == (CLIENTS / "README.md").read_text()
+    assert metadata.get_payload() == (CLIENTS / "README.md").read_text()
     assert contents[f"{INFO}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     assert {"knock/py.typed", "knock_admin/py.typed"} <= set(names)
     assert contents[f"{INFO}/entry_points.txt"].decode().splitlines() == [
@@ -122,10 +127,10 @@ def test_the_wheel_installs_and_runs(built: Path, tmp_path: Path, double: Double
         "KNOCK_API_KEY": double.keys["alice"],
     }
     program = tmp_path / "site" / "bin" / "knock"
-    done = subprocess.run(
+    result = subprocess.run(
         [program, "bastion", "--json"], env=environment, capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout)["status"] == "active"
+    assert json.loads(result.stdout)["status"] == "active"
 
 
 def test_the_single_file_runs_alone_and_its_ssh_configuration_starts_it(
@@ -145,12 +150,12 @@ def test_the_single_file_runs_alone_and_its_ssh_configuration_starts_it(
         assert not [name for name in members.namelist() if name.startswith("knock_admin")]
 
 
-def test_the_page_on_installing_names_the_files_of_this_version() -> None:
+def test_the_page_on_installing_names_the_files_of_a_release() -> None:
     page = (ROOT / "docs" / "knock" / "log-in.md").read_text()
-    assert f"`pipx install {WHEEL}`" in page
+    assert f"`pipx install {WHEEL.replace(knock.__version__, 'VERSION')}`" in page
     assert "`knock.pyz`" in page
 
 
-def test_knock_speaks_of_no_program_that_is_not_installed_with_it(run: Run) -> None:
+def test_the_help_of_knock_names_no_program_that_is_not_installed_with_it(run: Run) -> None:
     assert "knock-admin" not in run("--help").out
     assert "knock-admin" not in run("__complete", "").out

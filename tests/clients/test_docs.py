@@ -1,8 +1,8 @@
 """The users' pages in docs/: every transcript is run again, and every example is one that works.
 
-`python tests/clients/test_docs.py` writes the answers and the reference anew. Ids, times and addresses of the
+`make docs` writes the answers and the reference anew. Ids, times and addresses of the
 stack differ from run to run, so both sides are made to look alike before they are compared. It is always
-evening where a page is played, so that which times carry their day is compared too.
+evening where a page is played, so that times of the next day carry their day, as on the page.
 """
 
 from __future__ import annotations
@@ -21,20 +21,14 @@ from typing import Any
 
 import pytest
 
-if __name__ == "__main__":
-    sys.path[:0] = [
-        str(Path(__file__).resolve().parents[2]),
-        str(Path(__file__).resolve().parents[2] / "clients"),
-    ]
-
 from knock import CannotReach, ConfigurationError, KeyringUnavailable, PoolExhausted, Refusal
 from knock.cli import COMMANDS
-from tests.clients.conftest import CLIENTS, ROOT, Done, OnStack
-from tests.conftest import program, zone_where_it_is_evening
+from tests.clients.conftest import CLIENTS, ROOT, OnStack, Result
+from tests.conftest import WRITE_DOCS, program, zone_where_it_is_evening
 from tests.docs.index import USERS, commands, tasks
 
 REFERENCE = ROOT / "docs" / "knock-reference.md"
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 URL = "https://abc123.execute-api.eu-central-1.amazonaws.com/prod"
@@ -82,12 +76,12 @@ def play(page: str, api: OnStack, home: Path) -> str:
     for command in commands(page):
         script += f"{{ {command}\n}} 2>&1\nprintf '\\036'\n"
     zone = zone_where_it_is_evening(datetime.now(UTC))
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", script], cwd=home, env=os.environ | {"TZ": zone}, capture_output=True, text=True,
         check=False, timeout=60,
     )  # fmt: skip
-    assert done.stderr == ""
-    answers = iter(done.stdout.replace(str(home), "~").split("\036"))
+    assert result.stderr == ""
+    answers = iter(result.stdout.replace(str(home), "~").split("\036"))
 
     def answered(block: re.Match[str]) -> str:
         lines = (line for line in block[1].splitlines() if line.startswith("$ "))
@@ -104,7 +98,7 @@ def at_home(home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     folder.mkdir(parents=True)
     (folder / "knock").symlink_to(programs / "knock")
     (folder / "knock.sh").symlink_to(CLIENTS / "knock.sh")
-    python = folder / "python3"  # one that has the library
+    python = folder / "python3"  # an interpreter that has the library
     python.write_text(f'#!/bin/sh\nPYTHONPATH={CLIENTS} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -119,9 +113,9 @@ def on_stack(request: pytest.FixtureRequest) -> Iterator[OnStack]:
 
     stack = request.getfixturevalue("stack")
     edge = Edge(stack["api_url"])
-    made = OnStack(stack, edge)
-    yield made
-    made.end_all()
+    api_of_stack = OnStack(stack, edge)
+    yield api_of_stack
+    api_of_stack.end_all()
     edge.stop()
 
 
@@ -130,10 +124,11 @@ def test_every_transcript_is_what_the_program_prints_today(
     file: Path, on_stack: OnStack, at_home: Path
 ) -> None:
     page = file.read_text()
-    played = alike(play(page, on_stack, at_home))
-    if os.environ.get("WRITE_DOCS"):
-        file.write_text(played)
-    assert alike(page).splitlines() == played.splitlines()
+    played_page = alike(play(page, on_stack, at_home))
+    if WRITE_DOCS:
+        file.write_text(played_page)
+    else:
+        assert alike(page).splitlines() == played_page.splitlines(), "`make docs` writes the page"
 
 
 def test_the_reference_is_the_help_of_every_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +141,10 @@ def test_the_reference_is_the_help_of_every_command(run: Run, monkeypatch: pytes
     ]
     for command in ("", *(name for name in COMMANDS if not name.startswith("_"))):
         prog = f"knock {command}".rstrip()
-        helped = run(*prog.split()[1:], "--help")
-        assert (helped.code, helped.err) == (0, "")
-        lines += ["", f"## {prog}", "", "```console", f"$ {prog} --help", *helped.out.splitlines(), "```"]
-    if os.environ.get("WRITE_DOCS"):
+        result = run(*prog.split()[1:], "--help")
+        assert (result.code, result.err) == (0, "")
+        lines += ["", f"## {prog}", "", "```console", f"$ {prog} --help", *result.out.splitlines(), "```"]
+    if WRITE_DOCS:
         REFERENCE.write_text("\n".join(lines) + "\n")
     assert REFERENCE.read_text().splitlines() == lines
 
@@ -157,30 +152,32 @@ def test_the_reference_is_the_help_of_every_command(run: Run, monkeypatch: pytes
 def systemd_unit() -> str:
     """Give the unit that the page on watching shows."""
     text = (ROOT / "docs" / "watch.md").read_text()
-    found = re.search(r"```ini\n(.*?)```", text, re.DOTALL)
-    assert found
-    return found[1]
+    block = re.search(r"```ini\n(.*?)```", text, re.DOTALL)
+    assert block
+    return block[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     verifier = program("systemd-analyze", "apt install systemd")
-    knock = tmp_path / ".local" / "bin" / "knock"  # a command that is not there would be told
+    knock = tmp_path / ".local" / "bin" / "knock"  # a missing command would be an error
     knock.parent.mkdir(parents=True)
     knock.write_text("#!/bin/sh\n")
     knock.chmod(0o755)
     (tmp_path / "knock-watch.service").write_text(systemd_unit())
-    done = subprocess.run(
+    result = subprocess.run(
         [verifier, "--user", "verify", tmp_path / "knock-watch.service"],
         env={"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout + done.stderr) == (0, ""), "an unknown setting is only a warning"
+    assert (result.returncode, result.stdout + result.stderr) == (0, ""), (
+        "an unknown setting is only a warning"
+    )
 
 
-def test_the_unit_restarts_after_what_passes_and_not_after_what_somebody_has_to_mend() -> None:
+def test_the_unit_restarts_after_transient_errors_and_not_after_permanent_ones() -> None:
     unit = configparser.ConfigParser(interpolation=None)
     unit.read_string(systemd_unit())
     prevented = {int(code) for code in unit["Service"]["RestartPreventExitStatus"].split()}
@@ -189,25 +186,25 @@ def test_the_unit_restarts_after_what_passes_and_not_after_what_somebody_has_to_
     assert not {CannotReach.exit_code, KeyringUnavailable.exit_code, PoolExhausted.exit_code} & prevented
 
 
-def test_the_systemd_unit_runs_a_command_that_is_understood() -> None:
+def test_the_systemd_unit_runs_a_valid_command() -> None:
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read_string(systemd_unit())
     words = shlex.split(unit["Service"]["ExecStart"])
     assert words[0] == "%h/.local/bin/knock"
-    understood(words[1:])
+    check_command(words[1:])
 
 
-def test_the_launchd_agent_runs_a_command_that_is_understood() -> None:
+def test_the_launchd_agent_runs_a_valid_command() -> None:
     text = (ROOT / "docs" / "watch.md").read_text()
     agent: dict[str, Any] = plistlib.loads(re.search(r"```xml\n(.*?)```", text, re.DOTALL)[1].encode())  # type: ignore[index]
     assert agent["ProgramArguments"][0].endswith("/knock")
-    understood(agent["ProgramArguments"][1:])
+    check_command(agent["ProgramArguments"][1:])
 
 
-def understood(words: list[str]) -> None:
-    """Fail unless the program's own parser takes the words: nothing is set up, so it then says only that."""
-    done = subprocess.run(
+def check_command(words: list[str]) -> None:
+    """Fail unless the program's own parser accepts the words: the error is then that no API is known."""
+    result = subprocess.run(
         [sys.executable, "-m", "knock", *words],
         cwd=CLIENTS,
         env={"HOME": "/nonexistent", "PATH": os.environ["PATH"]},
@@ -215,9 +212,4 @@ def understood(words: list[str]) -> None:
         text=True,
         check=False,
     )
-    assert "no API is known yet" in done.stderr
-
-
-if __name__ == "__main__":
-    os.environ["WRITE_DOCS"] = "1"
-    sys.exit(pytest.main([__file__, "-q", "-k", "transcript or reference"]))
+    assert "no API is known yet" in result.stderr

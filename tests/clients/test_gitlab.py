@@ -46,12 +46,13 @@ class Job:
 
     def start(self, *script: str) -> subprocess.Popen[str]:
         lines = [*TEMPLATE["before_script"], *script]
-        return self.shell_with("\n".join([self.strict(), *lines]))
+        return self.start_shell("\n".join([self.strict(), *lines]))
 
     def strict(self) -> str:
+        """Give the shell's options as the runner sets them; dash has no pipefail."""
         return "set -e" if "dash" in self.shell[0] else "set -eo pipefail"
 
-    def shell_with(self, text: str) -> subprocess.Popen[str]:
+    def start_shell(self, text: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.shell, "-c", text],
             env=self.variables,
@@ -64,13 +65,13 @@ class Job:
 
     def run(self, *script: str) -> tuple[int, str]:
         running = self.start(*script)
-        said, _ = running.communicate(timeout=30)
-        return running.returncode, said
+        output, _ = running.communicate(timeout=30)
+        return running.returncode, output
 
-    def afterwards(self) -> tuple[int, str]:
-        running = self.shell_with("\n".join([self.strict(), *TEMPLATE["after_script"]]))
-        said, _ = running.communicate(timeout=30)
-        return running.returncode, said
+    def run_after_script(self) -> tuple[int, str]:
+        running = self.start_shell("\n".join([self.strict(), *TEMPLATE["after_script"]]))
+        output, _ = running.communicate(timeout=30)
+        return running.returncode, output
 
 
 MakeJob = Callable[..., Job]
@@ -82,64 +83,64 @@ def job(double: Double, tmp_path: Path) -> MakeJob:
     shutil.copy(CLIENTS / "knock.sh", tmp_path / "ci")
 
     def make(number: int = 1, shell: str = "bash", **variables: str) -> Job:
-        found = program(shell, f"apt install {shell}")
+        path = program(shell, f"apt install {shell}")
         access = {"KNOCK_URL": double.url, "KNOCK_API_KEY": double.keys["alice"]}
-        return Job(tmp_path, number, [found], **access | variables)
+        return Job(tmp_path, number, [path], **access | variables)
 
     return make
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
-def test_a_job_is_let_in_while_it_runs_and_closes_behind_itself(
+def test_a_job_has_access_while_it_runs_and_ends_its_grant_afterwards(
     job: MakeJob, double: Double, shell: str, tmp_path: Path
 ) -> None:
-    mine = job(shell=shell, KNOCK_TARGETS="bastion web", KNOCK_FOR="30m")
-    code, said = mine.run('test -n "$KNOCK_GRANT"', 'echo "deployed $KNOCK_GRANT"')
+    deploy = job(shell=shell, KNOCK_TARGETS="bastion web", KNOCK_FOR="30m")
+    code, output = deploy.run('test -n "$KNOCK_GRANT"', 'echo "deployed $KNOCK_GRANT"')
     (grant,) = double.grants.values()
-    assert (code, said) == (0, f"deployed {grant['id']}\n")
+    assert (code, output) == (0, f"deployed {grant['id']}\n")
     assert grant["status"] == "active"
     assert re.fullmatch(r"example/shop: deploy \[job 1 [0-9a-f]{16}\]", grant["reason"])
     assert [target["name"] for target in grant["targets"]] == ["bastion", "web"]
-    assert mine.afterwards() == (0, f"revoked: {grant['id']}\n")
+    assert deploy.run_after_script() == (0, f"revoked: {grant['id']}\n")
     assert [file.name for file in tmp_path.iterdir()] == ["ci"]
 
 
-def test_a_job_that_fails_or_is_cancelled_closes_behind_itself(job: MakeJob, double: Double) -> None:
+def test_a_job_that_fails_or_is_cancelled_ends_its_grant(job: MakeJob, double: Double) -> None:
     failing = job(1)
     assert failing.run("false", "echo not reached") == (1, "")
-    assert failing.afterwards()[0] == 0
+    assert failing.run_after_script()[0] == 0
     cancelled = job(2)
     running = cancelled.start("echo in", "sleep 60")
     assert running.stdout is not None
     assert running.stdout.readline() == "in\n"
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate(timeout=10)
-    assert cancelled.afterwards()[0] == 0
+    assert cancelled.run_after_script()[0] == 0
     assert [grant["status"] for grant in double.grants.values()] == ["revoked"] * 2
 
 
-def test_two_jobs_in_one_folder_end_each_its_own(job: MakeJob, double: Double) -> None:
-    one, two = job(1), job(2)
-    assert (one.run("true")[0], two.run("true")[0]) == (0, 0)
+def test_two_jobs_in_one_folder_each_end_their_own_grant(job: MakeJob, double: Double) -> None:
+    first_job, second_job = job(1), job(2)
+    assert (first_job.run("true")[0], second_job.run("true")[0]) == (0, 0)
     first, second = double.grants.values()
-    assert one.afterwards()[0] == 0
+    assert first_job.run_after_script()[0] == 0
     assert (first["status"], second["status"]) == ("revoked", "active")
-    assert two.afterwards()[0] == 0
+    assert second_job.run_after_script()[0] == 0
     assert second["status"] == "revoked"
 
 
-def test_a_job_that_is_killed_while_it_knocks_ends_what_the_knock_opens(
+def test_a_job_that_is_killed_during_its_knock_ends_the_grant(
     job: MakeJob, double: Double, tmp_path: Path
 ) -> None:
     double.faults = [0.5]
-    mine = job()
-    running = mine.start("echo not reached")
+    deploy = job()
+    running = deploy.start("echo not reached")
     wait_until(lambda: double.calls("POST") == 1)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate(timeout=10)
-    code, said = mine.afterwards()
+    code, output = deploy.run_after_script()
     (grant,) = double.grants.values()
-    assert (code, said) == (0, f"revoked: {grant['id']}\n")
+    assert (code, output) == (0, f"revoked: {grant['id']}\n")
     assert [file.name for file in tmp_path.iterdir()] == ["ci"]
 
 
@@ -164,57 +165,57 @@ def answer(handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
     handler.wfile.write(body)
 
 
-@pytest.mark.parametrize("tell", [lost, uncertain, from_a_proxy])
-def test_a_job_that_cannot_know_what_it_opened_closes_it_and_nothing_else(
-    job: MakeJob, double: Double, tell: Callable[[BaseHTTPRequestHandler], None]
+@pytest.mark.parametrize("reply", [lost, uncertain, from_a_proxy])
+def test_a_job_whose_answer_was_lost_ends_its_grant_and_no_other(
+    job: MakeJob, double: Double, reply: Callable[[BaseHTTPRequestHandler], None]
 ) -> None:
-    other = double.knock("alice", {"reason": "example/shop: deploy"})[2]["id"]
+    sibling = double.knock("alice", {"reason": "example/shop: deploy"})[2]["id"]
 
-    def opened_all_the_same(handler: BaseHTTPRequestHandler) -> None:
-        double.knock("alice", json.loads(double.seen[-1][3]))
-        tell(handler)
+    def open_and_answer(handler: BaseHTTPRequestHandler) -> None:
+        double.knock("alice", json.loads(double.requests[-1].body))
+        reply(handler)
 
-    double.faults = [opened_all_the_same]
-    mine = job()
-    assert mine.run("echo not reached")[0] in (1, 3)
-    (grant,) = (one for one in double.grants.values() if one["id"] != other)
+    double.faults = [open_and_answer]
+    deploy = job()
+    assert deploy.run("echo not reached")[0] in (1, 3)
+    (grant,) = (candidate for candidate in double.grants.values() if candidate["id"] != sibling)
     assert grant["status"] == "active"
-    code, said = mine.afterwards()
+    code, output = deploy.run_after_script()
     assert code == 0
-    assert said.startswith(f"revoked: {grant['id']}\n")
+    assert output.startswith(f"revoked: {grant['id']}\n")
     assert grant["status"] == "revoked"
-    assert double.grants[other]["status"] == "active"
+    assert double.grants[sibling]["status"] == "active"
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_a_long_name_of_a_job_leaves_room_for_the_mark(job: MakeJob, double: Double, shell: str) -> None:
-    mine = job(
+    deploy = job(
         shell=shell, CI_PROJECT_PATH="group/" * 30, CI_JOB_NAME="pr\u00fcfen: " * 20, CI_JOB_ID="9" * 19
     )
-    assert mine.run("true")[0] == 0
+    assert deploy.run("true")[0] == 0
     (grant,) = double.grants.values()
     assert len(grant["reason"]) <= 256
     assert grant["reason"].startswith("group/group/")
     assert re.search(r": pr\?\?fen: p.* \[job 9{19} [0-9a-f]{16}\]$", grant["reason"])
-    assert mine.afterwards()[1] == f"revoked: {grant['id']}\n"
+    assert deploy.run_after_script()[1] == f"revoked: {grant['id']}\n"
 
 
 def test_a_job_that_is_refused_fails_and_leaves_nothing_to_end(job: MakeJob, double: Double) -> None:
-    mine = job(KNOCK_TARGETS="vault")
-    code, said = mine.run("echo not reached")
+    deploy = job(KNOCK_TARGETS="vault")
+    code, output = deploy.run("echo not reached")
     assert code == 1
-    assert said.startswith("knock.sh: The key may not do this: the key may not open vault")
-    code, said = mine.afterwards()
+    assert output.startswith("knock.sh: The key may not do this: the key may not open vault")
+    code, output = deploy.run_after_script()
     assert code == 0
-    assert said.startswith("knock.sh: no live grant of this key has a reason that ends with [job 1 ")
+    assert output.startswith("knock.sh: no live grant of this key has a reason that ends with [job 1 ")
     assert double.calls("DELETE") == 0
 
 
 def test_a_fork_without_the_variable_is_told_its_name(job: MakeJob, double: Double) -> None:
-    mine = job()
-    del mine.variables["KNOCK_API_KEY"]
-    code, said = mine.run("echo not reached")
+    deploy = job()
+    del deploy.variables["KNOCK_API_KEY"]
+    code, output = deploy.run("echo not reached")
     assert code == 2
-    assert said.startswith("KNOCK_API_KEY is not set: forks, and branches that are not protected")
-    assert mine.afterwards() == (0, "")
-    assert double.seen == []
+    assert output.startswith("KNOCK_API_KEY is not set: forks, and branches that are not protected")
+    assert deploy.run_after_script() == (0, "")
+    assert double.requests == []

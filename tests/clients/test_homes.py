@@ -1,4 +1,4 @@
-"""Odd homes: none at all, read-only, full, with files of any content, under a clock that was wrong."""
+"""Unusual homes: none, read-only, full, with files of any content, written under a wrong clock."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from knock import ConfigurationError, config, network, notices, state
+from knock import Client, ConfigurationError, config, network, notices, session, sshconfig, state
 from knock.errors import CannotReach
-from tests.clients.conftest import CLIENTS, Done
-from tests.clients.double import Double
+from tests.clients.conftest import CLIENTS, Result
+from tests.clients.double import Double, Held
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def test_a_user_without_a_home_can_do_everything_that_needs_none(
+def test_a_user_without_a_home_can_use_every_command_that_needs_none(
     run: Run, double: Double, no_home: None
 ) -> None:
     assert run("bastion", "--for", "1h").out.startswith("open: ")
@@ -65,8 +65,8 @@ def test_a_user_without_a_home_is_told_what_to_set(
     with pytest.raises(ConfigurationError, match="no home folder: set HOME or XDG_CONFIG_HOME"):
         config.store("default", "https://api.example.com", "k" * 30)
     monkeypatch.delenv("KNOCK_URL")
-    done = run("bastion")
-    assert (done.code, "no API is known yet" in done.err) == (2, True)
+    result = run("bastion")
+    assert (result.code, "no API is known yet" in result.err) == (2, True)
 
 
 def test_a_state_folder_that_cannot_be_written_costs_calls_and_nothing_else(
@@ -79,7 +79,7 @@ def test_a_state_folder_that_cannot_be_written_costs_calls_and_nothing_else(
     assert run("revoke", "--all", "-q").code == 0
 
 
-def test_a_full_disk_leaves_the_old_file_and_the_command_done(
+def test_on_a_full_disk_the_old_file_stays_and_the_command_succeeds(
     run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("bastion", "--for", "1h")
@@ -89,13 +89,13 @@ def test_a_full_disk_leaves_the_old_file_and_the_command_done(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    done = run("web", "--for", "1h")
-    assert (done.code, done.err) == (0, "")
+    result = run("web", "--for", "1h")
+    assert (result.code, result.err) == (0, "")
     assert grants_file(home).read_text() == before
     assert [path.name for path in grants_file(home).parent.glob(".*")] == []
 
 
-WHOLE = {
+ENTRY = {
     "id": "alice_1",
     "principal": "id-alice",
     "url": "https://api.example.com",
@@ -110,25 +110,25 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE))
-def test_each_field_of_what_is_known_is_checked(home: Path, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(ENTRY))
+def test_each_field_of_a_remembered_grant_is_checked(home: Path, name: str) -> None:
     """Mutation: clients/knock/state.py: `if not isinstance(stored, list) or not all(map(_is_entry, stored)):`
     -> `if not isinstance(stored, list):`
     """
     file = grants_file(home)
     file.parent.mkdir(parents=True)
-    good = WHOLE | {"at": time.time(), "until": time.time() + 3600}
-    for wrong in (None, [], {}, -1, "x\n", [1], float("inf"), True):
-        if type(wrong) is type(good[name]) or (name == "targets" and wrong == []):
+    valid = ENTRY | {"at": time.time(), "until": time.time() + 3600}
+    for value in (None, [], {}, -1, "x\n", [1], float("inf"), True):
+        if type(value) is type(valid[name]) or (name == "targets" and value == []):
             continue
-        if isinstance(wrong, (int, float)) and name in ("at", "until", "duration") and wrong == -1:
-            continue  # a number, though one that makes it old
-        file.write_text(json.dumps([good | {name: wrong}, good]))
+        if isinstance(value, (int, float)) and name in ("at", "until", "duration") and value == -1:
+            continue  # a number, with which the grant has expired
+        file.write_text(json.dumps([valid | {name: value}, valid]))
         file.chmod(0o600)
         assert state.known("https://api.example.com", ["bastion"], "here") is not None, (
-            "the other is as it was"
+            "the valid entry is kept"
         )
-        assert file.with_name("grants.json.unusable").exists(), (name, wrong)
+        assert file.with_name("grants.json.unusable").exists(), (name, value)
         assert not file.exists()
         file.with_name("grants.json.unusable").unlink()
     assert notices.warnings == [
@@ -137,33 +137,33 @@ def test_each_field_of_what_is_known_is_checked(home: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}', b"x" * 2_000_000])
-def test_a_state_file_of_any_content_is_set_aside_and_said(run: Run, home: Path, content: bytes) -> None:
+def test_a_broken_state_file_is_set_aside_with_a_warning(run: Run, home: Path, content: bytes) -> None:
     file = grants_file(home)
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
     file.chmod(0o600)
-    done = run("bastion", "--for", "1h")
-    assert done.code == 0
-    assert f"set aside as {file}.unusable" in done.err
-    assert done.err.count("\n") == 1
-    assert json.loads(file.read_text())[0]["targets"] == ["bastion"], "a new one is there"
+    result = run("bastion", "--for", "1h")
+    assert result.code == 0
+    assert f"set aside as {file}.unusable" in result.err
+    assert result.err.count("\n") == 1
+    assert json.loads(file.read_text())[0]["targets"] == ["bastion"], "a new file was written"
 
 
 @pytest.mark.parametrize(
-    "kept", [[], {"u": 1}, {"u": {"targets": []}}, {"u": {"targets": {"at": "x", "words": {}}}}]
+    "words", [[], {"u": 1}, {"u": {"targets": []}}, {"u": {"targets": {"at": "x", "words": {}}}}]
 )
-def test_kept_words_of_any_content_are_none(run: Run, home: Path, double: Double, kept: Any) -> None:
-    text = json.dumps(kept).replace('"u"', json.dumps(double.url))
+def test_malformed_cached_words_are_ignored(run: Run, home: Path, double: Double, words: Any) -> None:
+    text = json.dumps(words).replace('"u"', json.dumps(double.url))
     config.write_private(config.state_folder() / "completion.json", json.loads(text))
-    done = run("__complete", "b")
-    assert (done.code, done.out) == (0, "bastion\t22/tcp\n")
-    assert run("basion").code == 2, "and what is learned is kept"
+    result = run("__complete", "b")
+    assert (result.code, result.out) == (0, "bastion\t22/tcp\n")
+    assert run("basion").code == 2, "the words that were read then are cached: a mistyped target"
 
 
 @pytest.mark.parametrize(
     "content", ['{"profiles": {"default": {}}}', '{"profiles": {"default": {"url": 1}}}', "[" * 100_000, "\0"]
 )
-def test_a_config_file_of_any_content_is_an_error_that_names_it_and_login_sets_it_aside(
+def test_a_broken_config_file_is_an_error_that_names_it_and_login_sets_it_aside(
     run: Run, home: Path, double: Double, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "keyring", None)
@@ -172,14 +172,16 @@ def test_a_config_file_of_any_content_is_an_error_that_names_it_and_login_sets_i
     file.parent.mkdir(parents=True)
     file.write_text(content)
     file.chmod(0o600)
-    done = run("whoami")
-    assert (done.code, str(file) in done.err) == (2, True)
+    result = run("whoami")
+    assert (result.code, str(file) in result.err) == (2, True)
     config.store("default", double.url, double.keys["alice"])
     assert file.with_name("config.json.unusable").read_text() == content
     assert run("whoami", "-q").out == "alice\n"
 
 
-def test_a_file_that_is_none_is_not_waited_for(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_in_place_of_the_config_file_is_refused_without_reading(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KNOCK_API_KEY")
     file = home / ".config" / "knock" / "config.json"
     file.parent.mkdir(parents=True)
@@ -187,7 +189,7 @@ def test_a_file_that_is_none_is_not_waited_for(run: Run, home: Path, monkeypatch
     assert "is not a plain file" in run("whoami").err
 
 
-def test_an_entry_from_the_future_was_made_under_a_wrong_clock(
+def test_a_remembered_grant_from_the_future_is_ignored(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutation: clients/knock/state.py: `entry["at"] - AHEAD <= now <` -> `now <`"""
@@ -196,7 +198,7 @@ def test_an_entry_from_the_future_was_made_under_a_wrong_clock(
     monkeypatch.setattr(time, "time", lambda: clock[0])
     run("bastion", "--for", "1h")
     assert state.known(double.url, ["bastion"], network.fingerprint()) is not None
-    clock[0] = now  # the clock is put right
+    clock[0] = now  # the clock is corrected
     assert state.known(double.url, ["bastion"], network.fingerprint()) is None
     assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open: ")
     clock[0] = now - 3 * 3600  # and wrong again, the other way
@@ -206,63 +208,69 @@ def test_an_entry_from_the_future_was_made_under_a_wrong_clock(
 # ---------------------------------------------------------------------- locks, and an API that hangs
 
 
-def test_a_file_system_without_locks_is_done_without(
+def test_a_file_system_without_locks_is_no_error(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
 
-    def none(*_: object) -> None:
+    def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open: ")
     slot = state.WatchSlot("x")
     slot.keep(["a"])
     assert slot.ids == []
 
 
-def test_an_api_that_hangs_costs_many_hooks_one_timeout_and_not_one_after_the_other(
-    home: Path, double: Double
-) -> None:
+def test_hooks_that_wait_for_one_whose_api_hangs_fail_with_it(home: Path, double: Double) -> None:
     """Mutation: clients/knock/state.py: `_fail_as_others_did(url, began)` -> `pass`"""
-    tried: list[str] = []
+    calls: list[str] = []
     failures: list[str] = []
 
     def hook() -> None:
         try:
             with state.opening(double.url):
-                tried.append("it hangs")
+                calls.append("it hangs")
                 time.sleep(0.3)
                 raise CannotReach("the API did not answer within 10 s")
         except CannotReach as error:
             failures.append(str(error))
 
     hooks = [threading.Thread(target=hook) for _ in range(5)]
-    for one in hooks:
-        one.start()
-    for one in hooks:
-        one.join(timeout=10)
-    assert len(tried) == 1
+    for thread in hooks:
+        thread.start()
+    for thread in hooks:
+        thread.join(timeout=10)
+    assert len(calls) == 1
     assert sum("as another ssh has just found" in text for text in failures) == 4
     hook()
-    assert len(tried) == 2, "who comes later tries for itself"
+    assert len(calls) == 2, "a later hook calls the API itself"
     with state.opening("https://another.example.com"):
         pass
 
 
-def test_a_hook_gives_up_long_before_people_do(
+def test_a_hook_gives_up_within_twenty_seconds(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from knock import session, sshconfig
+    limits: list[dict[str, Any]] = []
 
-    limits = session.Limits(sshconfig.ANSWER, sshconfig.CONNECT, sshconfig.TRIES, sshconfig.KEYRING)
-    assert limits.answer + limits.tries * limits.connect <= 20
+    def client(*arguments: Any, **options: Any) -> Client:
+        limits.append(options)
+        return Client(*arguments, **options)
+
+    monkeypatch.setattr(session, "Client", client)
+    assert run("ssh-hook", "--target", "web").code == 0
+    assert limits[0]["timeout"] + limits[0]["tries"] * limits[0]["connect_timeout"] <= 20
     monkeypatch.setattr(sshconfig, "ANSWER", 0.3)
-    double.faults = [5]
-    began = time.monotonic()
-    done = run("ssh-hook", "--target", "bastion")
-    assert (done.code, time.monotonic() - began < 4) == (3, True)
-    assert "did not answer within 0.3 s" in done.err
+    held = Held()
+    double.faults = [held]
+    result = run("ssh-hook", "--target", "bastion")
+    assert held.waiting, "it waited for the answer"
+    held.release()
+    assert result.code == 3
+    assert "did not answer within 0.3 s" in result.err
+    assert double.calls("POST") == 2, "the first hook's knock, and one of this hook"
 
 
 # ---------------------------------------------------------------------- a configuration from a checkout
@@ -281,7 +289,7 @@ def test_a_configuration_from_a_checkout_runs_nothing_of_the_current_folder(
     monkeypatch.delenv("PYTHONPATH")
     for path in ("", str(project)):
         monkeypatch.setenv("PYTHONPATH", path)
-        done = spawn("bash", "-c", f"cd {project}; {command}")
-        assert (done.code, "this ran" in done.err) == (0, False), done
+        result = spawn("bash", "-c", f"cd {project}; {command}")
+        assert (result.code, "this ran" in result.err) == (0, False), result
     assert len(double.grants) == 1
     assert stat.S_IMODE(grants_file(home).stat().st_mode) == 0o600

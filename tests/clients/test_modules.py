@@ -1,4 +1,4 @@
-"""How the modules of `knock` depend on each other: one way, so that each can be read by itself."""
+"""How the modules of `knock` depend on each other: without cycles, so that each can be read by itself."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FOLDER = CLIENTS / "knock"
 
 def imports(module: str) -> set[str]:
     """Give the modules of the package that a module imports anywhere, for types and in functions too."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-    return {name for name in found if (FOLDER / f"{name}.py").exists()}
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+    return {name for name in names if (FOLDER / f"{name}.py").exists()}
 
 
-def test_no_module_imports_what_imports_it() -> None:
+def test_imports_form_no_cycle() -> None:
     names = [path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")]
     order = list(TopologicalSorter({name: imports(name) for name in names}).static_order())
     assert order.index("values") < order.index("errors") < order.index("transport") < order.index("client")
@@ -33,7 +33,7 @@ def test_no_module_imports_what_imports_it() -> None:
 
 @pytest.mark.parametrize("name", ["run", "watch", "sshconfig", "state", "streams", "network"])
 def test_a_module_loads_where_unix_is_not(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Windows has none of these; it was never run there."""
+    """Without these, which Windows lacks; no test runs on Windows."""
     for missing in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
         monkeypatch.delattr(signal, missing)
     for module in ("fcntl", "pwd", "termios"):

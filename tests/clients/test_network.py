@@ -1,4 +1,4 @@
-"""Which network this is, told without traffic, and what is known of it for a while."""
+"""The network that this machine is on, found without traffic, and the grants remembered for it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ destination: default
 
 
 def test_the_gateway_and_its_hardware_address_name_a_macs_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {
+    outputs = {
         ("/sbin/route", "-n", "get", "default"): MAC_ROUTE,
         (
             "/usr/sbin/arp",
@@ -74,15 +74,15 @@ def test_the_gateway_and_its_hardware_address_name_a_macs_network(monkeypatch: p
         ): "? (192.168.1.1) at a4:91:b1:0:0:1 on en0 ifscope [ethernet]\n",
     }
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(network, "run", lambda *command: said.get(command, ""))
+    monkeypatch.setattr(network, "run", lambda *command: outputs.get(command, ""))
     assert network._gateways() == ["192.168.1.1", "en0", "a4:91:b1:0:0:1"]
-    said.clear()
+    outputs.clear()
     assert network._gateways() == []
     monkeypatch.setattr(sys, "platform", "win32")
     assert network._gateways() == []
 
 
-def test_a_command_that_is_missing_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_is_missing_or_hangs_gives_an_empty_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.run("echo", "x") == "x\n"
     assert network.run("no-such-program-anywhere") == ""
 
@@ -118,7 +118,7 @@ class Machine:
         return self.routes.get(to or "", self.world[socket.AddressFamily(family)])
 
 
-def said(
+def differences(
     monkeypatch: pytest.MonkeyPatch,
     machine: Machine,
     source: str,
@@ -127,74 +127,88 @@ def said(
     proxy: str | None = None,
     host: str | None = None,
 ) -> str:
+    """Give the notes on other addresses that the next connection may come from."""
     monkeypatch.setattr(network, "local_address", machine.local_address)
     grant: Any = SimpleNamespace(source=source)
     client: Any = SimpleNamespace(path=Way(local, peer, proxy))
     return "\n".join(network.differences(grant, client, host))
 
 
-def test_behind_one_router_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "192.168.1.23") == ""
+def test_behind_one_router_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert differences(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "192.168.1.23") == ""
 
 
-def test_an_api_on_this_machine_says_nothing_about_routes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "127.0.0.1", "127.0.0.1") == ""
+def test_an_api_on_this_machine_tells_nothing_about_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert differences(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "127.0.0.1", "127.0.0.1") == ""
     client: Any = SimpleNamespace(path=None)
     assert network.differences(SimpleNamespace(source="203.0.113.7/32"), client) == []  # type: ignore[arg-type]
 
 
 def test_a_proxys_address_is_said_to_be_the_proxys(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = said(
+    text = differences(
         monkeypatch, Machine("10.0.0.5"), "203.0.113.7/32", "10.0.0.5", "10.0.0.1", "proxy.example.net:3128"
     )
     assert "203.0.113.7/32 is the proxy's address" in text
 
 
-def test_an_ipv6_beside_the_ipv4_that_was_let_in_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Machine("192.168.1.23", "2a00:1450:4001::23")
-    text = said(monkeypatch, both, "203.0.113.7/32", "192.168.1.23")
+def test_an_address_of_the_other_family_that_is_not_let_in_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dual_stack = Machine("192.168.1.23", "2a00:1450:4001::23")
+    text = differences(monkeypatch, dual_stack, "203.0.113.7/32", "192.168.1.23")
     assert "only the IPv4 address 203.0.113.7/32 is let in" in text
     assert "2a00:1450:4001::23" in text
-    text = said(monkeypatch, both, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80")
+    text = differences(
+        monkeypatch, dual_stack, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80"
+    )
     assert "only the IPv6 address 2a00:1450:4001::23/128 is let in" in text
-    six = Machine(None, "2a00:1450:4001::23")
-    assert said(monkeypatch, six, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80") == ""
+    ipv6_only = Machine(None, "2a00:1450:4001::23")
+    assert (
+        differences(monkeypatch, ipv6_only, "2a00:1450:4001::23/128", "2a00:1450:4001::23", "2001:db8::80")
+        == ""
+    )
     private = Machine("192.168.1.23", "fd00::23")
-    assert said(monkeypatch, private, "203.0.113.7/32", "192.168.1.23") == ""
+    assert differences(monkeypatch, private, "203.0.113.7/32", "192.168.1.23") == ""
 
 
-def test_a_vpn_that_carries_the_api_only_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = said(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "10.8.0.2")
+def test_a_vpn_that_carries_the_api_only_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = differences(monkeypatch, Machine("192.168.1.23"), "203.0.113.7/32", "10.8.0.2")
     assert "the API was reached from 10.8.0.2, and the default route leaves from 192.168.1.23" in text
 
 
-def test_towards_a_known_host_only_its_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[tuple[int, str]] = []
+def test_for_a_known_host_only_the_route_to_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[tuple[int, str]] = []
 
     def resolve(*args: Any, **more: Any) -> Any:
-        if not found:
+        if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
-        return [(family, socket.SOCK_STREAM, 6, "", (address, 0)) for family, address in found]
+        return [(family, socket.SOCK_STREAM, 6, "", (address, 0)) for family, address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    both = Machine("192.168.1.23", "2a00:1450:4001::23")
-    way: dict[str, Any] = {"source": "203.0.113.7/32", "local": "192.168.1.23", "host": "bastion"}
-    assert said(monkeypatch, both, **way) == ""
-    found[:] = [(socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")]
-    assert said(monkeypatch, both, **way) == ""
-    found.reverse()
-    assert "bastion will be reached from 2a00:1450:4001::23" in said(monkeypatch, both, **way)
-    assert "ssh -4" in said(monkeypatch, both, **way)
-    assert said(monkeypatch, Machine("192.168.1.23"), **way) == "", "without a route IPv6 is not tried"
-    assert said(monkeypatch, Machine(), **way) == ""
-    found[:] = [(socket.AF_INET, "198.51.100.1")]
+    dual_stack = Machine("192.168.1.23", "2a00:1450:4001::23")
+    over_ipv4: dict[str, Any] = {"source": "203.0.113.7/32", "local": "192.168.1.23", "host": "bastion"}
+    assert differences(monkeypatch, dual_stack, **over_ipv4) == ""
+    addresses[:] = [(socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")]
+    assert differences(monkeypatch, dual_stack, **over_ipv4) == ""
+    addresses.reverse()
+    assert "bastion will be reached from 2a00:1450:4001::23" in differences(
+        monkeypatch, dual_stack, **over_ipv4
+    )
+    assert "ssh -4" in differences(monkeypatch, dual_stack, **over_ipv4)
+    assert differences(monkeypatch, Machine("192.168.1.23"), **over_ipv4) == "", (
+        "without a route IPv6 is not tried"
+    )
+    assert differences(monkeypatch, Machine(), **over_ipv4) == ""
+    addresses[:] = [(socket.AF_INET, "198.51.100.1")]
     split = Machine("192.168.1.23", **{"198.51.100.1": "10.8.0.2"})
-    assert "reached from 10.8.0.2, and the API was from 192.168.1.23" in said(monkeypatch, split, **way)
-    six: dict[str, Any] = {"source": "2001:db8::7/128", "local": "2001:db8::7", "host": "bastion"}
-    assert "ssh -6" in said(monkeypatch, Machine("192.168.1.23", "2001:db8::7"), **six)
+    assert "reached from 10.8.0.2, and the API was from 192.168.1.23" in differences(
+        monkeypatch, split, **over_ipv4
+    )
+    over_ipv6: dict[str, Any] = {"source": "2001:db8::7/128", "local": "2001:db8::7", "host": "bastion"}
+    assert "ssh -6" in differences(monkeypatch, Machine("192.168.1.23", "2001:db8::7"), **over_ipv6)
 
 
-# ---------------------------------------------------------------------- what is known for a while
+# ---------------------------------------------------------------------- remembered grants
 
 URL = "https://api.example.com/prod"
 
@@ -209,23 +223,25 @@ def grant(name: str = "g", *targets: str, seconds: int = 3600) -> Any:
     )
 
 
-def remember(made: Any, everything: bool = False, network: str = "here", by: state.Opener = "hand") -> None:
-    state.remember(URL, made, network, everything=everything, asked_at=time.time(), by=by)
+def remember(
+    granted: Any, everything: bool = False, fingerprint: str = "here", by: state.Opener = "hand"
+) -> None:
+    state.remember(URL, granted, fingerprint, everything=everything, asked_at=time.time(), by=by)
 
 
-def test_a_grant_is_known_for_its_api_its_network_and_its_targets(home: Path) -> None:
+def test_a_grant_is_remembered_for_its_api_network_and_targets(home: Path) -> None:
     remember(grant("g", "bastion", "web"))
     assert state.known(URL, ["bastion"], "here")
     assert state.known(URL, ["web", "bastion"], "here")
     assert not state.known(URL, ["bastion", "db"], "here")
     assert not state.known(URL, ["bastion"], "elsewhere")
     assert not state.known(URL + "2", ["bastion"], "here")
-    assert not state.known(URL, [], "here"), "two named targets need not be all"
+    assert not state.known(URL, [], "here"), "two named targets need not be all targets"
     remember(grant("h", "bastion", "web"), everything=True)
     assert state.known(URL, [], "here")
 
 
-def test_a_grant_is_not_known_on_its_last_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grant_is_not_used_in_its_last_minute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     remember(grant("long", "bastion", seconds=3600))
     remember(grant("short", "web", seconds=20))
@@ -241,7 +257,7 @@ def test_a_grant_is_not_known_on_its_last_minute(home: Path, monkeypatch: pytest
         assert bool(state.known(URL, ["web"], "here")) == web
 
 
-def test_what_is_known_is_forgotten_by_id_by_api_and_by_time(
+def test_a_remembered_grant_is_forgotten_by_id_by_api_and_by_time(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember(grant("a", "bastion"))
@@ -255,20 +271,22 @@ def test_what_is_known_is_forgotten_by_id_by_api_and_by_time(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 4000)
     remember(grant("d", "web"))
-    kept = json.loads((config.state_folder() / "grants.json").read_text())
-    assert [entry["id"] for entry in kept] == ["d"], "the file does not grow for ever"
+    entries = json.loads((config.state_folder() / "grants.json").read_text())
+    assert [entry["id"] for entry in entries] == ["d"], "the file does not grow for ever"
 
 
-def test_what_is_known_is_the_owners_alone_and_holds_no_key(home: Path, no_umask: None) -> None:
+def test_the_state_file_is_its_owners_alone_and_ignored_when_others_can_write_it(
+    home: Path, no_umask: None
+) -> None:
     remember(grant())
     file = config.state_folder() / "grants.json"
     assert file.stat().st_mode & 0o777 == 0o600
     file.chmod(0o666)
-    assert not state.known(URL, ["bastion"], "here"), "others could have written it"
+    assert not state.known(URL, ["bastion"], "here"), "others could have written the file"
 
 
 @pytest.mark.parametrize("content", ["not json", "{}", "[1]", "null", '[{"until": 1}]'])
-def test_a_broken_file_is_as_none(home: Path, content: str) -> None:
+def test_a_broken_state_file_is_treated_as_missing(home: Path, content: str) -> None:
     slot = state.WatchSlot("w")
     slot.keep([])
     (watches,) = (file.name for file in config.state_folder().glob("watch-*.json"))
@@ -289,9 +307,9 @@ def test_a_broken_file_is_as_none(home: Path, content: str) -> None:
     slot.close()
 
 
-def test_what_opened_a_grant_is_remembered_with_it(home: Path) -> None:
+def test_a_grant_is_remembered_with_its_opener(home: Path) -> None:
     remember(grant("short", "bastion", seconds=60))
-    remember(grant("long", "bastion", seconds=600), network="")
+    remember(grant("long", "bastion", seconds=600), fingerprint="")
     remember(grant("all", "bastion", "web"), everything=True)
     remember(grant("job", "bastion"), by="script")
     remember(grant("ssh", "bastion"), by="hook")
@@ -304,18 +322,18 @@ def test_what_opened_a_grant_is_remembered_with_it(home: Path) -> None:
     assert state.opened_by("hand", URL, ["bastion"]) == []
 
 
-def test_a_watch_finds_what_a_dead_one_left_and_not_what_a_living_one_has(home: Path) -> None:
+def test_a_watch_finds_the_grants_of_a_dead_watch_and_not_of_a_running_one(home: Path) -> None:
     first, second = state.WatchSlot("w"), state.WatchSlot("w")
     first.keep(["a"])
     second.keep(["b"])
     assert (first.ids, second.ids) == (["a"], ["b"])
-    other = state.WatchSlot("another name")
-    assert other.ids == []
+    other_name = state.WatchSlot("another name")
+    assert other_name.ids == []
     first.close()
     assert first.ids == []
     third = state.WatchSlot("w")
     assert third.ids == ["a"], "its lock went with the process"
-    for slot in (second, third, other):
+    for slot in (second, third, other_name):
         slot.close()
 
 
@@ -341,28 +359,28 @@ def test_a_file_that_cannot_be_written_is_no_error(home: Path) -> None:
         assert state.known(URL, ["bastion"], "here") is None
 
 
-def test_only_one_opens_at_a_time_and_nobody_waits_for_ever(home: Path) -> None:
+def test_one_caller_opens_at_a_time_and_the_wait_for_it_is_bounded(home: Path) -> None:
     inside: list[int] = []
-    most: list[int] = []
+    at_once: list[int] = []
 
-    def one() -> None:
+    def open_once() -> None:
         with state.opening():
             inside.append(1)
-            most.append(len(inside))
+            at_once.append(len(inside))
             threading.Event().wait(0.02)
             inside.pop()
 
-    threads = [threading.Thread(target=one) for _ in range(5)]
+    threads = [threading.Thread(target=open_once) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 5
+    assert at_once == [1] * 5
     with state.opening(), pytest.raises(KnockError, match="under way for too long"), state.opening(wait=0.1):
         pass
 
 
-def test_without_file_locks_nobody_is_kept_waiting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_locks_opening_does_not_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with state.opening(), state.opening(wait=0):
         pass

@@ -1,4 +1,4 @@
-"""Profiles: where a key is kept, who can read it, and where it is never sent."""
+"""Profiles: where a key is stored, who can read it, and to which URL it is sent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from knock import Client, ConfigurationError, config, notices
-from tests.clients.conftest import Done
+from tests.clients.conftest import Result, wait_until
 from tests.clients.double import Double
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
 def _no_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever keyring the machine has is not for tests."""
+    """Tests do not use the keyring of this machine."""
     monkeypatch.setitem(sys.modules, "keyring", None)
 
 
@@ -33,61 +33,61 @@ def file(home: Path) -> Path:
 
 
 @pytest.fixture
-def login(home: Path, spawn: Run, double: Double) -> Callable[..., Done]:
-    def do(who: str = "alice", *words: str) -> Done:
-        return spawn("knock", "login", "--url", double.url, *words, stdin=double.keys[who] + "\n")
+def login(home: Path, spawn: Run, double: Double) -> Callable[..., Result]:
+    def log_in(principal: str = "alice", *words: str) -> Result:
+        return spawn("knock", "login", "--url", double.url, *words, stdin=double.keys[principal] + "\n")
 
-    return do
+    return log_in
 
 
 def test_a_key_from_a_pipe_is_tried_and_stored_for_its_owner_only(
     no_umask: None, login: Run, run: Run, double: Double, file: Path
 ) -> None:
-    done = login()
-    assert (done.code, done.out) == (0, f"profile default: alice at {double.url}, key in {file}\n")
+    result = login()
+    assert (result.code, result.out) == (0, f"profile default: alice at {double.url}, key in {file}\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert [path.name for path in file.parent.iterdir()] == ["config.json"], "no temporary file is left"
     assert run("whoami", "-q").out == "alice\n"
-    assert double.keys["alice"] not in done.out + done.err
+    assert double.keys["alice"] not in result.out + result.err
 
 
 def test_a_wrong_key_is_not_stored(spawn: Run, double: Double, file: Path) -> None:
-    done = spawn("knock", "login", "--url", double.url, stdin="no-such-key-00000000\n")
-    assert (done.code, done.out) == (1, "")
-    assert "The key is not accepted" in done.err
+    result = spawn("knock", "login", "--url", double.url, stdin="no-such-key-00000000\n")
+    assert (result.code, result.out) == (1, "")
+    assert "The key is not accepted" in result.err
     assert not file.exists()
     assert spawn("knock", "login", "--url", double.url, stdin="").code == 2
 
 
 def test_a_key_can_be_stored_without_trying_it(spawn: Run, file: Path) -> None:
-    done = spawn(
+    result = spawn(
         "knock", "login", "--no-check", "--url", "https://api.example.com/prod/knock", stdin="k" * 30
     )
-    assert done.out == f"profile default: https://api.example.com/prod, key in {file}\n"
+    assert result.out == f"profile default: https://api.example.com/prod, key in {file}\n"
 
 
 def test_without_a_terminal_the_url_must_be_named(spawn: Run) -> None:
-    done = spawn("knock", "login", stdin="key\n")
-    assert done.code == 2
-    assert "--url URL" in done.err
+    result = spawn("knock", "login", stdin="key\n")
+    assert result.code == 2
+    assert "--url URL" in result.err
 
 
-def test_url_and_key_are_asked_for_on_a_terminal_and_the_key_is_not_shown(
+def test_login_prompts_for_url_and_key_on_a_terminal_and_does_not_echo_the_key(
     home: Path, double: Double, run: Run
 ) -> None:
-    # A terminal of its own for the program, which a process without threads must make.
-    spawn = "import pty, sys; sys.exit(pty.spawn(['knock', 'login']) >> 8)"
-    running = subprocess.Popen([sys.executable, "-c", spawn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # The program gets a terminal of its own; pty.spawn forks, so a process without threads calls it.
+    code = "import pty, sys; sys.exit(pty.spawn(['knock', 'login']) >> 8)"
+    running = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert running.stdin is not None
     assert running.stdout is not None
     terminal, typed = running.stdout.fileno(), running.stdin.fileno()
-    said = b""
+    output = b""
 
     def read_until(words: bytes) -> None:
-        nonlocal said
-        while words not in said:
-            said += os.read(terminal, 4096)
+        nonlocal output
+        while words not in output:
+            output += os.read(terminal, 4096)
 
     read_until(b"URL of the API: ")
     os.write(typed, double.url.encode() + b"\n")
@@ -96,7 +96,7 @@ def test_url_and_key_are_asked_for_on_a_terminal_and_the_key_is_not_shown(
     read_until(b"key in ")
     running.communicate(timeout=10)
     assert running.returncode == 0
-    assert double.keys["alice"].encode() not in said
+    assert double.keys["alice"].encode() not in output
     assert run("whoami", "-q").out == "alice\n"
 
 
@@ -108,12 +108,12 @@ def test_no_key_at_the_prompt_stores_nothing(
 
     monkeypatch.setattr("getpass.getpass", closed)
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
-    done = run("login", "--url", double.url)
-    assert (done.code, done.err) == (2, "knock: no key was given\n")
+    result = run("login", "--url", double.url)
+    assert (result.code, result.err) == (2, "knock: no key was given\n")
     assert not file.exists()
 
 
-def test_profiles_are_told_apart_listed_and_deleted(
+def test_profiles_are_selected_listed_and_deleted(
     login: Run, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login("alice")
@@ -123,29 +123,29 @@ def test_profiles_are_told_apart_listed_and_deleted(
     monkeypatch.setenv("KNOCK_PROFILE", "work")
     assert run("whoami", "-q").out == "bob\n"
     assert run("whoami", "-q", "--profile", "default").out == "alice\n"
-    shown = run("profiles").out.splitlines()
-    assert shown[0].split() == ["PROFILE", "URL", "KEY", "IN"]
-    assert shown[2].startswith("*  work")
-    assert shown[2].endswith("  file")
+    table = run("profiles").out.splitlines()
+    assert table[0].split() == ["PROFILE", "URL", "KEY", "IN"]
+    assert table[2].startswith("*  work")
+    assert table[2].endswith("  file")
     assert run("profiles", "-q").out == "default\nwork\n"
-    told = json.loads(run("profiles", "--json").out)["profiles"]
-    assert told[1]["name"] == "work"
-    assert told[1]["current"]
-    assert "key" not in told[1]
+    listing = json.loads(run("profiles", "--json").out)["profiles"]
+    assert listing[1]["name"] == "work"
+    assert listing[1]["current"]
+    assert "key" not in listing[1]
     assert run("logout").out == "profile work is deleted\n"
     assert run("logout").code == 2
     assert json.loads(run("logout", "--profile", "default", "--json").out) == {"profile": "default"}
     assert run("profiles").err == "knock: no profile is stored: run `knock login`\n"
 
 
-def test_an_unknown_profile_names_those_there_are(login: Run, run: Run) -> None:
+def test_the_error_for_an_unknown_profile_names_the_stored_ones(login: Run, run: Run) -> None:
     assert (
         run("ls").err == "knock: no API is known yet: run `knock login`, or set KNOCK_URL and KNOCK_API_KEY\n"
     )
     login("alice", "--profile", "work")
-    done = run("ls", "--profile", "home")
-    assert done.code == 2
-    assert "there is no profile 'home'; there is: work" in done.err
+    result = run("ls", "--profile", "home")
+    assert result.code == 2
+    assert "there is no profile 'home'; there is: work" in result.err
 
 
 def test_the_environment_wins_and_login_says_so(
@@ -162,39 +162,39 @@ def test_a_stored_key_is_sent_to_no_other_url(
     login: Run, run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login("alice")
-    other = Double()
-    monkeypatch.setenv("KNOCK_URL", other.url)
-    done = run("whoami")
-    assert done.code == 2
-    assert "it is not sent elsewhere" in done.err
-    assert other.seen == []
-    monkeypatch.setenv("KNOCK_API_KEY", other.keys["bob"])
+    elsewhere = Double()
+    monkeypatch.setenv("KNOCK_URL", elsewhere.url)
+    result = run("whoami")
+    assert result.code == 2
+    assert "it is not sent elsewhere" in result.err
+    assert elsewhere.requests == []
+    monkeypatch.setenv("KNOCK_API_KEY", elsewhere.keys["bob"])
     assert run("whoami", "-q").out == "bob\n"
-    other.stop()
+    elsewhere.stop()
     monkeypatch.delenv("KNOCK_API_KEY")
     monkeypatch.setenv("KNOCK_URL", double.url + "/")
-    assert run("whoami", "-q").out == "alice\n", "the same URL may be set beside it"
+    assert run("whoami", "-q").out == "alice\n", "the profile's own URL may be set too"
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_can_change_is_refused(login: Run, run: Run, file: Path, mode: int) -> None:
+def test_a_file_that_others_can_write_is_refused(login: Run, run: Run, file: Path, mode: int) -> None:
     login("alice")
     file.chmod(mode)
-    done = run("whoami")
-    assert (done.code, done.out) == (2, "")
-    assert f"{file} can be changed by others; close it with: chmod 600 {file}" in done.err
+    result = run("whoami")
+    assert (result.code, result.out) == (2, "")
+    assert f"{file} can be changed by others; close it with: chmod 600 {file}" in result.err
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o444])
-def test_a_file_that_others_can_read_is_used_and_that_is_said(
+def test_a_file_that_others_can_read_is_used_with_a_warning(
     login: Run, run: Run, file: Path, mode: int
 ) -> None:
     login("alice")
     file.chmod(mode)
-    done = run("whoami")
-    assert done.code == 0
-    said = f"knock: others on this machine can read the key in {file}; if it is yours: chmod 600 {file}\n"
-    assert done.err == said
+    result = run("whoami")
+    assert result.code == 0
+    warning = f"knock: others on this machine can read the key in {file}; if it is yours: chmod 600 {file}\n"
+    assert result.err == warning
     assert run("whoami", "-q").err == ""
 
 
@@ -219,16 +219,18 @@ def test_a_file_of_another_user_is_refused(
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"profiles": []}', '{"profiles": {"default": 1}}'])
-def test_a_broken_file_is_said_to_be_one(run: Run, file: Path, content: str) -> None:
+def test_a_broken_file_is_an_error_that_names_it(run: Run, file: Path, content: str) -> None:
     file.parent.mkdir(parents=True)
     file.write_text(content)
     file.chmod(0o600)
-    done = run("whoami")
-    assert done.code == 2
-    assert str(file) in done.err
+    result = run("whoami")
+    assert result.code == 2
+    assert str(file) in result.err
 
 
-def test_what_cannot_be_read_or_written_is_an_error_of_ours(login: Run, file: Path, run: Run) -> None:
+def test_a_file_that_cannot_be_read_or_written_is_an_error_and_no_traceback(
+    login: Run, file: Path, run: Run
+) -> None:
     file.mkdir(parents=True)
     assert f"{file} cannot be read: Is a directory" in run("profiles").err
     file.rmdir()
@@ -255,9 +257,9 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
 
 def test_a_linked_file_stays_a_link(login: Run, run: Run, file: Path, tmp_path: Path) -> None:
     login("alice")
-    kept = tmp_path / "dotfiles.json"
-    file.rename(kept)
-    file.symlink_to(kept)
+    dotfile = tmp_path / "dotfiles.json"
+    file.rename(dotfile)
+    file.symlink_to(dotfile)
     login("bob", "--profile", "work")
     assert file.is_symlink()
     assert run("profiles", "-q").out == "default\nwork\n"
@@ -282,7 +284,7 @@ def test_folders_are_the_platforms(home: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 class Keyring(types.ModuleType):
-    """The keyring package, as much as is used, over a dict."""
+    """The part of the keyring package that is used, over a dict."""
 
     class KeyringError(Exception):
         pass
@@ -292,7 +294,7 @@ class Keyring(types.ModuleType):
 
     def __init__(self, priority: float = 5) -> None:
         super().__init__("keyring")
-        self.kept: dict[tuple[str, str], str] = {}
+        self.passwords: dict[tuple[str, str], str] = {}
         self.locked = False
         self.priority = priority
         self.errors = self
@@ -302,17 +304,17 @@ class Keyring(types.ModuleType):
 
     def set_password(self, service: str, name: str, key: str) -> None:
         self._check()
-        self.kept[service, name] = key
+        self.passwords[service, name] = key
 
     def get_password(self, service: str, name: str) -> str | None:
         self._check()
-        return self.kept.get((service, name))
+        return self.passwords.get((service, name))
 
     def delete_password(self, service: str, name: str) -> None:
         self._check()
-        if (service, name) not in self.kept:
+        if (service, name) not in self.passwords:
             raise self.PasswordDeleteError("not there")
-        del self.kept[service, name]
+        del self.passwords[service, name]
 
     def _check(self) -> None:
         if self.locked:
@@ -321,10 +323,10 @@ class Keyring(types.ModuleType):
 
 @pytest.fixture
 def keyring(monkeypatch: pytest.MonkeyPatch) -> Keyring:
-    made = Keyring()
-    monkeypatch.setitem(sys.modules, "keyring", made)
-    monkeypatch.setitem(sys.modules, "keyring.errors", made)
-    return made
+    package = Keyring()
+    monkeypatch.setitem(sys.modules, "keyring", package)
+    monkeypatch.setitem(sys.modules, "keyring.errors", package)
+    return package
 
 
 def test_the_keyring_keeps_the_key_where_there_is_one(home: Path, keyring: Keyring, file: Path) -> None:
@@ -333,9 +335,9 @@ def test_the_keyring_keeps_the_key_where_there_is_one(home: Path, keyring: Keyri
     assert config.access() == ("https://api.example.com", "k" * 30)
     assert Client.from_profile().url == "https://api.example.com"
     assert config.forget("default")
-    assert keyring.kept == {}
+    assert keyring.passwords == {}
     config.store("default", "https://api.example.com", "k" * 30)
-    keyring.kept.clear()
+    keyring.passwords.clear()
     with pytest.raises(ConfigurationError, match="keyring has no key for profile 'default'"):
         config.access()
     assert config.forget("default"), "a key that was deleted by hand is no obstacle"
@@ -343,10 +345,10 @@ def test_the_keyring_keeps_the_key_where_there_is_one(home: Path, keyring: Keyri
 
 def test_a_key_may_stay_out_of_the_keyring(home: Path, keyring: Keyring, file: Path) -> None:
     assert config.store("default", "https://api.example.com", "k" * 30, use_keyring=False) == str(file)
-    assert keyring.kept == {}
+    assert keyring.passwords == {}
 
 
-def test_a_keyring_that_refuses_is_said_to_and_the_file_is_used(
+def test_a_keyring_that_refuses_is_a_warning_and_the_file_is_used(
     home: Path, keyring: Keyring, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.store("other", "https://api.example.com", "k" * 30)
@@ -383,8 +385,6 @@ def test_the_key_of_a_login_is_in_no_process_list(home: Path, double: Double) ->
         assert running.stdin is not None
         running.stdin.write(double.keys["alice"] + "\n")
         running.stdin.flush()
-        from tests.clients.conftest import wait_until
-
         wait_until(lambda: double.calls("GET") == 1)
         listed = subprocess.run(
             ["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True

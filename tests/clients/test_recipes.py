@@ -1,4 +1,4 @@
-"""What docs/jobs.md and docs/terraform.md show besides transcripts: recipes for scripts, CI and Terraform.
+"""The recipes for scripts, CI and Terraform in docs/jobs.md and docs/terraform.md.
 
 Ansible is not among the tools of the gate, so its recipe is played here by what it uses of Ansible:
 blocks with always, `uri`, `command`, `assert`, register, until, retries, when and failed_when, with
@@ -24,7 +24,7 @@ import pytest
 import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.clients.conftest import CLIENTS, ROOT, Done
+from tests.clients.conftest import CLIENTS, ROOT, Result
 from tests.clients.double import Double
 from tests.conftest import program
 
@@ -58,24 +58,24 @@ class Player:
 
     def value(self, template: Any) -> Any:
         if isinstance(template, dict):
-            return {key: self.value(one) for key, one in template.items()}
+            return {key: self.value(part) for key, part in template.items()}
         if isinstance(template, list):
-            return [self.value(one) for one in template]
+            return [self.value(part) for part in template]
         return self.jinja.from_string(template).render(self.facts) if isinstance(template, str) else template
 
     def holds(self, expression: str) -> bool:
         return bool(self.jinja.compile_expression(expression)(**self.facts))
 
     def play(self) -> None:
-        for task in PLAY["tasks"]:
+        for block in PLAY["tasks"]:
             failed: Failed | None = None
             try:
-                for one in task["block"]:
-                    self.task(one)
+                for task in block["block"]:
+                    self.task(task)
             except Failed as error:
                 failed = error
-            for one in task["always"]:
-                self.task(one)
+            for task in block["always"]:
+                self.task(task)
             if failed:
                 raise failed
 
@@ -83,29 +83,29 @@ class Player:
         assert set(task) <= OF_A_TASK, f"Ansible or this player knows no {set(task) - OF_A_TASK}"
         if "when" in task and not self.holds(task["when"]):
             return
-        for left in range(task.get("retries", 0), -1, -1):
-            failed, result = self.once(task)
+        for retries_left in range(task.get("retries", 0), -1, -1):
+            failed, result = self.execute(task)
             self.facts[task.get("register", "_")] = result
             if "until" not in task or self.holds(task["until"]):
                 break
             failed = True
-            if left:
+            if retries_left:
                 time.sleep(min(task["delay"], 0.05))
         if "failed_when" in task:
             failed = self.holds(task["failed_when"])
         if failed:
             raise Failed(task["name"])
 
-    def once(self, task: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-        if stated := task.get("ansible.builtin.assert"):
-            return not self.holds(stated["that"]), {}
+    def execute(self, task: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+        if assertion := task.get("ansible.builtin.assert"):
+            return not self.holds(assertion["that"]), {}
         if command := task.get("ansible.builtin.command"):
             if not self.reached:
                 if not task.get("ignore_unreachable"):
                     raise Unreachable
                 return False, {"unreachable": True}
-            done = subprocess.run(self.value(command).split(), check=False)
-            return done.returncode != 0, {"rc": done.returncode}
+            process = subprocess.run(self.value(command).split(), check=False)
+            return process.returncode != 0, {"rc": process.returncode}
         call = self.value(task["ansible.builtin.uri"])
         body = json.dumps(call["body"]).encode() if "body" in call else None
         url = urlsplit(call["url"])
@@ -152,17 +152,17 @@ def test_the_ansible_recipe_ends_what_it_opened_when_a_task_fails_or_an_answer_i
 def test_the_ansible_recipe_ends_nothing_when_the_knock_is_refused(double: Double) -> None:
     with pytest.raises(Failed, match=r"^Knock$"):
         Player({"KNOCK_URL": double.url, "KNOCK_API_KEY": "x" * 30}).play()
-    assert len(double.seen) == 1
+    assert len(double.requests) == 1
 
 
 def test_the_ansible_recipe_gathers_no_facts_through_the_shut_door_and_logs_no_key() -> None:
     assert PLAY["gather_facts"] is False
     calls = [
-        one for part in PLAY["tasks"][0].values() if isinstance(part, list) for one in part
-        if "ansible.builtin.uri" in one
+        task for part in PLAY["tasks"][0].values() if isinstance(part, list) for task in part
+        if "ansible.builtin.uri" in task
     ]  # fmt: skip
     assert len(calls) == 3
-    assert all(one["no_log"] and one["run_once"] and one["delegate_to"] == "localhost" for one in calls)
+    assert all(task["no_log"] and task["run_once"] and task["delegate_to"] == "localhost" for task in calls)
 
 
 def yaml_blocks() -> list[dict[str, Any]]:
@@ -172,17 +172,17 @@ def yaml_blocks() -> list[dict[str, Any]]:
 def test_the_workflow_on_the_page_gives_the_action_what_it_knows() -> None:
     (workflow,) = (block for block in yaml_blocks() if "jobs" in block)
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    (knocks,) = (step for step in steps if "/clients/github@" in step.get("uses", ""))
+    (knock_step,) = (step for step in steps if "/clients/github@" in step.get("uses", ""))
     inputs = yaml.safe_load((CLIENTS / "github" / "action.yml").read_text())["inputs"]
-    assert set(knocks["with"]) <= set(inputs)
-    assert {name for name, one in inputs.items() if one.get("required")} <= set(knocks["with"])
-    assert knocks["with"]["key"] == "${{ secrets.KNOCK_API_KEY }}"
+    assert set(knock_step["with"]) <= set(inputs)
+    assert {name for name, declared in inputs.items() if declared.get("required")} <= set(knock_step["with"])
+    assert knock_step["with"]["key"] == "${{ secrets.KNOCK_API_KEY }}"
 
 
 def test_the_gitlab_job_on_the_page_extends_the_template_and_sets_what_it_knows() -> None:
     (pipeline,) = (block for block in yaml_blocks() if "include" in block)
     template = yaml.safe_load((CLIENTS / "gitlab" / "knock.yml").read_text())[".knock"]
-    (job,) = (one for one in pipeline.values() if isinstance(one, dict) and "extends" in one)
+    (job,) = (entry for entry in pipeline.values() if isinstance(entry, dict) and "extends" in entry)
     assert job["extends"] == ".knock"
     assert set(job["variables"]) <= set(template["variables"])
     assert not {"before_script", "after_script"} & set(job)
@@ -208,10 +208,10 @@ def script(double: Double, tmp_path: Path, home: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_the_script_on_the_page_closes_behind_itself(
-    script: Path, double: Double, spawn: Callable[..., Done], shell: str
+    script: Path, double: Double, spawn: Callable[..., Result], shell: str
 ) -> None:
-    done = spawn(program(shell, f"apt install {shell}"), str(script))
-    assert done == Done(0, "the backup runs\n", "")
+    result = spawn(program(shell, f"apt install {shell}"), str(script))
+    assert result == Result(0, "the backup runs\n", "")
     script.write_text(script.read_text().replace("echo", "false"))
     assert spawn(shell, str(script)).code == 1
     script.write_text(script.read_text().replace("false", "echo in; sleep 5 #"))
@@ -231,8 +231,8 @@ def test_the_script_on_the_page_closes_behind_itself(
 def resources() -> dict[tuple[str, str], str]:
     """Give the text of each resource of the example, by type and name."""
     text = (EXAMPLES / "terraform.tf").read_text()
-    found = re.findall(r'^resource "(\w+)" "(\w+)" \{\n(.*?)^\}', text, re.MULTILINE | re.DOTALL)
-    return {(kind, name): body for kind, name, body in found}
+    blocks = re.findall(r'^resource "(\w+)" "(\w+)" \{\n(.*?)^\}', text, re.MULTILINE | re.DOTALL)
+    return {(kind, name): body for kind, name, body in blocks}
 
 
 def test_the_terraform_example_has_no_rule_within_a_group() -> None:

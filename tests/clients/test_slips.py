@@ -1,4 +1,4 @@
-"""What was typed is not what was meant: that is said before anything is sent."""
+"""Mistyped words: the error comes before anything is sent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clients.conftest import CLIENTS, Done
+from tests.clients.conftest import CLIENTS, Result
 from tests.clients.double import Double
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -38,80 +38,82 @@ def _as_alice(double: Double, home: object, monkeypatch: pytest.MonkeyPatch) -> 
         ("version", "knock --version"),
     ],
 )
-def test_a_mistyped_command_is_no_target_and_asks_nothing(
+def test_a_mistyped_command_is_no_target_and_nothing_is_sent(
     run: Run, double: Double, typed: str, meant: str
 ) -> None:
     for words in (
         [typed], ["--for", "1h", typed], [typed, "bastion"], [typed, "-q"], [typed, "--all"],
         [typed, "bastion", "--", "true"],
     ):  # fmt: skip
-        done = run(*words)
-        assert (done.code, done.out, double.seen) == (2, "", []), words
-        assert f"did you mean {meant}?" in done.err
-        assert f"If it is a target: knock open {typed}" in done.err
+        result = run(*words)
+        assert (result.code, result.out, double.requests) == (2, "", []), words
+        assert f"did you mean {meant}?" in result.err
+        assert f"If it is a target: knock open {typed}" in result.err
 
 
-def test_a_target_of_such_a_name_opens_once_it_is_known_or_with_open(run: Run, double: Double) -> None:
+def test_a_target_named_like_a_mistyped_command_opens_once_known_or_with_open(
+    run: Run, double: Double
+) -> None:
     double.ports |= {"status": ["22/tcp"], "basion": ["22/tcp"]}
     assert run("status").code == 2, "nothing is known yet"
     assert run("open", "status").code == 0
     run("whoami")
     assert run("status").code == 0
     assert run("basion").out.startswith("open: basion")
-    assert run("--", "close").code == 1, "what stands behind -- is a target: the API says that it is none"
+    assert run("--", "close").code == 1, "a word after -- is a target, which the API refuses"
 
 
-def test_a_command_behind_dashes_is_no_target_where_run_was_left_out(run: Run, double: Double) -> None:
-    done = run("bastion", "--for", "1h", "--", "./deploy.sh", "--json")
-    assert (done.code, done.out, double.seen) == (2, "", [])
-    assert "only run takes a command behind --: knock run bastion -- ./deploy.sh" in done.err
+def test_a_command_after_dashes_without_run_is_a_usage_error(run: Run, double: Double) -> None:
+    result = run("bastion", "--for", "1h", "--", "./deploy.sh", "--json")
+    assert (result.code, result.out, double.requests) == (2, "", [])
+    assert "only run takes a command behind --: knock run bastion -- ./deploy.sh" in result.err
 
 
-def test_a_mistyped_target_is_told_from_what_this_machine_has_learned(run: Run, double: Double) -> None:
+def test_a_mistyped_target_is_recognized_by_the_cached_targets(run: Run, double: Double) -> None:
     assert run("bastoin").code == 1, "the API says so when nothing is known here"
     run("whoami")
-    double.seen.clear()
-    done = run("web", "bastoin")
-    assert (done.code, double.seen) == (2, [])
-    assert "did you mean bastion? If it is a target: knock open bastoin" in done.err
-    assert run("mainframe").code == 1, "what is near nothing may be a target that is new"
+    double.requests.clear()
+    result = run("web", "bastoin")
+    assert (result.code, double.requests) == (2, [])
+    assert "did you mean bastion? If it is a target: knock open bastoin" in result.err
+    assert run("mainframe").code == 1, "a word unlike every known target may be a new one"
 
 
 @pytest.mark.parametrize("words", [[], ["open"], ["watch"], ["run", "--for", "1h"]])
 def test_targets_are_separated_by_spaces(run: Run, double: Double, words: list[str]) -> None:
-    done = run(*words, "bastion,web", *(["--", "true"] if "run" in words else []))
-    assert (done.code, done.out, double.seen) == (2, "", [])
-    assert "targets are separated by spaces: knock bastion web" in done.err
+    result = run(*words, "bastion,web", *(["--", "true"] if "run" in words else []))
+    assert (result.code, result.out, double.requests) == (2, "", [])
+    assert "targets are separated by spaces: knock bastion web" in result.err
 
 
 def test_words_may_stand_on_either_side_of_options(run: Run, double: Double) -> None:
     assert run("bastion", "--for", "1h", "web", "-q").code == 0
     (grant,) = double.grants.values()
     assert [target["name"] for target in grant["targets"]] == ["bastion", "web"]
-    other = run("-q", "web").out.strip()
-    assert run("revoke", grant["id"], "--reason", "done", other, "-q").out.split() == [grant["id"], other]
+    second = run("-q", "web").out.strip()
+    assert run("revoke", grant["id"], "--reason", "done", second, "-q").out.split() == [grant["id"], second]
     assert run("run", "bastion", "--for", "1h", "web", "-q", "--", "true").code == 0
 
 
 @pytest.mark.parametrize(
     "words", [["bastion"], ["open"], ["renew"], ["watch"], ["run", "bastion"], ["ssh-config", "bastion"]]
 )
-def test_a_time_without_its_unit_is_asked_for_it(run: Run, double: Double, words: list[str]) -> None:
-    done = run(*words, "--for", "5")
-    assert (done.code, done.out, double.seen) == (2, "", [])
-    assert "argument --for: 5 what? Say 5m, 5h or 5s" in done.err
+def test_a_duration_without_its_unit_is_a_usage_error(run: Run, double: Double, words: list[str]) -> None:
+    result = run(*words, "--for", "5")
+    assert (result.code, result.out, double.requests) == (2, "", [])
+    assert "argument --for: 5 what? Say 5m, 5h or 5s" in result.err
 
 
-def test_with_json_what_is_typed_wrong_is_json_too(run: Run, double: Double) -> None:
+def test_with_json_a_usage_error_is_json_too(run: Run, double: Double) -> None:
     for words, detail in (
         (["bastion", "--for", "5"], "argument --for: 5 what? Say 5m, 5h or 5s"),
         (["bastion,web"], "targets are separated by spaces: knock bastion web"),
         (["show"], "the following arguments are required: ID"),
         (["run", "bastion"], "the command stands behind --: knock run bastion -- ./deploy.sh"),
     ):
-        done = run(*words, "--json")
-        told = {"error": "UsageError", "exit_code": 2, "detail": detail}
-        assert (done.code, done.out, json.loads(done.err)) == (2, "", told)
+        result = run(*words, "--json")
+        error = {"error": "UsageError", "exit_code": 2, "detail": detail}
+        assert (result.code, result.out, json.loads(result.err)) == (2, "", error)
     assert run("run", "nosuch", "-q", "--", "echo", "--json").err.startswith("knock: "), (
         "the command's own word"
     )
@@ -122,15 +124,15 @@ def test_with_json_what_is_typed_wrong_is_json_too(run: Run, double: Double) -> 
 def test_an_empty_id_is_a_variable_that_is_not_set_and_is_not_sent(
     run: Run, double: Double, words: list[str]
 ) -> None:
-    done = run(*words, "")
-    assert (done.code, done.out, double.seen) == (2, "", [])
-    assert "it is empty: is a variable not set?" in done.err
+    result = run(*words, "")
+    assert (result.code, result.out, double.requests) == (2, "", [])
+    assert "it is empty: is a variable not set?" in result.err
 
 
 def test_how_long_to_wait_is_a_time_too(run: Run, double: Double) -> None:
-    for wrong in ("5", "soon", "-1m"):
-        done = run("bastion", f"--wait={wrong}")
-        assert (done.code, double.seen) == (2, [])
+    for duration in ("5", "soon", "-1m"):
+        result = run("bastion", f"--wait={duration}")
+        assert (result.code, double.requests) == (2, [])
 
 
 def test_a_full_pool_is_waited_for_and_has_an_exit_code_of_its_own(
@@ -139,83 +141,87 @@ def test_a_full_pool_is_waited_for_and_has_an_exit_code_of_its_own(
     pauses: list[float] = []
     monkeypatch.setattr("knock.session.time.sleep", pauses.append)
     double.no_room = 8
-    done = run("bastion", "--wait", "5m")
-    assert (done.code, double.calls("POST")) == (0, 9)
+    result = run("bastion", "--wait", "5m")
+    assert (result.code, double.calls("POST")) == (0, 9)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
-    assert done.err.count("knock: waiting: There is no room: every security group of bastion is full\n") == 1
+    assert (
+        result.err.count("knock: waiting: There is no room: every security group of bastion is full\n") == 1
+    )
     monkeypatch.undo()
 
 
-def test_when_the_time_is_up_no_room_is_told_from_no_service(
+def test_after_the_wait_a_full_pool_and_an_unavailable_service_are_different_errors(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     double.no_room = 1000
-    done = run("bastion", "--wait", "1s", "--json")
-    assert (done.code, double.calls("POST") >= 2) == (4, True)
-    assert '"status": 409, "error": "PoolExhausted", "exit_code": 4' in done.err
-    done = run("bastion")
-    assert done.code == 4
-    assert "--wait 5m tries for so long" in done.err
+    result = run("bastion", "--wait", "1s", "--json")
+    assert (result.code, double.calls("POST") >= 2) == (4, True)
+    assert '"status": 409, "error": "PoolExhausted", "exit_code": 4' in result.err
+    result = run("bastion")
+    assert result.code == 4
+    assert "--wait 5m tries for so long" in result.err
     double.no_room = 0
     busy = {"type": "urn:knock:problem:store-unavailable", "title": "Try again", "status": 503, "detail": "x"}
     double.faults = [(503, {}, busy)]
-    done = run("bastion", "--json")
-    assert done.code == 1
-    assert '"status": 503, "error": "Unavailable", "exit_code": 1' in done.err
+    result = run("bastion", "--json")
+    assert result.code == 1
+    assert '"status": 503, "error": "Unavailable", "exit_code": 1' in result.err
 
 
-def test_a_grant_that_failed_for_want_of_room_is_tried_again_too(
+def test_a_grant_that_failed_for_want_of_room_is_retried_too(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, waits = double.knock, []
+    real, knocks = double.knock, []
 
-    def knock(who: str, asked: dict[str, object]) -> object:
-        waits.append(who)
-        double.opens_after, double.fails = (0.1, "PoolExhausted: full") if len(waits) == 1 else (0.0, "")
-        return real(who, asked)
+    def knock(principal: str, request: dict[str, object]) -> object:
+        knocks.append(principal)
+        double.opens_after, double.fails = (0.1, "PoolExhausted: full") if len(knocks) == 1 else (0.0, "")
+        return real(principal, request)
 
     monkeypatch.setattr(double, "knock", knock)
     assert run("bastion", "--wait", "1m").code == 0
     assert [grant["status"] for grant in double.grants.values()] == ["failed", "active"]
-    waits.clear()
+    knocks.clear()
     assert run("web").code == 4
 
 
 def on_a_terminal(*words: str) -> str:
-    """Run `knock` on a terminal, and give what it said there."""
-    near, far = pty.openpty()
-    with subprocess.Popen(["knock", *words], stdin=far, stdout=far, stderr=far) as running:
-        os.close(far)
-        said = b""
+    """Run `knock` on a terminal, and give its output."""
+    terminal, program_end = pty.openpty()
+    with subprocess.Popen(
+        ["knock", *words], stdin=program_end, stdout=program_end, stderr=program_end
+    ) as running:
+        os.close(program_end)
+        output = b""
         try:
-            while chunk := os.read(near, 65536):
-                said += chunk
+            while chunk := os.read(terminal, 65536):
+                output += chunk
         except OSError:
             pass  # how a pty ends
-    os.close(near)
+    os.close(terminal)
     assert running.returncode == 0
-    return said.decode()
+    return output.decode()
 
 
-def test_a_knock_that_names_nothing_says_on_a_terminal_what_it_is_about_to_open(
-    run: Run, double: Double
-) -> None:
-    said = on_a_terminal()
+def test_a_knock_without_targets_lists_on_a_terminal_what_it_opens(run: Run, double: Double) -> None:
+    output = on_a_terminal()
     opening = "opening all you may: bastion (22/tcp), web (80/tcp, 443/tcp), for 1d"
-    assert opening in said
-    assert said.index(opening) < said.index("open: bastion")
+    assert opening in output
+    assert output.index(opening) < output.index("open: bastion")
     assert opening not in run().err, "elsewhere it is silent"
-    assert "opening" not in on_a_terminal("bastion", "--for", "20h"), "what is named is known"
+    assert "opening" not in on_a_terminal("bastion", "--for", "20h"), "the targets are named"
     assert "opening" not in on_a_terminal("-q"), "ids are for programs"
     del double.ports["web"]
     assert "opening all you may: bastion (22/tcp), for 1d" in on_a_terminal()
     assert "opening" not in on_a_terminal("--for", "8h")
 
 
-def test_slips_cost_a_start_nothing(spawn: Run) -> None:
+def test_the_hook_loads_no_module_for_mistyped_words(spawn: Run) -> None:
     code = "import sys; from knock.cli import main; main(['ssh-hook']); print(*sys.modules, file=sys.stdout)"
     folder = str(CLIENTS)
     spawn("knock", "bastion", "web", "--for", "1h", "-q")
     spawn("knock", "--for", "1h", "-q")
-    done = spawn(sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}")
-    assert not set(done.out.split()) & {"difflib", "http.client", "ssl", "knock.slips", "knock.client"}
+    result = spawn(sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}")
+    loaded = set(result.out.split())
+    assert "knock.sshconfig" in loaded
+    assert not loaded & {"difflib", "http.client", "ssl", "knock.slips", "knock.client"}

@@ -1,7 +1,7 @@
 """SSH that knocks by itself, with the real OpenSSH client and a real sshd behind a gate.
 
-The gate is what a security group is to a packet: it lets a connection through when a rule of the target
-allows the address it comes from, and asks the API's rules anew for each connection.
+The gate stands for a security group: it lets a connection through if a rule of the target allows the address
+that it comes from, and reads the rules anew for each connection.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import pytest
 import knock
 from knock import network, sshconfig, state
 from knock.errors import ConfigurationError, KnockError
-from tests.clients.conftest import CLIENTS, Api, Done, wait_until
+from tests.clients.conftest import CLIENTS, Api, Result, wait_until
 from tests.clients.double import Double
 from tests.conftest import program
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def on_double(double: Double, home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """A real sshd on a free port, for the user who runs the tests; gives the port and the user's key."""
-    how = "apt install openssh-server openssh-client"
-    server, keygen = program("sshd", how, "/usr/sbin/sshd"), program("ssh-keygen", how)
-    program("ssh", how)
+    """A real sshd on a free port, for the user who runs the tests. Gives the port and the user's key file."""
+    hint = "apt install openssh-server openssh-client"
+    server, keygen = program("sshd", hint, "/usr/sbin/sshd"), program("ssh-keygen", hint)
+    program("ssh", hint)
     folder = tmp_path_factory.mktemp("sshd")
     for name in ("host", "user"):
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -100,18 +100,18 @@ class Gate:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                near, _ = self.server.accept()
-                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+                connection, _ = self.server.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _serve(self, near: socket.socket) -> None:
-        with near, suppress(OSError):
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
             if not self.allows():
                 self.dropped += 1
                 return
             self.passed += 1
-            with socket.create_connection(("127.0.0.1", self.to)) as far:
-                threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
-                self._pump(near, far)
+            with socket.create_connection(("127.0.0.1", self.to)) as server:
+                threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+                self._pump(client, server)
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -124,16 +124,16 @@ class Gate:
 
 @pytest.fixture
 def gate(sshd: tuple[int, Path], as_alice: Api) -> Iterator[Gate]:
-    made = Gate(sshd[0], lambda: as_alice.lets_in("203.0.113.7/32", "bastion"))
-    yield made
-    made.server.close()
+    barrier = Gate(sshd[0], lambda: as_alice.lets_in("203.0.113.7/32", "bastion"))
+    yield barrier
+    barrier.server.close()
 
 
 @pytest.fixture
 def ssh(gate: Gate, sshd: tuple[int, Path], home: Path, spawn: Run) -> Run:
-    """Run `ssh bastion …` with what `knock ssh-config` printed above the host's own settings."""
+    """Run `ssh bastion …` with a configuration of `knock ssh-config` above the host's own settings."""
 
-    def run(config: str, *words: str) -> Done:
+    def run(config: str, *words: str) -> Result:
         knocking, settings = home / "knock.conf", home / "ssh_config"
         knocking.write_text(config)
         settings.write_text(
@@ -156,12 +156,14 @@ def test_ssh_knocks_by_itself_and_gets_through_the_gate(
     assert (gate.passed, gate.dropped) == (0, 1)
 
     config = spawn("knock", "ssh-config", "bastion", "--target", "bastion", "--for", "1h", *variant).out
-    done = ssh(config, "echo inside")
-    assert (done.code, done.out) == (0, "inside\n"), done
-    assert done.err.startswith("knock: open: bastion (22/tcp) from 203.0.113.7/32 until ")
+    result = ssh(config, "echo inside")
+    assert (result.code, result.out) == (0, "inside\n"), result
+    assert result.err.startswith("knock: open: bastion (22/tcp) from 203.0.113.7/32 until ")
 
-    done = ssh(config, "cat; exit 7")
-    assert (done.code, done.out, done.err) == (7, "", ""), "the second time nothing is asked and nothing said"
+    result = ssh(config, "cat; exit 7")
+    assert (result.code, result.out, result.err) == (7, "", ""), (
+        "the second time nothing is sent and nothing printed"
+    )
     with as_alice.client("alice") as client:
         (grant,) = client.grants()
         assert gate.passed == 2
@@ -169,10 +171,10 @@ def test_ssh_knocks_by_itself_and_gets_through_the_gate(
         assert ssh("", "echo inside").code == 255, "after the revocation the gate is shut"
 
 
-def test_much_data_passes_the_connection_that_was_handed_over(ssh: Run, spawn: Run) -> None:
+def test_a_handed_over_connection_carries_much_data(ssh: Run, spawn: Run) -> None:
     config = spawn("knock", "ssh-config", "bastion", "--proxy-command").out
-    done = ssh(config, "head -c 3000000 /dev/zero | tr '\\0' x")
-    assert (done.code, len(done.out)) == (0, 3_000_000), done.err
+    result = ssh(config, "head -c 3000000 /dev/zero | tr '\\0' x")
+    assert (result.code, len(result.out)) == (0, 3_000_000), result.err
 
 
 @pytest.mark.parametrize("variant", [[], ["--proxy-command"]])
@@ -182,9 +184,9 @@ def test_ssh_tries_all_the_same_when_the_knock_is_refused(
     gate.allows = lambda: True  # as a static rule would
     monkeypatch.setenv("KNOCK_API_KEY", "no-such-key-00000000")
     config = spawn("knock", "ssh-config", "bastion", *variant).out
-    done = ssh(config, "echo inside")
-    assert (done.code, done.out) == (0, "inside\n"), done
-    assert done.err == "knock: The key is not accepted: it is wrong, disabled or another API's\n"
+    result = ssh(config, "echo inside")
+    assert (result.code, result.out) == (0, "inside\n"), result
+    assert result.err == "knock: The key is not accepted: it is wrong, disabled or another API's\n"
 
 
 # ---------------------------------------------------------------------- the configuration
@@ -194,14 +196,14 @@ def test_the_match_block_names_the_program_the_host_and_the_options(
     spawn: Run, home: Path, programs: Path
 ) -> None:
     options = ["--profile", "work", "--target", "bastion", "--for", "8h", "--reason", "its 100%"]
-    done = spawn("knock", "ssh-config", "bastion", *options)
-    assert done.out.splitlines()[-1] == (
+    result = spawn("knock", "ssh-config", "bastion", *options)
+    assert result.out.splitlines()[-1] == (
         f'Match host bastion exec "{programs}/knock ssh-hook --profile work --for 8h '
         "--reason 'its 100%%' --target bastion --host bastion\""
     )
     several = spawn("knock", "ssh-config", "bastion", "*.example.com").out
     assert 'Match host bastion,*.example.com exec "' in several
-    assert "--host" not in several, "ssh's own name could be anything that the pattern lets through"
+    assert "--host" not in several, "the host's name could be any that matches the pattern"
     proxy = spawn("knock", "ssh-config", "--proxy-command", "a", "b").out
     assert (
         f"Host a b\n    ProxyCommand {programs}/knock ssh-proxy -- %h %p\n    ProxyUseFdpass yes\n" in proxy
@@ -210,16 +212,16 @@ def test_the_match_block_names_the_program_the_host_and_the_options(
 
 @pytest.mark.parametrize("host", ["a;b", "a b", "$(id)", '"', "-oProxyCommand=x", "a%h"])
 def test_a_host_that_a_shell_could_read_otherwise_is_refused(run: Run, host: str) -> None:
-    done = run("ssh-config", "--", host)
-    assert (done.code, done.out) == (2, "")
+    result = run("ssh-config", "--", host)
+    assert (result.code, result.out) == (2, "")
 
 
 @pytest.mark.parametrize("host", ["*", "*.example.com", "web?"])
 def test_a_pattern_is_refused_where_ssh_would_put_any_name_into_a_command(run: Run, host: str) -> None:
-    """Break it: take a pattern for a host in both forms."""
-    done = run("ssh-config", "--proxy-command", "bastion", host)
-    assert (done.code, done.out) == (2, "")
-    assert "takes no pattern" in done.err
+    """Break it: accept a pattern with --proxy-command too."""
+    result = run("ssh-config", "--proxy-command", "bastion", host)
+    assert (result.code, result.out) == (2, "")
+    assert "takes no pattern" in result.err
     assert run("ssh-config", host).code == 0
 
 
@@ -229,12 +231,12 @@ def test_a_double_quote_is_refused_where_ssh_cannot_write_it(run: Run) -> None:
 
 
 def test_started_as_a_module_the_configuration_starts_it_without_the_current_folder(run: Run) -> None:
-    program = f"{sys.executable} -I {CLIENTS}/knock/__main__.py ssh-hook"
-    assert program in run("ssh-config", "bastion").out
+    command = f"{sys.executable} -I {CLIENTS}/knock/__main__.py ssh-hook"
+    assert command in run("ssh-config", "bastion").out
 
 
-def ssh_says(spawn: Run, home: Path, double: Double, *words: str) -> Done:
-    """Run ssh with the hook for bastion, which is nowhere, and nothing else configured."""
+def run_ssh(spawn: Run, home: Path, double: Double, *words: str) -> Result:
+    """Run ssh with the hook for bastion, at a port where nothing listens."""
     config = home / "ssh_config"
     config.write_text(
         spawn("knock", "ssh-config", "bastion", "--target", "bastion").out
@@ -255,14 +257,14 @@ def ssh_says(spawn: Run, home: Path, double: Double, *words: str) -> Done:
         ["elsewhere"],
     ],
 )
-def test_what_connects_nowhere_and_other_hosts_open_nothing(
+def test_ssh_that_does_not_connect_or_goes_to_other_hosts_opens_nothing(
     spawn: Run, home: Path, double: Double, on_double: None, words: list[str]
 ) -> None:
     """Mutation: clients/knock/sshconfig.py: `if only_asks():` -> `if False:`"""
     program("ssh", "apt install openssh-client")
-    done = ssh_says(spawn, home, double, *words)
-    assert double.seen == [], done
-    assert "Traceback" not in done.err
+    result = run_ssh(spawn, home, double, *words)
+    assert double.requests == [], result
+    assert "Traceback" not in result.err
 
 
 def test_an_ssh_that_connects_knocks_whatever_its_command_looks_like(
@@ -270,21 +272,21 @@ def test_an_ssh_that_connects_knocks_whatever_its_command_looks_like(
 ) -> None:
     program("ssh", "apt install openssh-client")
     for words in (["bastion", "ls", "-G"], ["-o", "LogLevel=ERROR", "-l", "G", "bastion"]):
-        double.grants.clear(), double.seen.clear()
+        double.grants.clear(), double.requests.clear()
         state.forget(url=double.url)
-        ssh_says(spawn, home, double, *words)
+        run_ssh(spawn, home, double, *words)
         assert len(double.grants) == 1, words
 
 
-def test_on_a_mac_the_ancestors_are_asked_of_ps(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"-p 10": " 9 /bin/zsh -c knock ssh-hook", "-p 9": "1 /usr/bin/ssh -G bastion"}
+def test_on_a_mac_the_ancestors_are_read_from_ps(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = {"-p 10": " 9 /bin/zsh -c knock ssh-hook", "-p 9": "1 /usr/bin/ssh -G bastion"}
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "getppid", lambda: 10)
-    monkeypatch.setattr(network, "run", lambda *words: said.get(" ".join(words[-2:]), ""))
+    monkeypatch.setattr(network, "run", lambda *words: outputs.get(" ".join(words[-2:]), ""))
     assert sshconfig.only_asks()
-    said["-p 9"] = "1 /usr/bin/ssh bastion"
+    outputs["-p 9"] = "1 /usr/bin/ssh bastion"
     assert not sshconfig.only_asks()
-    said.clear()
+    outputs.clear()
     assert not sshconfig.only_asks()
     monkeypatch.setattr(sys, "platform", "win32")
     assert not sshconfig.only_asks()
@@ -316,8 +318,8 @@ def test_a_known_grant_costs_no_call_and_no_name(
         if name not in ("knock.cli", "knock.errors", "knock.screen"):
             monkeypatch.delitem(sys.modules, name)
             monkeypatch.delattr(knock, name.partition(".")[2], raising=False)
-    done = run("ssh-hook", "--target", "bastion", "--host", "bastion")
-    assert (done.code, done.out, done.err) == (0, "", "")
+    result = run("ssh-hook", "--target", "bastion", "--host", "bastion")
+    assert (result.code, result.out, result.err) == (0, "", "")
     assert "knock.transport" not in sys.modules, "not even the client was loaded"
 
 
@@ -331,7 +333,7 @@ def test_a_grant_that_does_not_cover_the_targets_is_not_enough(
     assert double.calls("POST") == 2
 
 
-def test_a_renewed_grant_is_known_as_the_old_one_was(run: Run, double: Double, on_double: None) -> None:
+def test_a_renewed_grant_is_used_as_the_old_one_was(run: Run, double: Double, on_double: None) -> None:
     run("bastion", "--for", "1h")
     new = json.loads(run("renew", "--json").out)["grants"][0]["id"]
     entry = state.known(double.url, ["bastion"], network.fingerprint())
@@ -341,22 +343,20 @@ def test_a_renewed_grant_is_known_as_the_old_one_was(run: Run, double: Double, o
     assert double.calls("POST") == 2
 
 
-def test_a_grant_that_a_newer_one_took_the_place_of_is_no_longer_known(
-    run: Run, double: Double, on_double: None
-) -> None:
+def test_a_superseded_grant_is_no_longer_used(run: Run, double: Double, on_double: None) -> None:
     run("bastion", "--for", "8h")
     longer = run("ls", "-q").out.strip()
     run("web", "--for", "8h")
-    assert run("ssh-hook", "--target", "web").err == "", "another target's grant lives on"
+    assert run("ssh-hook", "--target", "web").err == "", "the grant of another target stays open"
     shorter = run("-q", "bastion", "--for", "10m").out.strip()
     run("revoke", shorter)
-    assert run("ssh-hook", "--target", "bastion").err == "", "a grant of its own took nothing's place"
+    assert run("ssh-hook", "--target", "bastion").err == "", "the shorter grant had superseded none"
     shorter = run("-q", "bastion", "--for", "10m", "--renews", longer).out.strip()
     run("revoke", shorter)
     assert run("ssh-hook", "--target", "bastion").err.startswith("knock: open")
 
 
-def test_a_grant_superseded_under_a_named_source_is_no_longer_known(
+def test_a_grant_superseded_with_a_named_source_is_no_longer_used(
     run: Run, double: Double, on_double: None
 ) -> None:
     run("bastion", "--for", "8h")
@@ -364,7 +364,7 @@ def test_a_grant_superseded_under_a_named_source_is_no_longer_known(
     assert state.known(double.url, ["bastion"], network.fingerprint()) is None
 
 
-def test_the_hook_renews_what_a_hook_opened_and_nothing_else(
+def test_the_hook_renews_only_grants_of_a_hook(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("bastion", "--for", "10m")
@@ -375,19 +375,19 @@ def test_the_hook_renews_what_a_hook_opened_and_nothing_else(
     hook = ["ssh-hook", "--target", "bastion", "--for", "10m"]
     assert run(*hook).err.startswith("knock: open")
     first = list(double.grants.values())[-1]
-    assert first["renews"] is None, "what was opened by hand is left to its end"
+    assert first["renews"] is None, "a grant opened by hand is not renewed"
     later[0] = 1100
     assert run(*hook).err.startswith("knock: open")
     second = list(double.grants.values())[-1]
     assert second["renews"] == first["id"]
     later[0] = 1650
     assert run(*hook[:-1], "5s").err.startswith("knock: open")
-    assert list(double.grants.values())[-1]["renews"] is None, "that would cut it short"
+    assert list(double.grants.values())[-1]["renews"] is None, "that would end before the old grant"
     assert run("ssh-hook", "--target", "web").err.startswith("knock: open")
     del double.grants[list(double.grants)[-1]]
     later[0] += 86_400 - 30
-    done = run("ssh-hook", "--target", "web")
-    assert done.err.startswith("knock: open"), "what the API does not know any more is no reason to fail"
+    result = run("ssh-hook", "--target", "web")
+    assert result.err.startswith("knock: open"), "a grant that the API no longer knows is no error"
 
 
 def test_another_network_or_a_revocation_makes_the_hook_knock(
@@ -401,7 +401,7 @@ def test_another_network_or_a_revocation_makes_the_hook_knock(
     assert double.calls("POST") == 3
 
 
-def test_a_grant_for_another_source_is_not_taken_for_this_networks(
+def test_a_grant_for_another_source_is_not_used_for_this_network(
     run: Run, double: Double, monkeypatch: pytest.MonkeyPatch, on_double: None
 ) -> None:
     monkeypatch.setenv("KNOCK_API_KEY", double.keys["ci"])
@@ -413,8 +413,8 @@ def test_a_grant_for_another_source_is_not_taken_for_this_networks(
 def test_a_network_that_changes_during_the_knock_is_not_remembered(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = iter(["home", "a café", "a café"])
-    monkeypatch.setattr(network, "fingerprint", lambda: next(seen))
+    fingerprints = iter(["home", "a café", "a café"])
+    monkeypatch.setattr(network, "fingerprint", lambda: next(fingerprints))
     run("bastion")
     assert state.known(double.url, ["bastion"], "home") is None
 
@@ -425,13 +425,13 @@ def test_many_hooks_at_once_knock_once(home: Path, double: Double, on_double: No
         subprocess.Popen(["knock", "ssh-hook", "--target", "bastion"], stderr=subprocess.PIPE)
         for _ in range(8)
     ]
-    said = [hook.communicate(timeout=20)[1] for hook in hooks]
+    messages = [hook.communicate(timeout=20)[1] for hook in hooks]
     assert [hook.returncode for hook in hooks] == [0] * 8
     assert double.calls("POST") == 1
-    assert sum(b"open: bastion" in text for text in said) == 1
+    assert sum(b"open: bastion" in text for text in messages) == 1
 
 
-def test_the_hooks_exit_code_tells_why_it_failed(
+def test_the_hooks_exit_code_says_why_it_failed(
     run: Run, double: Double, on_double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("ssh-hook", "--target", "nosuch").code == 1
@@ -441,39 +441,41 @@ def test_the_hooks_exit_code_tells_why_it_failed(
     assert run("ssh-hook").code == 2
 
 
-# ---------------------------------------------------------------------- the connection that is handed over
+# ---------------------------------------------------------------------- the connection passed to ssh
 
 
-def test_addresses_of_the_kind_that_was_let_in_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
+def test_addresses_of_the_family_that_was_let_in_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    families: list[str] = []
 
     class Recorded(socket.socket):
         def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
             if family == socket.AF_INET6:
-                tried.append("IPv6")
+                families.append("IPv6")
                 raise OSError(97, "Address family not supported by protocol")
-            tried.append("IPv4")
+            families.append("IPv4")
             super().__init__(family, *more, **named)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = [
+        addresses = [
             (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(found))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(addresses))
         monkeypatch.setattr(socket, "socket", Recorded)
         for source, order in (
             ("203.0.113.7/32", ["IPv4", "IPv4"]),
             ("2001:db8::7/128", ["IPv6", "IPv4", "IPv4"]),
             (None, ["IPv6", "IPv4", "IPv4"]),
         ):
-            tried.clear()
+            families.clear()
             with sshconfig.connect("bastion", port, source) as connection:
-                assert connection.getpeername() == ("127.0.0.1", port), "a closed port is not the last word"
-            assert tried == order
-        del found[1:]
+                assert connection.getpeername() == ("127.0.0.1", port), (
+                    "after a closed port the next address is tried"
+                )
+            assert families == order
+        del addresses[1:]
         with pytest.raises(KnockError, match=r"\(::1: Address family not supported by protocol\)"):
             sshconfig.connect("bastion", port, None)
 
@@ -481,9 +483,9 @@ def test_addresses_of_the_kind_that_was_let_in_come_first(monkeypatch: pytest.Mo
 def test_a_host_that_cannot_be_reached_is_named(run: Run, double: Double, on_double: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    done = run("ssh-proxy", "--target", "bastion", "--", "127.0.0.1", str(port))
-    assert done.code == 1
-    assert f"127.0.0.1 port {port} does not take the connection (127.0.0.1: Connection refused)" in done.err
+    result = run("ssh-proxy", "--target", "bastion", "--", "127.0.0.1", str(port))
+    assert result.code == 1
+    assert f"127.0.0.1 port {port} does not take the connection (127.0.0.1: Connection refused)" in result.err
     with pytest.raises(KnockError, match=r"the name no-such-host\.invalid is not known"):
         sshconfig.connect("no-such-host.invalid", 22, None)
 
@@ -491,12 +493,14 @@ def test_a_host_that_cannot_be_reached_is_named(run: Run, double: Double, on_dou
 def test_a_proxy_command_without_fdpass_says_what_is_missing(
     on_double: None, spawn: Run, sshd: tuple[int, Path]
 ) -> None:
-    done = spawn("knock", "ssh-proxy", "--", "127.0.0.1", str(sshd[0]))
-    assert done.code == 2
-    assert "set ProxyUseFdpass yes" in done.err
+    result = spawn("knock", "ssh-proxy", "--", "127.0.0.1", str(sshd[0]))
+    assert result.code == 2
+    assert "set ProxyUseFdpass yes" in result.err
 
 
-def test_a_system_that_cannot_hand_over_is_told_the_other_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_fd_passing_is_referred_to_the_match_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(socket, "send_fds")
     with pytest.raises(ConfigurationError, match="use the Match variant"):
         sshconfig.hand_over(socket.socket())

@@ -43,11 +43,11 @@ def counting(knock: Knock) -> Iterator[Calls]:
         finally:
             _inside.reset(token)
 
-    def call(client: BaseClient, operation: str, asked: Any) -> Any:
+    def call(client: BaseClient, operation: str, arguments: Any) -> Any:
         if function := _inside.get():
             with lock:
                 calls[function, f"{client.meta.service_model.service_name}.{operation}"] += 1
-        return real(client, operation, asked)
+        return real(client, operation, arguments)
 
     with (
         mock.patch.object(BaseClient, "_make_api_call", call),
@@ -65,8 +65,8 @@ def await_closings(knock: Knock, number: int) -> int:
     states = knock.client("stepfunctions")
 
     def ended() -> list[str]:
-        found = states.list_executions(stateMachineArn=CLOSINGS)["executions"]
-        arns = [one["executionArn"] for one in found if one["status"] == "SUCCEEDED"]
+        executions = states.list_executions(stateMachineArn=CLOSINGS)["executions"]
+        arns = [execution["executionArn"] for execution in executions if execution["status"] == "SUCCEEDED"]
         return arns if len(arns) == number else []
 
     arns = knock.wait(ended, f"there are not {number} closings that ended well")

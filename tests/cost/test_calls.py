@@ -1,6 +1,6 @@
-"""How many calls of AWS a grant may take from knock to expiry, by name: a new one is a decision to take here.
+"""How many calls of AWS a grant may take from knock to expiry, by name: a new call is decided on here.
 
-Everything is counted, the second decision and the count of live grants too, and one look of the API at
+Everything is counted, the second decision and the count of live grants too, and one read by the API of
 whether the ingress is open. Tags of keys and targets are not: they are read once a minute.
 """
 
@@ -45,12 +45,12 @@ THREE_RULES = ONE_RULE + Counter(
         ("revoke", "ec2.RevokeSecurityGroupIngress"): 1,
     }
 )
-# A rule that is there is asked for all the same, and looked up by its refusal; it stays, for the others.
+# A rule that exists is requested all the same, and looked up after its refusal; it stays, for other grants.
 ONE_SHARED_RULE = ONE_RULE + Counter({("authorize", "ec2.DescribeSecurityGroupRules"): 1})
 ONE_SHARED_RULE -= Counter(
     {("revoke", "ec2.RevokeSecurityGroupIngress"): 1, ("revoke", "sdb.PutAttributes"): 1}
 )
-# Each is asked for singly, and all are looked up together.
+# Each is requested singly, and all are looked up together.
 THREE_SHARED_RULES = ONE_SHARED_RULE + Counter({("authorize", "ec2.AuthorizeSecurityGroupIngress"): 2})
 
 DEFAULT = None  # the targets of a knock that names none
@@ -65,7 +65,7 @@ def knock() -> Iterator[Knock]:
 def from_knock_to_expiry(
     knock: Knock, targets: list[str] | None, key: str = "alice", caller: str = "203.0.113.7"
 ) -> Calls:
-    """Count what one grant takes, with one look of the API."""
+    """Count the calls of one grant, with one read of the API whether it is open."""
     body = {} if targets is None else {"targets": targets}
     with counting(knock) as calls:
         grant = knock.open(key, caller, duration="1h", **body)
@@ -87,9 +87,9 @@ def record_live(knock: Knock, number: int, principal_id: str) -> None:
     target = Target("bastion", (Ports.parse("22/tcp"),), tuple(knock.groups["bastion"]))
     at = knock.clock.now()
     end = at.replace(microsecond=0) + timedelta(days=1)
-    for one in range(number):
-        who, source = Principal(principal_id, "somebody"), f"198.51.{one // 250}.{one % 250}/32"
-        trail.record(Grant.decide(who, source, (target,), at, end, nonce=secrets.token_hex(8)))
+    for index in range(number):
+        principal, source = Principal(principal_id, "somebody"), f"198.51.{index // 250}.{index % 250}/32"
+        trail.record(Grant.decide(principal, source, (target,), at, end, nonce=secrets.token_hex(8)))
 
 
 # ---------------------------------------------------------------------------- alone
@@ -119,20 +119,20 @@ def test_a_grant_ended_early_takes_five_calls_more_and_one_closing(knock: Knock)
     assert calls.pop(("revoke", "invocations")) == 2
     assert calls.pop(("api", "invocations")) == 2
     assert calls.pop(("authorize", "invocations")) == 1
-    rest = ONE_RULE.copy()
-    del rest[ASKED], rest["revoke", "sdb.GetAttributes"]
-    assert calls == rest
+    expected = ONE_RULE.copy()
+    del expected[ASKED], expected["revoke", "sdb.GetAttributes"]
+    assert calls == expected
 
 
 # ---------------------------------------------------------------------------- among others
 
 
 @pytest.mark.parametrize("live", [10, 1000])
-@pytest.mark.parametrize("whose", ["bob", "ci"])
-def test_others_live_grants_add_no_call(live: int, whose: str) -> None:
-    """Also where they are one's own (ci's): the count is one call however high it comes."""
+@pytest.mark.parametrize("owner", ["bob", "ci"])
+def test_others_live_grants_add_no_call(live: int, owner: str) -> None:
+    """Also the key's own (ci's): counting them is one call, however many there are."""
     with running() as knock:
-        record_live(knock, live - 1, knock.keys[whose])
+        record_live(knock, live - 1, knock.keys[owner])
         assert from_knock_to_expiry(knock, ["bastion"], "ci") == ONE_RULE
         assert from_knock_to_expiry(knock, DEFAULT, "ci") == THREE_RULES
 
@@ -168,15 +168,15 @@ def test_the_sixty_fourth_of_one_source_opens_rules_of_its_own_with_no_call_more
 
 
 def test_the_sixty_fourth_of_one_source_that_shares_its_rules_takes_fewer(knock: Knock) -> None:
-    """What others claim is not revoked."""
+    """Rules that other grants claim are not revoked."""
     crowd(knock, ["bastion", "web"])
     assert from_knock_to_expiry(knock, ["bastion"]) == ONE_SHARED_RULE
     assert from_knock_to_expiry(knock, DEFAULT) == THREE_SHARED_RULES
     assert (ONE_SHARED_RULE.total(), THREE_SHARED_RULES.total()) == (15, 17)
 
 
-def test_one_that_finds_its_rules_and_is_the_last_to_go_takes_two_calls_more(knock: Knock) -> None:
-    """It looks the rules up as who shares them does, and closes them as who is alone does."""
+def test_a_grant_that_shares_its_rules_and_ends_last_takes_two_calls_more(knock: Knock) -> None:
+    """It looks the rules up like a grant that shares them, and closes them like a grant that is alone."""
     first = knock.open(duration="1h")
     with counting(knock) as calls:
         last = knock.open("bob", duration="2h")

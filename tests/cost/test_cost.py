@@ -1,4 +1,4 @@
-"""docs/cost.md says what the code does today, at prices that are not old."""
+"""docs/cost.md is made of the calls of today's code, and of dated prices with their sources."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_another_range_of_ports_of_a_group_adds_no_call() -> None:
 
 
 def test_a_grant_costs_less_than_a_hundredth_of_a_cent_more_than_its_transitions() -> None:
-    """A bound on everything else, so that a change that makes grants dear is seen."""
+    """A bound on everything else, to notice a change that makes grants dear."""
     prices = per_grant(measure())
     assert sum(prices.values()) - prices["Step Functions"] < 0.0001
 
@@ -65,7 +65,7 @@ def test_an_early_end_costs_one_closing_more_which_finds_the_grant_closed() -> N
 
 
 def test_the_guard_costs_less_than_a_tenth_of_a_dollar_a_month() -> None:
-    (guard,) = (price for what, price in fixed().items() if "guard" in what)
+    (guard,) = (price for label, price in fixed().items() if "guard" in label)
     assert 0 < guard < 0.1
     assert "rate(1 hour)" in str(read()["Resources"])
 
@@ -83,7 +83,7 @@ def test_the_prices_are_dated() -> None:
     assert DATA["read_on"] in PAGE.read_text()
 
 
-def test_what_the_template_sets_is_what_the_quotas_say() -> None:
+def test_the_quotas_have_the_templates_values() -> None:
     parameters = read()["Parameters"]
     (stage,) = (quota for quota in DATA["quotas"] if "StageThrottleRate" in quota["name"])
     rate, burst = parameters["StageThrottleRate"]["Default"], parameters["StageThrottleBurst"]["Default"]
@@ -92,9 +92,9 @@ def test_what_the_template_sets_is_what_the_quotas_say() -> None:
     assert group["limit"] == parameters["RulesPerGroup"]["Default"]
 
 
-def test_what_binds_is_ranked_and_says_what_to_do() -> None:
+def test_quotas_are_ranked_by_their_share_and_say_what_to_do() -> None:
     for users in SIZES:
-        shares = [one["share"] for one in binding(users)]
+        shares = [quota["share"] for quota in binding(users)]
         assert shares == sorted(shares, reverse=True)
     assert all(quota["then"].endswith(".") for quota in DATA["quotas"])
     assert sum(fixed().values()) > 1

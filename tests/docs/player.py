@@ -1,14 +1,14 @@
-"""Plays a page: runs the commands of its `console` blocks and puts their real answers in their place.
+"""Plays a page: runs the commands of its `console` blocks and writes their real output below them.
 
-    python -m tests.docs.player README.md docs/tour.md      writes what is true today
+    python -m tests.docs.player README.md docs/tour.md      updates the output on these pages
 
 Pages that are played together are played on one stack, one after the other.
 
-A line that begins with `$ ` is run by one shell a page, so variables live on; what follows it is its
-answer, as it was on that run but for addresses and keys. What differs from run to run (ids, times) is made
-alike on both sides before two runs are compared: masked on the page, a grant of ten seconds would seem to
-last all night. Whether a time is shown with its day depends on the time of day, and the width of a table's
-columns with it: how many spaces there are makes no difference either.
+A line that begins with `$ ` is a command. One shell runs all of a page's, so variables live on. The lines
+after it are its output, as printed but for addresses and keys. Ids and times differ from run to run: they are
+masked when two runs are compared, and not on the page, where a grant of ten seconds would seem to last all
+night. Whether a time is shown with its day depends on the time of day, and the width of a table's columns
+with it, so the number of spaces is not compared either.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Shell:
         )
 
     def run(self, command: str) -> str:
-        """Run one line, and give what a terminal would show."""
+        """Run a command line, and give what a terminal would show."""
         assert self._bash.stdin
         assert self._bash.stdout
         end = uuid.uuid4().hex
@@ -82,8 +82,8 @@ class Shell:
         self._bash.wait(10)
 
 
-def shown(text: str, stack: Stack) -> str:
-    """Give an answer as the page shows it: at the usual addresses, without a key's value."""
+def as_on_page(text: str, stack: Stack) -> str:
+    """Give output as the page shows it: at the usual addresses, without a key's value."""
     for real, usual in (
         (stack.api_url, "http://127.0.0.1:8080/v1"),
         (stack.aws_endpoint_url, "http://127.0.0.1:4566"),
@@ -93,8 +93,8 @@ def shown(text: str, stack: Stack) -> str:
     return text
 
 
-def alike(page: str) -> list[str]:
-    """Give a page's lines with what differs from run to run replaced, to compare two runs."""
+def comparable_lines(page: str) -> list[str]:
+    """Give a page's lines with ids, times and widths masked, to compare two runs."""
     page = ID.sub("ID", page)
     page = re.sub(r'("id": ?"|alice \()[a-z0-9]{10}\b', r"\1KEY", page)
     page = re.sub(r'(?<="nonce":")[0-9a-f]{16}(?=")', "NONCE", page)
@@ -108,7 +108,7 @@ def alike(page: str) -> list[str]:
 
 
 def play(page: str, stack: Stack, folder: Path) -> str:
-    """Give the page with what its commands answer now."""
+    """Give the page with the output that its commands have now."""
     shell = Shell(stack, folder)
     lines: list[str] = []
     inside = False
@@ -117,11 +117,11 @@ def play(page: str, stack: Stack, folder: Path) -> str:
             if line.startswith("```"):
                 inside = line == "```console"
             if inside and not line.startswith(("$ ", "```")):
-                continue  # an old answer
+                continue  # old output
             lines.append(line)
             if inside and line.startswith("$ "):
                 command = line[2:].replace("http://127.0.0.1:8080/v1", stack.api_url)
-                lines += shown(shell.run(command), stack).splitlines()
+                lines += as_on_page(shell.run(command), stack).splitlines()
     finally:
         shell.close()
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -133,5 +133,5 @@ if __name__ == "__main__":
     with Stack.start(store="simpledb") as running:
         for name in sys.argv[1:]:
             path = ROOT / name
-            with tempfile.TemporaryDirectory() as where:
-                path.write_text(play(path.read_text(), running, Path(where)))
+            with tempfile.TemporaryDirectory() as folder:
+                path.write_text(play(path.read_text(), running, Path(folder)))

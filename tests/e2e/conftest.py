@@ -35,10 +35,11 @@ class Stack(LocalStack):
         """Call the API over HTTP; `caller` plays the address the edge saw."""
         headers = more.pop("headers", {})
         if key:
-            headers["x-api-key"] = self.said["keys"].get(key, key)
+            headers["x-api-key"] = self.summary["keys"].get(key, key)
         if caller:
             headers["X-Forwarded-For"] = caller
-        return self.session.request(method, self.said["api_url"] + path, headers=headers, timeout=35, **more)
+        url = self.summary["api_url"] + path
+        return self.session.request(method, url, headers=headers, timeout=35, **more)
 
     def open(self, key: str = "alice", caller: str | None = None, **body: Any) -> dict[str, Any]:
         answer = self.call("POST", "/knock", key, caller, json=body)
@@ -51,32 +52,32 @@ class Stack(LocalStack):
         environment = os.environ | {
             "AWS_ACCESS_KEY_ID": "any",
             "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_DEFAULT_REGION": self.said["region"],
-            "AWS_ENDPOINT_URL": self.said["aws_endpoint_url"],
+            "AWS_DEFAULT_REGION": self.summary["region"],
+            "AWS_ENDPOINT_URL": self.summary["aws_endpoint_url"],
         }
         aws = str(ROOT / ".venv" / "bin" / "aws")
         command = [aws if Path(aws).exists() else "aws", *arguments, "--output", "json"]
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout) if done.stdout.strip() else None
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout) if result.stdout.strip() else None
 
     def rules(self, cidr: str | None = None) -> set[tuple[str, int, str]]:
         """List the open ingress: (group, first port, CIDR)."""
-        found = self.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
-        groups = {group for target in self.said["targets"].values() for group in target["groups"]}
+        rules = self.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+        groups = {group for target in self.summary["targets"].values() for group in target["groups"]}
         return {
             (rule["GroupId"], rule["FromPort"], address)
-            for rule in found
+            for rule in rules
             if rule["GroupId"] in groups
             and not rule["IsEgress"]
             and (address := rule.get("CidrIpv4") or rule.get("CidrIpv6"))
             and cidr in (None, address)
         }
 
-    def wait(self, what: Callable[[], Any], why: str, seconds: float = 15) -> Any:
-        return wait_for(what, why, seconds)
+    def wait(self, condition: Callable[[], Any], why: str, seconds: float = 15) -> Any:
+        return wait_for(condition, why, seconds)
 
 
 @pytest.fixture(scope="session", params=WAYS, ids="-".join)

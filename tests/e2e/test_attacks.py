@@ -1,7 +1,7 @@
-"""What somebody with bad intent sends: forged sources, others' ids, fragments of a Select, broken HTTP.
+"""What an attacker sends: forged sources, ids of others' grants, fragments of a Select, broken HTTP.
 
-Everything goes to one stack that logs all it does, and the last tests look through what it left behind: no
-key value anywhere, and every line of a log still a line.
+Everything goes to one stack that logs all it does. The last tests look through its logs, answers, stores and
+processes: no key's value is in any of them, and every line of the log is still one line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,11 +37,11 @@ class Watched:
     def __init__(self, stack: Stack, log: Path) -> None:
         self.stack = stack
         self.log = log
-        self.said: list[str] = []
+        self.answers: list[str] = []
         stack.session.hooks["response"] = self._hear
 
     def _hear(self, answer: requests.Response, *_: Any, **__: Any) -> None:
-        self.said.append(f"{answer.url} {dict(answer.headers)} {answer.text}")
+        self.answers.append(f"{answer.url} {dict(answer.headers)} {answer.text}")
 
     def call(self, method: str, path: str, key: str | None = "alice", **more: Any) -> requests.Response:
         answer = self.stack.call(method, path, key, **more)
@@ -48,7 +49,7 @@ class Watched:
         return answer
 
     def raw(self, data: bytes, seconds: float = 5) -> bytes:
-        """Send bytes as they are, end there, and give all that comes back."""
+        """Send bytes as they are, shut down sending, and give everything received."""
         url = urlsplit(self.stack.api_url)
         assert url.hostname
         with socket.create_connection((url.hostname, url.port or 80), seconds) as connection:
@@ -59,14 +60,14 @@ class Watched:
                 while part := connection.recv(65_536):
                     received += part
             except ConnectionResetError:
-                pass  # it hung up on us
-        self.said.append(received.decode(errors="replace"))
+                pass  # the stack reset the connection
+        self.answers.append(received.decode(errors="replace"))
         return received
 
     def executions(self) -> list[str]:
-        pages = self.stack.client("stepfunctions").get_paginator("list_executions")
-        found = pages.paginate(stateMachineArn=self.stack.state_machine_arn)
-        return [execution["name"] for page in found for execution in page["executions"]]
+        paginator = self.stack.client("stepfunctions").get_paginator("list_executions")
+        pages = paginator.paginate(stateMachineArn=self.stack.state_machine_arn)
+        return [execution["name"] for page in pages for execution in page["executions"]]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture(scope="module")
 def bobs(watched: Watched) -> dict[str, Any]:
-    """A grant of bob's, which nobody but bob and an operator may see or end."""
+    """A grant of bob's, which only bob and an operator may see or end."""
     return watched.stack.open("bob", caller="203.0.113.200", reason="bob's own")
 
 
@@ -99,14 +100,14 @@ class TestForgedSource:
             answer = watched.call("GET", "/whoami", caller="203.0.113.30", headers={name: value})
             assert answer.json()["source"] == "203.0.113.30/32"
 
-    @pytest.mark.parametrize("sent", ["198.51.100.66", "198.51.100.66, 198.51.100.67", "evil", "'", ",,"])
-    def test_what_a_client_writes_before_the_edges_address_counts_for_nothing(
-        self, watched: Watched, sent: str
+    @pytest.mark.parametrize("address", ["198.51.100.66", "198.51.100.66, 198.51.100.67", "evil", "'", ",,"])
+    def test_an_address_that_a_client_wrote_before_the_edges_is_ignored(
+        self, watched: Watched, address: str
     ) -> None:
-        answer = watched.call("GET", "/whoami", headers={"X-Forwarded-For": f"{sent}, 203.0.113.31"})
+        answer = watched.call("GET", "/whoami", headers={"X-Forwarded-For": f"{address}, 203.0.113.31"})
         assert answer.json()["source"] == "203.0.113.31/32"
 
-    def test_the_header_sent_twice_is_one(self, watched: Watched) -> None:
+    def test_a_header_sent_twice_is_read_as_one(self, watched: Watched) -> None:
         key = watched.stack.keys["alice"]
         received = watched.raw(
             b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Forwarded-For: 198.51.100.66\r\n"
@@ -114,15 +115,15 @@ class TestForgedSource:
         )
         assert b'"source": "203.0.113.32/32"' in received
 
-    @pytest.mark.parametrize("sent", ["evil", "203.0.113.999", "203.0.113.0/24", "fe80::1%eth0", "1;2", "'"])
-    def test_an_edge_that_writes_no_address_is_refused(self, watched: Watched, sent: str) -> None:
-        assert watched.call("GET", "/knock", headers={"X-Forwarded-For": sent}).status_code == 400
+    @pytest.mark.parametrize(
+        "address", ["evil", "203.0.113.999", "203.0.113.0/24", "fe80::1%eth0", "1;2", "'"]
+    )
+    def test_an_edge_that_writes_no_address_is_refused(self, watched: Watched, address: str) -> None:
+        assert watched.call("GET", "/knock", headers={"X-Forwarded-For": address}).status_code == 400
 
 
 class TestAnothersGrant:
-    def test_it_is_not_there_whatever_its_id_is_written_like(
-        self, watched: Watched, bobs: dict[str, Any]
-    ) -> None:
+    def test_it_is_not_found_by_any_spelling_of_its_id(self, watched: Watched, bobs: dict[str, Any]) -> None:
         grant_id = bobs["id"]
         for path in (
             grant_id,
@@ -185,7 +186,7 @@ FRAGMENTS = (
 
 
 class TestSelectInjection:
-    """Mutation: `trail._quote` that does not double quotes."""
+    """Mutation: a `_quote` of functions/grants/simpledb.py that does not double quotes."""
 
     @pytest.mark.parametrize("name", ["status", "limit", "cursor", "principal", "source", "target", "x"])
     def test_no_parameter_shows_a_grant_of_another(
@@ -198,7 +199,7 @@ class TestSelectInjection:
                 assert bobs["id"] not in answer.text
 
     @pytest.mark.parametrize("name", ["principal", "source", "target"])
-    def test_to_an_operator_too_a_fragment_is_a_value_that_nothing_has(
+    def test_a_fragment_is_a_value_that_matches_nothing_for_an_operator_too(
         self, watched: Watched, bobs: dict[str, Any], name: str
     ) -> None:
         for fragment in FRAGMENTS:
@@ -236,7 +237,7 @@ class TestSelectInjection:
 
 
 class TestBodies:
-    def test_none_of_these_starts_anything(self, watched: Watched) -> None:
+    def test_a_body_that_is_no_knock_is_refused_and_starts_no_execution(self, watched: Watched) -> None:
         before = watched.executions()
         for body in (
             b"x" * 4097,
@@ -280,7 +281,7 @@ class TestBodies:
 
 
 class TestFraming:
-    """The front parses HTTP with httptools; what is ambiguous is refused, or read one way only."""
+    """The front parses HTTP with httptools; an ambiguous request is refused, or read in one way only."""
 
     @pytest.mark.parametrize(
         ("head", "body"),
@@ -301,7 +302,9 @@ class TestFraming:
             (b"X: \x00", b""),
         ],
     )
-    def test_a_knock_that_is_no_http_starts_nothing(self, watched: Watched, head: bytes, body: bytes) -> None:
+    def test_a_knock_in_broken_http_starts_no_execution(
+        self, watched: Watched, head: bytes, body: bytes
+    ) -> None:
         before = watched.executions()
         key = watched.stack.keys["alice"].encode()
         received = watched.raw(
@@ -314,7 +317,7 @@ class TestFraming:
     def test_a_request_hidden_in_a_body_has_no_key_of_the_one_around_it(
         self, watched: Watched, encoding: bytes
     ) -> None:
-        """Both lengths given, the chunks count, and what is left is a request of its own, without rights."""
+        """Where both lengths are given, the chunks count; the rest is a request of its own, without a key."""
         before = watched.executions()
         hidden = b"POST /v1/knock HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         received = watched.raw(
@@ -328,18 +331,20 @@ class TestFraming:
         assert [answer[:3] for answer in answers] in ([b"200", b"403"], [b"200"], [b"400"]), received
         assert watched.executions() == before
 
-    def test_a_body_in_chunks_is_a_body(self, watched: Watched) -> None:
+    def test_a_body_in_chunks_is_read(self, watched: Watched) -> None:
         def parts() -> Iterator[bytes]:
             yield b'{"dura'
             yield b'tion":"5m"}'
 
         answer = watched.call("POST", "/knock", data=parts(), caller="203.0.113.34")
         assert answer.status_code == 201
-        assert 240 < answer.json()["seconds_left"] <= 300
+        grant = answer.json()
+        lasts = datetime.fromisoformat(grant["expires_at"]) - datetime.fromisoformat(grant["requested_at"])
+        assert timedelta(minutes=5) <= lasts < timedelta(minutes=5, seconds=1)  # expires_at is a whole second
 
     @pytest.mark.parametrize("name", ["X-Api-Key\r\nX-Evil", "X-Api-Key: x\r\nX-Forwarded-For"])
     def test_a_newline_in_a_header_makes_no_header(self, watched: Watched, name: str) -> None:
-        """Neither in an answer: nothing a caller sends comes back in a header."""
+        """Not in an answer either: no text of a request comes back in a header."""
         received = watched.raw(
             (
                 "GET /v1/grants/a%0d%0aSet-Cookie:%20x=1?reason=%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: x\r\n"
@@ -366,12 +371,12 @@ class TestKeys:
                 assert compare.call_count == 2
 
     @pytest.mark.parametrize("key", ["", "*", "null", "alice", "' or 'a'='a", "é", "x" * 8000])
-    def test_what_is_no_key_is_forbidden(self, watched: Watched, key: str) -> None:
+    def test_a_value_that_is_no_key_is_forbidden(self, watched: Watched, key: str) -> None:
         headers = {"x-api-key": key.encode()}
         answer = watched.call("POST", "/knock", None, headers=headers)
         assert (answer.status_code, answer.json()) == (403, {"message": "Forbidden"})
 
-    def test_a_key_elsewhere_than_in_its_header_is_none(self, watched: Watched) -> None:
+    def test_a_key_in_another_header_is_ignored(self, watched: Watched) -> None:
         value = watched.stack.keys["alice"]
         headers = {"Authorization": f"Bearer {value}", "Cookie": f"x-api-key={value}"}
         before = watched.executions()
@@ -394,7 +399,7 @@ class TestBrowsers:
                 assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
         assert watched.call("OPTIONS", path, headers=headers).status_code == 403
 
-    def test_the_console_is_shut_in(self, watched: Watched) -> None:
+    def test_the_console_is_served_with_a_strict_policy(self, watched: Watched) -> None:
         headers = watched.call("GET", "/console", None).headers
         rules = dict(
             rule.strip().partition(" ")[::2] for rule in headers["Content-Security-Policy"].split(";")
@@ -417,19 +422,19 @@ FORGED = '{"level": "INFO", "message": "forged by a newline"}'
 
 
 class TestLogs:
-    """The last to run: these look at what all of the above left behind, where it ran in this process."""
+    """They run last, and look at what the tests above left behind, as far as those ran in this process."""
 
     def test_a_line_stays_a_line(self, watched: Watched) -> None:
         apigateway = watched.stack.client("apigateway")
         (plan,) = apigateway.get_usage_plans()["items"]
         name = f"eve\n{FORGED}"
         tags = {"knock:name": name, "knock:targets": "bastion", "knock:max-duration": "1h"}
-        made = apigateway.create_api_key(name=name, value="E" * 40, enabled=True, tags=tags)
-        apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=made["id"], keyType="API_KEY")
+        eve = apigateway.create_api_key(name=name, value="E" * 40, enabled=True, tags=tags)
+        apigateway.create_usage_plan_key(usagePlanId=plan["id"], keyId=eve["id"], keyType="API_KEY")
         watched.stack.keys["eve"] = "E" * 40
         answer = watched.call("POST", "/knock", "eve", caller="203.0.113.35")
         assert answer.status_code == 201
-        assert answer.json()["principal"]["name"] == made["id"], "such a name is none"
+        assert answer.json()["principal"]["name"] == eve["id"], "a name with a newline is not taken"
         watched.call("DELETE", f"/grants/{answer.json()['id']}", "eve")
         for end in ("\n", "\r\n", "\x0b", "\x1e", "\u2028", "\x85"):
             value = f"a{end}{FORGED}"
@@ -444,7 +449,7 @@ class TestLogs:
         )
         watched.stack.wait(lambda: not watched.stack.rules("203.0.113.35/32"), "the rules stayed")
         key = watched.stack.keys["eve"].encode()
-        agent = b"User-Agent: x\r\n " + FORGED.encode()  # a folded header, which is one line to the reader
+        agent = b"User-Agent: x\r\n " + FORGED.encode()  # a folded header, which HTTP reads as one line
         watched.raw(
             b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-api-key: "
             + key
@@ -453,13 +458,15 @@ class TestLogs:
             + b"\r\n\r\n"
         )
         lines = watched.log.read_text().splitlines()
-        assert len([line for line in lines if line.startswith("local.gateway: ")]) > 30, "one a request"
-        said = [json.loads(line) for line in lines if line.startswith("{")]
-        assert {one.get("message") for one in said} >= {"started", "authorized", "refused", "closed"}
+        assert len([line for line in lines if line.startswith("local.gateway: ")]) > 30, (
+            "a line for each request"
+        )
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        assert {record.get("message") for record in records} >= {"started", "authorized", "refused", "closed"}
         assert not [line for line in lines if line.strip() == FORGED]
-        assert "forged by a newline" not in {one.get("message") for one in said}
-        others = [line for line in lines if not line.startswith("{")]
-        assert not [line for line in others if not re.match(r"(local\.[a-z_]+|moto\S*): ", line)]
+        assert "forged by a newline" not in {record.get("message") for record in records}
+        plain = [line for line in lines if not line.startswith("{")]
+        assert not [line for line in plain if not re.match(r"(local\.[a-z_]+|moto\S*): ", line)]
 
     def test_no_process_shows_a_key_and_neither_client_prints_one(
         self, watched: Watched, tmp_path: Path
@@ -473,17 +480,17 @@ class TestLogs:
             "KNOCK_URL": watched.stack.api_url,
             "KNOCK_API_KEY": watched.stack.keys["alice"],
         }
-        seen: set[str] = set()
-        done = threading.Event()
+        commands: set[str] = set()
+        ended = threading.Event()
 
         def look() -> None:
-            while not done.is_set():
-                seen.update(command_lines())
+            while not ended.is_set():
+                commands.update(command_lines())
                 time.sleep(0.002)
 
         looking = threading.Thread(target=look)
         looking.start()
-        printed: list[str] = []
+        output: list[str] = []
         try:
             for client in (
                 [sys.executable, "-m", "knock"],
@@ -496,7 +503,7 @@ class TestLogs:
                     ["revoke", "nobody"],
                     ["open", "vault"],
                 ):
-                    ran = subprocess.run(
+                    result = subprocess.run(
                         [*client, *arguments],
                         env=environment,
                         capture_output=True,
@@ -504,34 +511,34 @@ class TestLogs:
                         timeout=60,
                         check=False,
                     )
-                    printed += [ran.stdout, ran.stderr]
+                    output += [result.stdout, result.stderr]
         finally:
-            done.set()
+            ended.set()
             looking.join()
-        assert [line for line in seen if "-m knock" in line]
-        assert [line for line in seen if "curl" in line]
+        assert [line for line in commands if "-m knock" in line]
+        assert [line for line in commands if "curl" in line]
         for key in keys:
-            assert not [text for text in [*seen, *printed] if key in text]
+            assert not [text for text in [*commands, *output] if key in text]
 
     def test_no_key_value_is_left_anywhere(self, watched: Watched, bobs: dict[str, Any]) -> None:
-        # Something of each kind, whatever ran before in this process.
+        # Write something of each kind, since other tests may have run in another process.
         watched.call("GET", f"/grants/{bobs['id']}", "bob")
         assert watched.call("POST", "/knock", "bob", json={"targets": ["vault"]}).status_code == 403
         stopped = watched.stack.open("bob", caller="203.0.113.201")
         watched.stack.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
         watched.stack.wait(lambda: not watched.stack.rules("203.0.113.201/32"), "the rules stayed")
         stored = domains(watched.stack)
-        left = {
+        texts = {
             "log": watched.log.read_text(errors="replace"),
-            "answers": "\n".join(watched.said),
+            "answers": "\n".join(watched.answers),
             "stores": json.dumps(stored, ensure_ascii=False),
             "executions": json.dumps(histories(watched.stack), default=str),
             "processes": "\n".join(command_lines()),
         }
         assert all(stored.values())
-        said = watched.stack.said
-        assert set(stored) == {said[f"{kind}_domain"] for kind in ("trail", "ledger", "refusals")}
-        # It was looked for where things are.
+        summary = watched.stack.summary
+        assert set(stored) == {summary[f"{kind}_domain"] for kind in ("trail", "ledger", "refusals")}
+        # Each text is the one meant, and is not empty.
         for where, sign in (
             ("log", '"message":"started"'),
             ("answers", "bob's own"),
@@ -540,8 +547,8 @@ class TestLogs:
             ("executions", ":knock-closings:"),
             ("processes", "-m local up"),
         ):
-            assert sign in left[where], where
-        for where, text in left.items():
+            assert sign in texts[where], where
+        for where, text in texts.items():
             for name, value in watched.stack.keys.items():
                 assert value not in text, f"{name}'s key is in the {where}"
                 assert base64.b64encode(value.encode()).decode() not in text, (
@@ -550,18 +557,18 @@ class TestLogs:
 
 
 def command_lines() -> set[str]:
-    """List what runs, as any user of the machine can see it."""
-    found = set()
+    """List the command lines of all processes, as any user of the machine can see them."""
+    commands = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            commands.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue  # it has ended
-    return found
+    return commands
 
 
 def domains(stack: Stack) -> dict[str, list[Any]]:
-    """Read all that is stored: the trail, the ledger and the refusals."""
+    """Read everything in the stores: the trail, the ledger and the refusals."""
     if stack.store == "dynamodb":
         dynamodb = stack.client("dynamodb")
         scans = dynamodb.get_paginator("scan")

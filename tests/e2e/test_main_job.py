@@ -1,6 +1,6 @@
-"""The main job over HTTP: a knock opens the door, the grant's own timer closes it. On each engine and store.
+"""The main job over HTTP: a knock authorizes rules, the grant's own timer revokes them.
 
-Each test knocks from an address of its own, since the stack is shared.
+It runs on each engine and store. Each test knocks from an address of its own, since the stack is shared.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ def execution(stack: Stack, grant: dict[str, Any]) -> Any:
     return stack.aws("stepfunctions", "describe-execution", "--execution-arn", grant["execution_arn"])
 
 
-def shown(stack: Stack, grant: dict[str, Any]) -> dict[str, Any]:
+def grant_now(stack: Stack, grant: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = stack.call("GET", f"/grants/{grant['id']}", "operator").json()
     return answer
 
 
 def closed(stack: Stack, grant: dict[str, Any]) -> bool:
-    return "closed" in [event["event"] for event in shown(stack, grant)["events"]]
+    return "closed" in [event["event"] for event in grant_now(stack, grant)["events"]]
 
 
 def rule_ids(stack: Stack, cidr: str) -> set[str]:
-    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
-    return {rule["SecurityGroupRuleId"] for rule in found if rule.get("CidrIpv4") == cidr}
+    rules = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    return {rule["SecurityGroupRuleId"] for rule in rules if rule.get("CidrIpv4") == cidr}
 
 
 class TestKnock:
     @pytest.mark.parametrize(("caller", "suffix"), [("203.0.113.21", "/32"), ("2001:db8::21", "/128")])
-    def test_the_door_is_open_when_it_answers_and_shut_at_its_end(
+    def test_a_knocks_rules_are_there_when_it_answers_and_gone_at_its_end(
         self, stack: Stack, caller: str, suffix: str
     ) -> None:
         answer = stack.call("POST", "/knock", caller=caller, data='{"duration":"4s"}')
@@ -58,7 +58,8 @@ class TestKnock:
         running = stack.client("stepfunctions").list_executions(
             stateMachineArn=stack.state_machine_arn, statusFilter="RUNNING"
         )["executions"]
-        names = [one["name"] for one in running if caller.replace(".", "-").replace(":", "-") in one["name"]]
+        running_names = [execution["name"] for execution in running]
+        names = [name for name in running_names if caller.replace(".", "-").replace(":", "-") in name]
         assert names == [grant["id"]]
         assert names[0].startswith("alice_")
 
@@ -74,7 +75,7 @@ class TestKnock:
             return bool(status == "SUCCEEDED")
 
         stack.wait(succeeded, "the execution did not end")
-        now = shown(stack, grant)
+        now = grant_now(stack, grant)
         assert [event["event"] for event in now["events"]] == ["requested", "authorized", "expired", "closed"]
         assert [event["at"] for event in now["events"]] == sorted(event["at"] for event in now["events"])
         assert (now["status"], now["source"], now["principal"]["name"]) == ("expired", cidr, "alice")
@@ -149,10 +150,8 @@ class TestRefusedKnock:
 
 def executions(stack: Stack) -> list[Any]:
     arn = stack.state_machine_arn
-    found: list[Any] = stack.client("stepfunctions").list_executions(stateMachineArn=arn, maxResults=1000)[
-        "executions"
-    ]
-    return found
+    answer = stack.client("stepfunctions").list_executions(stateMachineArn=arn, maxResults=1000)
+    return list(answer["executions"])
 
 
 class TestStop:
@@ -161,14 +160,15 @@ class TestStop:
         arn = grant["execution_arn"]
         stack.aws("stepfunctions", "stop-execution", "--execution-arn", arn, "--cause", "laptop stolen")
         stack.wait(lambda: not stack.rules("203.0.113.25/32"), "the rules outlived the execution")
-        now = stack.wait(lambda: (g := shown(stack, grant))["status"] != "active" and g, "the grant lives on")
+        stack.wait(lambda: grant_now(stack, grant)["status"] != "active", "the grant lives on")
+        now = grant_now(stack, grant)
         assert (now["status"], now["ended_by"]) == ("revoked", "an AWS operator")
         assert "laptop stolen" in json.dumps(now["events"])
 
 
 class TestEarlyRevocation:
     def test_it_answers_after_the_rules_are_gone_and_nothing_reopens_them(self, stack: Stack) -> None:
-        """On stepfunctions-local the stopped machine runs on and its revoke task fires: it does no harm."""
+        """On stepfunctions-local a stopped execution runs on to its revoke task, which revokes nothing."""
         grant = stack.open(caller="203.0.113.26", duration="2s")
         answer = stack.call("DELETE", f"/grants/{grant['id']}?reason=done")
         assert stack.rules("203.0.113.26/32") == set()
@@ -178,16 +178,16 @@ class TestEarlyRevocation:
         stack.wait(
             lambda: execution(stack, grant)["status"] in ("ABORTED", "SUCCEEDED"), "the old machine runs on"
         )
-        if shown(stack, new)["status"] == "active":
+        if grant_now(stack, new)["status"] == "active":
             assert len(stack.rules("203.0.113.26/32")) == 3
-        assert shown(stack, grant)["status"] == "revoked"
+        assert grant_now(stack, grant)["status"] == "revoked"
 
 
 class TestOverlap:
     def test_two_people_behind_one_address_have_access_until_the_last_grant_ends(self, stack: Stack) -> None:
         short = stack.open("alice", caller="203.0.113.27", duration="1s")
         long = stack.open("bob", caller="203.0.113.27", duration="4s")
-        stack.wait(lambda: shown(stack, short)["status"] == "expired", "the short one lives on")
+        stack.wait(lambda: grant_now(stack, short)["status"] == "expired", "the short one lives on")
         stack.wait(lambda: closed(stack, short), "it is not closed")
         assert len(stack.rules("203.0.113.27/32")) == 3
         stack.wait(lambda: not stack.rules("203.0.113.27/32"), "the rules outlived both")
@@ -200,48 +200,51 @@ class TestOverlap:
         second = stack.open(caller="203.0.113.30", duration="2s")
         assert first["id"] != second["id"]
         stack.wait(lambda: closed(stack, second), "the short one lives on")
-        assert (shown(stack, second)["status"], shown(stack, first)["status"]) == ("expired", "active")
+        assert (grant_now(stack, second)["status"], grant_now(stack, first)["status"]) == (
+            "expired",
+            "active",
+        )
         assert len(stack.rules("203.0.113.30/32")) == 3
         third = stack.open(caller="203.0.113.30", duration="1h")
         query = {"source": "203.0.113.30"}
         live = stack.call("GET", "/grants", params=query).json()["grants"]
         assert [grant["id"] for grant in live] == [third["id"], first["id"]]
         assert stack.call("DELETE", f"/grants/{first['id']}").json()["status"] == "revoked"
-        assert shown(stack, third)["status"] == "active"
+        assert grant_now(stack, third)["status"] == "active"
         assert execution(stack, third)["status"] == "RUNNING"
         assert len(stack.rules("203.0.113.30/32")) == 3
         assert stack.call("DELETE", f"/grants/{third['id']}").json()["status"] == "revoked"
         assert stack.rules("203.0.113.30/32") == set()
 
     def test_a_renewal_supersedes_the_old_grant(self, stack: Stack) -> None:
-        """The rules stay the same ones all the while, also when the old grant's time is up."""
+        """The rules keep their ids throughout, also when the old grant's time is up."""
         cidr = "203.0.113.28/32"
         old = stack.open(caller="203.0.113.28", duration="5s")
         rules = rule_ids(stack, cidr)
         new = stack.open(caller="203.0.113.28", duration="1h", renews=old["id"])
         assert (old["renews"], new["renews"]) == (None, old["id"])
         stack.wait(lambda: closed(stack, old), "the old one lives on")
-        now = shown(stack, old)
+        now = grant_now(stack, old)
         assert (now["status"], now["ended_by"]) == ("superseded", new["id"])
         assert at(now["ended_at"]) < at(old["expires_at"])
         stack.wait(lambda: datetime.now(timezone.utc) > at(old["expires_at"]), "time stands still")
         stack.wait(lambda: execution(stack, old)["status"] != "RUNNING", "the old machine runs on")
-        assert shown(stack, old)["status"] == "superseded"
-        assert shown(stack, new)["status"] == "active"
+        assert grant_now(stack, old)["status"] == "superseded"
+        assert grant_now(stack, new)["status"] == "active"
         assert rule_ids(stack, cidr) == rules
         assert len(rules) == 3
         stack.call("DELETE", f"/grants/{new['id']}")
         assert stack.rules(cidr) == set()
 
-    def test_only_an_own_grant_can_be_renewed(self, stack: Stack) -> None:
+    def test_only_a_grant_of_the_keys_own_can_be_renewed(self, stack: Stack) -> None:
         bobs = stack.open("bob", caller="203.0.113.39")
         before = len(executions(stack))
         unknown = f"{bobs['id'][:-4]}ffff"
-        for named in (bobs["id"], unknown):
-            answer = stack.call("POST", "/knock", caller="203.0.113.39", json={"renews": named})
+        for grant_id in (bobs["id"], unknown):
+            answer = stack.call("POST", "/knock", caller="203.0.113.39", json={"renews": grant_id})
             assert (answer.status_code, answer.json()["title"]) == (404, "No such grant")
         assert len(executions(stack)) == before
-        assert shown(stack, bobs)["status"] == "active"
+        assert grant_now(stack, bobs)["status"] == "active"
         stack.call("DELETE", f"/grants/{bobs['id']}", "bob")
 
 

@@ -1,8 +1,7 @@
 """A fault at the boundary of any AWS call a function makes: before its effect, after it, or for its answer.
 
 It wraps botocore's one way out, above botocore's own retries, so that a fault is a fault and not a
-second try. Only calls made inside a function count, in whichever thread of its: the test's own go through
-untouched.
+second try. Only calls made inside a function count, in any of its threads: the test's own go through.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ MODES = ("error before", "effect then error", "timeout", "crash before", "crash 
 
 @dataclass
 class Injector:
-    """Records the calls of functions; at `at`, a call and which one of its kind, it fails as `mode` says.
+    """Records the calls of functions. At `at`, a call and its number among its kind, it fails as `mode` says.
 
-    `before` is told of each call before it is made.
+    `before` is called with each call before it is made.
     """
 
     at: tuple[str, int] | None = None
@@ -35,7 +34,7 @@ class Injector:
     before: Callable[[str], None] = lambda _call: None
     calls: list[str] = field(default_factory=list)
     hit: str | None = None
-    exempt: int | None = None  # a thread whose calls go through: the test's own, once it only looks
+    exempt: int | None = None  # a thread whose calls go through: the test's own, inside only_looking
     _inside: ContextVar[str | None] = field(default_factory=lambda: ContextVar("inside", default=None))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,7 +49,7 @@ class Injector:
 
     @contextmanager
     def only_looking(self) -> Iterator[None]:
-        """Let the calls of this thread through: the test looks at what there is."""
+        """Let the calls of this thread through, while the test looks at the stack."""
         before, self.exempt = self.exempt, threading.get_ident()
         try:
             yield
@@ -64,11 +63,11 @@ class Injector:
         call = f"{name}: {client.meta.service_model.service_name}.{operation}"
         self.before(call)
         with self._lock:
-            now = (call, self.calls.count(call)) == self.at
+            fails = (call, self.calls.count(call)) == self.at
             self.calls.append(call)
-            if now:
+            if fails:
                 self.hit = call
-        if not now:
+        if not fails:
             return real(client, operation, arguments)
         if self.mode == "error before":
             raise self._error(operation)

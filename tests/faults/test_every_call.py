@@ -48,7 +48,7 @@ class Run:
         return answer.json
 
     def rules(self) -> set[tuple[str, int]]:
-        """List what is open for the address, in the groups with room: asked often, and those are full."""
+        """List the rules of the address, in the groups with room: the full ones would take long to list."""
         groups = self.knock.groups
         with_room = [*groups["bastion"], *groups["web"], *groups["full"][1:]]
         return {(group, port) for group, port, cidr in self.knock.rules(*with_room) if cidr == self.cidr}
@@ -57,8 +57,8 @@ class Run:
         query = {"status": "all", "source": self.cidr}
         with self.injector.only_looking():
             answer = self.knock.request("GET", "/grants", key="operator", **query)
-        found: list[dict[str, Any]] = answer.json["grants"]
-        return found
+        grants: list[dict[str, Any]] = answer.json["grants"]
+        return grants
 
     def running(self, key: str) -> list[str]:
         """List the executions that run for a key from this address, recorded or not."""
@@ -66,11 +66,11 @@ class Run:
         return [name for name in self.knock.running(MACHINE) if name.startswith(of_run)]
 
     def closing(self) -> bool:
-        """Say whether something is being closed from outside, or an event for that is on its way."""
+        """Say whether a closing is running, or an event that starts one is on its way."""
         return self.knock.at_work() or bool(self.knock.running(CLOSINGS))
 
     def revoke(self) -> None:
-        """End alice's grants early, once: the client may not retry, so what is half done goes on."""
+        """End alice's grants early, once: the client may not retry, so a closing continues a failed end."""
         for grant_id in self.running("alice"):
             self.knock.request("DELETE", f"/grants/{grant_id}")
 
@@ -85,7 +85,7 @@ class Run:
         self.static[group, port] = self.knock.add_rule(group, port, self.cidr)
 
     def check_foreign(self) -> None:
-        """The static rules are the ones that were put there, untouched."""
+        """Check that the static rules are untouched."""
         for rule_id in self.static.values():
             (rule,) = self.knock.client("ec2").describe_security_group_rules(SecurityGroupRuleIds=[rule_id])[
                 "SecurityGroupRules"
@@ -153,7 +153,7 @@ def target_gone(run: Run) -> None:
 
 
 def end_while_opening(run: Run) -> None:
-    """Somebody ends the grant at the moment at which its first rule is about to be authorized."""
+    """The grant is ended just before its first rule is authorized."""
 
     def once(call: str) -> None:
         if call == f"{STACK}-authorize: ec2.AuthorizeSecurityGroupIngress":
@@ -164,7 +164,7 @@ def end_while_opening(run: Run) -> None:
     run.open(targets=BOTH, duration="10m")
 
 
-# Each kind, and what comes of it where nothing fails: the knocks' answers, and how the grants end.
+# Each kind, and its results where no call fails: the knocks' answers, and the states the grants end in.
 KINDS: dict[Callable[[Run], None], tuple[list[int], list[str]]] = {
     one_rule: ([201], ["expired"]),
     default_rules: ([201], ["expired"]),
@@ -182,22 +182,22 @@ KINDS: dict[Callable[[Run], None], tuple[list[int], list[str]]] = {
 
 
 def settle(run: Run, injector: Injector) -> None:
-    """Let time pass until no grant of alice's is live, and check what must hold then and at the very end."""
+    """Let time pass until no grant of alice's is live, then of bob's, and check the invariants each time."""
     knock, where = run.knock, f"{injector.mode} at {injector.hit}"
     for key in ("alice", "carol"):
         knock.wait(lambda key=key: not run.running(key), f"{where}: an execution never ends", 60, MINUTES)
     knock.wait(lambda: not run.closing(), f"{where}: a closing never ends", 60, MINUTES)
 
-    def others_open() -> bool:
-        shown = {grant["id"]: grant["status"] for grant in run.grants()}
-        return all(shown.get(grant_id) == "active" for grant_id in run.running("bob"))
+    def bobs_open() -> bool:
+        statuses = {grant["id"]: grant["status"] for grant in run.grants()}
+        return all(statuses.get(grant_id) == "active" for grant_id in run.running("bob"))
 
-    def over() -> bool:
-        mine = [grant["id"] for grant in run.grants() if grant["principal"]["name"] != "bob"]
-        return all(is_closed(knock, grant_id) for grant_id in mine)
+    def all_closed() -> bool:
+        grants = [grant["id"] for grant in run.grants() if grant["principal"]["name"] != "bob"]
+        return all(is_closed(knock, grant_id) for grant_id in grants)
 
-    knock.wait(others_open, f"{where}: bob's grant never opens", 60, MINUTES)
-    knock.wait(over, f"{where}: a grant is never recorded as closed", 60, MINUTES)
+    knock.wait(bobs_open, f"{where}: bob's grant never opens", 60, MINUTES)
+    knock.wait(all_closed, f"{where}: a grant is never recorded as closed", 60, MINUTES)
     wanted = wanted_rules(run)
     assert run.rules() == wanted, f"{where}: not just {sorted(wanted)} is open"
     # bob's own end
@@ -206,12 +206,12 @@ def settle(run: Run, injector: Injector) -> None:
             knock.advance_to(grant["expires_at"])
     knock.wait(lambda: not run.running("bob"), f"{where}: bob's grant never ends", 60, MINUTES)
     knock.wait(lambda: not run.closing(), f"{where}: a closing never ends", 60, MINUTES)
-    assert run.rules() == set(run.static), f"{where}: something is open in the end"
+    assert run.rules() == set(run.static), f"{where}: a rule is open in the end"
     run.check_foreign()
-    # All this without the drift guard, which finds nothing.
+    # All this without the drift guard, which has no findings.
     knock.clock.advance(timedelta(hours=1))
     assert knock.call("guard", {})["findings"] == [], where
-    assert not knock.ledger(run.cidr), f"{where}: something is left in the ledger"
+    assert not knock.ledger(run.cidr), f"{where}: the ledger is not empty"
     for grant in run.grants():
         assert is_closed(knock, grant["id"]), f"{where}: a grant is never recorded as closed"
         if grant["status"] == "expired":
@@ -219,7 +219,7 @@ def settle(run: Run, injector: Injector) -> None:
 
 
 def wanted_rules(run: Run) -> set[tuple[str, int]]:
-    """List what is to be open once alice's grants are over: what bob's active ones name, and static rules."""
+    """List the rules to be open once alice's grants are closed: of bob's active grants, and static ones."""
     wanted, groups = set(run.static), run.knock.groups
     for grant in run.grants():
         if grant["principal"]["name"] != "bob":
@@ -257,14 +257,14 @@ def prepare(knock: Knock) -> None:
 @pytest.mark.parametrize("store", ["simpledb", "dynamodb"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_the_invariants_hold_whatever_fails_at_whichever_call(
+def test_the_invariants_hold_with_each_fault_at_each_call(
     kind: Callable[[Run], None],
     mode: str,
     store: str,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """No fault at any call leaves a door open, shuts one early, or touches a foreign rule.
+    """No fault at any call leaves a rule open, revokes one early, or touches a foreign one.
 
     Mutation: functions/grants/closing.py:
     `                raise failure` -> `                return snapshot`
@@ -272,10 +272,10 @@ def test_the_invariants_hold_whatever_fails_at_whichever_call(
     if kind is source_full:
         monkeypatch.setattr("grants.ledger.MAX_CLAIMS", 1)
     answers, ends = KINDS[kind]
-    # A clean knock that opens, or fails, answers as soon as it has; only where none does, is there a wait.
+    # A clean knock answers as soon as it has opened or failed; the wait is used up where it does neither.
     patience = 30.0 if set(answers) <= {201, 409} else 3.0 if 503 in answers else 0.5
     monkeypatch.setattr("api.OPENS_WITHIN", patience)
-    monkeypatch.setattr("api.SETTLES_WITHIN", 0.0)
+    monkeypatch.setattr("api.CLOSES_WITHIN", 0.0)
     monkeypatch.setattr("api.SHOWS_WITHIN", 0.0)
     with running(store) as knock:
         monkeypatch.setattr("api.time", Hurried(knock))
@@ -285,28 +285,28 @@ def test_the_invariants_hold_whatever_fails_at_whichever_call(
         assert clean.answers == answers
         assert Counter(grant["status"] for grant in clean.grants()) == Counter(ends)
         monkeypatch.setattr("api.OPENS_WITHIN", 0.15)
-        points = [at for at in calls_of(clean) if mode in ways_to_fail(at[0]) and is_tried(at[0], store)]
+        points = [at for at in calls_of(clean) if mode in ways_to_fail(at[0]) and is_failed(at[0], store)]
         for number, at in enumerate(points, 1):
             run_once(knock, kind, Injector(at, mode), number)
         for target in ("full", "none"):
-            there = {(port, cidr) for _, port, cidr in knock.rules(knock.groups[target][0])}
-            assert there == {(port, "192.0.2.0/24") for port in FULL}
+            rules = {(port, cidr) for _, port, cidr in knock.rules(knock.groups[target][0])}
+            assert rules == {(port, "192.0.2.0/24") for port in FULL}
         record_property("faults at calls to AWS", len(points))
 
 
 def calls_of(run: Run) -> list[tuple[str, int]]:
-    """List a run's calls, each with which one of its kind it is. Of the API's polls two stand for all."""
-    seen: Counter[str] = Counter()
-    found = []
+    """List a run's calls, each with its number among its kind. Of the API's polls two stand for all."""
+    counts: Counter[str] = Counter()
+    points = []
     for call in run.injector.calls:
-        if call not in POLLS or seen[call] < 2:
-            found.append((call, seen[call]))
-        seen[call] += 1
-    return found
+        if call not in POLLS or counts[call] < 2:
+            points.append((call, counts[call]))
+        counts[call] += 1
+    return points
 
 
-def is_tried(call: str, store: str) -> bool:
-    """Say whether a call is failed on a store: on DynamoDB its own writes alone.
+def is_failed(call: str, store: str) -> bool:
+    """Say whether a call is made to fail on a store: on DynamoDB, only the store's own writes are.
 
     The other calls are as on SimpleDB, and a read that fails is the same to the store's adapter.
     KNOCK_FAULTS=all has all of them failed on both.

@@ -1,6 +1,6 @@
-"""What could once be done to this system, each tried again on the whole of it.
+"""Holes of earlier versions, each tried again on Knock as a whole.
 
-Each class is one hole that was reproduced on an earlier core. The functions run as they are, on the
+Each class is one hole that was reproduced on an earlier version. The functions run as they are, on the
 embedded AWS.
 """
 

@@ -1,4 +1,4 @@
-"""How much one key, one source and one item may hold, and that the most of it can be closed."""
+"""The bounds of a key, a source and an item, and that grants at the bound can be closed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_targets(knock: Knock, count: int = MANY) -> None:
 
 
 def check_items(knock: Knock) -> None:
-    """No item comes near what SimpleDB takes: 256 pairs, of 1,024 bytes each."""
+    """Check that every item is well below SimpleDB's limits: 256 pairs, of 1,024 bytes each."""
     for domain in ("trail", "ledger"):
         for item in knock.items(domain).values():
             pairs = [(name, text) for name, texts in item.items() for text in texts]
@@ -44,51 +44,51 @@ class TestAnItemThatOverflows:
             knock.add_key(key, targets=names, max_duration="24h")
 
     @pytest.mark.usefixtures("many")
-    def test_many_targets_are_closed_on_time_though_a_try_to_open_them_failed(
+    def test_many_targets_are_closed_on_time_after_a_failed_try_to_open_them(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And the neighbour, who has them all as well, is not cut.
+        """And the neighbour's grant, which has the same rules, lives on.
 
         Mutation: functions/grants/trail.py: `"kept": sorted(kept)[:4]}` -> `"kept": sorted(kept)}`
 
         Mutation: functions/grants/store.py: `PART = 1024` -> `PART = 1025`
         """
-        real, fails = SimpleDb._call, [1]
+        real, failures = SimpleDb._call, [1]
 
-        def call(self: SimpleDb, operation: str, **asked: Any) -> Any:
-            opened = "part_000" in str(asked) and "sgr-" in str(asked)
-            if opened and fails[0]:
-                fails[0] -= 1
+        def call(self: SimpleDb, operation: str, **arguments: Any) -> Any:
+            records_rules = "part_000" in str(arguments) and "sgr-" in str(arguments)
+            if records_rules and failures[0]:
+                failures[0] -= 1
                 raise StoreUnavailable("SimpleDB answered ServiceUnavailable to put_attributes")
-            return real(self, operation, **asked)
+            return real(self, operation, **arguments)
 
         monkeypatch.setattr(SimpleDb, "_call", call)
         with knock.ticking(timedelta(milliseconds=100)):
             grant = knock.open("max", duration="1h")
-        assert fails == [0]
+        assert failures == [0]
         assert len(knock.rules()) == MANY
         neighbour = knock.open("neighbour", duration="8h")
         check_items(knock)
         knock.expire(grant)
-        shown = knock.grant(grant["id"])
-        assert [event["event"] for event in shown["events"]][-2:] == ["expired", "closed"]
+        expired = knock.grant(grant["id"])
+        assert [event["event"] for event in expired["events"]][-2:] == ["expired", "closed"]
         assert knock.grant(neighbour["id"])["status"] == "active"
         assert len(knock.rules()) == MANY
-        again = knock.open("neighbour", duration="8h", renews=neighbour["id"])
-        assert knock.request("DELETE", f"/grants/{again['id']}", key="neighbour").status == 200
+        renewal = knock.open("neighbour", duration="8h", renews=neighbour["id"])
+        assert knock.request("DELETE", f"/grants/{renewal['id']}", key="neighbour").status == 200
         assert knock.rules() == set()
         assert "RevocationForced" not in dict(knock.metrics)
         check_items(knock)
 
     @pytest.mark.usefixtures("many")
-    def test_and_when_one_of_them_is_stopped(self, knock: Knock) -> None:
+    def test_many_targets_are_closed_when_their_execution_is_stopped(self, knock: Knock) -> None:
         grant = knock.open("max")
         knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
         knock.wait(lambda: not knock.rules(), "rules stay open")
         knock.wait(lambda: knock.closings() == ["SUCCEEDED"], "its closing does not end")
 
-    def test_many_renewals_of_one_grant_at_once(self, knock: Knock) -> None:
-        """Each becomes a grant; the one they renew ends once; all can be closed.
+    def test_many_renewals_of_one_grant_at_once_can_all_be_closed(self, knock: Knock) -> None:
+        """Each becomes a grant, and the grant they renew ends once.
 
         Mutation: functions/grants/operations.py: `MOST_CONFLICTS = 80` -> `MOST_CONFLICTS = 1`
         """
@@ -105,10 +105,10 @@ class TestAnItemThatOverflows:
         for thread in threads:
             thread.join()
         assert {answer.status for answer in answers} <= {201, 202}, [a.text for a in answers]
-        news = [answer.json["id"] for answer in answers]
+        renewals = [answer.json["id"] for answer in answers]
 
         def all_open() -> bool:
-            return {knock.grant(new)["status"] for new in news} == {"active"}
+            return {knock.grant(renewal)["status"] for renewal in renewals} == {"active"}
 
         knock.wait(all_open, "they do not open", step=timedelta(milliseconds=100))
         assert knock.request("DELETE", f"/grants/{old['id']}", key="ci").json["status"] == "superseded"
@@ -120,7 +120,7 @@ class TestAnItemThatOverflows:
         assert knock.ledger().claims == {}
 
 
-class TestWhatOneKeyAndOneSourceMayHold:
+class TestBoundsOfAKeyAndASource:
     def test_one_key_from_many_addresses_leaves_room_for_others(self, knock: Knock) -> None:
         """Mutation: functions/grants/policy.py: `    if live >= most:` -> `    if False:`"""
         knock.add_key("eve", targets="web", max_duration="24h")
@@ -128,7 +128,7 @@ class TestWhatOneKeyAndOneSourceMayHold:
         assert [answer.status for answer in answers] == [201] * 20 + [409] * 2
         assert knock.open("bob", targets=["web"], caller="2001:db8:1::1")["status"] == "active"
 
-    def test_one_source_holds_so_many_and_the_last_one_costs_little_more_than_the_first(
+    def test_a_source_has_a_bound_and_its_last_grant_takes_hardly_more_calls_than_its_first(
         self, knock: Knock
     ) -> None:
         """Mutation: functions/grants/ledger.py: `    if len(others) >= MAX_CLAIMS:` -> `    if False:`"""
@@ -151,7 +151,7 @@ class TestWhatOneKeyAndOneSourceMayHold:
         assert knock.rules() == set()
         assert knock.open("bob")["status"] == "active"
 
-    def test_grants_of_different_targets_do_not_pile_up_for_one_source(
+    def test_grants_of_different_targets_count_for_one_source(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/ledger.py: `    if len(rules) > MAX_RULES:` -> `    if False:`"""
@@ -167,18 +167,18 @@ class TestWhatOneKeyAndOneSourceMayHold:
 
 @contextmanager
 def calls_of(knock: Knock) -> Iterator[list[str]]:
-    """Record the calls to AWS of a grant's life, but for what the API asks while the door opens."""
-    injector, found = Injector(), list[str]()
+    """Record the calls to AWS of a grant's life, but for the API's polls while it opens."""
+    injector, calls = Injector(), list[str]()
     before, knock.around = knock.around, injector.function
     with injecting(injector):
-        yield found
+        yield calls
     knock.around = before
-    found += [call for call in injector.calls if call != f"{STACK}-api: sdb.GetAttributes"]
+    calls += [call for call in injector.calls if call != f"{STACK}-api: sdb.GetAttributes"]
 
 
-class TestClosingThatBeginsAnew:
+class TestClosingThatIsCutOff:
     @pytest.mark.parametrize("takes", [0.5, 3.0])
-    def test_it_goes_on_where_it_was_cut_off(self, knock: Knock, takes: float) -> None:
+    def test_it_continues_where_it_was_cut_off(self, knock: Knock, takes: float) -> None:
         """Half a second a call, and Lambda kills a function after 20: many rules take a few tries.
 
         Mutation: functions/grants/timing.py:

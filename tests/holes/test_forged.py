@@ -1,4 +1,4 @@
-"""Inputs and payloads that somebody made up: what StartExecution and InvokeFunction can do by themselves."""
+"""Forged inputs and payloads: what states:StartExecution and lambda:InvokeFunction can do by themselves."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def start(knock: Knock, value: dict[str, Any], name: str) -> str:
     knock.client("stepfunctions").start_execution(stateMachineArn=MACHINE, name=name, input=json.dumps(value))
     knock.wait(
         lambda: knock.execution_status(name) != "RUNNING" or "HoldUntilExpiry" in knock.states(name),
-        "it tries on and on",
+        "it is tried on and on",
         step=timedelta(seconds=1),
     )
     return name
 
 
-class TestAnExecutionOfOnesOwnMaking:
+class TestForgedExecution:
     """With states:StartExecution and a live grant's id, or its own, nothing opens that tags do not allow."""
 
     @pytest.fixture
@@ -56,7 +56,9 @@ class TestAnExecutionOfOnesOwnMaking:
         assert knock.grant(grant["id"]) | {"seconds_left": 0} == before | {"seconds_left": 0}
         assert knock.ledger() == ledger  # nor claimed
 
-    def test_neither_is_it_ended_by_the_rollback_of_such_a_run(self, knock: Knock, vault: str) -> None:
+    def test_a_live_grant_is_not_ended_by_the_rollback_of_a_forged_run(
+        self, knock: Knock, vault: str
+    ) -> None:
         grant = knock.open("eve", duration="8h")
         state = input_of(knock, grant) | {"source": "198.51.100.1/32"}
         for how in ("expired", "failed", "force"):
@@ -95,12 +97,16 @@ class TestAnExecutionOfOnesOwnMaking:
 
     def test_groups_that_are_no_targets_are_never_opened(self, knock: Knock, vault: str) -> None:
         ec2 = knock.client("ec2")
-        plain = ec2.create_security_group(GroupName="plain", Description="none", VpcId=knock.vpc)["GroupId"]
-        other = ec2.create_security_group(GroupName="other", Description="none", VpcId=knock.vpc)["GroupId"]
+        untagged = ec2.create_security_group(GroupName="plain", Description="none", VpcId=knock.vpc)[
+            "GroupId"
+        ]
+        other_stacks = ec2.create_security_group(GroupName="other", Description="none", VpcId=knock.vpc)[
+            "GroupId"
+        ]
         tags = {"knock:stack": "another", "knock:target": "vault", "knock:ports": "8200/tcp"}
-        ec2.create_tags(Resources=[other], Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
+        ec2.create_tags(Resources=[other_stacks], Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
         value = input_of(knock, knock.open("eve"))
-        for group in (plain, other):
+        for group in (untagged, other_stacks):
             target = {"name": "vault", "ports": ["8200/tcp"], "groups": [group]}
             made_up = forged(value | {"targets": [target]})
             knock.wait_status(start(knock, made_up, made_up["grant_id"]), "FAILED", step=timedelta(seconds=5))
@@ -122,7 +128,7 @@ class TestAnExecutionOfOnesOwnMaking:
             ("198.51.100.1/32", 364 * 24, 1),
         ],
     )
-    def test_no_wider_no_longer_and_not_for_another_time_than_the_stack_allows(
+    def test_nothing_opens_wider_or_longer_or_at_another_time_than_the_stack_allows(
         self, knock: Knock, source: str, starts: float, lasts: float
     ) -> None:
         """Every tagged group, with exactly the tags' own ports: from everywhere, for 364 days.
@@ -147,13 +153,13 @@ class TestAnExecutionOfOnesOwnMaking:
         knock.wait_status(start(knock, made_up, made_up["grant_id"]), "FAILED", step=timedelta(seconds=5))
         assert {cidr for _, _, cidr in knock.rules()} == {CIDR}
         assert (knock.ledger(source).claims, knock.ledger(source).rules) == ({}, {})
-        shown = knock.grant(made_up["grant_id"])
-        assert (shown["status"], shown["source"]) == ("failed", source)
-        (failed,) = [event for event in shown["events"] if event["event"] == "failed"]
+        refused = knock.grant(made_up["grant_id"])
+        assert (refused["status"], refused["source"]) == ("failed", source)
+        (failed,) = [event for event in refused["events"] if event["event"] == "failed"]
         assert "InvalidGrant: " in failed["reason"]
 
-    def test_what_is_allowed_is_on_record_and_everybody_who_may_can_end_it(self, knock: Knock) -> None:
-        """In anybody's name: that is what starting executions means. Nothing hides it."""
+    def test_a_forged_grant_within_the_limits_is_on_record_and_can_be_ended(self, knock: Knock) -> None:
+        """It may be in another principal's name: that is what the permission to start executions means."""
         bob = knock.open("bob", duration="1h")
         for number, end in enumerate((_delete, _stop, _lose)):
             value = input_of(knock, bob) | {"source": f"198.51.100.{number}/32"}
@@ -162,10 +168,10 @@ class TestAnExecutionOfOnesOwnMaking:
             assert knock.grant(made_up["grant_id"])["status"] == "active"
             assert len(knock.rules()) == 6
             end(knock, made_up["grant_id"])
-            knock.wait(lambda: len(knock.rules()) in (0, 3), "it is still open")
+            knock.wait(lambda: len(knock.rules()) in (0, 3), "its rules are still open")
             assert knock.grant(made_up["grant_id"])["status"] == "revoked"
 
-    def test_an_input_under_the_name_of_one_that_ended_opens_nothing(self, knock: Knock) -> None:
+    def test_the_input_of_a_grant_that_ended_opens_nothing(self, knock: Knock) -> None:
         grant = knock.open(duration="1h")
         value = input_of(knock, grant)
         knock.request("DELETE", f"/grants/{grant['id']}")
@@ -198,25 +204,25 @@ def _lose(knock: Knock, grant_id: str) -> None:
 
 
 class TestTheRevokeFunctionCalledByHand:
-    """With lambda:InvokeFunction on it, no foreign rule goes, and no other grant's."""
+    """With lambda:InvokeFunction on it, no foreign rule is revoked, and no other grant's."""
 
     def payloads(self, knock: Knock, rule: str, group: str, port: int, known: dict[str, Any]) -> list[Any]:
-        """Name a rule as one's own, with every `how` and both for a live grant and one that never was."""
+        """Name a rule as a made-up grant's own, with every `how`: alone, in a closing, and in an event."""
         rules = [
             {"rule": rule, "group": group, "ports": f"{port}/tcp", "target": "web", "foreign": False},
         ]
         unknown = forged(known | {"reason": "made up", "source": "198.51.100.1/32"})
         late = forged(unknown | {"requested_at": show_time(knock.clock.now())})
-        found: list[Any] = []
+        payloads: list[Any] = []
         for grant in (unknown, late, {"grant_id": "unknown"}):
             state = grant | {"rules": rules}
-            found += [{"how": how, "grant": state} for how in ("expired", "failed", "force")]
+            payloads += [{"how": how, "grant": state} for how in ("expired", "failed", "force")]
             early = {"how": "revoked", "grant": state, "by": {"id": "", "name": "eve"}}
-            found += [early, *({"how": how, "closing": early} for how in ("close", "force-close"))]
+            payloads += [early, *({"how": how, "closing": early} for how in ("close", "force-close"))]
             text = json.dumps(state)
             event = {"name": grant["grant_id"], "status": "ABORTED", "input": text}
-            found += [{"how": how, "closing": {"detail": event}} for how in ("close", "force-close")]
-        return found
+            payloads += [{"how": how, "closing": {"detail": event}} for how in ("close", "force-close")]
+        return payloads
 
     @pytest.mark.parametrize("outage", [False, True])
     def test_a_foreign_rule_in_a_tagged_group_stays(
@@ -231,14 +237,14 @@ class TestTheRevokeFunctionCalledByHand:
         known = input_of(knock, knock.open("bob", targets=["web"], caller="198.51.100.9"))
         before = knock.rules(web)
         if outage:
-            monkeypatch.setattr(SimpleDb, "_call", _away)
+            monkeypatch.setattr(SimpleDb, "_call", _store_is_down)
         for rule, port in zip(foreign, (80, 443), strict=True):
             for payload in self.payloads(knock, rule, web, port, known):
                 knock.invoke(f"{STACK}-revoke", json.dumps(payload).encode())
         assert knock.rules(web) == before
 
     def test_another_grants_rule_stays(self, knock: Knock) -> None:
-        """Two things keep it: ids count for nothing without an execution, and no rule of other keys counts.
+        """For two reasons: ids count only with an execution, and only for rules of the grant's own keys.
 
         The second by itself is tested in tests/proofs/test_operations.py, with its mutation.
         """
@@ -250,10 +256,10 @@ class TestTheRevokeFunctionCalledByHand:
             knock.invoke(f"{STACK}-revoke", json.dumps(payload).encode())
         assert knock.rules(group) == {(group, 22, CIDR)}
         assert knock.grant(alice["id"])["status"] == "active"
-        assert set(knock.items("trail")) == {alice["id"], known["grant_id"]}  # nothing is made up on record
+        assert set(knock.items("trail")) == {alice["id"], known["grant_id"]}  # no made-up grant is on record
 
     def test_a_grants_own_end_takes_no_rule_of_anothers_that_its_state_names(self, knock: Knock) -> None:
-        """An item of the ledger that was lost is found by that state, and by tags."""
+        """Where the ledger's item is lost, rules are found by that state, and by tags."""
         web = knock.groups["web"][0]
         foreign = knock.add_rule(web, 22)
         alice = knock.open("alice", targets=["web"], duration="8h")
@@ -268,5 +274,5 @@ class TestTheRevokeFunctionCalledByHand:
         assert knock.rules() == {(web, 22, CIDR), (web, 80, CIDR), (web, 443, CIDR)}
 
 
-def _away(*_: object, **__: object) -> None:
+def _store_is_down(*_: object, **__: object) -> None:
     raise StoreUnavailable("SimpleDB did not answer")

@@ -1,4 +1,4 @@
-"""The drift guard between everybody else: it shuts no door that somebody has, and looks at everything."""
+"""The drift guard beside other operations: it closes no rule of a live grant, and looks at everything."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def damage(knock: Knock, domain: str, item: str, name: str, value: str) -> None:
 
 
 class TestGuard:
-    def test_it_shuts_no_door_of_a_knock_that_adopts_an_orphan(self, knock: Knock) -> None:
-        """Once it is listed, or in the moment before it is revoked.
+    def test_it_closes_no_orphan_that_a_knock_adopts_meanwhile(self, knock: Knock) -> None:
+        """After it was listed, or just before it is revoked.
 
         Mutation: functions/grants/ledger.py:
         `        if not (rule.closing and rule.ids):` -> `        if True:`
@@ -37,16 +37,16 @@ class TestGuard:
             knock.add_rule(knock.groups["bastion"][0], 22, CIDR, stack=STACK)
             real = getattr(Ingress, method)
 
-            def and_a_knock(
-                *asked: Any, real: Any = real, grants: list[Any] = grants, method: str = method
+            def knock_meanwhile(
+                *arguments: Any, real: Any = real, grants: list[Any] = grants, method: str = method
             ) -> Any:
-                listed = real(*asked) if method == "ours" else None
+                rules = real(*arguments) if method == "ours" else None
                 if not grants:
                     grants.append({})
                     grants[0] = knock.open(targets=["bastion"], duration="1h")
-                return listed if method == "ours" else real(*asked)
+                return rules if method == "ours" else real(*arguments)
 
-            with mock.patch.object(Ingress, method, and_a_knock):
+            with mock.patch.object(Ingress, method, knock_meanwhile):
                 knock.call("guard", {})
             (grant,) = grants
             assert len(knock.rules()) == 1, method
@@ -56,7 +56,7 @@ class TestGuard:
             knock.clock.advance(LATER)
             assert knock.call("guard", {})["findings"] == []
 
-    def test_one_failing_call_hides_nothing_of_what_it_mends(self, knock: Knock) -> None:
+    def test_a_failing_call_stops_no_other_repair(self, knock: Knock) -> None:
         """Mutation: functions/grants/drift.py:
         `            yield Finding(NOT_LOOKED, name, "", f"failed: {error}")` -> `            raise`
         """
@@ -80,7 +80,7 @@ class TestGuard:
         knock.call("guard", {})
         assert knock.rules() == set()
 
-    def test_one_unreadable_item_blocks_neither_it_nor_lists_nor_its_source(self, knock: Knock) -> None:
+    def test_an_unreadable_item_blocks_neither_the_guard_nor_lists_nor_its_source(self, knock: Knock) -> None:
         """Mutation: functions/grants/trail.py:
         `            except StoreRefused as error:` -> `            except ValueError as error:`
 
@@ -97,11 +97,11 @@ class TestGuard:
         assert kinds == {"item that cannot be read", "live grant without an execution"}
         listed = knock.request("GET", "/grants", key="operator", status="all").json["grants"]
         assert [grant["id"] for grant in listed] == [stopped["id"]]
-        again = knock.open(targets=["web"])
-        assert knock.request("DELETE", f"/grants/{again['id']}").status == 200
+        grant = knock.open(targets=["web"])
+        assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
         assert knock.rules() == {(knock.groups["bastion"][0], 22, CIDR)}
 
-    def test_a_time_in_the_future_does_not_make_it_look_away(self, knock: Knock) -> None:
+    def test_a_time_in_the_future_does_not_hide_a_grant_from_it(self, knock: Knock) -> None:
         """Mutation: functions/grants/drift.py:
         `        return abs(self.now - at) < GRACE` -> `        return self.now - at < GRACE`
         """

@@ -1,4 +1,4 @@
-"""One key's parallel jobs, and one person's two machines, behind one address: nobody shuts another's door."""
+"""Grants of one key behind one address, as of parallel jobs: the end of one leaves the others open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TestParallelJobs:
     `    ledger = replace(ledger, rules=rules)` -> `    ledger = replace(ledger, rules=rules, claims={})`
     """
 
-    def test_ending_one_leaves_the_others_door_open(self, knock: Knock) -> None:
+    def test_ending_one_early_leaves_the_other_open(self, knock: Knock) -> None:
         first = knock.open(targets=["bastion"], duration="1h")
         second = knock.open(targets=["bastion"], duration="10m")
         assert knock.request("DELETE", f"/grants/{second['id']}").status == 200
@@ -25,13 +25,13 @@ class TestParallelJobs:
         knock.expire(first)
         assert knock.rules() == set()
 
-    def test_so_does_the_shorter_ones_own_end(self, knock: Knock) -> None:
+    def test_the_end_of_the_shorter_one_leaves_the_other_open(self, knock: Knock) -> None:
         first = knock.open(targets=["bastion"], duration="1h")
         knock.expire(knock.open(targets=["bastion"], duration="10m"))
         assert len(knock.rules()) == 1
         assert knock.grant(first["id"])["status"] == "active"
 
-    def test_a_stop_a_renewal_and_a_failure_end_what_they_name_alone(self, knock: Knock) -> None:
+    def test_a_stop_a_renewal_and_a_failure_end_one_grant_each(self, knock: Knock) -> None:
         first = knock.open(duration="1h")
         stopped = knock.open(duration="1h")
         knock.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
@@ -44,15 +44,15 @@ class TestParallelJobs:
         knock.add_key("eve", targets="bastion full", max_duration="1h")
         assert knock.request("POST", "/knock", key="eve").status == 409
         assert len(knock.rules(*knock.groups["bastion"], *knock.groups["web"])) == 3
-        statuses = [knock.grant(one["id"])["status"] for one in (first, stopped, renewed, last)]
+        statuses = [knock.grant(grant["id"])["status"] for grant in (first, stopped, renewed, last)]
         assert statuses == ["active", "revoked", "superseded", "active"]
 
-    def test_jobs_that_come_and_go_at_once_each_have_their_door(self, knock: Knock) -> None:
-        seen: list[tuple[int, Any]] = []
+    def test_jobs_at_once_each_have_a_grant_and_an_open_rule(self, knock: Knock) -> None:
+        opened: list[tuple[int, Any]] = []
 
         def job() -> None:
             grant = knock.open("ci", targets=["bastion"], duration="10m")
-            seen.append((len(knock.rules()), grant["id"]))
+            opened.append((len(knock.rules()), grant["id"]))
             assert knock.request("DELETE", f"/grants/{grant['id']}", key="ci").status == 200
 
         jobs = [threading.Thread(target=job) for _ in range(8)]
@@ -60,6 +60,6 @@ class TestParallelJobs:
             thread.start()
         for thread in jobs:
             thread.join()
-        assert [open_ for open_, _ in seen] == [1] * 8
-        assert len({grant_id for _, grant_id in seen}) == 8
+        assert [rules for rules, _ in opened] == [1] * 8
+        assert len({grant_id for _, grant_id in opened}) == 8
         assert knock.rules() == set()

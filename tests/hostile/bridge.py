@@ -1,7 +1,7 @@
-"""The hostile AWS around a Knock in one process: the same watcher that stands at a stack's endpoint.
+"""The hostile AWS for a Knock in one process: the same watcher that is put in a stack's AWS endpoint.
 
-It wraps the one way from botocore into the embedded AWS, below botocore's own retries. Only what functions
-call meets it, in whichever thread of theirs: the test's own calls see AWS as it is.
+It wraps botocore's way into the embedded AWS, below botocore's own retries. The functions' calls meet it,
+from any of their threads; the test's own calls see AWS as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
 
 @contextmanager
 def meeting_it(name: str | None) -> Iterator[None]:
-    """Have the calls made here meet the hostile AWS, as those of a caller; with None see AWS as it is."""
+    """Have calls in this block meet the hostile AWS as those of a caller; with None they see AWS as it is."""
     token = _CALLER.set(name)
     try:
         yield
@@ -36,13 +36,13 @@ def meeting_it(name: str | None) -> Iterator[None]:
 
 @contextmanager
 def hostile(knock: Knock, plan: Plan) -> Iterator[Hostile]:
-    """Put AWS at its worst between every function and AWS, on the clock of `knock`."""
+    """Put the hostile AWS between every function and AWS, on the clock of `knock`."""
     watcher = Hostile(plan, knock.clock.now, knock.clock.at)
     plain = BotocoreStubber.__call__
 
     def call(stubber: BotocoreStubber, event_name: str, request: AWSPreparedRequest, **more: Any) -> Any:
-        def ask(asked: AWSPreparedRequest) -> Any:
-            return plain(stubber, event_name, asked, **more)
+        def ask(sent_request: AWSPreparedRequest) -> Any:
+            return plain(stubber, event_name, sent_request, **more)
 
         name = _CALLER.get()
         return ask(request) if name is None else _ask(watcher, name, request, ask)
@@ -62,7 +62,7 @@ def _ask(
     watcher: Hostile, name: str, request: AWSPreparedRequest, ask: Callable[[AWSPreparedRequest], Any]
 ) -> AWSResponse:
     body = request.body or b""
-    sent = body.encode() if isinstance(body, str) else bytes(body)
+    payload = body.encode() if isinstance(body, str) else bytes(body)
     headers = {key.lower(): _text(value) for key, value in request.headers.items()}
     call = read_call(
         {
@@ -72,15 +72,19 @@ def _ask(
             "REQUEST_METHOD": request.method,
             "REQUEST_URI": urlsplit(request.url).path,
         },
-        sent,
+        payload,
     )
     call = replace(call, access_key=f"ASIA{name.upper()}")
 
-    def forward(changed: bytes = sent) -> Answer:
-        kept = (
-            request.headers if changed is sent else {**request.headers, "Content-Length": str(len(changed))}
+    def forward(changed: bytes = payload) -> Answer:
+        changed_headers = (
+            request.headers
+            if changed is payload
+            else {**request.headers, "Content-Length": str(len(changed))}
         )
-        answer = ask(AWSPreparedRequest(request.method, request.url, kept, changed, request.stream_output))
+        answer = ask(
+            AWSPreparedRequest(request.method, request.url, changed_headers, changed, request.stream_output)
+        )
         return Answer(answer.status_code, list(answer.headers.items()), answer.content)
 
     answer = watcher(call, forward)

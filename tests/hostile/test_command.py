@@ -1,4 +1,4 @@
-"""`python -m local up --hostile` and `make soak ARGS="--hostile"`: what they ask for, what they say."""
+"""The options of `python -m local up --hostile` and of `make soak ARGS="--hostile"`, and their messages."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tools import soak
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """The options that the command line gives a stack, which does not start."""
-    found: list[Options] = []
+    requests: list[Options] = []
 
     def start(options: Options) -> Any:
-        found.append(options)
+        requests.append(options)
         raise StackError("it is not to start")
 
     monkeypatch.setattr(command, "Stack", start)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
-    return found
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -42,22 +42,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
         (["--hostile", "7", "--hostile-scale", "0.1"], Plan(7, scale=0.1)),
     ],
 )
-def test_a_stack_is_as_hostile_as_it_is_asked_to_be(
-    asked: list[Options], words: list[str], plan: Plan | None
+def test_the_options_make_the_stacks_plan(
+    requested: list[Options], words: list[str], plan: Plan | None
 ) -> None:
     assert command.main(["up", *words]) == 1
-    assert [options.hostile for options in asked] == [plan]
+    assert [options.hostile for options in requested] == [plan]
 
 
-def test_a_seed_is_drawn_where_none_is_given(asked: list[Options]) -> None:
+def test_a_seed_is_drawn_where_none_is_given(requested: list[Options]) -> None:
     for words in (["--hostile"], ["--hostile-only", "sdb"], ["--hostile", "--port", "0"]):
         command.main(["up", *words])
-    plans = [options.hostile for options in asked]
+    plans = [options.hostile for options in requested]
     assert len({plan.seed for plan in plans if plan}) == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--hostile", "x"], "a seed is a number, not 'x'"),
         (["--hostile=-1"], "a seed is a number, not '-1'"),
@@ -65,16 +65,16 @@ def test_a_seed_is_drawn_where_none_is_given(asked: list[Options]) -> None:
         (["--hostile", "1", "--hostile-scale", "2"], "a scale is more than 0 and at most 1, not 2"),
     ],
 )
-def test_what_cannot_be_is_a_usage_error_that_says_what_can(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_option_is_a_usage_error_that_says_what_is_possible(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(["up", *words])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_page_says_with_which_words_the_same_happens_again() -> None:
+def test_the_page_shows_the_options_that_repeat_the_run() -> None:
     plan = Plan(7, ("sdb", "events"), 0.1)
     page = command._page(type(SUMMARY)(**vars(SUMMARY) | {"hostile": plan.as_json()}), "log")
     assert "--hostile 7 --hostile-only sdb,events --hostile-scale 0.1" in page
@@ -83,7 +83,7 @@ def test_the_page_says_with_which_words_the_same_happens_again() -> None:
 
 
 def start_and_fail(*words: str) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "local", "up", "--port", "0", "--json", *words],
         cwd=ROOT,
         capture_output=True,
@@ -91,18 +91,18 @@ def start_and_fail(*words: str) -> str:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    return done.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    return result.stderr
 
 
-def test_an_account_that_simpledb_refuses_is_told_of_dynamodb() -> None:
-    said = start_and_fail("--hostile-only", "sdb-closed", "--store", "simpledb")
-    assert "AWS answered OptInRequired to CreateDomain" in said
-    assert "--store dynamodb" in said
-    assert "Traceback" not in said
+def test_a_stack_that_simpledb_refuses_proposes_dynamodb() -> None:
+    stderr = start_and_fail("--hostile-only", "sdb-closed", "--store", "simpledb")
+    assert "AWS answered OptInRequired to CreateDomain" in stderr
+    assert "--store dynamodb" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_soaking_prints_the_seed_of_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soaking_prints_the_seed_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(plan: Plan, store: str) -> None:
         raise AssertionError(f"seed {plan.seed} on {store}: a rule is open")
 
@@ -111,13 +111,13 @@ def test_soaking_prints_the_seed_of_what_failed(monkeypatch: pytest.MonkeyPatch)
         soak._morning(41)
 
 
-def test_soaking_runs_a_stack_of_a_seed_now_and_then_and_prints_how_to_run_it_again(
+def test_soaking_runs_the_tests_of_a_stack_at_times_and_prints_how_to_repeat_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ran: list[str] = []
+    seeds: list[str] = []
 
     def run(_command: list[str], *, env: dict[str, str], **_: Any) -> Any:
-        ran.append(env["HOSTILE_SEED"])
+        seeds.append(env["HOSTILE_SEED"])
         return subprocess.CompletedProcess([], 1, stdout="a door is open")
 
     monkeypatch.setattr(life, "live_through", lambda *_args, **_more: type("Lived", (), {"started": {1, 2}}))
@@ -125,4 +125,4 @@ def test_soaking_runs_a_stack_of_a_seed_now_and_then_and_prints_how_to_run_it_ag
     assert soak._morning(41) == 2
     with pytest.raises(SystemExit, match=r"HOSTILE_SEED=50 pytest(.|\n)*a door is open"):
         soak._morning(50)
-    assert ran == ["50"]
+    assert seeds == ["50"]

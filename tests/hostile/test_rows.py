@@ -1,6 +1,6 @@
-"""Each row of the hostile AWS by itself: what a client meets, on the embedded AWS, on a moved clock.
+"""Each row of the hostile AWS by itself: its effect on a client of the embedded AWS, on a moved clock.
 
-A row is asked for alone, so what is met is its own. Calls are repeated until the row's chance comes up.
+A plan with one row alone has the effects of that row only. Calls are repeated until they occur.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CIDR = "198.51.100.1/32"
 
 @pytest.fixture(scope="module")
 def knock() -> Iterator[Knock]:
-    with running() as made:
-        yield made
+    with running() as running_knock:
+        yield running_knock
 
 
 class Operator:
-    """Somebody whose calls meet the rows that were asked for, without the SDK's own tries."""
+    """A client whose calls meet the given rows, without the SDK's own retries."""
 
     def __init__(self, knock: Knock, *rows: str, seed: int = 1, config: Config = ONCE) -> None:
         self.knock = knock
@@ -57,13 +57,13 @@ class Operator:
     def client(self, service: Any) -> Any:
         return boto3.client(service, region_name=REGION, config=self.config)
 
-    def of_group(self, group: str) -> list[dict[str, Any]]:
+    def ingress_of(self, group: str) -> list[dict[str, Any]]:
         """List a group's ingress rules as they really are."""
         with meeting_it(None):
             return self.knock.of_group(group)
 
     def add(self, group: str, port: int) -> str:
-        """Add a rule that EC2 has known for long."""
+        """Add a rule that no list of EC2's hides."""
         with meeting_it(None):
             return add(self.knock.client("ec2"), group, port)
 
@@ -72,16 +72,16 @@ class Operator:
 
 
 def refusals(call: Callable[[], Any], times: int = OFTEN) -> dict[str, int]:
-    """Make a call so often; count the errors by their codes, and the successes as nothing."""
-    found: dict[str, int] = {}
+    """Make a call `times` times; count the errors by code, and the successes under ''."""
+    counts: dict[str, int] = {}
     for _ in range(times):
         try:
             call()
             code = ""
         except ClientError as error:
             code = error.response["Error"]["Code"]
-        found[code] = found.get(code, 0) + 1
-    return found
+        counts[code] = counts.get(code, 0) + 1
+    return counts
 
 
 def permission(port: int) -> dict[str, Any]:
@@ -90,63 +90,63 @@ def permission(port: int) -> dict[str, Any]:
 
 def add(ec2: Any, group: str, port: int) -> str:
     tags = [{"Key": "knock:stack", "Value": "knock"}]
-    made = ec2.authorize_security_group_ingress(
+    answer = ec2.authorize_security_group_ingress(
         GroupId=group,
         IpPermissions=[permission(port)],
         TagSpecifications=[{"ResourceType": "security-group-rule", "Tags": tags}],
     )
-    return str(made["SecurityGroupRules"][0]["SecurityGroupRuleId"])
+    return str(answer["SecurityGroupRules"][0]["SecurityGroupRuleId"])
 
 
 def listed(ec2: Any, group: str, name: str = "group-id") -> set[str]:
-    found = ec2.describe_security_group_rules(Filters=[{"Name": name, "Values": [group]}])
-    return {rule["SecurityGroupRuleId"] for rule in found["SecurityGroupRules"] if not rule["IsEgress"]}
+    answer = ec2.describe_security_group_rules(Filters=[{"Name": name, "Values": [group]}])
+    return {rule["SecurityGroupRuleId"] for rule in answer["SecurityGroupRules"] if not rule["IsEgress"]}
 
 
 def in_group(ec2: Any, group: str) -> set[int]:
-    found = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+    permissions = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
     return {
-        one["FromPort"]
-        for one in found
-        if {"CidrIp": CIDR} in [{"CidrIp": r["CidrIp"]} for r in one["IpRanges"]]
+        ingress["FromPort"]
+        for ingress in permissions
+        if {"CidrIp": CIDR} in [{"CidrIp": ip_range["CidrIp"]} for ip_range in ingress["IpRanges"]]
     }
 
 
 @pytest.fixture
 def group(knock: Knock) -> Iterator[str]:
-    """A security group of a test's own, on an EC2 that remembers nothing of other tests."""
+    """A security group of the test's own."""
     ec2 = knock.client("ec2")
-    made = ec2.create_security_group(GroupName=f"rows-{id(object())}", Description="test", VpcId=knock.vpc)
-    yield made["GroupId"]
-    ec2.delete_security_group(GroupId=made["GroupId"])
+    created = ec2.create_security_group(GroupName=f"rows-{id(object())}", Description="test", VpcId=knock.vpc)
+    yield created["GroupId"]
+    ec2.delete_security_group(GroupId=created["GroupId"])
 
 
 class TestStores:
     def test_simpledb_answers_503_now_and_then(self, knock: Knock) -> None:
         with Operator(knock, "sdb") as me:
-            found = refusals(me.client("sdb").list_domains)
-        assert found.keys() == {"", "ServiceUnavailable"}
-        assert 1 <= found["ServiceUnavailable"] <= OFTEN / 20
+            counts = refusals(me.client("sdb").list_domains)
+        assert counts.keys() == {"", "ServiceUnavailable"}
+        assert 1 <= counts["ServiceUnavailable"] <= OFTEN / 20
 
-    def test_a_write_whose_answer_was_lost_is_refused_by_its_own_hand(self, knock: Knock) -> None:
-        """The SDK's second try meets the condition that its first has made untrue."""
+    def test_the_retry_of_a_write_whose_answer_was_lost_fails_on_its_condition(self, knock: Knock) -> None:
+        """The first try was made, so that the condition of the SDK's second try no longer holds."""
         knock.client("sdb").create_domain(DomainName="rows")
-        met = set()
+        codes = set()
         with Operator(knock, "sdb", config=Config(retries={"total_max_attempts": 3})) as me:
             client = me.client("sdb")
             for number in range(OFTEN):
-                wanted = {"Name": "token", "Exists": False}
+                expected = {"Name": "token", "Exists": False}
                 pair = [{"Name": "token", "Value": str(number), "Replace": True}]
-                asked = {
+                request = {
                     "DomainName": "rows",
                     "ItemName": str(number),
                     "Attributes": pair,
-                    "Expected": wanted,
+                    "Expected": expected,
                 }
-                met |= refusals(lambda a=asked: client.put_attributes(**a), 1).keys()  # type: ignore[misc]
-        assert "ConditionalCheckFailed" in met
-        there = knock.client("sdb").select(SelectExpression="select count(*) from `rows`")["Items"]
-        assert there[0]["Attributes"][0]["Value"] == str(OFTEN), "every write was made"
+                codes |= refusals(lambda a=request: client.put_attributes(**a), 1).keys()  # type: ignore[misc]
+        assert "ConditionalCheckFailed" in codes
+        items = knock.client("sdb").select(SelectExpression="select count(*) from `rows`")["Items"]
+        assert items[0]["Attributes"][0]["Value"] == str(OFTEN), "every write was made"
 
     def test_dynamodb_throttles_and_loses_answers(self, knock: Knock) -> None:
         knock.client("dynamodb").create_table(
@@ -158,24 +158,24 @@ class TestStores:
         names = iter(range(2 * OFTEN))
         with Operator(knock, "dynamodb") as me:
             client = me.client("dynamodb")
-            found = refusals(
+            counts = refusals(
                 lambda: client.put_item(TableName="rows", Item={"name": {"S": str(next(names))}})
             )
-        assert found.keys() == {"", "ThrottlingException", "InternalServerError"}
-        there = knock.client("dynamodb").scan(TableName="rows", Select="COUNT")["Count"]
-        assert there == found[""] + found["InternalServerError"]
+        assert counts.keys() == {"", "ThrottlingException", "InternalServerError"}
+        stored = knock.client("dynamodb").scan(TableName="rows", Select="COUNT")["Count"]
+        assert stored == counts[""] + counts["InternalServerError"]
 
-    def test_a_closed_simpledb_refuses_every_call_before_anything_has_begun(self, knock: Knock) -> None:
+    def test_a_closed_simpledb_refuses_calls_also_before_the_hostile_aws_begins(self, knock: Knock) -> None:
         call = Call("sdb", "CreateDomain", REGION, "any", b"")
         aws = Hostile(Plan(1, ("sdb-closed",)), knock.clock.now, knock.clock.at)
         answer = aws(call, lambda: Answer(200, [], b"made"))
         assert (answer.status, b"OptInRequired" in answer.body) == (403, True)
-        other = aws(Call("ec2", "DescribeVpcs", REGION, "any", b""), lambda: Answer(200, [], b"shown"))
-        assert other.body == b"shown"
+        ec2_answer = aws(Call("ec2", "DescribeVpcs", REGION, "any", b""), lambda: Answer(200, [], b"shown"))
+        assert ec2_answer.body == b"shown"
 
 
 class TestEc2Lag:
-    def test_a_rule_just_made_is_missing_from_some_lists_and_then_from_none(
+    def test_a_new_rule_is_missing_from_some_lists_and_later_from_none(
         self, knock: Knock, group: str
     ) -> None:
         with Operator(knock, "ec2-lag") as me:
@@ -188,21 +188,21 @@ class TestEc2Lag:
             assert all(rule in listed(ec2, group) for _ in range(20))
             assert all(22 in in_group(ec2, group) for _ in range(20))
 
-    def test_the_id_of_a_rule_just_made_may_not_be_known_and_nothing_is_revoked_then(
+    def test_a_new_rules_id_may_be_unknown_and_then_nothing_is_revoked(
         self, knock: Knock, group: str
     ) -> None:
         with Operator(knock, "ec2-lag", seed=2) as me:
             ec2, codes = me.client("ec2"), []
             for port in range(1, 13):
                 rule = add(ec2, group, port)
-                asked = {"GroupId": group, "SecurityGroupRuleIds": [rule]}
-                (code,) = refusals(lambda a=asked: ec2.revoke_security_group_ingress(**a), 1)  # type: ignore[misc]
+                request = {"GroupId": group, "SecurityGroupRuleIds": [rule]}
+                (code,) = refusals(lambda a=request: ec2.revoke_security_group_ingress(**a), 1)  # type: ignore[misc]
                 codes.append(code)
-                assert bool(me.of_group(group)) == bool(code)
+                assert bool(me.ingress_of(group)) == bool(code)
                 me.later(seconds=131)
                 if code:
-                    ec2.revoke_security_group_ingress(**asked)
-                    assert not me.of_group(group)
+                    ec2.revoke_security_group_ingress(**request)
+                    assert not me.ingress_of(group)
             assert {*codes} == {"", "InvalidSecurityGroupRuleId.NotFound"}
 
     def test_a_rule_just_revoked_is_still_listed_by_any_filter(self, knock: Knock, group: str) -> None:
@@ -210,18 +210,18 @@ class TestEc2Lag:
             ec2 = me.client("ec2")
             rule = me.add(group, 22)
             ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[permission(22)])
-            assert not me.of_group(group)
+            assert not me.ingress_of(group)
             for name, value in (
                 ("group-id", group),
                 ("tag:knock:stack", "knock"),
                 ("security-group-rule-id", rule),
             ):
-                found = [rule in listed(ec2, value, name) for _ in range(20)]
-                assert {*found} == {True, False}, name
+                is_listed = [rule in listed(ec2, value, name) for _ in range(20)]
+                assert {*is_listed} == {True, False}, name
             assert not any(rule in listed(ec2, "other", "tag:knock:stack") for _ in range(20))
             assert {22 in in_group(ec2, group) for _ in range(20)} == {True, False}
 
-    def test_what_was_just_revoked_may_be_called_a_duplicate_and_nothing_is_made_then(
+    def test_a_revoked_rule_may_be_called_a_duplicate_and_then_none_is_made(
         self, knock: Knock, group: str
     ) -> None:
         with Operator(knock, "ec2-lag", seed=3) as me:
@@ -231,26 +231,26 @@ class TestEc2Lag:
                 ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[permission(port)])
                 (code,) = refusals(lambda p=port: add(ec2, group, p), 1)  # type: ignore[misc]
                 codes.append(code)
-                assert (port in {rule["FromPort"] for rule in me.of_group(group)}) == (not code)
+                assert (port in {rule["FromPort"] for rule in me.ingress_of(group)}) == (not code)
             assert {*codes} == {"", "InvalidPermission.Duplicate"}
 
-    def test_a_rule_that_was_changed_shows_as_it_was_under_its_id(self, knock: Knock, group: str) -> None:
+    def test_a_changed_rule_is_listed_as_it_was_and_as_it_is(self, knock: Knock, group: str) -> None:
         with Operator(knock, "ec2-lag", seed=4) as me:
             ec2 = me.client("ec2")
-            rule = me.add(group, 22)
+            rule_id = me.add(group, 22)
             changed = {"IpProtocol": "tcp", "FromPort": 2222, "ToPort": 2222, "CidrIpv4": CIDR}
             ec2.modify_security_group_rules(
                 GroupId=group,
-                SecurityGroupRules=[{"SecurityGroupRuleId": rule, "SecurityGroupRule": changed}],
+                SecurityGroupRules=[{"SecurityGroupRuleId": rule_id, "SecurityGroupRule": changed}],
             )
             filters = [{"Name": "group-id", "Values": [group]}]
-            shown = set()
+            versions = set()
             for _ in range(20):
-                listed = ec2.describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
-                shown |= {
-                    (one["SecurityGroupRuleId"], one["FromPort"]) for one in listed if not one["IsEgress"]
+                rules = ec2.describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
+                versions |= {
+                    (rule["SecurityGroupRuleId"], rule["FromPort"]) for rule in rules if not rule["IsEgress"]
                 }
-            assert shown == {(rule, 22), (rule, 2222)}
+            assert versions == {(rule_id, 22), (rule_id, 2222)}
 
     def test_a_lag_is_now_and_then_longer_than_two_minutes(self, knock: Knock, group: str) -> None:
         with Operator(knock, "ec2-lag") as me:
@@ -275,9 +275,9 @@ class TestEc2:
     def test_a_hundred_lists_and_then_twenty_a_second(self, knock: Knock) -> None:
         with Operator(knock, "ec2-throttle") as me:
             ec2 = me.client("ec2")
-            found = refusals(ec2.describe_vpcs, 200)
-            assert 100 <= found[""] < 200
-            assert found.keys() == {"", "RequestLimitExceeded"}
+            counts = refusals(ec2.describe_vpcs, 200)
+            assert 100 <= counts[""] < 200
+            assert counts.keys() == {"", "RequestLimitExceeded"}
 
     def test_an_error_comes_before_or_after_the_effect(self, knock: Knock, group: str) -> None:
         after = before = 0
@@ -285,57 +285,57 @@ class TestEc2:
             ec2 = me.client("ec2")
             for number in range(OFTEN):
                 tags = [{"Key": "number", "Value": str(number)}]
-                found = refusals(lambda t=tags: ec2.create_tags(Resources=[group], Tags=t), 1)  # type: ignore[misc]
-                if "" not in found:
-                    assert found.keys() <= {"InternalError", "Unavailable"}
+                codes = refusals(lambda t=tags: ec2.create_tags(Resources=[group], Tags=t), 1)  # type: ignore[misc]
+                if "" not in codes:
+                    assert codes.keys() <= {"InternalError", "Unavailable"}
                     with meeting_it(None):
-                        (shown,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
-                    done = {"Key": "number", "Value": str(number)} in shown["Tags"]
-                    after, before = after + done, before + (not done)
+                        (description,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+                    tagged = {"Key": "number", "Value": str(number)} in description["Tags"]
+                    after, before = after + tagged, before + (not tagged)
         assert after
         assert before
 
-    def test_revoking_what_is_not_there_is_a_success_that_names_what_went(
+    def test_revoking_unknown_ids_may_succeed_and_names_the_rules_revoked(
         self, knock: Knock, group: str
     ) -> None:
         with Operator(knock, "ec2-lenient") as me:
-            ec2, gone = me.client("ec2"), me.add(group, 1)
-            ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[gone])
-            found = refusals(
-                lambda: ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[gone]), 20
+            ec2, revoked = me.client("ec2"), me.add(group, 1)
+            ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[revoked])
+            codes = refusals(
+                lambda: ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[revoked]), 20
             )
-            assert found.keys() == {"", "InvalidSecurityGroupRuleId.NotFound"}
+            assert codes.keys() == {"", "InvalidSecurityGroupRuleId.NotFound"}
             while True:
-                there = me.add(group, 2)
-                both = {"GroupId": group, "SecurityGroupRuleIds": [gone, there]}
+                open_ = me.add(group, 2)
+                request = {"GroupId": group, "SecurityGroupRuleIds": [revoked, open_]}
                 try:
-                    answer = ec2.revoke_security_group_ingress(**both)
+                    answer = ec2.revoke_security_group_ingress(**request)
                 except ClientError:
-                    ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[there])
+                    ec2.revoke_security_group_ingress(GroupId=group, SecurityGroupRuleIds=[open_])
                     continue
                 break
-            assert [rule["SecurityGroupRuleId"] for rule in answer["RevokedSecurityGroupRules"]] == [there]
-            assert not me.of_group(group)
+            assert [rule["SecurityGroupRuleId"] for rule in answer["RevokedSecurityGroupRules"]] == [open_]
+            assert not me.ingress_of(group)
 
 
 class TestTagging:
     def _listed(self, me: Operator) -> dict[str, dict[str, str]]:
-        found = me.client("resourcegroupstaggingapi").get_resources(
+        mappings = me.client("resourcegroupstaggingapi").get_resources(
             TagFilters=[{"Key": "knock:stack", "Values": ["rows"]}],
             ResourceTypeFilters=["ec2:security-group"],
         )["ResourceTagMappingList"]
         return {
-            one["ResourceARN"].rpartition("/")[2]: {tag["Key"]: tag["Value"] for tag in one["Tags"]}
-            for one in found
+            mapping["ResourceARN"].rpartition("/")[2]: {tag["Key"]: tag["Value"] for tag in mapping["Tags"]}
+            for mapping in mappings
         }
 
     def test_a_group_deleted_with_its_tags_is_listed_for_hours_and_an_untagged_one_is_not(
         self, knock: Knock
     ) -> None:
-        made = []
+        groups = []
         for name in ("ghost", "clean"):
             tags = [{"Key": "knock:stack", "Value": "rows"}]
-            made.append(
+            groups.append(
                 knock.client("ec2").create_security_group(
                     GroupName=name,
                     Description="test",
@@ -343,13 +343,13 @@ class TestTagging:
                     TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}],
                 )["GroupId"]
             )
-        ghost, clean = made
+        ghost, clean = groups
         with Operator(knock, "tagging") as me:
             ec2 = me.client("ec2")
             assert self._listed(me).keys() == {ghost, clean}
             ec2.delete_tags(Resources=[clean], Tags=[{"Key": "knock:stack"}])
             me.later(seconds=61)
-            for group in made:
+            for group in groups:
                 ec2.delete_security_group(GroupId=group)
             assert self._listed(me) == {ghost: {"knock:stack": "rows"}}
             me.later(minutes=4)
@@ -380,36 +380,36 @@ class TestApiGateway:
     def test_the_control_plane_takes_forty_calls_and_then_ten_a_second(self, knock: Knock) -> None:
         with Operator(knock, "control-plane") as me:
             apigateway = me.client("apigateway")
-            found = refusals(apigateway.get_rest_apis, 60)
-            assert 40 <= found[""] < 60
-            assert found.keys() == {"", "TooManyRequestsException"}
+            counts = refusals(apigateway.get_rest_apis, 60)
+            assert 40 <= counts[""] < 60
+            assert counts.keys() == {"", "TooManyRequestsException"}
             me.later(seconds=1)
             assert 10 <= refusals(apigateway.get_rest_apis, 30)[""] < 30
 
-    def test_some_keys_have_no_name_and_always_the_same_ones(self, knock: Knock) -> None:
+    def test_some_keys_are_listed_without_a_name_always_the_same_ones(self, knock: Knock) -> None:
         with Operator(knock, "key-name", seed=1) as me:
             apigateway = me.client("apigateway")
-            made = [
+            keys = [
                 apigateway.create_api_key(name=f"key-{number}", enabled=True)["id"] for number in range(20)
             ]
-            shown = {key["id"]: key.get("name") for key in apigateway.get_api_keys(limit=500)["items"]}
-            assert {shown[key] is None for key in made} == {True, False}
-            for key in made:
-                assert apigateway.get_api_key(apiKey=key).get("name") == shown[key]
+            names = {key["id"]: key.get("name") for key in apigateway.get_api_keys(limit=500)["items"]}
+            assert {names[key] is None for key in keys} == {True, False}
+            for key in keys:
+                assert apigateway.get_api_key(apiKey=key).get("name") == names[key]
                 apigateway.delete_api_key(apiKey=key)
 
-    def test_a_key_takes_effect_late_when_it_is_made_and_when_it_is_taken_away(self, knock: Knock) -> None:
+    def test_new_and_deleted_keys_take_effect_late(self, knock: Knock) -> None:
         old, new = (Caller(name, name, UsageLimits("plan")) for name in ("old", "new"))
-        really = [old]
+        callers = [old]
         aws = Hostile(Plan(1, ("key-lag",)), knock.clock.now, knock.clock.at)
-        known = aws.keys(lambda: list(really))
+        list_keys = aws.keys(lambda: list(callers))
         aws.begin()
-        assert list(known()) == [old]
-        really[:] = [new]
+        assert list(list_keys()) == [old]
+        callers[:] = [new]
         aws(Call("apigateway", "UpdateApiKey", REGION, "any", b""), lambda: Answer(200, [], b""))
-        assert list(known()) == [old]
+        assert list(list_keys()) == [old]
         knock.clock.advance(timedelta(seconds=151))
-        assert list(known()) == [new]
+        assert list(list_keys()) == [new]
 
 
 class TestStepFunctions:
@@ -423,8 +423,10 @@ class TestStepFunctions:
             states = me.client("stepfunctions")
 
             def running_now() -> list[str]:
-                found = states.list_executions(stateMachineArn=MACHINE, statusFilter="RUNNING")["executions"]
-                return [one["name"] for one in found]
+                executions = states.list_executions(stateMachineArn=MACHINE, statusFilter="RUNNING")[
+                    "executions"
+                ]
+                return [execution["name"] for execution in executions]
 
             grant = knock.open(caller="203.0.113.31", duration="1h")["id"]
             arn = MACHINE.replace(":stateMachine:", ":execution:") + f":{grant}"
@@ -432,20 +434,22 @@ class TestStepFunctions:
                 "executionArn"
             ]
             with meeting_it(None):
-                knock.wait(lambda: knock.execution_status("young") == "FAILED", "it was not refused")
-            assert "young" not in running_now(), "one that has ended by now was not listed either"
+                knock.wait(lambda: knock.execution_status("young") == "FAILED", "the execution did not fail")
+            assert "young" not in running_now(), "an execution is listed late, also when it has ended"
             with pytest.raises(states.exceptions.ExecutionDoesNotExist):
                 states.describe_execution(executionArn=started)
             me.later(seconds=120)
             assert grant in running_now()
             states.stop_execution(executionArn=arn)
             with meeting_it(None):
-                knock.wait(lambda: knock.execution_status(grant) == "ABORTED", "it was not stopped")
+                knock.wait(
+                    lambda: knock.execution_status(grant) == "ABORTED", "the execution was not stopped"
+                )
             described = states.describe_execution(executionArn=arn)
             assert (described["status"], "stopDate" in described) == ("RUNNING", False)
             assert grant in running_now()
             aborted = states.list_executions(stateMachineArn=MACHINE, statusFilter="ABORTED")["executions"]
-            assert grant not in [one["name"] for one in aborted]
+            assert grant not in [execution["name"] for execution in aborted]
             me.later(seconds=120)
             assert grant not in running_now()
             assert states.describe_execution(executionArn=arn)["status"] == "ABORTED"
@@ -453,20 +457,20 @@ class TestStepFunctions:
 
 class TestEvents:
     def test_events_come_late_twice_or_never(self, knock: Knock) -> None:
-        came: list[str] = []
+        delivered: list[str] = []
         waiting: list[tuple[datetime, Callable[[], None]]] = []
         aws = Hostile(Plan(1, ("events",)), knock.clock.now, lambda when, do: waiting.append((when, do)))
-        publish = aws.publish(lambda _account, _region, event: came.append(event["detail"]["name"]))
+        publish = aws.publish(lambda _account, _region, event: delivered.append(event["detail"]["name"]))
         aws.begin()
         for number in range(OFTEN):
             detail = {"status": "ABORTED", "name": str(number), "executionArn": str(number)}
             publish("123456789012", REGION, {"detail": detail})
-        assert not came, "each is late"
+        assert not delivered, "each event is late"
         now = knock.clock.now()
         assert all(-1 < (when - now).total_seconds() <= 60 for when, _ in waiting)
         for _, deliver in waiting:
             deliver()
-        times = [came.count(str(number)) for number in range(OFTEN)]
+        times = [delivered.count(str(number)) for number in range(OFTEN)]
         assert {*times} == {0, 1, 2}
         assert aws.events is not None
         assert aws.events.lost == [str(number) for number in range(OFTEN) if times[number] == 0]
@@ -493,7 +497,7 @@ class TestLambda:
         aws = Hostile(Plan(1, ("cold-starts",)), knock.clock.now, knock.clock.at)
         aws.begin()
         with aws.admit("api"), aws.admit("api"):
-            assert len(slept) == 2, "each environment starts once"
+            assert len(slept) == 2, "each environment starts cold once"
         for _ in range(100):
             with aws.admit("api"):
                 pass
@@ -511,35 +515,35 @@ class TestIam:
 
 
 class TestPlan:
-    def test_what_is_drawn_comes_again_from_the_seed_whatever_other_calls_there_are(self) -> None:
-        first, again, other = Dice(7), Dice(7), Dice(8)
+    def test_a_seed_draws_the_same_for_a_call_whatever_other_calls_there_are(self) -> None:
+        first, again, another_seed = Dice(7), Dice(7), Dice(8)
         drawn = [first.throw("sdb", "PutAttributes").random() for _ in range(5)]
         for number in range(20):
             again.throw("sdb", f"other {number}")
         assert [again.throw("sdb", "PutAttributes").random() for _ in range(5)] == drawn
-        assert [other.throw("sdb", "PutAttributes").random() for _ in range(5)] != drawn
+        assert [another_seed.throw("sdb", "PutAttributes").random() for _ in range(5)] != drawn
         assert len(set(drawn)) == 5
 
     def test_calls_from_many_threads_draw_the_same_as_from_one(self) -> None:
-        dice, one = Dice(7), Dice(7)
+        dice, single_dice = Dice(7), Dice(7)
         drawn: list[float] = []
         threads = [threading.Thread(target=lambda: drawn.append(dice.throw("a").random())) for _ in range(20)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(drawn) == sorted(one.throw("a").random() for _ in range(20))
+        assert sorted(drawn) == sorted(single_dice.throw("a").random() for _ in range(20))
 
     @pytest.mark.parametrize(
-        ("asked", "said"), [("ec2-lags", "no row 'ec2-lags'"), (" sdb", "no row ' sdb'")]
+        ("rows", "message"), [("ec2-lags", "no row 'ec2-lags'"), (" sdb", "no row ' sdb'")]
     )
-    def test_a_row_there_is_not_is_refused_with_those_there_are(self, asked: str, said: str) -> None:
-        with pytest.raises(ValueError, match=said) as refused:
-            Plan.of(1, asked)
+    def test_an_unknown_row_is_refused_with_a_list_of_rows(self, rows: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as refused:
+            Plan.of(1, rows)
         assert "ec2-lag" in str(refused.value)
 
     @pytest.mark.parametrize("scale", [0, -1, 1.5])
-    def test_a_scale_is_a_part_of_the_whole(self, scale: float) -> None:
+    def test_a_scale_is_more_than_0_and_at_most_1(self, scale: float) -> None:
         with pytest.raises(ValueError, match="a scale is"):
             Plan.of(1, None, scale)
 
@@ -547,7 +551,7 @@ class TestPlan:
         assert set(Plan(1).rows) == set(ROWS) - set(ALONE)
         assert Plan.of(3, "sdb,events", 0.5) == Plan(3, ("sdb", "events"), 0.5)
 
-    def test_calls_of_the_truth_and_those_before_it_begins_see_aws_as_it_is(self, knock: Knock) -> None:
+    def test_calls_with_the_key_truth_and_calls_before_it_begins_see_aws_as_it_is(self, knock: Knock) -> None:
         aws = Hostile(Plan(1, ("control-plane",)), knock.clock.now, knock.clock.at)
 
         def call(key: str) -> Answer:

@@ -1,7 +1,7 @@
-"""Asks moto as it is installed, with nothing mended, whether it still has the faults that `local/` mends.
+"""Shows whether moto as it is installed, with nothing mended, still has the faults that `local/` mends.
 
-Run as a program in a process of its own, for one service; prints a JSON object of fault → still there. Our
-tests fail when one is not: then moto has mended it, and our mend is needless or in the way.
+Run as a program in a process of its own, for one service; prints a JSON object of fault → still there?
+Our tests fail when one is not: then moto has mended it, and our mend is needless or in the way.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Json = dict[str, Any]
 
 def faults(service: str) -> dict[str, bool]:
     """Run this file for a service and return what it prints."""
-    asked = subprocess.run(
+    result = subprocess.run(
         [sys.executable, __file__, service], capture_output=True, text=True, timeout=60, check=False
     )
-    assert asked.returncode == 0, asked.stderr[-2000:]
-    found: dict[str, bool] = json.loads(asked.stdout.splitlines()[-1])
-    return found
+    assert result.returncode == 0, result.stderr[-2000:]
+    present: dict[str, bool] = json.loads(result.stdout.splitlines()[-1])
+    return present
 
 
 def refusal(call: Callable[..., Any], **parameters: Any) -> str | None:
@@ -48,12 +48,12 @@ def refusal(call: Callable[..., Any], **parameters: Any) -> str | None:
 
 
 class StepFunctions:
-    """A little of everything the engine's mends are about."""
+    """Executions that show each fault that the engine mends, and the functions they call."""
 
     def __init__(self) -> None:
         self.sfn = boto3.client("stepfunctions", region_name=REGION)
         self.running, self.release = threading.Event(), threading.Event()
-        self.made = 0
+        self.created = 0
 
     def boto_client_for(self, **_: Any) -> StepFunctions:
         """Stand in for the Lambda client that moto makes for each task."""
@@ -73,23 +73,23 @@ class StepFunctions:
                 return {"Payload": io.BytesIO(b'"bare"')}
 
     def create(self, states: Json, **more: Any) -> str:
-        self.made += 1
+        self.created += 1
         text = json.dumps({"StartAt": next(iter(states)), "States": states, **more})
-        made = self.sfn.create_state_machine(name=f"m{self.made}", definition=text, roleArn=ROLE)
-        return str(made["stateMachineArn"])
+        answer = self.sfn.create_state_machine(name=f"m{self.created}", definition=text, roleArn=ROLE)
+        return str(answer["stateMachineArn"])
 
     def start(self, machine: str, **payload: Any) -> str:
-        self.made += 1
-        started = self.sfn.start_execution(
-            stateMachineArn=machine, name=f"e{self.made}", input=json.dumps(payload)
+        self.created += 1
+        answer = self.sfn.start_execution(
+            stateMachineArn=machine, name=f"e{self.created}", input=json.dumps(payload)
         )
-        return str(started["executionArn"])
+        return str(answer["executionArn"])
 
     def ended(self, execution: str) -> Json:
         for _ in range(2000):
-            found: Json = self.sfn.describe_execution(executionArn=execution)
-            if found["status"] != "RUNNING":
-                return found
+            described: Json = self.sfn.describe_execution(executionArn=execution)
+            if described["status"] != "RUNNING":
+                return described
             time.sleep(0.005)
         raise TimeoutError(f"{execution} has not ended after 10 s")
 
@@ -100,8 +100,8 @@ class StepFunctions:
         hold = self.create({"W": {"Type": "Wait", "TimestampPath": "$.t", "End": True}})
         soon = (datetime.now(UTC) + timedelta(seconds=1.5)).replace(microsecond=0)
         time.sleep(max(0.0, (soon - datetime.now(UTC)).total_seconds() - 0.5))
-        found = self.ended(self.start(hold, t=soon.strftime("%Y-%m-%dT%H:%M:%SZ")))
-        early = found["stopDate"] < soon
+        described = self.ended(self.start(hold, t=soon.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        early = described["stopDate"] < soon
         threads = threading.active_count()
         waiting = [self.start(hold, t="2099-01-01T00:00:00Z") for _ in range(5)]
         time.sleep(0.3)
@@ -115,14 +115,14 @@ class StepFunctions:
         self.ended(following)
         more = refusal(self.sfn.list_executions, **running, maxResults=2, nextToken=first["nextToken"])
         return {
-            "a wait is early": early,
+            "a wait ends early": early,
             "an offset is refused": self.ended(self.start(hold, t="2016-03-14T01:59:00+00:00"))["status"]
             == "FAILED",
             "a number for a timestamp is a TypeError": "TypeError"
             in self.ended(self.start(hold, t=5))["cause"],
-            "two threads each": two_each,
+            "an execution takes two threads": two_each,
             "a stop's cause is dropped": self.ended(waiting[0]).get("cause") != "C",
-            "pages break": more is not None,
+            "a page token fails once an execution has ended": more is not None,
         }
 
     def tasks(self) -> dict[str, bool]:
@@ -145,24 +145,25 @@ class StepFunctions:
         return {
             "a bare string is not quoted": output == "bare",
             "a history is one page": len(events) > 2,
-            "no error type is Exception": error["error"] == "Exception",
-            "States.ALL takes everything": self.ended(self.start(big))["status"] == "SUCCEEDED",
+            "an error without a type is called Exception": error["error"] == "Exception",
+            "States.ALL matches every error": self.ended(self.start(big))["status"] == "SUCCEEDED",
             "a stop waits for the function": status == "RUNNING",
         }
 
     def calls(self) -> dict[str, bool]:
-        done = self.create({"S": {"Type": "Succeed"}})
-        unnamed = self.sfn.start_execution(stateMachineArn=done)["executionArn"]
+        machine = self.create({"S": {"Type": "Succeed"}})
+        unnamed = self.sfn.start_execution(stateMachineArn=machine)["executionArn"]
         self.sfn.update_state_machine(
-            stateMachineArn=done,
+            stateMachineArn=machine,
             definition='{"StartAt": "P", "States": {"P": {"Type": "Pass", "End": true}}}',
         )
-        shown = self.sfn.describe_state_machine_for_execution(executionArn=unnamed)["definition"]
+        definition = self.sfn.describe_state_machine_for_execution(executionArn=unnamed)["definition"]
         slow = self.create({"W": {"Type": "Wait", "Seconds": 60, "End": True}}, TimeoutSeconds=1)
         return {
-            "the unnamed are called None": unnamed.endswith(":None"),
-            "any name is taken": refusal(self.sfn.start_execution, stateMachineArn=done, name="a b") is None,
-            "today's machine is described": "Pass" in shown,
+            "an execution without a name is called None": unnamed.endswith(":None"),
+            "any name is accepted": refusal(self.sfn.start_execution, stateMachineArn=machine, name="a b")
+            is None,
+            "a running execution is described by the updated definition": "Pass" in definition,
             "TIMED_OUT has no stopDate": "stopDate" not in self.ended(self.start(slow)),
         }
 
@@ -173,8 +174,8 @@ class StepFunctions:
 
         create("A", "same", {"Type": "Succeed"})
         return {
-            "a second machine of a name is taken": create("B", "same", {"Type": "Succeed"}) is None,
-            "a dangling Next is taken": create("A", "dangling", {"Type": "Pass", "Next": "Gone"}) is None,
+            "a second machine of the same name is accepted": create("B", "same", {"Type": "Succeed"}) is None,
+            "a dangling Next is accepted": create("A", "dangling", {"Type": "Pass", "Next": "Gone"}) is None,
         }
 
 
@@ -196,9 +197,9 @@ def sources() -> dict[str, bool]:
 def stepfunctions() -> dict[str, bool]:
     from moto.stepfunctions.parser.asl.component.state.exec.state_task import lambda_eval_utils
 
-    asked = StepFunctions()
-    lambda_eval_utils.boto_client_for = asked.boto_client_for
-    return asked.faults()
+    service = StepFunctions()
+    lambda_eval_utils.boto_client_for = service.boto_client_for
+    return service.faults()
 
 
 def security_groups() -> dict[str, bool]:
@@ -217,8 +218,8 @@ def security_groups() -> dict[str, bool]:
         return refusal(ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=list(permissions))
 
     def rules(group: str) -> int:
-        (shown,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
-        return sum(len(one["IpRanges"]) for one in shown["IpPermissions"])
+        (described,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+        return sum(len(permission["IpRanges"]) for permission in described["IpPermissions"])
 
     half, named, full, typed = (next(groups) for _ in range(4))
     authorize(half, tcp(22, "203.0.113.1/32"))
@@ -229,40 +230,41 @@ def security_groups() -> dict[str, bool]:
     authorize(full, tcp(22, *(f"203.0.113.{number}/32" for number in range(60))))
     v6 = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
     authorize(typed, tcp(22, "203.0.113.0/24"))
-    rule = added[0]["SecurityGroupRuleId"]
-    ec2.create_tags(Resources=[rule], Tags=[{"Key": "a", "Value": "b"}])
+    revoked_id = added[0]["SecurityGroupRuleId"]
+    ec2.create_tags(Resources=[revoked_id], Tags=[{"Key": "a", "Value": "b"}])
     unknown = refusal(
         ec2.revoke_security_group_ingress, GroupId=named, SecurityGroupRuleIds=["sgr-" + "0" * 17]
     )
-    ec2.revoke_security_group_ingress(GroupId=named, SecurityGroupRuleIds=[rule])
-    left = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [rule]}])["Tags"]
-    tagged = refusal(ec2.create_tags, Resources=[rule], Tags=[{"Key": "a", "Value": "b"}])
+    ec2.revoke_security_group_ingress(GroupId=named, SecurityGroupRuleIds=[revoked_id])
+    tags_left = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [revoked_id]}])["Tags"]
+    tagged = refusal(ec2.create_tags, Resources=[revoked_id], Tags=[{"Key": "a", "Value": "b"}])
     page = ec2.describe_security_group_rules(MaxResults=5)["SecurityGroupRules"]
     hand = next(groups)
     authorize(hand, tcp(22, "203.0.113.1/32"))
-    of_it = [{"Name": "group-id", "Values": [hand]}]
-    found = ec2.describe_security_group_rules(Filters=of_it)["SecurityGroupRules"]
-    mine = next(one["SecurityGroupRuleId"] for one in found if not one["IsEgress"])
+    query = [{"Name": "group-id", "Values": [hand]}]
+    described_rules = ec2.describe_security_group_rules(Filters=query)["SecurityGroupRules"]
+    rule_id = next(rule["SecurityGroupRuleId"] for rule in described_rules if not rule["IsEgress"])
     to = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIpv4": "198.51.100.9/24"}
     ec2.modify_security_group_rules(
-        GroupId=hand, SecurityGroupRules=[{"SecurityGroupRuleId": mine, "SecurityGroupRule": to}]
+        GroupId=hand, SecurityGroupRules=[{"SecurityGroupRuleId": rule_id, "SecurityGroupRule": to}]
     )
-    (modified,) = ec2.describe_security_group_rules(SecurityGroupRuleIds=[mine])["SecurityGroupRules"]
+    (modified,) = ec2.describe_security_group_rules(SecurityGroupRuleIds=[rule_id])["SecurityGroupRules"]
     return {
-        "a call that fails does half": rules(half) == 2,
-        "only the last permission's rules are named": len(added) == 1,
+        "a call that fails adds some of its rules": rules(half) == 2,
+        "only the last permission's rules are in the answer": len(added) == 1,
         "both families are counted together": authorize(full, v6) == "RulesPerSecurityGroupLimitExceeded",
-        "any port is taken": authorize(typed, tcp(70000, "203.0.113.9/32")) is None,
-        "any protocol is taken": authorize(typed, {**tcp(1, "203.0.113.9/32"), "IpProtocol": "tpc"}) is None,
-        "any description is taken": authorize(typed, tcp(23, "203.0.113.9/32", Description="<é>" * 99))
+        "any port is accepted": authorize(typed, tcp(70000, "203.0.113.9/32")) is None,
+        "any protocol is accepted": authorize(typed, {**tcp(1, "203.0.113.9/32"), "IpProtocol": "tpc"})
+        is None,
+        "any description is accepted": authorize(typed, tcp(23, "203.0.113.9/32", Description="<é>" * 99))
         is None,
         "CIDRs are compared as typed": authorize(typed, tcp(22, "203.0.113.9/24")) is None,
-        "an unknown rule id is a permission": unknown == "InvalidPermission.NotFound",
-        "a describe has no pages": len(page) > 5,
+        "an unknown rule id is reported as an unknown permission": unknown == "InvalidPermission.NotFound",
+        "rules have no pages": len(page) > 5,
         "a modified CIDR is kept as typed": modified["CidrIpv4"] == "198.51.100.9/24",
         "groups have no pages": len(ec2.describe_security_groups(MaxResults=5)["SecurityGroups"]) > 5,
         "a rule that is gone can be tagged": tagged is None,
-        "a revoked rule leaves its tags": len(left) == 1,
+        "a revoked rule leaves its tags": len(tags_left) == 1,
     }
 
 
@@ -270,7 +272,7 @@ def eventbridge() -> dict[str, bool]:
     events = boto3.client("events", region_name=REGION)
     sqs = boto3.client("sqs", region_name=REGION)
 
-    def caught(rule: Json, detail: str = '{"a": 1}') -> bool:
+    def sends(rule: Json, detail: str = '{"a": 1}') -> bool:
         queue = sqs.create_queue(QueueName="caught")["QueueUrl"]
         events.put_rule(Name="caught", **rule)
         target = {"Id": "1", "Arn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:caught"}
@@ -305,10 +307,10 @@ def eventbridge() -> dict[str, bool]:
         "a Lambda target raises": raises("lambda", "function:f"),
         "a state machine needs no role": needs_no_role(),
         "a state machine target raises": raises("states", "stateMachine:m"),
-        "a disabled rule sends": caught({"EventPattern": '{"source": ["test"]}', "State": "DISABLED"}),
-        "a schedule gets every event": caught({"ScheduleExpression": "rate(1 day)"}),
-        "arrays of objects do not match": not caught({"EventPattern": array}, '{"a": [{"b": "x"}]}'),
-        "true is 1": caught({"EventPattern": '{"detail": {"a": [1]}}'}, '{"a": true}'),
+        "a disabled rule sends": sends({"EventPattern": '{"source": ["test"]}', "State": "DISABLED"}),
+        "a schedule gets every event": sends({"ScheduleExpression": "rate(1 day)"}),
+        "arrays of objects do not match": not sends({"EventPattern": array}, '{"a": [{"b": "x"}]}'),
+        "true is 1": sends({"EventPattern": '{"detail": {"a": [1]}}'}, '{"a": true}'),
     }
 
 

@@ -1,4 +1,4 @@
-"""What tests of processes share: to see which are alive."""
+"""Which processes are alive, and which are the children of another: for tests that start some."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.conftest import program
 
 
 def _processes() -> list[tuple[int, int, str]]:
-    """List what runs, as (id, parent's id, command); the dead whom nobody has buried are left out."""
+    """List the processes, as (id, parent's id, command), without zombies."""
     ps = program("ps", "it comes with procps")
     listed = subprocess.run([ps, "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True)
     rows = [line.split(None, 3) for line in listed.stdout.splitlines()[1:]]
@@ -22,10 +22,12 @@ def alive(*pids: int) -> set[int]:
 
 def descendants(pid: int) -> dict[int, str]:
     """List a process's children, their children and so on, with their commands."""
-    found: dict[int, str] = {}
+    children: dict[int, str] = {}
     table = _processes()
     while new := {
-        child: command for child, parent, command in table if parent in {pid, *found} and child not in found
+        child: command
+        for child, parent, command in table
+        if parent in {pid, *children} and child not in children
     }:
-        found |= new
-    return found
+        children |= new
+    return children

@@ -1,4 +1,4 @@
-"""DynamoDB as moto has it, mended: a write of one item is one step or none, and may be large."""
+"""moto's DynamoDB, mended: a write of one item is atomic, and may have many attributes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ WRITERS, TURNS = 8, 12
 def client() -> Iterator[Any]:
     dynamodb.install()
     with mock_aws():
-        made = boto3.client("dynamodb", region_name="eu-west-1")
+        dynamodb_client = boto3.client("dynamodb", region_name="eu-west-1")
         definition = {
             "AttributeDefinitions": [{"AttributeName": "name", "AttributeType": "S"}],
             "KeySchema": [{"AttributeName": "name", "KeyType": "HASH"}],
             "BillingMode": "PAY_PER_REQUEST",
         }
-        make_tables([Table("T", "t", definition, backed_up=True)], made)
-        yield made
+        make_tables([Table("T", "t", definition, backed_up=True)], dynamodb_client)
+        yield dynamodb_client
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def hasty() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_of_writers_that_found_the_same_condition_one_has_written(client: Any) -> None:
+def test_of_concurrent_writers_under_one_condition_exactly_one_writes(client: Any) -> None:
     """Mutation: local/dynamodb.py: `with _lock:` -> `if True:`."""
     client.put_item(TableName="t", Item={"name": {"S": "n"}, "count": {"N": "0"}})
 
@@ -72,7 +72,7 @@ def test_of_writers_that_found_the_same_condition_one_has_written(client: Any) -
     assert item["count"] == {"N": str(WRITERS * TURNS)}
 
 
-def test_a_write_has_as_many_attributes_as_its_expression_holds(client: Any) -> None:
+def test_a_write_may_have_hundreds_of_attributes(client: Any) -> None:
     """Mutation: local/dynamodb.py: `max(before, DEEP)` -> `before`."""
     before = sys.getrecursionlimit()
     client.update_item(
@@ -86,11 +86,11 @@ def test_a_write_has_as_many_attributes_as_its_expression_holds(client: Any) -> 
     assert sys.getrecursionlimit() == before
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_write_that_fails_has_changed_nothing(client: Any, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_write_that_fails_has_changed_nothing(client: Any, exists: bool) -> None:
     """Mutation: local/dynamodb.py: `except BaseException:` -> `except StopIteration:`."""
-    item = {"name": {"S": "n"}, "text": {"S": "x"}} if there else {}
-    if there:
+    item = {"name": {"S": "n"}, "text": {"S": "x"}} if exists else {}
+    if exists:
         client.put_item(TableName="t", Item=item)
     with pytest.raises(client.exceptions.ClientError, match="ValidationException"):
         client.update_item(
@@ -98,10 +98,10 @@ def test_a_write_that_fails_has_changed_nothing(client: Any, there: bool) -> Non
             Key={"name": {"S": "n"}},
             UpdateExpression="SET #o = :x ADD #t :added",
             ExpressionAttributeNames={"#o": "other", "#t": "text"},
-            ExpressionAttributeValues={":x": {"S": "x"}, ":added": {"SS": ["y"]} if there else {"S": "y"}},
+            ExpressionAttributeValues={":x": {"S": "x"}, ":added": {"SS": ["y"]} if exists else {"S": "y"}},
         )
     assert client.get_item(TableName="t", Key={"name": {"S": "n"}}).get("Item", {}) == item
-    assert client.scan(TableName="t")["Count"] == int(there)
+    assert client.scan(TableName="t")["Count"] == int(exists)
 
 
 def test_installing_it_again_changes_nothing(client: Any) -> None:
@@ -111,5 +111,5 @@ def test_installing_it_again_changes_nothing(client: Any) -> None:
 
 
 def test_a_table_keeps_backups_where_the_template_says_so(client: Any) -> None:
-    said = client.describe_continuous_backups(TableName="t")["ContinuousBackupsDescription"]
-    assert said["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"
+    description = client.describe_continuous_backups(TableName="t")["ContinuousBackupsDescription"]
+    assert description["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"

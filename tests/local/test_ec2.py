@@ -41,13 +41,15 @@ def client() -> Iterator[Any]:
 
 
 class Group:
-    """A security group of its own, and short ways to ask for rules."""
+    """A new security group, and short calls for its rules."""
 
     def __init__(self, client: Any, name: str = "bastion") -> None:
         vpc = client.describe_vpcs()["Vpcs"][0]["VpcId"]
         self.client = client
-        made = client.create_security_group(GroupName=f"{name}-{time.time_ns()}", Description="x", VpcId=vpc)
-        self.id: str = made["GroupId"]
+        answer = client.create_security_group(
+            GroupName=f"{name}-{time.time_ns()}", Description="x", VpcId=vpc
+        )
+        self.id: str = answer["GroupId"]
 
     def authorize(self, *permissions: Json, **more: Any) -> list[Json]:
         answer = self.client.authorize_security_group_ingress(
@@ -58,16 +60,18 @@ class Group:
         return rules
 
     def revoke(self, *permissions: Json, **more: Any) -> list[Json]:
-        asked = {"IpPermissions": list(permissions)} if permissions else {}
-        answer = self.client.revoke_security_group_ingress(GroupId=self.id, **asked, **more)
+        arguments = {"IpPermissions": list(permissions)} if permissions else {}
+        answer = self.client.revoke_security_group_ingress(GroupId=self.id, **arguments, **more)
         assert answer["Return"] is True
         rules: list[Json] = answer["RevokedSecurityGroupRules"]
         return rules
 
     def rules(self) -> list[Json]:
         """Its ingress rules, as DescribeSecurityGroupRules shows them."""
-        found = self.client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [self.id]}])
-        return [rule for rule in found["SecurityGroupRules"] if not rule["IsEgress"]]
+        answer = self.client.describe_security_group_rules(
+            Filters=[{"Name": "group-id", "Values": [self.id]}]
+        )
+        return [rule for rule in answer["SecurityGroupRules"] if not rule["IsEgress"]]
 
     def cidrs(self) -> set[str]:
         return {rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in self.rules()}
@@ -75,15 +79,15 @@ class Group:
 
 @pytest.fixture
 def group(client: Any) -> Iterator[Group]:
-    made = Group(client)
-    yield made
+    new_group = Group(client)
+    yield new_group
     ec2.install()
 
 
 def tcp(port: int, *cidrs: str, to: int | None = None, description: str | None = None) -> Json:
-    said = {} if description is None else {"Description": description}
-    v4 = [{"CidrIp": cidr, **said} for cidr in cidrs if ":" not in cidr]
-    v6 = [{"CidrIpv6": cidr, **said} for cidr in cidrs if ":" in cidr]
+    fields = {} if description is None else {"Description": description}
+    v4 = [{"CidrIp": cidr, **fields} for cidr in cidrs if ":" not in cidr]
+    v6 = [{"CidrIpv6": cidr, **fields} for cidr in cidrs if ":" in cidr]
     return {
         "IpProtocol": "tcp",
         "FromPort": port,
@@ -113,7 +117,7 @@ def refused(code: str, saying: str = "") -> Iterator[None]:
 # ------------------------------------------------------------------------------------------- authorizing
 
 
-def test_a_rule_is_answered_with_all_there_is_to_know(group: Group) -> None:
+def test_a_rule_is_answered_with_every_field(group: Group) -> None:
     (rule,) = group.authorize(
         tcp(22, "203.0.113.7/32", description="on call"), TagSpecifications=tags(knock__grant="g1")
     )
@@ -137,7 +141,7 @@ def test_a_rule_is_answered_with_all_there_is_to_know(group: Group) -> None:
     assert group.rules() == [expected]
 
 
-def test_every_rule_of_every_permission_is_named(group: Group) -> None:
+def test_every_rule_of_every_permission_is_in_the_answer(group: Group) -> None:
     added = group.authorize(
         tcp(22, "203.0.113.7/32", "203.0.113.8/32"),
         tcp(443, "2001:db8::7/128"),
@@ -190,7 +194,7 @@ def test_the_same_protocol_ports_and_cidr_are_the_same_rule(group: Group, again:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "permission",
     [
         tcp(23, "203.0.113.0/24"),
         tcp(22, "203.0.113.0/24", to=23),
@@ -199,17 +203,17 @@ def test_the_same_protocol_ports_and_cidr_are_the_same_rule(group: Group, again:
         {**tcp(22, "203.0.113.0/24"), "IpProtocol": "-1"},
     ],
 )
-def test_another_port_cidr_or_protocol_is_another_rule(group: Group, other: Json) -> None:
+def test_another_port_cidr_or_protocol_is_another_rule(group: Group, permission: Json) -> None:
     group.authorize(tcp(22, "203.0.113.0/24"))
-    group.authorize(other)
+    group.authorize(permission)
     assert len(group.rules()) == 2
 
 
 def test_another_group_has_rules_of_its_own(group: Group, client: Any) -> None:
-    other = Group(client)
+    other_group = Group(client)
     group.authorize(tcp(22, "203.0.113.7/32"))
-    other.authorize(tcp(22, "203.0.113.7/32"))
-    assert len(group.rules()) == len(other.rules()) == 1
+    other_group.authorize(tcp(22, "203.0.113.7/32"))
+    assert len(group.rules()) == len(other_group.rules()) == 1
 
 
 def test_the_same_permission_twice_in_a_call_is_refused(group: Group) -> None:
@@ -219,7 +223,7 @@ def test_the_same_permission_twice_in_a_call_is_refused(group: Group) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("cidr", "canonical"),
     [
         ("203.0.113.9/24", "203.0.113.0/24"),
         ("203.0.113.7/32", "203.0.113.7/32"),
@@ -229,9 +233,9 @@ def test_the_same_permission_twice_in_a_call_is_refused(group: Group) -> None:
         ("::/0", "::/0"),
     ],
 )
-def test_a_cidr_is_written_as_ec2_writes_it(group: Group, given: str, kept: str) -> None:
-    group.authorize(tcp(22, given))
-    assert group.cidrs() == {kept}
+def test_a_cidr_is_written_as_ec2_writes_it(group: Group, cidr: str, canonical: str) -> None:
+    group.authorize(tcp(22, cidr))
+    assert group.cidrs() == {canonical}
 
 
 @pytest.mark.parametrize(
@@ -255,9 +259,9 @@ def test_a_cidr_is_written_as_ec2_writes_it(group: Group, given: str, kept: str)
 )
 def test_a_malformed_cidr_is_refused(group: Group, cidr: str) -> None:
     family = "Ipv6Ranges" if ":" in cidr else "IpRanges"
-    given = {family: [{"CidrIpv6" if ":" in cidr else "CidrIp": cidr}]}
+    ranges = {family: [{"CidrIpv6" if ":" in cidr else "CidrIp": cidr}]}
     with refused("InvalidParameterValue", f"CIDR block {cidr} is malformed"):
-        group.authorize({"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **given})
+        group.authorize({"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges})
     assert group.rules() == []
 
 
@@ -283,9 +287,11 @@ def test_a_cidr_of_the_other_family_is_refused(group: Group) -> None:
     ],
 )
 def test_a_bad_port_or_protocol_is_refused(group: Group, change: Json, saying: str) -> None:
-    asked = {key: value for key, value in {**tcp(22, "0.0.0.0/0"), **change}.items() if value is not None}
+    permission = {
+        key: value for key, value in {**tcp(22, "0.0.0.0/0"), **change}.items() if value is not None
+    }
     with refused("InvalidParameterValue", saying):
-        group.authorize(asked)
+        group.authorize(permission)
     assert group.rules() == []
 
 
@@ -417,10 +423,10 @@ def test_revoking_makes_room(group: Group) -> None:
 
 
 def test_rules_are_revoked_by_id(group: Group) -> None:
-    one, two, three = group.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(3))))
-    revoked = group.revoke(SecurityGroupRuleIds=[one["SecurityGroupRuleId"], three["SecurityGroupRuleId"]])
+    first, second, third = group.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(3))))
+    revoked = group.revoke(SecurityGroupRuleIds=[first["SecurityGroupRuleId"], third["SecurityGroupRuleId"]])
     assert [rule["CidrIpv4"] for rule in revoked] == ["203.0.113.0/32", "203.0.113.2/32"]
-    assert group.rules() == [two]
+    assert group.rules() == [second]
 
 
 def test_rules_are_revoked_by_permission_whatever_their_description(group: Group) -> None:
@@ -437,9 +443,11 @@ def test_a_rule_that_was_revoked_can_be_authorized_again(group: Group) -> None:
     assert second.get("Tags", []) == []
 
 
-def test_the_answer_names_what_went_and_nothing_else(group: Group) -> None:
-    kept, *gone = group.authorize(tcp(22, "203.0.113.7/32"), tcp(80, "203.0.113.7/32", "2001:db8::7/128"))
-    ids = [rule["SecurityGroupRuleId"] for rule in gone]
+def test_the_answer_has_the_revoked_rules_alone(group: Group) -> None:
+    remaining, *removed = group.authorize(
+        tcp(22, "203.0.113.7/32"), tcp(80, "203.0.113.7/32", "2001:db8::7/128")
+    )
+    ids = [rule["SecurityGroupRuleId"] for rule in removed]
     revoked = group.revoke(SecurityGroupRuleIds=ids)
     assert [rule["SecurityGroupRuleId"] for rule in revoked] == ids
     assert [rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in revoked] == [
@@ -447,7 +455,7 @@ def test_the_answer_names_what_went_and_nothing_else(group: Group) -> None:
         "2001:db8::7/128",
     ]
     assert all(rule["GroupId"] == group.id and not rule["IsEgress"] for rule in revoked)
-    assert [rule["SecurityGroupRuleId"] for rule in group.rules()] == [kept["SecurityGroupRuleId"]]
+    assert [rule["SecurityGroupRuleId"] for rule in group.rules()] == [remaining["SecurityGroupRuleId"]]
 
 
 def test_an_unknown_rule_id_is_not_found_and_nothing_is_revoked(group: Group) -> None:
@@ -459,22 +467,22 @@ def test_an_unknown_rule_id_is_not_found_and_nothing_is_revoked(group: Group) ->
 
 
 def test_a_rule_of_another_group_is_not_found(group: Group, client: Any) -> None:
-    other = Group(client)
-    (rule,) = other.authorize(tcp(22, "203.0.113.7/32"))
+    other_group = Group(client)
+    (rule,) = other_group.authorize(tcp(22, "203.0.113.7/32"))
     with refused("InvalidSecurityGroupRuleId.NotFound"):
         group.revoke(SecurityGroupRuleIds=[rule["SecurityGroupRuleId"]])
-    assert len(other.rules()) == 1
+    assert len(other_group.rules()) == 1
 
 
 def test_an_egress_rule_is_not_found_among_the_ingress(group: Group, client: Any) -> None:
-    found = client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group.id]}])
-    (egress,) = found["SecurityGroupRules"]
+    answer = client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group.id]}])
+    (egress,) = answer["SecurityGroupRules"]
     assert egress["IsEgress"] is True
     with refused("InvalidSecurityGroupRuleId.NotFound"):
         group.revoke(SecurityGroupRuleIds=[egress["SecurityGroupRuleId"]])
 
 
-def test_a_permission_that_is_not_there_is_not_found_and_nothing_is_revoked(group: Group) -> None:
+def test_an_absent_permission_is_not_found_and_nothing_is_revoked(group: Group) -> None:
     group.authorize(tcp(22, "203.0.113.7/32"))
     with refused("InvalidPermission.NotFound"):
         group.revoke(tcp(22, "203.0.113.7/32"), tcp(22, "203.0.113.8/32"))
@@ -500,14 +508,14 @@ def test_a_malformed_rule_id_is_refused(group: Group, client: Any, rule_id: str)
         ("", "InvalidGroupId.Malformed"),
     ],
 )
-def test_a_group_that_is_not_there_or_no_group_is_an_error(client: Any, group_id: str, code: str) -> None:
+def test_an_unknown_or_malformed_group_id_is_an_error(client: Any, group_id: str, code: str) -> None:
     with refused(code):
         client.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[tcp(22, "203.0.113.7/32")])
     with refused(code):
         client.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[tcp(22, "203.0.113.7/32")])
 
 
-def test_a_group_can_be_named_and_must_be(client: Any) -> None:
+def test_a_group_is_given_by_its_name_or_its_id(client: Any) -> None:
     client.authorize_security_group_ingress(GroupName="default", IpPermissions=[tcp(22, "203.0.113.7/32")])
     with refused("InvalidGroup.NotFound"):
         client.authorize_security_group_ingress(GroupName="nobody", IpPermissions=[tcp(22, "203.0.113.7/32")])
@@ -525,36 +533,36 @@ def test_a_dry_run_changes_nothing(group: Group) -> None:
 
 
 def test_rules_are_found_by_tag(group: Group, client: Any) -> None:
-    (one,) = group.authorize(
+    (first,) = group.authorize(
         tcp(22, "203.0.113.1/32"), TagSpecifications=tags(knock__stack="s1", knock__grant="g1")
     )
-    (two,) = group.authorize(
+    (second,) = group.authorize(
         tcp(22, "203.0.113.2/32"), TagSpecifications=tags(knock__stack="s1", knock__grant="g2")
     )
     group.authorize(tcp(22, "203.0.113.3/32"))
 
-    def found(*filters: tuple[str, list[str]]) -> list[str]:
-        asked = [{"Name": name, "Values": values} for name, values in (("group-id", [group.id]), *filters)]
-        rules = client.describe_security_group_rules(Filters=asked)["SecurityGroupRules"]
+    def cidrs(*filters: tuple[str, list[str]]) -> list[str]:
+        query = [{"Name": name, "Values": values} for name, values in (("group-id", [group.id]), *filters)]
+        rules = client.describe_security_group_rules(Filters=query)["SecurityGroupRules"]
         return sorted(rule["CidrIpv4"] for rule in rules if not rule["IsEgress"])
 
-    assert found(("tag:knock:grant", ["g1"])) == ["203.0.113.1/32"]
-    assert found(("tag:knock:grant", ["g1", "g2"])) == ["203.0.113.1/32", "203.0.113.2/32"]
-    assert found(("tag:knock:grant", ["g*"])) == ["203.0.113.1/32", "203.0.113.2/32"]
-    assert found(("tag:knock:grant", ["g?"]), ("tag:knock:stack", ["s1"])) == [
+    assert cidrs(("tag:knock:grant", ["g1"])) == ["203.0.113.1/32"]
+    assert cidrs(("tag:knock:grant", ["g1", "g2"])) == ["203.0.113.1/32", "203.0.113.2/32"]
+    assert cidrs(("tag:knock:grant", ["g*"])) == ["203.0.113.1/32", "203.0.113.2/32"]
+    assert cidrs(("tag:knock:grant", ["g?"]), ("tag:knock:stack", ["s1"])) == [
         "203.0.113.1/32",
         "203.0.113.2/32",
     ]
-    assert found(("tag:knock:grant", ["g"])) == []
-    assert found(("tag:knock:grant", ["G1"])) == []
-    assert found(("tag-key", ["knock:stack"])) == ["203.0.113.1/32", "203.0.113.2/32"]
-    assert found(("tag-key", ["knock:nothing"])) == []
-    ids = [one["SecurityGroupRuleId"], two["SecurityGroupRuleId"]]
-    assert found(("security-group-rule-id", ids)) == ["203.0.113.1/32", "203.0.113.2/32"]
-    assert found(("security-group-rule-id", ids), ("tag:knock:grant", ["g2"])) == ["203.0.113.2/32"]
+    assert cidrs(("tag:knock:grant", ["g"])) == []
+    assert cidrs(("tag:knock:grant", ["G1"])) == []
+    assert cidrs(("tag-key", ["knock:stack"])) == ["203.0.113.1/32", "203.0.113.2/32"]
+    assert cidrs(("tag-key", ["knock:nothing"])) == []
+    ids = [first["SecurityGroupRuleId"], second["SecurityGroupRuleId"]]
+    assert cidrs(("security-group-rule-id", ids)) == ["203.0.113.1/32", "203.0.113.2/32"]
+    assert cidrs(("security-group-rule-id", ids), ("tag:knock:grant", ["g2"])) == ["203.0.113.2/32"]
 
 
-def test_tags_of_a_rule_can_be_added_and_taken_off(group: Group, client: Any) -> None:
+def test_tags_of_a_rule_can_be_added_and_deleted(group: Group, client: Any) -> None:
     (rule,) = group.authorize(tcp(22, "203.0.113.7/32"), TagSpecifications=tags(a="1"))
     ids = [rule["SecurityGroupRuleId"]]
     client.create_tags(Resources=ids, Tags=[{"Key": "b", "Value": "2"}, {"Key": "a", "Value": "one"}])
@@ -597,34 +605,34 @@ def test_tags_that_ec2_does_not_take_are_refused(group: Group, wrong: list[Json]
 
 
 def test_a_describe_by_id_finds_each_or_fails(group: Group, client: Any) -> None:
-    one, two = group.authorize(tcp(22, "203.0.113.1/32", "203.0.113.2/32"))
-    ids = [one["SecurityGroupRuleId"], two["SecurityGroupRuleId"]]
-    found = client.describe_security_group_rules(SecurityGroupRuleIds=ids)["SecurityGroupRules"]
-    assert {rule["SecurityGroupRuleId"] for rule in found} == set(ids)
+    first, second = group.authorize(tcp(22, "203.0.113.1/32", "203.0.113.2/32"))
+    ids = [first["SecurityGroupRuleId"], second["SecurityGroupRuleId"]]
+    rules = client.describe_security_group_rules(SecurityGroupRuleIds=ids)["SecurityGroupRules"]
+    assert {rule["SecurityGroupRuleId"] for rule in rules} == set(ids)
     with refused("InvalidSecurityGroupRuleId.NotFound"):
         client.describe_security_group_rules(SecurityGroupRuleIds=[*ids, "sgr-" + "0" * 17])
 
 
-def test_a_describe_comes_in_pages_that_rules_can_come_and_go_between(group: Group, client: Any) -> None:
+def test_pages_of_rules_miss_none_while_rules_are_revoked(group: Group, client: Any) -> None:
     group.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(12))))
     query = {"Filters": [{"Name": "group-id", "Values": [group.id]}], "MaxResults": 5}
-    seen: list[str] = []
+    ids: list[str] = []
     page = client.describe_security_group_rules(**query)
     sizes = [len(page["SecurityGroupRules"])]
     while True:
-        seen += [rule["SecurityGroupRuleId"] for rule in page["SecurityGroupRules"]]
+        ids += [rule["SecurityGroupRuleId"] for rule in page["SecurityGroupRules"]]
         if "NextToken" not in page:
             break
-        last = group.rules()
+        present = group.rules()
         group.revoke(
             SecurityGroupRuleIds=[
-                next(r["SecurityGroupRuleId"] for r in last if r["SecurityGroupRuleId"] in seen)
+                next(r["SecurityGroupRuleId"] for r in present if r["SecurityGroupRuleId"] in ids)
             ]
         )
         page = client.describe_security_group_rules(**query, NextToken=page["NextToken"])
         sizes.append(len(page["SecurityGroupRules"]))
     assert sizes == [5, 5, 3]  # the egress rule among them
-    assert len(set(seen)) == 13
+    assert len(set(ids)) == 13
 
 
 @pytest.mark.parametrize(
@@ -639,7 +647,7 @@ def test_a_describe_comes_in_pages_that_rules_can_come_and_go_between(group: Gro
         ({"MaxResults": 5, "SecurityGroupRuleIds": ["sgr-" + "0" * 17]}, "InvalidParameterCombination"),
     ],
 )
-def test_a_describe_refuses_what_the_api_does_not_know(client: Any, query: Json, code: str) -> None:
+def test_a_describe_refuses_invalid_parameters(client: Any, query: Json, code: str) -> None:
     unchecked = boto3.client("ec2", region_name=REGION, config=Config(parameter_validation=False))
     with refused(code):
         unchecked.describe_security_group_rules(**query)
@@ -650,45 +658,45 @@ def test_a_group_that_does_not_exist_has_no_rules(client: Any) -> None:
     assert client.describe_security_group_rules(Filters=query)["SecurityGroupRules"] == []
 
 
-def test_describe_security_groups_shows_the_same(group: Group, client: Any) -> None:
+def test_describe_security_groups_shows_the_same_rules(group: Group, client: Any) -> None:
     group.authorize(
         tcp(22, "203.0.113.9/24", "2001:DB8::7/128", description="on call"), tcp(443, "203.0.113.9/24")
     )
     group.revoke(tcp(443, "203.0.113.0/24"))
-    (shown,) = client.describe_security_groups(GroupIds=[group.id])["SecurityGroups"]
-    (permission,) = shown["IpPermissions"]
+    (described,) = client.describe_security_groups(GroupIds=[group.id])["SecurityGroups"]
+    (permission,) = described["IpPermissions"]
     assert (permission["IpProtocol"], permission["FromPort"], permission["ToPort"]) == ("tcp", 22, 22)
     assert permission["IpRanges"] == [{"CidrIp": "203.0.113.0/24", "Description": "on call"}]
     assert permission["Ipv6Ranges"] == [{"CidrIpv6": "2001:db8::7/128", "Description": "on call"}]
 
 
 def test_a_permission_of_a_group_has_all_sources_of_its_ports(group: Group, client: Any) -> None:
-    """And what goes out is not among what comes in."""
+    """Egress permissions are not among the ingress permissions."""
     for address in ("203.0.113.7/32", "203.0.113.8/32", "2001:db8::7/128"):
         group.authorize(tcp(22, address))
     group.authorize(tcp(443, "203.0.113.7/32"))
     client.authorize_security_group_egress(GroupId=group.id, IpPermissions=[tcp(25, "192.0.2.0/24")])
-    (shown,) = client.describe_security_groups(GroupIds=[group.id])["SecurityGroups"]
-    ssh, https = shown["IpPermissions"]
-    assert [one["CidrIp"] for one in ssh["IpRanges"]] == ["203.0.113.7/32", "203.0.113.8/32"]
-    assert [one["CidrIpv6"] for one in ssh["Ipv6Ranges"]] == ["2001:db8::7/128"]
+    (described,) = client.describe_security_groups(GroupIds=[group.id])["SecurityGroups"]
+    ssh, https = described["IpPermissions"]
+    assert [source["CidrIp"] for source in ssh["IpRanges"]] == ["203.0.113.7/32", "203.0.113.8/32"]
+    assert [source["CidrIpv6"] for source in ssh["Ipv6Ranges"]] == ["2001:db8::7/128"]
     assert (https["FromPort"], https["IpRanges"]) == (443, [{"CidrIp": "203.0.113.7/32"}])
-    everything, mail = shown["IpPermissionsEgress"]
+    everything, mail = described["IpPermissionsEgress"]
     assert (everything["IpProtocol"], "FromPort" in everything) == ("-1", False)
     assert mail["FromPort"] == 25
 
 
 def test_groups_come_in_pages(group: Group, client: Any) -> None:
-    made = {Group(client, "page").id for _ in range(7)}
-    client.create_tags(Resources=sorted(made), Tags=[{"Key": "paged", "Value": "yes"}])
+    group_ids = {Group(client, "page").id for _ in range(7)}
+    client.create_tags(Resources=sorted(group_ids), Tags=[{"Key": "paged", "Value": "yes"}])
     query = [{"Name": "tag:paged", "Values": ["yes"]}]
     first = client.describe_security_groups(Filters=query, MaxResults=5)
     second = client.describe_security_groups(Filters=query, MaxResults=5, NextToken=first["NextToken"])
-    pages = [[one["GroupId"] for one in page["SecurityGroups"]] for page in (first, second)]
+    pages = [[described["GroupId"] for described in page["SecurityGroups"]] for page in (first, second)]
     assert [len(page) for page in pages] == [5, 2]
-    assert pages[0] + pages[1] == sorted(made)
+    assert pages[0] + pages[1] == sorted(group_ids)
     assert "NextToken" not in second
-    client.delete_tags(Resources=sorted(made), Tags=[{"Key": "paged"}])
+    client.delete_tags(Resources=sorted(group_ids), Tags=[{"Key": "paged"}])
 
 
 @pytest.mark.parametrize(
@@ -699,34 +707,34 @@ def test_groups_come_in_pages(group: Group, client: Any) -> None:
         ({"Filters": [{"Name": "group-id", "Values": ["bastion"]}]}, "InvalidGroupId.Malformed"),
     ],
 )
-def test_a_group_asked_for_by_name_of_id_is_there_or_an_error(client: Any, query: Json, code: str) -> None:
+def test_describing_an_unknown_or_malformed_group_id_is_an_error(client: Any, query: Json, code: str) -> None:
     with pytest.raises(ClientError) as caught:
         client.describe_security_groups(**query)
     assert caught.value.response["Error"]["Code"] == code
 
 
 def test_a_group_is_found_by_id_and_by_several_tags_together(group: Group, client: Any) -> None:
-    other = Group(client, "other")
+    other_group = Group(client, "other")
     stack = {"Key": "knock:stack", "Value": "knock"}
     client.create_tags(Resources=[group.id], Tags=[stack, {"Key": "knock:target", "Value": "web"}])
-    client.create_tags(Resources=[other.id], Tags=[stack, {"Key": "knock:target", "Value": "bastion"}])
+    client.create_tags(Resources=[other_group.id], Tags=[stack, {"Key": "knock:target", "Value": "bastion"}])
 
-    def found(**filters: list[str]) -> set[str]:
-        asked = [
+    def group_ids(**filters: list[str]) -> set[str]:
+        query = [
             {"Name": name.replace("__", ":").replace("_", "-"), "Values": values}
             for name, values in filters.items()
         ]
-        groups = client.describe_security_groups(Filters=asked)["SecurityGroups"]
-        return {one["GroupId"] for one in groups}
+        groups = client.describe_security_groups(Filters=query)["SecurityGroups"]
+        return {described["GroupId"] for described in groups}
 
     ours = {"tag:knock:stack": ["knock"]}
-    assert found(**ours) == {group.id, other.id}
-    assert found(**ours, **{"tag:knock:target": ["web"]}) == {group.id}
-    assert found(**ours, **{"tag:knock:target": ["web", "bastion"]}) == {group.id, other.id}
-    assert found(group_id=[group.id]) == {group.id}
-    assert found(group_id=["sg-0123456789abcdef0"]) == set()
-    for one in (group, other):
-        client.delete_tags(Resources=[one.id], Tags=[{"Key": "knock:stack"}, {"Key": "knock:target"}])
+    assert group_ids(**ours) == {group.id, other_group.id}
+    assert group_ids(**ours, **{"tag:knock:target": ["web"]}) == {group.id}
+    assert group_ids(**ours, **{"tag:knock:target": ["web", "bastion"]}) == {group.id, other_group.id}
+    assert group_ids(group_id=[group.id]) == {group.id}
+    assert group_ids(group_id=["sg-0123456789abcdef0"]) == set()
+    for tagged in (group, other_group):
+        client.delete_tags(Resources=[tagged.id], Tags=[{"Key": "knock:stack"}, {"Key": "knock:target"}])
 
 
 class TestModifying:
@@ -748,7 +756,7 @@ class TestModifying:
             "CidrIpv4": "198.51.100.0/24",
             "Description": "hand",
         }
-        group.authorize(tcp(22, "203.0.113.7/32"))  # which is another rule now
+        group.authorize(tcp(22, "203.0.113.7/32"))  # another rule, now that the first is modified
         with pytest.raises(ClientError, match=r"InvalidPermission\.Duplicate"):
             group.authorize({**tcp(1, "198.51.100.0/24"), "ToPort": 65535})
 
@@ -771,10 +779,10 @@ class TestModifying:
         assert caught.value.response["Error"]["Code"] == code
         assert group.rules() == before
 
-    def test_an_id_that_is_not_there_is_not_found(self, group: Group, client: Any) -> None:
-        gone = self.change({"SecurityGroupRuleId": "sgr-0123456789abcdef0"})
+    def test_an_unknown_id_is_not_found(self, group: Group, client: Any) -> None:
+        unknown = self.change({"SecurityGroupRuleId": "sgr-0123456789abcdef0"})
         with pytest.raises(ClientError, match=r"InvalidSecurityGroupRuleId\.NotFound"):
-            client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=[gone])
+            client.modify_security_group_rules(GroupId=group.id, SecurityGroupRules=[unknown])
 
     def test_two_rules_can_change_places(self, group: Group, client: Any) -> None:
         ssh, http = group.authorize(tcp(22, "203.0.113.7/32"), tcp(80, "203.0.113.7/32"))
@@ -788,36 +796,36 @@ class TestModifying:
 
 def test_egress_and_modifications_still_work(group: Group, client: Any) -> None:
     client.authorize_security_group_egress(GroupId=group.id, IpPermissions=[tcp(443, "203.0.113.0/24")])
-    found = client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group.id]}])
-    assert len(found["SecurityGroupRules"]) == 2
+    answer = client.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group.id]}])
+    assert len(answer["SecurityGroupRules"]) == 2
     (rule,) = group.authorize(tcp(22, "203.0.113.7/32"))
     client.update_security_group_rule_descriptions_ingress(
         GroupId=group.id, IpPermissions=[tcp(22, "203.0.113.7/32", description="later")]
     )
-    assert [one["Description"] for one in group.rules()] == ["later"]
+    assert [described["Description"] for described in group.rules()] == ["later"]
     assert group.rules()[0]["SecurityGroupRuleId"] == rule["SecurityGroupRuleId"]
 
 
 def test_groups_are_still_found_by_their_tags(group: Group, client: Any) -> None:
     client.create_tags(Resources=[group.id], Tags=[{"Key": "knock:target", "Value": "bastion"}])
-    found = client.describe_security_groups(Filters=[{"Name": "tag:knock:target", "Values": ["bastion"]}])
-    assert [one["GroupId"] for one in found["SecurityGroups"]] == [group.id]
-    assert found["SecurityGroups"][0]["Tags"] == [{"Key": "knock:target", "Value": "bastion"}]
+    answer = client.describe_security_groups(Filters=[{"Name": "tag:knock:target", "Values": ["bastion"]}])
+    assert [described["GroupId"] for described in answer["SecurityGroups"]] == [group.id]
+    assert answer["SecurityGroups"][0]["Tags"] == [{"Key": "knock:target", "Value": "bastion"}]
     client.delete_tags(Resources=[group.id], Tags=[{"Key": "knock:target"}])
 
 
-# ------------------------------------------------------------------------------------- at once, and quickly
+# ----------------------------------------------------------------------------------------------- concurrently
 
 
 @pytest.fixture
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave time between looking at a group's rules and changing them."""
     plain = ec2._new_rule
-    monkeypatch.setattr(ec2, "_new_rule", lambda *given: (time.sleep(0.002), plain(*given))[1])
+    monkeypatch.setattr(ec2, "_new_rule", lambda *arguments: (time.sleep(0.002), plain(*arguments))[1])
 
 
-def test_of_many_at_once_that_add_one_rule_one_does(group: Group, slowly: None) -> None:
-    """And whoever adds and removes others at the same time loses nothing."""
+def test_of_many_threads_that_add_the_same_rule_one_does(group: Group, slowly: None) -> None:
+    """Threads that add and remove other rules at the same time lose none."""
     outcomes: list[str] = []
 
     def same() -> None:
@@ -843,7 +851,7 @@ def test_of_many_at_once_that_add_one_rule_one_does(group: Group, slowly: None) 
     assert group.cidrs() == {"203.0.113.7/32", *(f"198.51.100.{number}/32" for number in range(6))}
 
 
-def test_the_quota_holds_when_many_add_at_once(group: Group, slowly: None) -> None:
+def test_the_quota_holds_when_many_threads_add_rules(group: Group, slowly: None) -> None:
     ec2.install(rules_per_group=10)
     refusals: list[str] = []
 
@@ -863,22 +871,24 @@ def test_the_quota_holds_when_many_add_at_once(group: Group, slowly: None) -> No
     assert len(group.rules()) == 10
 
 
-def test_other_groups_rules_are_not_looked_at(
+def test_a_describe_by_group_reads_no_other_groups_rules(
     client: Any, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A describe by group costs what the group costs, however many rules there are elsewhere."""
-    other = Group(client)
-    other.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(50))))
-    looked: list[str] = []
+    other_group = Group(client)
+    other_group.authorize(tcp(22, *(f"203.0.113.{number}/32" for number in range(50))))
+    lookups: list[str] = []
     plain = ec2._tags_of
-    monkeypatch.setattr(ec2, "_tags_of", lambda backend, one: looked.append(one) or plain(backend, one))
+    monkeypatch.setattr(
+        ec2, "_tags_of", lambda backend, rule_id: lookups.append(rule_id) or plain(backend, rule_id)
+    )
     group.authorize(tcp(22, "203.0.113.7/32"))
-    looked.clear()
+    lookups.clear()
     assert len(group.rules()) == 1
-    assert len(looked) == 2  # its own rule, and its egress rule
+    assert len(lookups) == 2  # its own rule, and its egress rule
 
 
-def test_a_moto_server_keeps_the_same_rules() -> None:
+def test_a_moto_server_is_mended_too() -> None:
     ec2.install()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -906,15 +916,15 @@ def plain_moto() -> dict[str, bool]:
 @pytest.mark.parametrize(
     "fault",
     [
-        "a call that fails does half",
-        "only the last permission's rules are named",
+        "a call that fails adds some of its rules",
+        "only the last permission's rules are in the answer",
         "both families are counted together",
-        "any port is taken",
-        "any protocol is taken",
-        "any description is taken",
+        "any port is accepted",
+        "any protocol is accepted",
+        "any description is accepted",
         "CIDRs are compared as typed",
-        "an unknown rule id is a permission",
-        "a describe has no pages",
+        "an unknown rule id is reported as an unknown permission",
+        "rules have no pages",
         "a modified CIDR is kept as typed",
         "groups have no pages",
         "a rule that is gone can be tagged",
@@ -922,12 +932,12 @@ def plain_moto() -> dict[str, bool]:
     ],
 )
 def test_plain_moto_still_has_the_fault(plain_moto: dict[str, bool], fault: str) -> None:
-    """When this fails, moto has mended it itself: look whether our mend can go (local/ec2.py)."""
+    """When this fails, moto has mended it itself: see whether our mend can go (local/ec2.py)."""
     assert plain_moto[fault] is True
 
 
-def test_what_is_patched_in_moto_exists() -> None:
-    """`setattr` makes what a new moto has renamed, and mends nothing: so each name is checked before."""
+def test_every_patched_name_exists_in_moto() -> None:
+    """`setattr` of a name that a new moto has renamed would mend nothing: so each must exist before."""
     script = """
         import local.ec2
         wrong = []
@@ -940,7 +950,7 @@ def test_what_is_patched_in_moto_exists() -> None:
         local.ec2.install()
         assert not wrong, wrong
     """
-    asked = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert asked.returncode == 0, asked.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]

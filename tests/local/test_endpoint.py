@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,8 +49,8 @@ def client(url: str) -> Callable[..., Any]:
     return client
 
 
-class Seen:
-    """A watcher that lets everything through and remembers it."""
+class Recorder:
+    """A watcher that forwards every call and records it."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -62,7 +61,7 @@ class Seen:
 
 
 @pytest.mark.parametrize(
-    ("service", "method", "arguments", "seen"),
+    ("service", "method", "arguments", "names"),
     [
         ("ec2", "describe_security_groups", {}, ("ec2", "DescribeSecurityGroups")),
         ("sdb", "select", {"SelectExpression": "select * from d"}, ("sdb", "Select")),
@@ -74,38 +73,38 @@ class Seen:
         ("resourcegroupstaggingapi", "get_resources", {}, ("tagging", "GetResources")),
     ],
 )  # fmt: skip
-def test_a_call_is_seen_by_the_names_of_the_api_reference(
-    endpoint: Endpoint, client: Callable[..., Any], service: str, method: str, arguments: Any, seen: Any
+def test_a_call_has_the_names_of_the_api_reference(
+    endpoint: Endpoint, client: Callable[..., Any], service: str, method: str, arguments: Any, names: Any
 ) -> None:
-    watcher = Seen()
-    with endpoint.watched_by(watcher):
+    recorder = Recorder()
+    with endpoint.watched_by(recorder):
         getattr(client(service, "ASIAAPIFUNCTION"), method)(**arguments)
-    (call,) = watcher.calls
-    assert (call.service, call.operation) == seen
+    (call,) = recorder.calls
+    assert (call.service, call.operation) == names
     assert call.access_key == "ASIAAPIFUNCTION"
 
 
-def test_an_operation_nobody_knows_is_named_by_its_path(endpoint: Endpoint, url: str) -> None:
-    watcher = Seen()
-    with endpoint.watched_by(watcher):
+def test_an_unknown_operation_is_named_by_its_path(endpoint: Endpoint, url: str) -> None:
+    recorder = Recorder()
+    with endpoint.watched_by(recorder):
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", "/somewhere?x=1")
         assert connection.getresponse().status == 200
         connection.close()
-    assert watcher.calls[0].operation == "GET /somewhere"
+    assert recorder.calls[0].operation == "GET /somewhere"
 
 
 def test_a_watcher_sees_calls_only_while_it_watches(endpoint: Endpoint, client: Callable[..., Any]) -> None:
-    watcher = Seen()
+    recorder = Recorder()
     ec2 = client("ec2")
     ec2.describe_security_groups()
-    with endpoint.watched_by(watcher):
+    with endpoint.watched_by(recorder):
         ec2.describe_security_groups()
     ec2.describe_security_groups()
-    assert len(watcher.calls) == 1
+    assert len(recorder.calls) == 1
 
 
-def test_watchers_are_asked_one_after_the_other_the_last_first(
+def test_watchers_are_called_one_after_another_the_last_first(
     endpoint: Endpoint, client: Callable[..., Any]
 ) -> None:
     order: list[str] = []
@@ -132,7 +131,7 @@ def test_watchers_are_asked_one_after_the_other_the_last_first(
         ("lambda", "invoke", {"FunctionName": "f"}),
     ],
 )
-def test_an_injected_failure_arrives_as_the_services_own(
+def test_an_injected_failure_has_the_form_of_the_services_own(
     endpoint: Endpoint, client: Callable[..., Any], service: str, method: str, arguments: Any
 ) -> None:
     def refuse(call: Call, _forward: Forward) -> Answer:
@@ -156,15 +155,15 @@ def test_an_answer_can_be_lost_after_aws_has_acted(endpoint: Endpoint, client: C
     assert acted[0].status == 200
 
 
-def test_step_functions_can_be_somebody_elses(client: Callable[..., Any]) -> None:
-    elsewhere = Seen()
+def test_step_functions_calls_can_go_to_another_engine(client: Callable[..., Any]) -> None:
+    recorder = Recorder()
 
-    def other(call: Call, forward: Forward) -> Answer:
-        elsewhere(call, lambda: Answer(200, [], b"{}"))
+    def engine(call: Call, forward: Forward) -> Answer:
+        recorder(call, lambda: Answer(200, [], b"{}"))
         return Answer(200, [("Content-Type", "application/x-amz-json-1.0")], b'{"stateMachines": []}')
 
     sockets = bind(0)
-    server = Server(Endpoint(fake_aws, other), sockets, name="test")
+    server = Server(Endpoint(fake_aws, engine), sockets, name="test")
     try:
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         session = boto3.Session("a", "b", region_name="eu-west-1")
@@ -172,7 +171,7 @@ def test_step_functions_can_be_somebody_elses(client: Callable[..., Any]) -> Non
         session.client("ec2", endpoint_url=url).describe_security_groups()
     finally:
         server.stop()
-    assert [call.operation for call in elsewhere.calls] == ["ListStateMachines"]
+    assert [call.operation for call in recorder.calls] == ["ListStateMachines"]
 
 
 # Serving
@@ -194,53 +193,66 @@ def test_a_server_listens_on_loopback_of_both_families_at_one_port(url: str) -> 
         connection.close()
 
 
-def test_a_port_in_use_is_said_so() -> None:
-    first = bind(0)
-    port = first[0].getsockname()[1]
+def test_a_port_in_use_is_an_error_that_names_it() -> None:
+    listening = bind(0)
+    port = listening[0].getsockname()[1]
     try:
         with pytest.raises(PortInUse, match=f"port {port} of 127.0.0.1 is in use"):
             bind(port)
     finally:
-        for taken in first:
-            taken.close()
+        for socket_ in listening:
+            socket_.close()
 
 
-def test_a_port_that_is_free_on_one_side_only_is_in_use() -> None:
-    taken = socket.socket(socket.AF_INET6)
+def test_a_port_that_is_free_in_one_family_only_is_in_use() -> None:
+    blocker = socket.socket(socket.AF_INET6)
     try:
-        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        taken.bind(("::1", 0))
+        blocker.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        blocker.bind(("::1", 0))
     except OSError:
-        taken.close()
+        blocker.close()
         pytest.skip("this machine has no IPv6")
-    taken.listen()
-    port = taken.getsockname()[1]
+    blocker.listen()
+    port = blocker.getsockname()[1]
     try:
         with pytest.raises(PortInUse, match=f"port {port} of ::1 is in use"):
             bind(port)
     finally:
-        taken.close()
-    for free in bind(port):  # and nothing of the attempt is left
-        free.close()
+        blocker.close()
+    for listening in bind(port):  # the attempt has left nothing open
+        listening.close()
 
 
-def test_stopping_waits_a_moment_for_requests_under_way_and_then_for_nobody() -> None:
-    release = threading.Event()
+def test_stopping_waits_at_most_a_second_for_a_request_and_closes_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, release = threading.Event(), threading.Event()
 
-    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        release.wait(30)
+    def hang(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        begun.set()
+        release.wait(60)
         start_response("200 OK", [])
         return [b""]
 
+    waits: list[float | None] = []
+    join = threading.Thread.join
+
+    def recorded_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name == "test connection":
+            waits.append(timeout)
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", recorded_join)
     sockets = bind(0)
-    server = Server(slow, sockets, name="test")
+    server = Server(hang, sockets, name="test")
     connection = http.client.HTTPConnection("127.0.0.1", sockets[0].getsockname()[1])
     connection.request("GET", "/")
-    time.sleep(0.1)
-    began = time.monotonic()
+    assert begun.wait(5)
     server.stop()
     server.stop()
-    assert time.monotonic() - began < 3
+    (seconds,) = waits
+    assert seconds is not None
+    assert seconds <= 1
     with pytest.raises(http.client.RemoteDisconnected):
         connection.getresponse()
     connection.close()

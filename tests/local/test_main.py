@@ -1,4 +1,4 @@
-"""The command line, without a stack behind it: what it prints, how it ends. test_stack.py has it whole."""
+"""The command line without a stack: what it prints, how it ends. test_stack.py runs it with one."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class FakeStack:
         FakeStack.options = options
         if FakeStack.failure:
             raise FakeStack.failure
-        for number, sent in enumerate(FakeStack.signals):
-            threading.Timer(0.1 + number / 10, os.kill, [os.getpid(), sent]).start()
+        for number, stop in enumerate(FakeStack.signals):
+            threading.Timer(0.1 + number / 10, os.kill, [os.getpid(), stop]).start()
 
     def stop(self) -> None:
         FakeStack.stopped += 1
@@ -62,23 +62,23 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeStack]]:
     monkeypatch.setattr(FakeStack, "signals", (signal.SIGTERM,))
     monkeypatch.setattr(command, "_give_up_in", lambda _seconds: None)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM)}
     yield FakeStack
-    for sent, handler in handlers.items():
-        signal.signal(sent, handler)
+    for stop, handler in handlers.items():
+        signal.signal(stop, handler)
 
 
 def test_json_is_one_line_with_everything(fake: type[FakeStack], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["up", "--json"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert json.loads(said) == SUMMARY.as_json()
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert json.loads(output) == SUMMARY.as_json()
     assert fake.stopped == 1
 
 
 def test_options_reach_the_stack(fake: type[FakeStack]) -> None:
-    asked = "--port 1 --aws-port 2 --duration 8h --engine stepfunctions-local --store dynamodb"
-    command.main(["up", *asked.split()])
+    arguments = "--port 1 --aws-port 2 --duration 8h --engine stepfunctions-local --store dynamodb"
+    command.main(["up", *arguments.split()])
     options = fake.options
     assert (options.port, options.aws_port, options.duration) == (1, 2, "8h")
     assert (options.engine, options.store) == ("stepfunctions-local", "dynamodb")
@@ -110,29 +110,29 @@ def test_the_page_has_urls_keys_and_a_line_to_paste(
 @pytest.mark.parametrize(
     "failure", [StackError("why"), EngineNotFound("why"), FunctionNotLoaded.__new__(FunctionNotLoaded, "why")]
 )
-def test_a_stack_that_cannot_start_says_why_and_is_1(
+def test_a_stack_that_cannot_start_is_an_error_with_its_reason(
     fake: type[FakeStack], failure: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failure = failure
     assert command.main(["up", "--json"]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("The local stack cannot start: ")
-    assert "why" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("The local stack cannot start: ")
+    assert "why" in captured.err
 
 
 @pytest.mark.parametrize("ports", [["--port", "8080"], ["--port", "0", "--aws-port", "5000"], []])
-def test_a_port_that_is_taken_is_answered_with_how_to_have_another(
+def test_a_port_in_use_is_an_error_that_says_how_to_get_a_free_one(
     fake: type[FakeStack], ports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failure = PortInUse("port 8080 of 127.0.0.1 is in use by another program")
     assert command.main(["up", *ports]) == 1
-    said = capsys.readouterr().err
-    assert "is in use by another program. On any free port instead: " in said
-    assert 'make local ARGS="--port 0"' in said
+    stderr = capsys.readouterr().err
+    assert "is in use by another program. On any free port instead: " in stderr
+    assert 'make local ARGS="--port 0"' in stderr
 
 
-def test_where_no_port_at_all_is_free_no_other_is_proposed(
+def test_where_no_port_is_free_no_other_is_proposed(
     fake: type[FakeStack], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failure = PortInUse("no port is free on both 127.0.0.1 and ::1")
@@ -164,7 +164,19 @@ def test_a_second_signal_ends_it_at_once(
     assert codes == [130]
 
 
-def test_a_stop_that_takes_too_long_is_cut_short(
+def test_a_stop_that_begins_is_ended_within_five_seconds_of_the_signal(
+    fake: type[FakeStack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Any] = []
+    monkeypatch.setattr(command, "_give_up_in", steps.append)
+    monkeypatch.setattr(fake, "stop", lambda _stack: steps.append("stop"))
+    assert command.main(["up"]) == 0
+    seconds, step = steps
+    assert step == "stop"
+    assert command.POLL_SECONDS + seconds < 5
+
+
+def test_a_stop_that_takes_too_long_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.undo()
@@ -183,7 +195,7 @@ def test_a_stop_that_takes_too_long_is_cut_short(
 
 
 @pytest.mark.parametrize("arguments", [[], ["down"], ["up", "--port", "99999"], ["up", "--store", "mongodb"]])
-def test_a_command_line_that_makes_no_sense_is_2(
+def test_an_invalid_command_line_exits_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -195,6 +207,6 @@ def test_a_command_line_that_makes_no_sense_is_2(
 def test_the_help_has_an_example(capsys: pytest.CaptureFixture[Any]) -> None:
     with pytest.raises(SystemExit):
         command.main(["up", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Example: python -m local up" in said
-    assert "nothing is kept when it stops" in said, "who looks for --keep finds why there is none"
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Example: python -m local up" in output
+    assert "nothing is kept when it stops" in output, "it says why there is no --keep"

@@ -59,11 +59,11 @@ def knock(stack: Stack, caller: str, duration: str) -> dict[str, Any]:
 
 
 def rules(stack: Stack, caller: str) -> list[Any]:
-    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
-    return [rule for rule in found if rule.get("CidrIpv4") == f"{caller}/32"]
+    all_rules = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    return [rule for rule in all_rules if rule.get("CidrIpv4") == f"{caller}/32"]
 
 
-def test_the_very_definition_of_the_template_runs_there(stack: Stack) -> None:
+def test_the_templates_own_definitions_run_there(stack: Stack) -> None:
     states = stack.client("stepfunctions")
     listed = {machine["stateMachineArn"] for machine in states.list_state_machines()["stateMachines"]}
     grants, closings = stack.summary.state_machine_arn, stack.summary.closings_arn
@@ -81,20 +81,22 @@ def test_a_grant_opens_and_closes_by_itself(stack: Stack) -> None:
     states = stack.client("stepfunctions")
     listed = states.list_executions(stateMachineArn=stack.summary.state_machine_arn, statusFilter="RUNNING")
     assert [execution["executionArn"] for execution in listed["executions"]] == [grant["execution_arn"]]
-    wait_for(lambda: not rules(stack, "198.51.100.1"), "the rules stayed")
+    wait_for(lambda: not rules(stack, "198.51.100.1"), "the rules are still there")
     execution = {"executionArn": grant["execution_arn"]}
-    wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "it goes on")
+    wait_for(
+        lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "the execution has not ended"
+    )
 
 
 def test_a_stopped_execution_is_announced_and_a_closing_closes_its_rules(stack: Stack) -> None:
     grant = knock(stack, "198.51.100.2", "1h")
-    seen: list[dict[str, Any]] = []
-    stack.aws.deliveries.drop(lambda event: bool(seen.append(event)))
+    events: list[dict[str, Any]] = []
+    stack.aws.deliveries.drop(lambda event: bool(events.append(event)))
     states = stack.client("stepfunctions")
-    for _ in range(2):  # one that is stopped already is announced only once
+    for _ in range(2):  # a second stop is not announced
         states.stop_execution(executionArn=grant["execution_arn"], error="Who", cause="why")
-    wait_for(lambda: not rules(stack, "198.51.100.2"), "the rules stayed")
-    (event,) = {event["id"]: event for event in seen}.values()
+    wait_for(lambda: not rules(stack, "198.51.100.2"), "the rules are still there")
+    (event,) = {event["id"]: event for event in events}.values()
     assert event["detail-type"] == "Step Functions Execution Status Change"
     detail = event["detail"]
     assert (detail["status"], detail["error"], detail["cause"]) == ("ABORTED", "Who", "why")
@@ -107,26 +109,28 @@ def test_a_stopped_execution_is_announced_and_a_closing_closes_its_rules(stack: 
     assert json.loads(started["input"])["detail"]["name"] == grant["id"]
     wait_for(
         lambda: states.describe_execution(executionArn=closing["executionArn"])["status"] == "SUCCEEDED",
-        "the closing goes on",
+        "the closing has not ended",
     )
 
 
-class TestWhatItCannotShow:
-    """What is true of stepfunctions-local alone, so that tests of these things run on the embedded engine.
+class TestLimitsOfStepfunctionsLocal:
+    """Where stepfunctions-local differs from AWS, so that tests of these things run on the embedded engine.
 
     A definition of two states: a task that fails once, and what its Catch leads to.
     """
 
     def run(self, stack: Stack, name: str, fails: str, **task: Any) -> dict[str, Any]:
         states = stack.client("stepfunctions")
-        revoke = next(one for one in stack.deployment.functions if one.handler == "revoke.handler")
+        revoke = next(
+            function for function in stack.deployment.functions if function.handler == "revoke.handler"
+        )
         definition = {
             "StartAt": "Close",
             "States": {
                 "Close": {
                     "Type": "Task",
                     "Resource": revoke.arn,
-                    "Parameters": {"no": "how"},  # of which the function dies
+                    "Parameters": {"no": "how"},  # on which the function fails
                     "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": "End"}],
                     "Next": "Well",
                     **task,
@@ -139,22 +143,25 @@ class TestWhatItCannotShow:
             name=name, definition=json.dumps(definition), roleArn="arn:aws:iam::123456789012:role/r"
         )["stateMachineArn"]
         arn = states.start_execution(stateMachineArn=machine, name="e", input='{"a": 1}')["executionArn"]
-        wait_for(lambda: states.describe_execution(executionArn=arn)["status"] != "RUNNING", "it goes on")
-        found: dict[str, Any] = states.describe_execution(executionArn=arn)
+        wait_for(
+            lambda: states.describe_execution(executionArn=arn)["status"] != "RUNNING",
+            "the execution has not ended",
+        )
+        described: dict[str, Any] = states.describe_execution(executionArn=arn)
         history = states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
-        return found | {"failures": sum(event["type"] == "LambdaFunctionFailed" for event in history)}
+        return described | {"failures": sum(event["type"] == "LambdaFunctionFailed" for event in history)}
 
-    def test_a_task_is_never_tried_again(self, stack: Stack, package: None) -> None:
+    def test_a_task_is_never_retried(self, stack: Stack, package: None) -> None:
         """So a transient error of Close leads to ForceClose at once."""
         retrier = {"ErrorEquals": ["States.ALL"], "IntervalSeconds": 1, "MaxAttempts": 2}
         assert self.run(stack, "retries", "Succeed", Retry=[retrier])["failures"] == 1
 
-    def test_a_failure_is_a_success(self, stack: Stack, package: None) -> None:
+    def test_a_failed_execution_is_a_success(self, stack: Stack, package: None) -> None:
         """So ClosingFailed and AuthorizationFailed raise no event, and no closing starts for them."""
         assert self.run(stack, "fails", "Fail")["status"] == "SUCCEEDED"
 
 
-def test_an_execution_that_is_not_there_is_the_engines_own_error(stack: Stack) -> None:
+def test_an_unknown_execution_is_the_engines_own_error(stack: Stack) -> None:
     with pytest.raises(ClientError) as caught:
         stack.client("stepfunctions").stop_execution(executionArn=f"{ARN}:execution:knock-grants:nobody")
     assert caught.value.response["Error"]["Code"] == "ExecutionDoesNotExist"
@@ -172,7 +179,9 @@ def test_creating_the_state_machine_again_updates_it(stack: Stack) -> None:
         call = Call(
             "states", "DescribeStateMachine", "eu-west-1", "", json.dumps({"stateMachineArn": arn}).encode()
         )
-        described = json.loads(engine(call, lambda: pytest.fail("nobody else is asked")).body)
+        described = json.loads(
+            engine(call, lambda: pytest.fail("the call is forwarded to the embedded AWS")).body
+        )
         assert json.loads(described["definition"]) == second
         with pytest.raises(EngineNotFound, match="refuses the state machine"):
             engine.create(definition="{}", **{**arguments, "name": "bad"})
@@ -193,7 +202,7 @@ def test_it_listens_on_loopback_alone(stack: Stack, package: None) -> None:
         process.stop()
 
 
-def test_nothing_of_it_is_left_when_the_stack_is_killed(package: None) -> None:
+def test_no_process_of_it_is_left_when_the_stack_is_killed(package: None) -> None:
     command = [
         sys.executable,
         "-m",
@@ -215,7 +224,7 @@ def test_nothing_of_it_is_left_when_the_stack_is_killed(package: None) -> None:
     wait_for(lambda: not alive(*family), f"some of these are left: {family}", 5)
 
 
-def test_a_package_or_a_node_that_is_missing_is_said_so(
+def test_a_missing_package_or_node_is_an_error_that_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(EngineNotFound, match=r"There is no .*stepfunctions-local. Run `npm ci`"):
@@ -226,7 +235,7 @@ def test_a_package_or_a_node_that_is_missing_is_said_so(
         Npm(tmp_path, region="eu-west-1", lambda_endpoint="http://127.0.0.1:1", log=2)
 
 
-def test_an_engine_that_ends_before_it_listens_is_said_so(
+def test_an_engine_that_ends_before_it_listens_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "node_modules" / "stepfunctions-local").mkdir(parents=True)
@@ -242,38 +251,38 @@ def test_an_engine_that_ends_before_it_listens_is_said_so(
 
 
 class Recorder(BaseHTTPRequestHandler):
-    """A Step Functions of which only the conversation is real."""
+    """A Step Functions endpoint that records calls and runs nothing."""
 
     place = ARN
-    asked: list[tuple[str, Any]]
+    calls: list[tuple[str, Any]]
 
     def do_POST(self) -> None:
         operation = self.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((operation, body))
-        status, said = self.says(operation, body)
-        answer = json.dumps(said).encode()
+        self.calls.append((operation, body))
+        status, content = self.respond(operation, body)
+        answer = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
-    def says(self, operation: str, body: Any) -> tuple[int, Any]:
+    def respond(self, operation: str, body: Any) -> tuple[int, Any]:
         if operation == "StartExecution" and body["name"] in ("again", "refused"):
             code = {"again": "ExecutionAlreadyExists", "refused": "StateMachineDoesNotExist"}[body["name"]]
-            return 400, {"__type": f"com.amazonaws.states#{code}", "message": "said the engine"}
+            return 400, {"__type": f"com.amazonaws.states#{code}", "message": "refused by the engine"}
         return 200, {"stateMachineArn": f"{self.place}:stateMachine:{body.get('name')}", "stateMachines": []}
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log no requests."""
 
 
 @pytest.fixture
 def recorder() -> Iterator[Callable[[], tuple[str, list[tuple[str, Any]]]]]:
-    Recorder.asked = []
+    Recorder.calls = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield lambda: (f"http://127.0.0.1:{server.server_address[1]}", Recorder.asked)
+    yield lambda: (f"http://127.0.0.1:{server.server_address[1]}", Recorder.calls)
     server.shutdown()
     server.server_close()
 
@@ -281,15 +290,15 @@ def recorder() -> Iterator[Callable[[], tuple[str, list[tuple[str, Any]]]]]:
 def test_any_other_endpoint_gets_the_state_machine_and_the_calls(
     recorder: Callable[[], tuple[str, list[tuple[str, Any]]]], tmp_path: Path
 ) -> None:
-    url, asked = recorder()
+    url, calls = recorder()
     with (tmp_path / "log").open("wb") as log, running(engine=url, output=log) as stack:
-        (create, machine), (create_closings, closings) = asked[:2]
+        (create, machine), (create_closings, closings) = calls[:2]
         assert (create, create_closings) == ("CreateStateMachine", "CreateStateMachine")
         assert (machine["name"], closings["name"]) == ("knock-grants", "knock-closings")
         assert "HoldUntilExpiry" in machine["definition"]
         assert "ForceClose" in closings["definition"]
         assert stack.client("stepfunctions").list_state_machines()["stateMachines"] == []
-    assert asked[-1][0] == "ListStateMachines"
+    assert calls[-1][0] == "ListStateMachines"
 
 
 def test_an_endpoint_of_another_account_is_refused(
@@ -304,12 +313,12 @@ def test_an_endpoint_of_another_account_is_refused(
 def test_an_execution_is_started_there_for_eventbridge_once(
     recorder: Callable[[], tuple[str, list[tuple[str, Any]]]],
 ) -> None:
-    url, asked = recorder()
+    url, calls = recorder()
     machine = f"{ARN}:stateMachine:knock-closings"
     Engine(url).start(machine, "event", b'{"a":1}')
-    assert asked == [("StartExecution", {"stateMachineArn": machine, "name": "event", "input": '{"a":1}'})]
+    assert calls == [("StartExecution", {"stateMachineArn": machine, "name": "event", "input": '{"a":1}'})]
     Engine(url).start(machine, "again", b"{}")  # it runs already: no error
-    with pytest.raises(InvocationError, match="said the engine") as caught:
+    with pytest.raises(InvocationError, match="refused by the engine") as caught:
         Engine(url).start(machine, "refused", b"{}")
     assert caught.value.code == "StateMachineDoesNotExist"
     with pytest.raises(InvocationError) as caught:
@@ -317,9 +326,11 @@ def test_an_execution_is_started_there_for_eventbridge_once(
     assert caught.value.code == "ServiceUnavailable"
 
 
-def test_an_endpoint_that_does_not_answer_is_said_so() -> None:
+def test_an_endpoint_that_does_not_answer_is_an_error() -> None:
     with pytest.raises(EngineNotFound, match="does not answer"), running(engine="http://127.0.0.1:9"):
         pass
     call = Call("states", "StartExecution", "eu-west-1", "", b"{}")
-    answer = Engine("http://127.0.0.1:9")(call, lambda: pytest.fail("nobody else is asked"))
+    answer = Engine("http://127.0.0.1:9")(
+        call, lambda: pytest.fail("the call is forwarded to the embedded AWS")
+    )
     assert (answer.status, json.loads(answer.body)["__type"]) == (503, "ServiceUnavailable")

@@ -18,7 +18,7 @@ from local.serving import Server, bind
 
 
 def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Answer with what was asked."""
+    """Answer with the request's method, path, query and body."""
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     start_response("200 OK", [("X-Path", environ["PATH_INFO"]), ("X-Query", environ["QUERY_STRING"])])
     return [environ["REQUEST_METHOD"].encode(), b" ", body]
@@ -35,7 +35,7 @@ class Serving:
         self.server = Server(app, sockets, name="tested")
 
     def raw(self, *parts: bytes) -> bytes:
-        """Send these bytes, and read until the server closes or has said all it will."""
+        """Send these bytes in their parts, and read until the server closes the connection."""
         with socket.create_connection(self.address, timeout=5) as connection:
             for part in parts:
                 connection.sendall(part)
@@ -52,15 +52,15 @@ class Serving:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Any], Serving]]:
-    made: list[Serving] = []
+    servers: list[Serving] = []
 
     def serve(app: Any = echo) -> Serving:
-        made.append(Serving(app))
-        return made[-1]
+        servers.append(Serving(app))
+        return servers[-1]
 
     yield serve
-    for one in made:
-        one.server.stop()
+    for served in servers:
+        served.server.stop()
 
 
 def post(head: bytes = b"", body: bytes = b"") -> bytes:
@@ -68,11 +68,11 @@ def post(head: bytes = b"", body: bytes = b"") -> bytes:
 
 
 def test_fifty_clients_are_answered_each_on_one_connection_of_its_own(serve: Any) -> None:
-    one = serve()
+    served = serve()
     together = threading.Barrier(50)
 
     def ask(number: int) -> tuple[set[int], set[bytes]]:
-        connection = http.client.HTTPConnection(*one.address, timeout=30)
+        connection = http.client.HTTPConnection(*served.address, timeout=30)
         ports, answers = set(), set()
         for _ in range(5):
             connection.request("POST", "/", b"%d" % number)
@@ -84,16 +84,16 @@ def test_fifty_clients_are_answered_each_on_one_connection_of_its_own(serve: Any
         return ports, answers
 
     with ThreadPoolExecutor(50) as pool:
-        asked = list(pool.map(ask, range(50)))
-    assert [answers for _, answers in asked] == [{b"POST %d" % number} for number in range(50)]
-    assert all(len(ports) == 1 for ports, _ in asked)
+        results = list(pool.map(ask, range(50)))
+    assert [answers for _, answers in results] == [{b"POST %d" % number} for number in range(50)]
+    assert all(len(ports) == 1 for ports, _ in results)
 
 
-def test_a_request_is_read_whole_however_it_comes(serve: Any) -> None:
-    one = serve()
+def test_a_request_may_arrive_in_any_parts(serve: Any) -> None:
+    served = serve()
     request = post(b"Content-Length: 4\r\n", b"body")
     for parts in ([request], [request[:9], request[9:30], request[30:-2], request[-2:]]):
-        answer = one.raw(*parts)
+        answer = served.raw(*parts)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\nX-Path: /a/b\r\nX-Query: c=1\r\nContent-Length: 9\r\n")
         assert answer.endswith(b"\r\n\r\nPOST body")
 
@@ -111,13 +111,13 @@ def test_requests_sent_without_waiting_are_answered_in_their_order(serve: Any) -
     assert answer.index(b"POST 1") < answer.index(b"POST 2")
 
 
-def test_a_wish_for_another_protocol_is_passed_over(serve: Any) -> None:
+def test_a_request_to_upgrade_to_another_protocol_is_answered_without_it(serve: Any) -> None:
     answer = serve().raw(post(b"Connection: Upgrade\r\nUpgrade: websocket\r\n") + b"\x00\x01")
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"\r\nConnection: close\r\n" in answer
 
 
-def test_whoever_waits_to_be_told_to_go_on_is_told(serve: Any) -> None:
+def test_a_client_that_expects_100_continue_gets_it(serve: Any) -> None:
     with socket.create_connection(serve().address, timeout=5) as connection:
         connection.sendall(post(b"Content-Length: 4\r\nExpect: 100-continue\r\n"))
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -126,7 +126,7 @@ def test_whoever_waits_to_be_told_to_go_on_is_told(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("end", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
-def test_a_connection_that_is_to_end_is_said_so_and_closed(serve: Any, end: bytes) -> None:
+def test_a_connection_that_is_to_end_is_closed_after_the_answer_which_says_so(serve: Any, end: bytes) -> None:
     with socket.create_connection(serve().address, timeout=5) as connection:
         connection.sendall(b"GET / " + end + b"\r\n")
         received = b""
@@ -146,7 +146,7 @@ def test_the_answer_to_head_has_the_length_and_no_body(serve: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"),
+    ("data", "status"),
     [
         (b"rubbish\r\n\r\n", b"400"),
         (b"GET / HTTP/2.0\r\n\r\n", b"505"),
@@ -160,18 +160,20 @@ def test_the_answer_to_head_has_the_length_and_no_body(serve: Any) -> None:
         (post(b"X: a\x00\r\n"), b"400"),
     ],
 )
-def test_what_is_no_request_is_refused_and_reaches_nobody(serve: Any, sent: bytes, status: bytes) -> None:
-    reached: list[Any] = []
+def test_a_malformed_request_is_refused_and_does_not_reach_the_application(
+    serve: Any, data: bytes, status: bytes
+) -> None:
+    requests: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
-        reached.append(environ)
+        requests.append(environ)
         return echo(environ, start_response)
 
-    assert serve(app).raw(sent)[9:12] == status
-    assert not reached
+    assert serve(app).raw(data)[9:12] == status
+    assert not requests
 
 
-def test_a_body_that_breaks_off_reaches_nobody(serve: Any) -> None:
+def test_an_incomplete_body_does_not_reach_the_application(serve: Any) -> None:
     assert serve(explode).raw(post(b"Content-Length: 5\r\n", b"body")) == b""
 
 
@@ -181,7 +183,7 @@ def test_a_body_in_chunks_has_a_limit_too(serve: Any, monkeypatch: pytest.Monkey
     assert answer[9:12] == b"413"
 
 
-def test_a_header_with_an_underscore_passes_for_no_other(serve: Any) -> None:
+def test_a_header_with_an_underscore_is_not_read_as_one_with_a_hyphen(serve: Any) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
         return [environ.get("HTTP_X_API_KEY", "none").encode()]
@@ -189,7 +191,7 @@ def test_a_header_with_an_underscore_passes_for_no_other(serve: Any) -> None:
     assert serve(app).raw(post(b"X_Api_Key: forged\r\n")).endswith(b"none")
 
 
-def test_an_application_that_fails_is_answered_for_and_logged(
+def test_an_application_that_fails_is_a_500_and_is_logged(
     serve: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "local.serving"):
@@ -198,22 +200,32 @@ def test_an_application_that_fails_is_answered_for_and_logged(
     assert "of the application" in caplog.text
 
 
-def test_stopping_ends_idle_connections_at_once_and_leaves_no_thread(serve: Any) -> None:
-    one = serve()
-    connections = [http.client.HTTPConnection(*one.address, timeout=5) for _ in range(20)]
+def test_stopping_ends_idle_connections_without_its_grace_and_leaves_no_thread(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_STOP_GRACE", 30)
+    served = serve()
+    connections = [http.client.HTTPConnection(*served.address, timeout=5) for _ in range(20)]
     for connection in connections:
         connection.request("GET", "/")
         connection.getresponse().read()
-    assert len(one.threads()) == 21
-    began = time.monotonic()
-    one.server.stop()
-    assert time.monotonic() - began < 0.5
-    assert not one.threads()
+    assert len(served.threads()) == 21
+    hang_ups: list[tuple[int, int]] = []
+    hang_up = served.server._hang_up
+
+    def recorded_hang_up(direction: int) -> None:
+        hang_ups.append((direction, len(served.server._threads())))
+        hang_up(direction)
+
+    monkeypatch.setattr(served.server, "_hang_up", recorded_hang_up)
+    served.server.stop()
+    assert hang_ups == [(socket.SHUT_RD, 20), (socket.SHUT_RDWR, 0)], "idle connections end by the first"
+    assert not served.threads()
     for connection in connections:
         assert connection.sock.recv(1) == b""
         connection.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(one.address)
+        socket.create_connection(served.address)
 
 
 def test_stopping_lets_a_request_under_way_have_its_answer(serve: Any) -> None:
@@ -224,10 +236,10 @@ def test_stopping_lets_a_request_under_way_have_its_answer(serve: Any) -> None:
         time.sleep(0.2)
         return echo(environ, start_response)
 
-    one = serve(slow)
-    connection = http.client.HTTPConnection(*one.address, timeout=5)
+    served = serve(slow)
+    connection = http.client.HTTPConnection(*served.address, timeout=5)
     connection.request("GET", "/")
     assert begun.wait(5)
-    one.server.stop()
+    served.server.stop()
     assert connection.getresponse().read() == b"GET "
     connection.close()

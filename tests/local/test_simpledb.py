@@ -1,4 +1,4 @@
-"""The local SimpleDB through boto3: operations, conditions, limits, regions and what goes over the wire.
+"""The local SimpleDB through boto3: operations, conditions, limits, regions and the XML of its answers.
 
 The cases are those of the SimpleDB developer guide (API version 2009-04-15); errors its "API Error Codes".
 """
@@ -50,11 +50,11 @@ def put(sdb: Any, item: str, *items: tuple[str, str], replace: bool | None = Non
 
 
 def get(sdb: Any, item: str, **more: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    values_by_name: dict[str, list[str]] = {}
     answer = sdb.get_attributes(DomainName=DOMAIN, ItemName=item, **more)
     for attribute in answer.get("Attributes", []):
-        found.setdefault(attribute["Name"], []).append(attribute["Value"])
-    return {name: sorted(values) for name, values in found.items()}
+        values_by_name.setdefault(attribute["Name"], []).append(attribute["Value"])
+    return {name: sorted(values) for name, values in values_by_name.items()}
 
 
 def refused(call: Any, *args: Any, **kwargs: Any) -> tuple[str, int, str]:
@@ -66,7 +66,7 @@ def refused(call: Any, *args: Any, **kwargs: Any) -> tuple[str, int, str]:
 
 
 def ask(action: str | None = None, **form: str) -> tuple[int, str]:
-    """Send a form as it is, past what botocore would refuse or could not write; return status and body."""
+    """Send a form as it is, without the checks of botocore; return status and body."""
     body = urlencode({**({"Action": action} if action else {}), "Version": "2009-04-15", **form})
     request = botocore.awsrequest.AWSRequest(
         method="POST",
@@ -88,7 +88,7 @@ def test_a_put_adds_values_and_the_same_value_twice_is_one(sdb: Any) -> None:
     assert get(sdb, "JumboFez") == {"color": ["brick", "garnet", "red"]}
 
 
-def test_replace_takes_away_what_was_there_before_and_no_other_attribute(sdb: Any) -> None:
+def test_replace_removes_the_attributes_former_values_and_no_other_attribute(sdb: Any) -> None:
     # The guide's own example under PutAttributes.
     put(sdb, "I", ("a", "1"), ("b", "2"), ("b", "3"))
     put(sdb, "I", ("b", "4"), replace=True)
@@ -108,7 +108,7 @@ def test_replace_on_one_pair_of_a_name_holds_for_the_name(sdb: Any) -> None:
     assert get(sdb, "I") == {"b": ["3", "4"]}
 
 
-def test_replacing_what_does_not_exist_is_no_error(sdb: Any) -> None:
+def test_replacing_an_absent_attribute_is_no_error(sdb: Any) -> None:
     put(sdb, "I", ("b", "4"), replace=True)
     assert get(sdb, "I") == {"b": ["4"]}
 
@@ -120,8 +120,8 @@ def test_names_and_values_keep_their_case_spaces_and_empty_values(sdb: Any) -> N
 
 def test_deleting_a_value_leaves_the_others(sdb: Any) -> None:
     put(sdb, "JumboFez", ("color", "red"), ("color", "brick"), ("color", "garnet"), ("color", "blue"))
-    gone = pairs(("color", "red"), ("color", "brick"), ("color", "garnet"))
-    sdb.delete_attributes(DomainName=DOMAIN, ItemName="JumboFez", Attributes=gone)
+    deleted = pairs(("color", "red"), ("color", "brick"), ("color", "garnet"))
+    sdb.delete_attributes(DomainName=DOMAIN, ItemName="JumboFez", Attributes=deleted)
     assert get(sdb, "JumboFez") == {"color": ["blue"]}
 
 
@@ -152,7 +152,7 @@ def test_an_item_whose_last_value_goes_does_not_exist(sdb: Any) -> None:
     assert "Items" not in sdb.select(SelectExpression=SELECT_ALL)
 
 
-def test_deleting_what_is_not_there_is_no_error(sdb: Any) -> None:
+def test_deleting_an_absent_value_or_item_is_no_error(sdb: Any) -> None:
     put(sdb, "I", ("a", "1"))
     sdb.delete_attributes(DomainName=DOMAIN, ItemName="I", Attributes=pairs(("a", "2"), ("b", "1")))
     sdb.delete_attributes(DomainName=DOMAIN, ItemName="nobody")
@@ -320,7 +320,7 @@ def test_a_condition_on_an_item_that_does_not_exist_is_on_no_attribute(sdb: Any)
     assert get(sdb, "new") == {}
 
 
-def test_a_condition_may_be_numbered_but_is_one(sdb: Any) -> None:
+def test_a_condition_may_be_numbered_and_there_is_at_most_one(sdb: Any) -> None:
     # "Performing a Conditional Put" writes Expected.1.Name, the API reference Expected.Name.
     put(sdb, "I", ("version", "30"))
     form = {"DomainName": DOMAIN, "ItemName": "I", "Attribute.1.Name": "state", "Attribute.1.Value": "fuzzy"}
@@ -400,13 +400,13 @@ def test_an_account_has_250_domains(sdb: Any) -> None:
 # Domains.
 
 
-def test_creating_a_domain_again_keeps_what_is_in_it(sdb: Any) -> None:
+def test_creating_a_domain_again_keeps_its_items(sdb: Any) -> None:
     put(sdb, "I", ("a", "1"))
     sdb.create_domain(DomainName=DOMAIN)
     assert get(sdb, "I") == {"a": ["1"]}
 
 
-def test_deleting_a_domain_takes_all_and_may_be_repeated(sdb: Any) -> None:
+def test_deleting_a_domain_deletes_its_items_and_may_be_repeated(sdb: Any) -> None:
     put(sdb, "I", ("a", "1"))
     sdb.delete_domain(DomainName=DOMAIN)
     sdb.delete_domain(DomainName=DOMAIN)
@@ -446,8 +446,8 @@ def test_domains_are_listed_page_by_page(sdb: Any) -> None:
     paginator = sdb.get_paginator("list_domains")
     pages = paginator.paginate(PaginationConfig={"PageSize": 50})
     assert [len(page["DomainNames"]) for page in pages] == [50, 50, 21]
-    whole = sdb.list_domains(MaxNumberOfDomains=100, NextToken=first["NextToken"])
-    assert "NextToken" not in whole
+    last = sdb.list_domains(MaxNumberOfDomains=100, NextToken=first["NextToken"])
+    assert "NextToken" not in last
 
 
 @pytest.mark.parametrize("most", [0, 101, -1])
@@ -461,7 +461,7 @@ def test_a_page_of_domains_is_1_to_100(sdb: Any, most: int) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", base64.b64encode(b'["x", "y", "z"]').decode(), "MTIz"])
-def test_a_token_that_was_not_given_is_refused(sdb: Any, token: str) -> None:
+def test_a_token_of_no_answer_is_refused(sdb: Any, token: str) -> None:
     error = ("InvalidNextToken", 400, "The specified next token is not valid.")
     assert refused(sdb.list_domains, NextToken=token) == error
     assert refused(sdb.select, SelectExpression=SELECT_ALL, NextToken=token) == error
@@ -470,8 +470,8 @@ def test_a_token_that_was_not_given_is_refused(sdb: Any, token: str) -> None:
 def test_metadata_counts_items_names_and_values_in_bytes(sdb: Any) -> None:
     put(sdb, "one", ("é", "12"), ("é", "345"), ("b", ""))
     put(sdb, "three", ("b", "ü"))
-    found = sdb.domain_metadata(DomainName=DOMAIN)
-    assert {name: found[name] for name in found if name not in ("ResponseMetadata", "Timestamp")} == {
+    metadata = sdb.domain_metadata(DomainName=DOMAIN)
+    assert {name: metadata[name] for name in metadata if name not in ("ResponseMetadata", "Timestamp")} == {
         "ItemCount": 2,
         "ItemNamesSizeBytes": 8,
         "AttributeNameCount": 2,
@@ -479,7 +479,7 @@ def test_metadata_counts_items_names_and_values_in_bytes(sdb: Any) -> None:
         "AttributeValueCount": 4,
         "AttributeValuesSizeBytes": 7,
     }
-    assert found["Timestamp"] > 1_700_000_000
+    assert metadata["Timestamp"] > 1_700_000_000
 
 
 # Regions.
@@ -497,7 +497,7 @@ def test_every_region_has_its_own_store(sdb: Any) -> None:
         assert sorted(names) == sorted({region} | ({DOMAIN} if region == "eu-west-1" else set()))
 
 
-def test_a_region_without_simpledb_answers_nothing(sdb: Any) -> None:
+def test_a_region_without_simpledb_has_no_endpoint(sdb: Any) -> None:
     client = boto3.client(
         "sdb", region_name="eu-central-1", config=botocore.config.Config(retries={"max_attempts": 0})
     )
@@ -512,7 +512,7 @@ def test_a_store_is_empty_in_the_next_mock(client: Any) -> None:
             client.create_domain(DomainName=DOMAIN)
 
 
-# The wire.
+# The XML.
 
 
 def test_answers_have_the_services_shape(sdb: Any) -> None:
@@ -610,7 +610,7 @@ def test_errors_have_the_services_shape_and_its_box_usage(sdb: Any) -> None:
         ),
     ],
 )
-def test_a_form_with_something_missing_or_wrong_says_what(
+def test_a_missing_or_wrong_field_is_an_error_that_names_it(
     sdb: Any, action: str | None, form: dict[str, str], code: str, words: str
 ) -> None:
     status, body = ask(action, **form)
@@ -619,13 +619,13 @@ def test_a_form_with_something_missing_or_wrong_says_what(
     assert words in body
 
 
-def test_an_error_that_repeats_what_xml_cannot_hold_is_still_xml(sdb: Any) -> None:
+def test_an_error_that_repeats_text_that_xml_cannot_hold_is_still_xml(sdb: Any) -> None:
     code, status, message = refused(sdb.create_domain, DomainName="a\x00b")
     assert (code, status) == ("InvalidParameterValue", 400)
     assert message == "Value (a\N{REPLACEMENT CHARACTER}b) for parameter DomainName is invalid."
 
 
-def test_text_that_xml_cannot_hold_comes_back_as_base64_and_says_so(sdb: Any) -> None:
+def test_text_that_xml_cannot_hold_is_returned_as_base64_and_marked_so(sdb: Any) -> None:
     form = {"Attribute.1.Name": "a\x01", "Attribute.1.Value": "\x00\ufffe"}
     assert ask("PutAttributes", DomainName=DOMAIN, ItemName="I\x02", **form)[0] == 200
     body = ask("Select", SelectExpression=SELECT_ALL)[1]

@@ -1,4 +1,4 @@
-"""The local SimpleDB inside moto: what `install` changes, the server's way in, what an upgrade may break.
+"""The local SimpleDB inside moto: what `install` changes, how the server routes, what an upgrade may break.
 
 The mend leans on a few of the internals of moto and is there because of its gaps. Both are checked against
 moto as it is installed, in a process of its own where nothing is mended.
@@ -47,9 +47,9 @@ def client(endpoint: str, region: str = "eu-west-1", **config: Any) -> Any:
 
 @pytest.fixture
 def sdb(endpoint: str) -> Any:
-    made = client(endpoint)
-    made.create_domain(DomainName="trail")
-    return made
+    sdb_client = client(endpoint)
+    sdb_client.create_domain(DomainName="trail")
+    return sdb_client
 
 
 def test_installing_again_changes_nothing() -> None:
@@ -66,14 +66,16 @@ def test_installing_again_changes_nothing() -> None:
 
 
 def test_the_server_answers_every_operation(sdb: Any) -> None:
-    one = [{"Name": "a", "Value": "1 & <2>"}]
-    sdb.put_attributes(DomainName="trail", ItemName="i", Attributes=one)
-    sdb.batch_put_attributes(DomainName="trail", Items=[{"Name": "j", "Attributes": one}])
-    assert sdb.get_attributes(DomainName="trail", ItemName="i", ConsistentRead=True)["Attributes"] == one
-    found = sdb.select(SelectExpression="select * from trail where a like '%&%'", ConsistentRead=True)[
+    attributes = [{"Name": "a", "Value": "1 & <2>"}]
+    sdb.put_attributes(DomainName="trail", ItemName="i", Attributes=attributes)
+    sdb.batch_put_attributes(DomainName="trail", Items=[{"Name": "j", "Attributes": attributes}])
+    assert (
+        sdb.get_attributes(DomainName="trail", ItemName="i", ConsistentRead=True)["Attributes"] == attributes
+    )
+    items = sdb.select(SelectExpression="select * from trail where a like '%&%'", ConsistentRead=True)[
         "Items"
     ]
-    assert found == [{"Name": "i", "Attributes": one}, {"Name": "j", "Attributes": one}]
+    assert items == [{"Name": "i", "Attributes": attributes}, {"Name": "j", "Attributes": attributes}]
     assert sdb.domain_metadata(DomainName="trail")["ItemCount"] == 2
     sdb.delete_attributes(DomainName="trail", ItemName="i")
     sdb.batch_delete_attributes(DomainName="trail", Items=[{"Name": "j"}])
@@ -103,8 +105,8 @@ def test_clients_of_a_bare_endpoint_share_one_store_whatever_their_region(endpoi
     # Signature Version 2 names no region, so nothing in their requests tells these clients apart.
     sdb.put_attributes(DomainName="trail", ItemName="i", Attributes=[{"Name": "a", "Value": "1"}])
     for region in ("us-east-1", "ap-southeast-2", "eu-central-1"):
-        other = client(endpoint, region)
-        assert other.get_attributes(DomainName="trail", ItemName="i")["Attributes"]
+        regional_client = client(endpoint, region)
+        assert regional_client.get_attributes(DomainName="trail", ItemName="i")["Attributes"]
 
 
 def test_the_host_names_the_region_where_there_is_one(endpoint: str, sdb: Any) -> None:
@@ -119,7 +121,7 @@ def test_the_host_names_the_region_where_there_is_one(endpoint: str, sdb: Any) -
 
 
 @pytest.mark.parametrize("agent", ["curl/8.5.0", "a name with spaces", "ends in a slash/", "Botocore/1.44.5"])
-def test_the_servers_way_in_does_not_depend_on_the_clients_name(endpoint: str, sdb: Any, agent: str) -> None:
+def test_the_servers_routing_does_not_depend_on_the_user_agent(endpoint: str, sdb: Any, agent: str) -> None:
     # moto's server takes what follows the last slash of the User-Agent for the region.
     form = urlencode({"Action": "ListDomains", "Version": "2009-04-15"}).encode()
     request = Request(endpoint, data=form, headers={"User-Agent": agent})  # noqa: S310 -- our own server
@@ -188,18 +190,18 @@ with mock_aws():
     sdb.create_domain(DomainName="trail")
     put = lambda **more: sdb.put_attributes(DomainName="trail", ItemName="i", **more)
     get = lambda: sdb.get_attributes(DomainName="trail", ItemName="i").get("Attributes", [])
-    one = [{"Name": "a", "Value": "1", "Replace": True}, {"Name": "a", "Value": "2", "Replace": True}]
-    put(Attributes=one)
+    two = [{"Name": "a", "Value": "1", "Replace": True}, {"Name": "a", "Value": "2", "Replace": True}]
+    put(Attributes=two)
     gaps["Replace keeps one of several values"] = len(get()) == 1
     put(Attributes=[{"Name": "a", "Value": "2"}])
     gaps["a value added twice is there twice"] = len(get()) > 1
-    gaps["Expected is ignored"] = not fails(put, Attributes=one, Expected={"Name": "a", "Value": "7"})
+    gaps["Expected is ignored"] = not fails(put, Attributes=two, Expected={"Name": "a", "Value": "7"})
     sdb.create_domain(DomainName="trail")
     gaps["CreateDomain again wipes"] = not get()
     gaps["Select"] = fails(sdb.select, SelectExpression="select * from trail")
     gaps["DeleteAttributes"] = fails(sdb.delete_attributes, DomainName="trail", ItemName="i")
     gaps["DomainMetadata"] = fails(sdb.domain_metadata, DomainName="trail")
-    item = {"Name": "i", "Attributes": one}
+    item = {"Name": "i", "Attributes": two}
     gaps["BatchPutAttributes"] = fails(sdb.batch_put_attributes, DomainName="trail", Items=[item])
     gaps["BatchDeleteAttributes"] = fails(sdb.batch_delete_attributes, DomainName="trail", Items=[item])
     gaps["us-east-1 is not served"] = fails(boto3.client("sdb", region_name="us-east-1").list_domains)
@@ -228,9 +230,9 @@ print(json.dumps({
 
 
 def plain(program: str) -> dict[str, bool]:
-    """Run a program where nothing is mended; return what it says."""
+    """Run a program in a process where nothing is mended; return the JSON it prints."""
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": "example", "AWS_SECRET_ACCESS_KEY": "example"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
         capture_output=True,
@@ -239,8 +241,8 @@ def plain(program: str) -> dict[str, bool]:
         env=environment,
         timeout=60,
     )
-    found: dict[str, bool] = json.loads(done.stdout)
-    return found
+    facts: dict[str, bool] = json.loads(result.stdout)
+    return facts
 
 
 def test_moto_still_has_the_gaps_the_mend_is_for() -> None:
@@ -248,7 +250,7 @@ def test_moto_still_has_the_gaps_the_mend_is_for() -> None:
     assert not mended, f"moto does these itself now: {mended}. When it does them all, local/simpledb can go."
 
 
-def test_motos_internals_are_as_the_mend_takes_them() -> None:
+def test_motos_internals_are_as_the_mend_expects_them() -> None:
     changed = [fact for fact, holds in plain(INTERNALS).items() if not holds]
     assert not changed, (
         f"No longer so in moto: {changed}. Read local/simpledb/__init__.py and responses.py again."

@@ -1,8 +1,7 @@
-"""The local SimpleDB beside a model that is plainly right, and under threads.
+"""The local SimpleDB compared with a simple model, and under threads.
 
-The model is a dict of dicts of sets and a scan of it. What it says about `and` on one attribute is the
-guide's: "Each attribute is considered individually against the comparison conditions defined in the
-predicate."
+The model is a dict of dicts of sets and a scan of it. Its reading of `and` on one attribute is the guide's:
+"Each attribute is considered individually against the comparison conditions defined in the predicate."
 """
 
 # ruff: noqa: S608 -- statements are what is under test here, and no database but the one under test reads them
@@ -48,14 +47,14 @@ Write = tuple[str, dict[str, list[Any]], "Expected | None"]
 def refusal(model: Model, item: str, condition: Expected | None) -> str | None:
     if condition is None:
         return None
-    there = model.get(item, {}).get(condition.name, set())
+    current = model.get(item, {}).get(condition.name, set())
     if condition.value is None:
-        return "ConditionalCheckFailed" if there else None
-    if not there:
+        return "ConditionalCheckFailed" if current else None
+    if not current:
         return "AttributeDoesNotExist"
-    if len(there) > 1:
+    if len(current) > 1:
         return "MultiValuedAttribute"
-    return None if there == {condition.value} else "ConditionalCheckFailed"
+    return None if current == {condition.value} else "ConditionalCheckFailed"
 
 
 def write_model(model: Model, write: Write) -> str | None:
@@ -75,9 +74,9 @@ def write_model(model: Model, write: Write) -> str | None:
             attributes.clear()
         else:
             for delete in wanted:
-                gone = attributes.get(delete.name, set()) if delete.value is None else {delete.value}
-                attributes[delete.name] = attributes.get(delete.name, set()) - gone
-        model[item] = {name: found for name, found in attributes.items() if found}
+                removed = attributes.get(delete.name, set()) if delete.value is None else {delete.value}
+                attributes[delete.name] = attributes.get(delete.name, set()) - removed
+        model[item] = {name: texts for name, texts in attributes.items() if texts}
         if not model[item]:
             del model[item]
     return None
@@ -95,8 +94,8 @@ def write_store(store: Store, write: Write) -> str | None:
 def content(store: Store) -> Model:
     read = {item: store.get("domain", item).attributes for item in ITEMS}
     for attributes in read.values():
-        assert all(len(set(found)) == len(found) for found in attributes.values())
-    return {item: {name: set(found) for name, found in read[item].items()} for item in ITEMS if read[item]}
+        assert all(len(set(texts)) == len(texts) for texts in attributes.values())
+    return {item: {name: set(texts) for name, texts in read[item].items()} for item in ITEMS if read[item]}
 
 
 @settings(max_examples=150, deadline=None)
@@ -161,22 +160,22 @@ def pattern(text: str) -> str:
     return text.replace("%", "\\%")
 
 
-def written(expression: Expression) -> str:
+def as_text(expression: Expression) -> str:
     operator = expression[0]
     if operator in ("and", "or", "intersection"):
-        return f"({written(expression[1])}) {operator} ({written(expression[2])})"
+        return f"({as_text(expression[1])}) {operator} ({as_text(expression[2])})"
     if operator == "not":
-        return f"not ({written(expression[1])})"
+        return f"not ({as_text(expression[1])})"
     if operator == "every":
         _, attribute, *constants = expression[1]
-        return compared(expression[1][0], f"every(`{attribute}`)", constants)
+        return comparison_text(expression[1][0], f"every(`{attribute}`)", constants)
     attribute = "itemName()" if expression[1] is ITEM_NAME else f"`{expression[1]}`"
     if operator in ("null", "not null"):
         return f"{attribute} is {operator}"
-    return compared(operator, attribute, list(expression[2:]))
+    return comparison_text(operator, attribute, list(expression[2:]))
 
 
-def compared(operator: str, attribute: str, constants: list[str]) -> str:
+def comparison_text(operator: str, attribute: str, constants: list[str]) -> str:
     if operator == "between":
         return f"{attribute} between {quoted(constants[0])} and {quoted(constants[1])}"
     if operator == "in":
@@ -218,36 +217,36 @@ def chain(expression: Expression) -> Iterator[Expression]:
 
 
 def holds(expression: Expression, name: str, attributes: dict[str, set[str]]) -> bool:
-    operator, *rest = expression
+    operator, *arguments = expression
     if operator == "and":
         parts = list(chain(expression))
         for attribute in {sole(part) for part in parts} - {None}:
-            mine = [part for part in parts if sole(part) == attribute]
-            found = values_of(name, attributes, attribute[0])
-            if not any(all(passes(part, value) for part in mine) for value in found):
+            of_attribute = [part for part in parts if sole(part) == attribute]
+            candidates = values_of(name, attributes, attribute[0])
+            if not any(all(passes(part, value) for part in of_attribute) for value in candidates):
                 return False
         return all(holds(part, name, attributes) for part in parts if sole(part) is None)
     if operator == "or":
-        return any(holds(part, name, attributes) for part in rest)
+        return any(holds(part, name, attributes) for part in arguments)
     if operator == "intersection":
-        return all(holds(part, name, attributes) for part in rest)
+        return all(holds(part, name, attributes) for part in arguments)
     if operator == "not":
-        return not holds(rest[0], name, attributes)
+        return not holds(arguments[0], name, attributes)
     if operator == "every":
-        found = values_of(name, attributes, rest[0][1])
-        return bool(found) and all(passes(rest[0], value) for value in found)
-    found = values_of(name, attributes, rest[0])
+        candidates = values_of(name, attributes, arguments[0][1])
+        return bool(candidates) and all(passes(arguments[0], value) for value in candidates)
+    candidates = values_of(name, attributes, arguments[0])
     if operator in ("null", "not null"):
-        return bool(found) == (operator == "not null")
-    return any(passes(expression, value) for value in found)
+        return bool(candidates) == (operator == "not null")
+    return any(passes(expression, value) for value in candidates)
 
 
 def scanned(model: Model, where: Expression, order: str | None, descending: bool) -> list[str]:
     rows = []
     for name, attributes in model.items():
-        found = values_of(name, attributes, order)
-        if found and holds(where, name, attributes):
-            rows.append(((max if descending else min)(found), name))
+        candidates = values_of(name, attributes, order)
+        if candidates and holds(where, name, attributes):
+            rows.append(((max if descending else min)(candidates), name))
     return [name for _, name in sorted(rows, reverse=descending)]
 
 
@@ -287,10 +286,10 @@ def test_a_select_finds_what_a_scan_finds_before_and_after_writes(
 ) -> None:
     store, model = Store(), {}
     store.create_domain("domain")
-    text = f"select * from domain where {written(where)}"
+    text = f"select * from domain where {as_text(where)}"
     if order:
         text = (
-            f"select * from domain where ({written(where)}) and (`{order}` is not null or `{order}` like '%')"
+            f"select * from domain where ({as_text(where)}) and (`{order}` is not null or `{order}` like '%')"
         )
         text += f" order by `{order}` {'desc' if descending else 'asc'}"
     descending = descending and order is not None
@@ -302,7 +301,7 @@ def test_a_select_finds_what_a_scan_finds_before_and_after_writes(
         for write in history:
             assert write_store(store, write) == write_model(model, write)
         assert selected(store, text, page) == scanned(model, where, order, descending)
-    for attribute, index in store._domain("domain")._indices.items():  # and what is gone is forgotten
+    for attribute, index in store._domain("domain")._indices.items():  # an index keeps no value that is gone
         assert index.values == sorted({v for a in model.values() for v in a.get(attribute, set())})
 
 
@@ -314,14 +313,16 @@ def leaves_of(expression: Expression) -> set[Expression]:
 
 @settings(max_examples=100, deadline=None)
 @given(history=st.lists(writes, max_size=8), where=expressions, page=st.integers(1, 3))
-def test_both_ways_of_a_select_find_the_same(history: list[Write], where: Expression, page: int) -> None:
+def test_both_ways_to_run_a_select_have_the_same_result(
+    history: list[Write], where: Expression, page: int
+) -> None:
     """Collecting candidates and walking the order: the estimate chooses for speed, never for the result."""
     assume(("null", "a") not in leaves_of(where))
     store = Store()
     store.create_domain("domain")
     for write in history:
         write_store(store, write)
-    query = parse(f"select * from domain where {written(where)} intersection a is not null order by a desc")
+    query = parse(f"select * from domain where {as_text(where)} intersection a is not null order by a desc")
     domain = store._domain("domain")
     stretches = domain._candidates(query.where)
     index = domain._index("a")
@@ -330,7 +331,7 @@ def test_both_ways_of_a_select_find_the_same(history: list[Write], where: Expres
     assert collected == walked
 
 
-# Threads. A switch interval this short makes a missing lock show.
+# Threads, under a switch interval so short that a missing lock shows.
 
 
 @contextmanager

@@ -71,7 +71,7 @@ SAMPLE: dict[str, dict[str, list[str]]] = {
     },
 }
 
-# (where clause, names found): in any order.
+# (where clause, names selected): in any order.
 GUIDE = [
     # Simple Queries
     ("Title = 'The Right Stuff'", "1579124585"),
@@ -134,7 +134,7 @@ OPERATORS = [
     ("not Year = '2007'", "0385333498 0802131786 1579124585 B000SF3NGK"),
     ("not not Year = '2007'", "B000T9886K B00005JPLW"),
     ("Keyword = 'Book' and not Keyword = 'Hardcover'", "0385333498 0802131786"),
-    # Each value is judged against all that is said of its attribute, wherever in a chain of and that is.
+    # Each value is judged by all comparisons of its attribute, wherever they stand in a chain of and.
     ("Keyword = 'Book' and Year > '1900' and Keyword = 'Hardcover'", ""),
     ("Keyword = 'Book' and (Year > '1900' and Keyword = 'Hardcover')", ""),
     (
@@ -152,7 +152,7 @@ OPERATORS = [
     ),
 ]
 
-# (statement's end, names found): in this order. "Sort".
+# (clause, names selected): in this order. "Sort".
 SORTED = [
     ("where Year < '1980' order by Year asc", "0802131786 0385333498 1579124585"),
     ("where Year < '1980' order by Year", "0802131786 0385333498 1579124585"),
@@ -205,28 +205,28 @@ def sdb(request: pytest.FixtureRequest) -> Iterator[Any]:
     server.stop()
 
 
-def found(sdb: Any, rest: str) -> list[str]:
-    answer = sdb.select(SelectExpression=f"select itemName() from mydomain {rest}", ConsistentRead=True)
+def selected_names(sdb: Any, clause: str) -> list[str]:
+    answer = sdb.select(SelectExpression=f"select itemName() from mydomain {clause}", ConsistentRead=True)
     return [item["Name"] for item in answer.get("Items", [])]
 
 
 @pytest.mark.parametrize(("where", "names"), GUIDE + OPERATORS)
-def test_a_where_clause_finds_what_the_guide_says(sdb: Any, where: str, names: str) -> None:
-    assert sorted(found(sdb, f"where {where}")) == sorted(names.split())
+def test_a_where_clause_selects_the_guides_items(sdb: Any, where: str, names: str) -> None:
+    assert sorted(selected_names(sdb, f"where {where}")) == sorted(names.split())
 
 
-@pytest.mark.parametrize(("rest", "names"), SORTED)
-def test_order_by_sorts_as_the_guide_says(sdb: Any, rest: str, names: str) -> None:
-    assert found(sdb, rest) == names.split()
+@pytest.mark.parametrize(("clause", "names"), SORTED)
+def test_order_by_sorts_as_the_guide_says(sdb: Any, clause: str, names: str) -> None:
+    assert selected_names(sdb, clause) == names.split()
 
 
-@pytest.mark.parametrize(("rest", "count"), COUNTED)
-def test_count_counts_as_the_guide_says(sdb: Any, rest: str, count: str) -> None:
-    items = sdb.select(SelectExpression=f"select count(*) from mydomain {rest}")["Items"]
+@pytest.mark.parametrize(("clause", "count"), COUNTED)
+def test_count_counts_as_the_guide_says(sdb: Any, clause: str, count: str) -> None:
+    items = sdb.select(SelectExpression=f"select count(*) from mydomain {clause}")["Items"]
     assert items == [{"Name": "Domain", "Attributes": [{"Name": "Count", "Value": count}]}]
 
 
-# What a statement puts out.
+# What a statement selects.
 
 
 def attributes_of(item: dict[str, Any]) -> dict[str, list[str]]:
@@ -236,12 +236,12 @@ def attributes_of(item: dict[str, Any]) -> dict[str, list[str]]:
     return values
 
 
-def test_a_star_puts_out_every_value(sdb: Any) -> None:
+def test_a_star_selects_every_value(sdb: Any) -> None:
     items = sdb.select(SelectExpression="select * from mydomain")["Items"]
     assert {item["Name"]: attributes_of(item) for item in items} == SAMPLE
 
 
-def test_a_list_puts_out_the_attributes_it_names(sdb: Any) -> None:
+def test_a_list_selects_the_attributes_it_names(sdb: Any) -> None:
     statement = "select Year, itemName(), Keyword, Nothing from mydomain where Year = '2002' or Year = '1959'"
     items = sdb.select(SelectExpression=statement)["Items"]
     assert {item["Name"]: attributes_of(item) for item in items} == {
@@ -250,7 +250,7 @@ def test_a_list_puts_out_the_attributes_it_names(sdb: Any) -> None:
     }
 
 
-def test_item_name_puts_out_names_alone(sdb: Any) -> None:
+def test_item_name_selects_names_alone(sdb: Any) -> None:
     items = sdb.select(SelectExpression="select itemName() from mydomain where Year = '1934'")["Items"]
     assert [(item["Name"], attributes_of(item)) for item in items] == [("0802131786", {})]
 
@@ -265,7 +265,7 @@ def refused(sdb: Any, statement: str, **more: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "rest",
+    "clause",
     [
         "limit 1",
         "limit 4",
@@ -276,10 +276,10 @@ def refused(sdb: Any, statement: str, **more: Any) -> str:
         "where Rating is not null order by Rating desc limit 1",
     ],
 )
-def test_pages_meet(sdb: Any, rest: str) -> None:
-    whole = found(sdb, rest.rpartition("limit")[0])
-    pages = sdb.get_paginator("select").paginate(SelectExpression=f"select * from mydomain {rest}")
-    assert [item["Name"] for page in pages for item in page.get("Items", [])] == whole
+def test_the_pages_together_are_the_whole_result(sdb: Any, clause: str) -> None:
+    names = selected_names(sdb, clause.rpartition("limit")[0])
+    pages = sdb.get_paginator("select").paginate(SelectExpression=f"select * from mydomain {clause}")
+    assert [item["Name"] for page in pages for item in page.get("Items", [])] == names
 
 
 def test_a_page_that_ends_with_the_last_row_has_no_token(sdb: Any) -> None:
@@ -287,13 +287,13 @@ def test_a_page_that_ends_with_the_last_row_has_no_token(sdb: Any) -> None:
     assert "NextToken" in sdb.select(SelectExpression="select * from mydomain limit 5")
 
 
-def test_counting_and_selecting_exchange_tokens(sdb: Any) -> None:
+def test_a_count_and_a_select_accept_each_others_tokens(sdb: Any) -> None:
     # Guide, "Count": skip 10,000 rows by counting them, then go on with select from the token.
     where = "where Year > '1900' order by Year"
     counted = sdb.select(SelectExpression=f"select count(*) from mydomain {where} limit 4")
     statement = f"select itemName() from mydomain {where} limit 50"
-    rest = sdb.select(SelectExpression=statement, NextToken=counted["NextToken"])
-    assert [item["Name"] for item in rest["Items"]] == found(sdb, where)[4:]
+    selected = sdb.select(SelectExpression=statement, NextToken=counted["NextToken"])
+    assert [item["Name"] for item in selected["Items"]] == selected_names(sdb, where)[4:]
     again = f"select count(*) from mydomain {where}"
     counted = sdb.select(SelectExpression=again, NextToken=counted["NextToken"])
     assert counted["Items"][0]["Attributes"][0]["Value"] == "2"
@@ -303,13 +303,13 @@ def test_a_token_belongs_to_its_statement(sdb: Any) -> None:
     statement = "select * from mydomain where Year > '1900' order by Year limit 1"
     token = sdb.select(SelectExpression=statement)["NextToken"]
     sdb.create_domain(DomainName="other")
-    for other in (
+    for another_statement in (
         "select * from mydomain where Year > '1901' order by Year limit 1",
         "select * from mydomain where Year > '1900' order by Year desc limit 1",
         "select * from mydomain where Year > '1900' limit 1",
         "select * from other where Year > '1900' order by Year limit 1",
     ):
-        assert refused(sdb, other, NextToken=token) == "InvalidNextToken"
+        assert refused(sdb, another_statement, NextToken=token) == "InvalidNextToken"
     assert refused(sdb, statement, NextToken=token[:-4]) == "InvalidNextToken"
 
 
@@ -332,8 +332,8 @@ def test_a_page_is_100_items_without_a_limit(mocked: Any) -> None:
     put_many(mocked, 150, [{"Name": "a", "Value": "1"}])
     first = mocked.select(SelectExpression="select * from mydomain")
     assert len(first["Items"]) == 100
-    rest = mocked.select(SelectExpression="select * from mydomain", NextToken=first["NextToken"])
-    assert [item["Name"] for item in rest["Items"]] == [f"{i:05}" for i in range(100, 150)]
+    second = mocked.select(SelectExpression="select * from mydomain", NextToken=first["NextToken"])
+    assert [item["Name"] for item in second["Items"]] == [f"{i:05}" for i in range(100, 150)]
     assert len(mocked.select(SelectExpression="select * from mydomain limit 2500")["Items"]) == 150
     counted = mocked.select(SelectExpression="select count(*) from mydomain limit 3000")
     assert counted["Items"][0]["Attributes"][0]["Value"] == "150"
@@ -442,7 +442,9 @@ def test_a_reserved_word_without_backticks_is_refused(word: str) -> None:
         ("select * from mydomain where " + "(" * 60 + "a = 'x'" + ")" * 60, "levels of not and parentheses"),
     ],
 )
-def test_a_statement_that_does_not_parse_says_where_and_what_was_expected(statement: str, words: str) -> None:
+def test_a_statement_that_does_not_parse_is_an_error_with_the_place_and_the_expected_words(
+    statement: str, words: str
+) -> None:
     with pytest.raises(SimpleDBError) as caught:
         parse(statement)
     error = caught.value
@@ -457,7 +459,7 @@ def test_nesting_as_deep_as_allowed_parses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("constant", "matching", "other"),
+    ("constant", "matching", "not_matching"),
     [
         ("3\\%", "3%", "3x"),
         ("%3\\%", "13%", "13%x"),  # ends in 3%
@@ -471,14 +473,14 @@ def test_nesting_as_deep_as_allowed_parses() -> None:
     ],
 )
 def test_a_percent_sign_stands_for_itself_after_a_backslash(
-    constant: str, matching: str, other: str | None
+    constant: str, matching: str, not_matching: str | None
 ) -> None:
     for operator, wanted in (("like", True), ("not like", False)):
         where = parse(f"select * from mydomain where a {operator} '{constant}'").where
         assert isinstance(where, Values)
         assert where.test(matching) is wanted
-        if other is not None:
-            assert where.test(other) is not wanted
+        if not_matching is not None:
+            assert where.test(not_matching) is not wanted
 
 
 # Limits.
@@ -491,7 +493,7 @@ def code(statement: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "rest",
+    "clause",
     [
         "order by Year asc",  # the guide's own
         "where author is null order by title",  # the guide's own
@@ -501,8 +503,8 @@ def code(statement: str) -> str:
         "where a = 'x' order by b",
     ],
 )
-def test_the_sort_attribute_must_be_constrained_and_not_null(rest: str) -> None:
-    assert code(f"select * from mydomain {rest}") == "InvalidSortExpression"
+def test_the_sort_attribute_must_be_constrained_and_not_null(clause: str) -> None:
+    assert code(f"select * from mydomain {clause}") == "InvalidSortExpression"
 
 
 def test_another_attribute_may_be_null_when_sorting() -> None:
@@ -546,7 +548,7 @@ def test_a_limit_is_1_to_2500(limit: str) -> None:
     )
 
 
-# Work done. Times would say little on a busy machine; how many items a query judges says all.
+# Work done, counted in items that a query judges: times would say little on a busy machine.
 
 
 @pytest.fixture(scope="module")
@@ -567,7 +569,7 @@ def trail() -> Store:
 
 
 @pytest.mark.parametrize(
-    ("rest", "rows", "most_judged"),
+    ("clause", "rows", "most_judged"),
     [
         ("where state = 'live' and source = '10.0.0'", 5, 5),
         ("where source = '10.0.7' and state = 'live'", 0, 5),
@@ -582,7 +584,7 @@ def trail() -> Store:
     ],
 )
 def test_a_query_judges_few_items(
-    trail: Store, monkeypatch: pytest.MonkeyPatch, rest: str, rows: int, most_judged: int
+    trail: Store, monkeypatch: pytest.MonkeyPatch, clause: str, rows: int, most_judged: int
 ) -> None:
     judged = 0
     judge = And.__call__
@@ -593,6 +595,6 @@ def test_a_query_judges_few_items(
         return judge(self, name, attributes)
 
     monkeypatch.setattr(And, "__call__", count)
-    query = parse(f"select * from trail {rest}")
+    query = parse(f"select * from trail {clause}")
     assert len(trail.select(query, None, (query.limit or 100) + 1)) == rows
     assert 0 < judged <= most_judged

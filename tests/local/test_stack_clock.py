@@ -29,9 +29,11 @@ def test_moving_the_clock_ends_a_grant_of_hours(stack: Stack) -> None:
     states, execution = stack.client("stepfunctions"), {"executionArn": answer.json()["execution_arn"]}
     assert states.describe_execution(**execution)["status"] == "RUNNING"
     stack.clock.advance(timedelta(hours=8, seconds=1))
-    wait_for(lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "it goes on")
-    found = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
-    assert not [rule for rule in found if rule.get("CidrIpv4") == "127.0.0.1/32"]
+    wait_for(
+        lambda: states.describe_execution(**execution)["status"] == "SUCCEEDED", "the execution has not ended"
+    )
+    rules = stack.client("ec2").describe_security_group_rules()["SecurityGroupRules"]
+    assert not [rule for rule in rules if rule.get("CidrIpv4") == "127.0.0.1/32"]
 
 
 def test_the_drift_guard_runs_by_its_schedule(stack: Stack) -> None:
@@ -44,7 +46,7 @@ def test_the_drift_guard_runs_by_its_schedule(stack: Stack) -> None:
         )
 
 
-def test_an_event_that_no_function_takes_in_time_is_a_dead_letter(stack: Stack) -> None:
+def test_an_event_that_is_refused_until_it_is_too_old_is_a_dead_letter(stack: Stack) -> None:
     lambda_ = stack.client("lambda")
     lambda_.put_function_concurrency(FunctionName="knock-guard", ReservedConcurrentExecutions=0)
     lambda_.invoke(FunctionName="knock-guard", InvocationType="Event", Payload=b'{"x": 1}')
@@ -53,10 +55,10 @@ def test_an_event_that_no_function_takes_in_time_is_a_dead_letter(stack: Stack) 
 
     def dead() -> list[dict[str, Any]]:
         stack.clock.advance(timedelta(minutes=10))
-        found: list[dict[str, Any]] = sqs.receive_message(QueueUrl=queue).get("Messages", [])
+        messages: list[dict[str, Any]] = sqs.receive_message(QueueUrl=queue).get("Messages", [])
         return [
             record
-            for record in (json.loads(one["Body"]) for one in found)
+            for record in (json.loads(message["Body"]) for message in messages)
             if record["requestPayload"] == {"x": 1}
         ]
 

@@ -1,4 +1,4 @@
-"""Notifications: what is told of a grant's life, from the functions' log lines to EventBridge and a topic."""
+"""Notifications of a grant's life, from the functions' log lines to EventBridge and a topic."""
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ def lets_through(pattern: str, line: Any) -> bool:
 
 
 @dataclass
-class Told:
-    """What the functions logged, and what EventBridge and the topic were told of it."""
+class Outbox:
+    """What the functions logged, and what EventBridge and the topic received."""
 
     knock: Knock
     lines: list[tuple[str, str, float]] = field(default_factory=list)
     entries: list[dict[str, str]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)  # how many entries each PutEvents had
     messages: list[str] = field(default_factory=list)
 
     def deliver(self, message: str, times: int = 1) -> list[dict[str, Any]]:
-        """Wait for a message in the log, and deliver the lines so far; give the details told of them."""
+        """Wait for a message in the log, and deliver the lines so far; give the events' details."""
 
         def logged_so_often() -> bool:
             return [json.loads(text)["message"] for _, text, _ in self.lines].count(message) >= times
@@ -90,15 +91,15 @@ def send(logged: list[dict[str, Any]], kind: str = "DATA_MESSAGE") -> Any:
 
 
 @contextmanager
-def listening() -> Iterator[Told]:
+def listening() -> Iterator[Outbox]:
     with running() as knock:
-        told, inside = Told(knock), threading.local()
+        outbox, inside = Outbox(knock), threading.local()
         topic = str(knock.client("sns").create_topic(Name=f"{STACK}-notifications")["TopicArn"])
 
         class Collect(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 group = f"{getattr(inside, 'name', '').removeprefix(f'{STACK}-').capitalize()}FunctionLogs"
-                told.lines.append((group, self.format(record), record.created))
+                outbox.lines.append((group, self.format(record), record.created))
 
         @contextmanager
         def around(name: str) -> Iterator[None]:
@@ -110,13 +111,14 @@ def listening() -> Iterator[Told]:
 
         real = BaseClient._make_api_call  # type: ignore[attr-defined]
 
-        def call(client: BaseClient, operation: str, asked: Any) -> Any:
+        def call(client: BaseClient, operation: str, arguments: Any) -> Any:
             if operation == "PutEvents":
-                told.entries += asked["Entries"]
+                outbox.entries += arguments["Entries"]
+                outbox.batches.append(len(arguments["Entries"]))
             if operation == "Publish":
-                assert asked["TopicArn"] == topic
-                told.messages.append(asked["Message"])
-            return real(client, operation, asked)
+                assert arguments["TopicArn"] == topic
+                outbox.messages.append(arguments["Message"])
+            return real(client, operation, arguments)
 
         handler = Collect()
         handler.setFormatter(wiring.logger.registered_formatter)
@@ -128,22 +130,22 @@ def listening() -> Iterator[Told]:
                 mock.patch.dict(os.environ, NOTIFICATION_TOPIC=topic),
                 mock.patch.object(BaseClient, "_make_api_call", call),
             ):
-                yield told
+                yield outbox
         finally:
             notify.wiring.cache_clear()
             wiring.logger._logger.removeHandler(handler)
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
-    with listening() as found:
-        yield found
+def outbox() -> Iterator[Outbox]:
+    with listening() as listener:
+        yield listener
 
 
-class TestWhatIsTold:
-    def test_a_grant_that_opens_and_expires(self, told: Told) -> None:
-        grant = told.knock.open(targets=["bastion"], duration="10m", reason="on call")
-        (opened,) = told.deliver("authorized")
+class TestEvents:
+    def test_a_grant_that_opens_and_expires(self, outbox: Outbox) -> None:
+        grant = outbox.knock.open(targets=["bastion"], duration="10m", reason="on call")
+        (opened,) = outbox.deliver("authorized")
         assert opened["event"] == "opened"
         assert opened["grant"] == {
             name: grant[name]
@@ -158,51 +160,52 @@ class TestWhatIsTold:
                 "execution_arn",
             )
         }
-        told.knock.expire(grant)
-        (ended,) = told.deliver("closed")
+        outbox.knock.expire(grant)
+        (ended,) = outbox.deliver("closed")
         assert (ended["event"], ended["how"], ended["by"]) == ("ended", "expired", "knock")
         assert ended["at"] >= grant["expires_at"][:-1]
 
-    def test_one_that_somebody_ends_is_told_once_and_by_whom(self, told: Told) -> None:
+    def test_the_end_of_a_grant_is_sent_once_and_says_who_ended_it(self, outbox: Outbox) -> None:
         """The execution is stopped afterwards, and its event closes the grant a second time."""
-        grant = told.knock.open()
-        told.deliver("authorized")
-        told.knock.request("DELETE", f"/grants/{grant['id']}", key="operator", reason="laptop stolen")
-        (ended,) = told.deliver("closed", times=2)
+        grant = outbox.knock.open()
+        outbox.deliver("authorized")
+        outbox.knock.request("DELETE", f"/grants/{grant['id']}", key="operator", reason="laptop stolen")
+        (ended,) = outbox.deliver("closed", times=2)
         assert (ended["how"], ended["by"], ended["why"]) == ("revoked", "operator", "laptop stolen")
         assert ended["id"] == f"{grant['id']}/ended"
 
-    def test_one_that_is_stopped_in_the_console(self, told: Told) -> None:
-        grant = told.knock.open()
-        told.deliver("authorized")
-        told.knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
-        (ended,) = told.deliver("closed")
+    def test_a_grant_that_is_stopped_in_the_console(self, outbox: Outbox) -> None:
+        grant = outbox.knock.open()
+        outbox.deliver("authorized")
+        outbox.knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
+        (ended,) = outbox.deliver("closed")
         assert (ended["how"], ended["by"]) == ("revoked", "an AWS operator")
 
-    def test_a_renewal_tells_of_the_new_one_and_of_the_old_ones_end(self, told: Told) -> None:
-        old = told.knock.open()
-        told.deliver("authorized")
-        new = told.knock.open(renews=old["id"])
-        opened, ended, *_again = told.deliver("authorized")  # at least once: a stopped execution tells too
+    def test_a_renewal_sends_the_new_grant_and_the_end_of_the_old_one(self, outbox: Outbox) -> None:
+        old = outbox.knock.open()
+        outbox.deliver("authorized")
+        new = outbox.knock.open(renews=old["id"])
+        # Each is sent at least once: a stopped execution sends the end too.
+        opened, ended, *_repeats = outbox.deliver("authorized")
         assert (opened["event"], opened["grant"]["id"]) == ("opened", new["id"])
         assert (ended["how"], ended["by"], ended["grant"]["id"]) == ("superseded", new["id"], old["id"])
 
-    def test_one_that_fails_says_why(self, told: Told) -> None:
-        group = told.knock.add_group("full", "1/tcp")
+    def test_a_grant_that_fails_says_why(self, outbox: Outbox) -> None:
+        group = outbox.knock.add_group("full", "1/tcp")
         ranges = [{"CidrIp": f"192.0.2.{number}/32"} for number in range(60)]
         permission = {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "IpRanges": ranges}
-        told.knock.client("ec2").authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
-        told.knock.add_key("dave", targets="*", max_duration="24h")
-        assert told.knock.request("POST", "/knock", key="dave", body={"targets": ["full"]}).status == 409
-        failed, *again = told.deliver("closed", times=2)
+        outbox.knock.client("ec2").authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
+        outbox.knock.add_key("dave", targets="*", max_duration="24h")
+        assert outbox.knock.request("POST", "/knock", key="dave", body={"targets": ["full"]}).status == 409
+        failed, *repeats = outbox.deliver("closed", times=2)
         assert failed["event"] == "failed"
         assert failed["why"].startswith("PoolExhausted: every security group of the target full")
-        assert again == []
+        assert repeats == []
 
-    def test_drift_tells_what_was_found_and_of_the_grant_it_ended(self, told: Told) -> None:
-        told.knock.deliveries.drop(lambda _event: True)
-        grant = told.knock.open()
-        told.knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
+    def test_drift_sends_each_finding_and_the_end_of_the_grant_it_ended(self, outbox: Outbox) -> None:
+        outbox.knock.deliveries.drop(lambda _event: True)
+        grant = outbox.knock.open()
+        outbox.knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"])
         tags = [{"ResourceType": "security-group-rule", "Tags": [{"Key": "knock:stack", "Value": STACK}]}]
         permission = {
             "IpProtocol": "tcp",
@@ -210,55 +213,56 @@ class TestWhatIsTold:
             "ToPort": 9,
             "IpRanges": [{"CidrIp": "192.0.2.9/32"}],
         }
-        told.knock.client("ec2").authorize_security_group_ingress(
-            GroupId=told.knock.groups["web"][0], IpPermissions=[permission], TagSpecifications=tags
+        outbox.knock.client("ec2").authorize_security_group_ingress(
+            GroupId=outbox.knock.groups["web"][0], IpPermissions=[permission], TagSpecifications=tags
         )
-        told.knock.clock.advance(timedelta(minutes=16))
-        told.deliver("authorized")
-        told.knock.call("guard", {})
-        details = told.deliver("drift_found", times=2)
-        assert {(one["event"], one.get("finding", one).get("kind")) for one in details} == {
+        outbox.knock.clock.advance(timedelta(minutes=16))
+        outbox.deliver("authorized")
+        outbox.knock.call("guard", {})
+        details = outbox.deliver("drift_found", times=2)
+        assert {(detail["event"], detail.get("finding", detail).get("kind")) for detail in details} == {
             ("drift", "live grant without an execution"),
             ("drift", "rule without a live claim"),
             ("ended", None),
         }
-        (ended,) = (one for one in details if one["event"] == "ended")
+        (ended,) = (detail for detail in details if detail["event"] == "ended")
         assert (ended["grant"]["id"], ended["by"]) == (grant["id"], "the drift guard")
-        assert len({one["id"] for one in details}) == 3
+        assert len({detail["id"] for detail in details}) == 3
 
-    def test_what_cannot_be_read_is_told_of_by_its_name_alone(self, told: Told) -> None:
+    def test_a_record_that_cannot_be_read_is_named_without_its_grant(self, outbox: Outbox) -> None:
         """Mutation: functions/notify.py:
         `    except StoreRefused:  # a record that cannot be read may be the finding` ->
         `    except ZeroDivisionError:`
         """
-        grant = told.knock.open(targets=["bastion"])
-        told.knock.client("sdb").put_attributes(
+        grant = outbox.knock.open(targets=["bastion"])
+        outbox.knock.client("sdb").put_attributes(
             DomainName=os.environ["TRAIL_DOMAIN"],
             ItemName=grant["id"],
             Attributes=[{"Name": "state", "Value": "?", "Replace": True}],
         )
-        told.lines.clear()
-        told.knock.call("guard", {})
-        (drift,) = told.deliver("drift_found")
+        outbox.lines.clear()
+        outbox.knock.call("guard", {})
+        (drift,) = outbox.deliver("drift_found")
         assert (drift["finding"]["kind"], drift["grant"]) == ("item that cannot be read", None)
         assert grant["id"] in drift["id"]
 
-    def test_many_go_out_ten_at_a_time(self, told: Told) -> None:
-        grant = told.knock.open(targets=["bastion"])
+    def test_many_events_are_sent_ten_at_a_time(self, outbox: Outbox) -> None:
+        grant = outbox.knock.open(targets=["bastion"])
         line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
         assert send([{"timestamp": 0, "message": line}] * 23) == {"told": 23}
-        assert len(told.entries) == len(told.messages) == 23
+        assert outbox.batches == [10, 10, 3]
+        assert len(outbox.entries) == len(outbox.messages) == 23
 
-    def test_a_finding_made_up_by_who_invokes_it_is_told_and_is_of_no_grant(self, told: Told) -> None:
-        """As SECURITY.md has it: the log line alone says what the guard found."""
+    def test_a_forged_finding_is_sent_and_is_of_no_grant(self, outbox: Outbox) -> None:
+        """As SECURITY.md says, a finding is known by its log line alone."""
         finding = {"grant_id": "unknown", "kind": "made up", "rule": "", "did": "nothing"}
         line = json.dumps({"message": "drift_found", "finding": finding})
         assert send([{"timestamp": 0, "message": line}]) == {"told": 1}
-        detail = json.loads(told.messages[-1])
+        detail = json.loads(outbox.messages[-1])
         assert (detail["event"], detail["finding"]["kind"], detail["grant"]) == ("drift", "made up", None)
 
 
-class TestWhatIsNot:
+class TestIgnored:
     @pytest.mark.parametrize(
         "line",
         [
@@ -272,39 +276,41 @@ class TestWhatIsNot:
             '{"message": "drift_found"}',
         ],
     )
-    def test_other_lines(self, told: Told, line: str) -> None:
+    def test_other_lines_send_nothing(self, outbox: Outbox, line: str) -> None:
         assert send([{"timestamp": 0, "message": line}]) == {"told": 0}
-        assert told.entries == []
+        assert outbox.entries == []
 
-    def test_a_grant_that_had_been_closed_before(self, told: Told) -> None:
-        """Mutation: `closed_now` passed over. The subscription's filter keeps such lines out as well."""
-        grant = told.knock.open(targets=["bastion"])
-        told.knock.request("DELETE", f"/grants/{grant['id']}")
+    def test_a_grant_that_was_closed_before_sends_nothing(self, outbox: Outbox) -> None:
+        """Mutation: `closed_now` ignored. The subscription's filter keeps such lines out as well."""
+        grant = outbox.knock.open(targets=["bastion"])
+        outbox.knock.request("DELETE", f"/grants/{grant['id']}")
         for closed_now, expected in ((True, 1), (False, 0)):
             line = {"message": "closed", "closed_now": closed_now, "grant_id": grant["id"]}
             assert send([{"timestamp": 0, "message": json.dumps(line)}]) == {"told": expected}
 
-    def test_a_control_message(self, told: Told) -> None:
+    def test_a_control_message_sends_nothing(self, outbox: Outbox) -> None:
         assert send([{"timestamp": 0, "message": "CWL CONTROL MESSAGE"}], "CONTROL_MESSAGE") == {"told": 0}
 
 
 class TestTrouble:
-    def test_what_eventbridge_does_not_take_fails_so_that_lambda_tries_again(self, told: Told) -> None:
-        grant = told.knock.open(targets=["bastion"])
+    def test_events_that_eventbridge_does_not_take_fail_so_that_lambda_retries(self, outbox: Outbox) -> None:
+        grant = outbox.knock.open(targets=["bastion"])
         line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
         answer = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "ThrottlingException"}]}
         with (
             mock.patch.object(notify.wiring().events, "put_events", return_value=answer),
-            pytest.raises(notify.NotTold, match="1 events: ThrottlingException"),
+            pytest.raises(notify.EventsNotDelivered, match="1 events: ThrottlingException"),
         ):
             send([{"timestamp": 0, "message": line}])
 
-    def test_a_topic_that_does_not_take_one_fails_too_and_all_are_told_again(self, told: Told) -> None:
+    def test_a_message_that_the_topic_does_not_take_fails_too_and_all_are_sent_again(
+        self, outbox: Outbox
+    ) -> None:
         """Mutation: functions/notify.py:
         `        wiring().topic.publish(TopicArn=topic, Message=_text(detail))` ->
         `        pass`
         """
-        grant = told.knock.open(targets=["bastion"])
+        grant = outbox.knock.open(targets=["bastion"])
         line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
         refusal = ClientError({"Error": {"Code": "Throttled", "Message": "slow down"}}, "Publish")
         with (
@@ -313,9 +319,9 @@ class TestTrouble:
         ):
             send([{"timestamp": 0, "message": line}])
         send([{"timestamp": 0, "message": line}])
-        assert [entry["Detail"] for entry in told.entries] == told.messages * 2
+        assert [entry["Detail"] for entry in outbox.entries] == outbox.messages * 2
 
-    def test_a_trail_that_is_away_fails_too(self, told: Told) -> None:
+    def test_a_trail_that_is_away_fails_too(self, outbox: Outbox) -> None:
         line = json.dumps({"message": "authorized", "grant_id": "g"})
         with (
             mock.patch.object(Trail, "get", side_effect=StoreUnavailable("away")),
@@ -342,5 +348,5 @@ class TestThePage:
         from grants import drift
 
         kinds = SCHEMA["oneOf"][3]["properties"]["finding"]["properties"]["kind"]["enum"]
-        named = {value for name, value in vars(drift).items() if name.isupper() and isinstance(value, str)}
-        assert set(kinds) == named - {drift.BY}
+        in_code = {value for name, value in vars(drift).items() if name.isupper() and isinstance(value, str)}
+        assert set(kinds) == in_code - {drift.BY}

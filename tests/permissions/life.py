@@ -1,6 +1,6 @@
-"""Everything a deployment does in its life, run once in the harness, with every call on record.
+"""Everything a deployment does in its life, run once in the harness, with every call recorded.
 
-Each function goes every way it can, mishaps included, so that each permission it has is used.
+Each function goes every way it can, failures included, so that each of its permissions is used.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ LATER = GRACE + timedelta(minutes=1)
 
 
 def live(deployed: Deployed) -> list[Request]:
-    """Run all of it under the names that the template deploys; give what was asked of IAM, each once."""
+    """Run all of it under the names of the template; give the questions to IAM, each once."""
     environment = deployed.environment("ApiFunction") | {"POWERTOOLS_LOG_LEVEL": "CRITICAL"}
-    # A knock may take its time here: on a busy machine five seconds are soon over, and 202 is another answer.
+    # On a busy machine a knock can take longer than the five seconds after which it is answered 202.
     patient = mock.patch("api.OPENS_WITHIN", 60)
     with patient, running(**environment) as knock, recording(knock) as recorder:
         knock.add_key("dave", targets="*", max_duration="24h")
@@ -48,12 +48,12 @@ def live(deployed: Deployed) -> list[Request]:
         _fail(knock)
         _force(knock, environment["TRAIL_STORE"])
         _stopped_after_a_crash(knock, recorder)
-        _after_a_run_that_died(knock, environment)
+        _after_a_task_that_crashed(knock, environment)
         _drift(knock)
         _notify(knock, recorder)
         knock.open(caller="203.0.113.40")
         _set_up_and_delete(deployed, recorder)
-    assert recorder.unknown == [], "the recorder has to learn what AWS checks for these"
+    assert recorder.unknown == [], "tests/permissions/recorder.py does not know what AWS checks for these"
     return list({repr(request): request for request in recorder.requests}.values())
 
 
@@ -64,7 +64,7 @@ def _open_and_expire(knock: Knock) -> None:
 
 
 def _renew_less(knock: Knock) -> None:
-    """The first group is full, so the grant is in the second. Its renewal asks for less, the rest closes."""
+    """The first group is full, so the grant is in the second. Its renewal has fewer targets."""
     groups = [knock.add_group("full", "5432/tcp") for _ in range(2)]
     first, second = sorted(groups)
     _fill(knock, first)
@@ -78,16 +78,18 @@ def _renew_less(knock: Knock) -> None:
     )
     with mock.patch("grants.opening.close", side_effect=RuleUnsettled("not yet")):
         newer = knock.open("dave", targets=["full"], duration="20m", renews=new["id"])
-        knock.wait(lambda: knock.grant(new["id"])["status"] == "superseded", "no closing took it over")
+        knock.wait(
+            lambda: knock.grant(new["id"])["status"] == "superseded", "no closing supersedes the older grant"
+        )
     knock.expire(newer)
 
 
 def _authorize_late(knock: Knock) -> None:
-    """A task that comes again after its grant was closed takes its claim back."""
+    """An authorize task that is retried after its grant was closed releases its claim."""
     grant = knock.open(caller="203.0.113.5", duration="10m")
-    asked = {"grant": json.loads(knock.execution(grant["id"])["input"])}
+    payload = {"grant": json.loads(knock.execution(grant["id"])["input"])}
     assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
-    answer = knock.invoke(f"{STACK}-authorize", json.dumps(asked).encode())
+    answer = knock.invoke(f"{STACK}-authorize", json.dumps(payload).encode())
     assert json.loads(answer.payload)["errorType"] == "GrantEnded"
 
 
@@ -124,7 +126,7 @@ def _end_early(knock: Knock) -> None:
 
 
 def _look(knock: Knock) -> None:
-    """And for a grant that has no record: its execution is asked for."""
+    """Also at a grant without a record, for which the API describes the execution."""
     name = f"alice_203-0-113-7_{knock.clock.now():%Y%m%dT%H%M%SZ}_0123456789abcdef"
     assert knock.request("GET", f"/grants/{name}").status == 404
     for path in ("/grants", "/whoami", "/console"):
@@ -133,7 +135,7 @@ def _look(knock: Knock) -> None:
 
 
 def _fail(knock: Knock) -> None:
-    """A grant that is rolled back: the only group of a target has no room, or the trail refuses it."""
+    """Grants that are rolled back: the only group of a target is full, or the trail refuses the record."""
     _fill(knock, knock.add_group("none", "1/tcp"))
     assert knock.request("POST", "/knock", key="dave", body={"targets": ["web", "none"]}).status == 409
     with mock.patch.object(Trail, "record", side_effect=StoreRefused("full")):
@@ -141,19 +143,19 @@ def _fail(knock: Knock) -> None:
 
 
 def _force(knock: Knock, store: str) -> None:
-    """The store is away when the grant ends, and back later."""
+    """The store fails when the grant ends, and answers again later."""
     adapter = DynamoDb if store == "dynamodb" else SimpleDb
     grant = knock.open(caller="203.0.113.4", duration="10m")
-    asked = {"how": "force", "grant": {**json.loads(knock.execution(grant["id"])["input"]), "rules": []}}
+    payload = {"how": "force", "grant": {**json.loads(knock.execution(grant["id"])["input"]), "rules": []}}
     with mock.patch.object(adapter, "put", side_effect=StoreUnavailable("away")):
-        answer = knock.invoke(f"{STACK}-revoke", json.dumps(asked).encode())
+        answer = knock.invoke(f"{STACK}-revoke", json.dumps(payload).encode())
     assert answer.function_error
     knock.clock.advance(SETTLES)
-    knock.call("revoke", asked)
+    knock.call("revoke", payload)
 
 
-def _after_a_run_that_died(knock: Knock, environment: dict[str, str]) -> None:
-    """A run recorded a grant's end and died: who comes next closes it, and leaves others what they claim."""
+def _after_a_task_that_crashed(knock: Knock, environment: dict[str, str]) -> None:
+    """A task recorded a grant's end and crashed: the next closes it, and keeps the rules of other grants."""
     domain, dynamodb = environment["TRAIL_DOMAIN"], environment["TRAIL_STORE"] == "dynamodb"
     store: Store = (
         DynamoDb(knock.client("dynamodb"), domain) if dynamodb else SimpleDb(knock.client("sdb"), domain)
@@ -166,7 +168,7 @@ def _after_a_run_that_died(knock: Knock, environment: dict[str, str]) -> None:
         assert trail.end(grant["id"], "revoked", knock.clock.now(), "alice", "")
         finish(knock, grant)
         knock.wait(
-            lambda one=grant: "closed" in {event["event"] for event in knock.grant(one["id"])["events"]},
+            lambda grant=grant: "closed" in {event["event"] for event in knock.grant(grant["id"])["events"]},
             f"{finish.__name__}: it is not closed",
         )
         assert {cidr for _, _, cidr in knock.rules()} >= {f"{caller}/32"}
@@ -188,9 +190,9 @@ def _is_found(knock: Knock, grant: Any) -> None:
 
 
 def _stopped_after_a_crash(knock: Knock, recorder: Recorder) -> None:
-    """A run authorized a rule and died before it could record it: who closes the grant has to look for it."""
+    """A task authorized a rule and crashed before recording it, so the closing has to look for the rule."""
     recorder.crash_after = "AuthorizeSecurityGroupIngress"
-    # The task is tried again in up to a second, by jitter: here in a whole one, by which it is stopped.
+    # The task is retried within a second, by jitter: here after a second, when it has been stopped.
     latest = mock.patch("random.uniform", lambda _first, last: last)
     with latest, mock.patch("api.OPENS_WITHIN", 0.1):
         answer = knock.request("POST", "/knock", body={"targets": ["bastion"]}, caller="203.0.113.6")
@@ -204,17 +206,17 @@ def _stopped_after_a_crash(knock: Knock, recorder: Recorder) -> None:
 
 
 def _drift(knock: Knock) -> None:
-    """Each kind of drift, found and mended."""
+    """Each kind of drift, found and corrected."""
     knock.deliveries.drop(lambda _event: True)
-    gone = knock.open(caller="203.0.113.20")
-    knock.client("stepfunctions").stop_execution(executionArn=gone["execution_arn"])
-    left = knock.open(caller="203.0.113.21")
+    stopped = knock.open(caller="203.0.113.20")
+    knock.client("stepfunctions").stop_execution(executionArn=stopped["execution_arn"])
+    revoked = knock.open(caller="203.0.113.21")
     by = {"id": "k1", "name": "operator"}
     with mock.patch.object(Executions, "stop", return_value=True):
-        knock.call("revoke", {"how": "revoked", "grant": {"grant_id": left["id"]}, "by": by})
-    missing = knock.open(caller="203.0.113.22", targets=["bastion"])
+        knock.call("revoke", {"how": "revoked", "grant": {"grant_id": revoked["id"]}, "by": by})
+    ruleless = knock.open(caller="203.0.113.22", targets=["bastion"])
     (rule,) = knock.client("ec2").describe_security_group_rules(
-        Filters=[{"Name": "tag:knock:grant", "Values": [missing["id"]]}]
+        Filters=[{"Name": "tag:knock:grant", "Values": [ruleless["id"]]}]
     )["SecurityGroupRules"]
     knock.client("ec2").revoke_security_group_ingress(
         GroupId=rule["GroupId"], SecurityGroupRuleIds=[rule["SecurityGroupRuleId"]]
@@ -252,7 +254,7 @@ def _notify(knock: Knock, recorder: Recorder) -> None:
 
 
 def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
-    """Run the setup function as CloudFormation does when a stack comes and goes."""
+    """Run the setup function as CloudFormation does when a stack is created and deleted."""
     code = deployed.template.resources["SetupFunction"].properties["Code"]["ZipFile"]
     answers: list[str] = []
     send = SimpleNamespace(send=lambda _event, _context, status, *_rest, **_more: answers.append(status))
@@ -276,7 +278,7 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
         exec(compile(code, "template.yaml:SetupFunction", "exec"), setup)  # noqa: S102  # our own template
         setup["time"] = SimpleNamespace(sleep=lambda _seconds: None)
         domains = deployed.template.all("Custom::Domain")
-        for kind, request, asked in (
+        for kind, request, properties in (
             *(("Domain", "Create", domain.properties) for domain in domains),
             (
                 "LastGrants",
@@ -291,7 +293,7 @@ def _set_up_and_delete(deployed: Deployed, recorder: Recorder) -> None:
                         "ResourceType": f"Custom::{kind}",
                         "RequestType": request,
                         "RequestId": "1c2fa620-982a-11e3-aff7-50e2416294e0",
-                        "ResourceProperties": asked,
+                        "ResourceProperties": properties,
                     },
                     None,
                 )

@@ -1,4 +1,4 @@
-"""An operator's day with knock-admin, and every AWS call it makes."""
+"""An operator's day with knock-admin, with every AWS call recorded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.clients.attachments import (
 
 
 class StoreUnavailable(Exception):
-    """As the functions name it."""
+    """An error with the name that the functions give it."""
 
 
 def _unavailable(_payload: object) -> None:
@@ -35,7 +35,7 @@ def _unavailable(_payload: object) -> None:
 
 
 def work(world: World) -> None:
-    """Use every command, each in the ways that differ in what they ask AWS."""
+    """Use every command, each in every way that makes other calls to AWS."""
     world.plan_stage()
     client("events").put_rule(Name=f"{STACK}-stopped", EventPattern='{"source": ["aws.states"]}')
     world.functions["guard"] = lambda _payload: {"findings": []}
@@ -68,7 +68,7 @@ def work(world: World) -> None:
     world.ok("grants")
     world.ok("revoke", grant.id)
     world.functions["revoke"] = _unavailable
-    world.run("revoke", grant.id)  # is handed over to a closing
+    world.run("revoke", grant.id)  # a closing takes it over
     world.ok("guard")
     look(world, grant.id)
     grant_a_test(world)
@@ -80,7 +80,7 @@ def work(world: World) -> None:
 
 
 def many(world: World) -> None:
-    """Make and replace many keys at once, and end what is open by one that goes."""
+    """Make and replace many keys at once, and end the grants of a key that is removed."""
     with TemporaryDirectory() as folder:
         people = Path(folder) / "people.csv"
         people.write_text("name,targets,max,until\ncarol,shop,8h,2099-01-15\ndave,shop,8h,\n")
@@ -93,7 +93,7 @@ def many(world: World) -> None:
 
 
 def move(world: World) -> None:
-    """Change targets, and take existing groups in and let them go."""
+    """Change targets, and adopt and release existing groups."""
     world.ok("target", "set", "web", "--ports", "443/tcp", "--families", "any")
     world.ok("target", "set", "web", "--families", "auto")
     world.ok("target", "rename", "web", "shop")
@@ -108,7 +108,7 @@ def move(world: World) -> None:
 
 
 def attach_to_all(world: World) -> None:
-    """Attach a target to everything but what EC2 and load balancers are."""
+    """Attach a target to databases, services and caches."""
     with pytest.MonkeyPatch.context() as patch:
         mend_caches(patch)
         mend_deployments(patch, ["COMPLETED"])
@@ -129,7 +129,7 @@ def attach_to_all(world: World) -> None:
 
 
 def look(world: World, grant_id: str) -> None:
-    """Use every command that reads the record."""
+    """Use every command that reads trail or ledger."""
     world.ok("grants")
     world.ok("trail")
     world.ok("trail", grant_id)
@@ -141,7 +141,7 @@ def look(world: World, grant_id: str) -> None:
 
 
 def copy(world: World) -> None:
-    """Carry the record over to the other store, and back; a dry run is a run without its writes."""
+    """Copy the trail to the other store, and back."""
     for _ in range(2):
         grant = world.record("alice")
         world.refuse()
@@ -149,7 +149,7 @@ def copy(world: World) -> None:
         world.trail.close(grant.id, datetime.now(timezone.utc), "c", [], [])
         world.change_store()
         with mock.patch.object(trailcopy, "_paired", _unlisted):
-            world.ok("trail", "copy", "--to", world.keeps)  # asks for each by its name
+            world.ok("trail", "copy", "--to", world.keeps)  # gets each item by its name
         world.ok("trail", "copy", "--to", world.keeps)
 
 
@@ -157,12 +157,12 @@ _listed = trailcopy._paired
 
 
 def _unlisted(tally: trailcopy.Tally) -> Iterator[trailcopy.Pair]:
-    """Show nothing of the destination, as an index may that lags behind."""
+    """List no item of the destination, as an index that lags behind may."""
     return ((name, values, None) for name, values, _ in _listed(tally))
 
 
 def grant_a_test(world: World) -> None:
-    """Check the deployment, with a grant that closes soon."""
+    """Check the deployment with a short grant."""
     with scratch_api(world) as api, mock.patch.object(doctor, "PAUSE", 0.02):
         world.run("doctor", "--test-grant", "--api-url", api.url)
     assert api.asked[-1][0] == "GET /grants/doctor_1", api.asked
@@ -170,12 +170,12 @@ def grant_a_test(world: World) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of knock-admin's, and the tags that the groups in it, or its key, had then."""
+    """A call of knock-admin's, and the tags that its groups, or its API key, had then."""
 
     service: str
     region: str
     operation: str
-    asked: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     tags: Mapping[str, Mapping[str, str]]
 
 
@@ -185,18 +185,23 @@ def recording() -> Iterator[list[Call]]:
     calls: list[Call] = []
     real = BaseClient._make_api_call  # type: ignore[attr-defined]
 
-    def call(client: BaseClient, operation: str, asked: dict[str, Any]) -> Any:
+    def call(client: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
         if "knock-admin" in (client.meta.config.user_agent_extra or ""):
             service = client.meta.service_model.service_name
-            groups = {text for text in _texts(asked) if text.startswith("sg-")} if service == "ec2" else set()
+            groups = (
+                {text for text in _texts(parameters) if text.startswith("sg-")} if service == "ec2" else set()
+            )
             tags = {}
             if groups and not operation.startswith("Describe"):
-                found = real(client, "DescribeSecurityGroups", {"GroupIds": sorted(groups)})["SecurityGroups"]
-                tags = {one["GroupId"]: {tag["Key"]: tag["Value"] for tag in one["Tags"]} for one in found}
-            elif service == "apigateway" and (key := asked.get("apiKey")):
+                answer = real(client, "DescribeSecurityGroups", {"GroupIds": sorted(groups)})
+                tags = {
+                    group["GroupId"]: {tag["Key"]: tag["Value"] for tag in group["Tags"]}
+                    for group in answer["SecurityGroups"]
+                }
+            elif service == "apigateway" and (key := parameters.get("apiKey")):
                 tags = {key: real(client, "GetApiKey", {"apiKey": key})["tags"]}
-            calls.append(Call(service, client.meta.region_name, operation, dict(asked), tags))
-        return real(client, operation, asked)
+            calls.append(Call(service, client.meta.region_name, operation, dict(parameters), tags))
+        return real(client, operation, parameters)
 
     with mock.patch.object(BaseClient, "_make_api_call", call):
         yield calls

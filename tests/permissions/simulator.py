@@ -1,8 +1,8 @@
-"""What AWS would say to a request under the policies of `template.yaml`, by `@cloud-copilot/iam-simulate`.
+"""Whether AWS would allow a request under the policies of `template.yaml`, by `@cloud-copilot/iam-simulate`.
 
 The policies are the deployed ones: the template transformed and resolved for one place, with each role's
 managed policy beside its inline ones. The simulator knows AWS's actions, their resources and their
-conditions, and runs offline as a development tool in a process of its own; nothing of it is deployed.
+conditions. It runs offline, in a process of its own, and is not deployed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = ROOT / "node_modules" / "@cloud-copilot" / "iam-simulate"
 
 @dataclass(frozen=True)
 class Request:
-    """One thing AWS asks IAM about: may `by` do this, there, under these circumstances."""
+    """A question to IAM: may `by` do this action on this resource, with these condition keys?"""
 
     by: str  # a role's logical id, or a service such as events.amazonaws.com
     action: str
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What IAM says, and the Sids of the statements that allowed it."""
+    """IAM's decision, and the Sids of the statements that allowed the request."""
 
     result: str
     allowed_by: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def allowed(self) -> bool:
-        """Say whether it is allowed. An error of the simulator's is neither yes nor no: it fails."""
+        """Say whether it is allowed; fail on an error of the simulator's."""
         assert self.result in ("Allowed", "ImplicitlyDenied", "ExplicitlyDenied"), self
         return self.result == "Allowed"
 
@@ -59,7 +59,7 @@ class Deployed:
     def role(self, logical_id: str) -> list[dict[str, Any]]:
         """Give the policy documents of a role: inline, and the stack's own managed ones."""
         properties = self.template.resources[logical_id].properties
-        managed = {one.ref: one for one in self.template.all("AWS::IAM::ManagedPolicy")}
+        managed = {policy.ref: policy for policy in self.template.all("AWS::IAM::ManagedPolicy")}
         return [policy["PolicyDocument"] for policy in properties.get("Policies", [])] + [
             managed[arn].properties["PolicyDocument"]
             for arn in properties.get("ManagedPolicyArns", [])
@@ -68,25 +68,25 @@ class Deployed:
 
     @property
     def roles(self) -> dict[str, list[dict[str, Any]]]:
-        return {one.logical_id: self.role(one.logical_id) for one in self.template.all("AWS::IAM::Role")}
+        return {role.logical_id: self.role(role.logical_id) for role in self.template.all("AWS::IAM::Role")}
 
     @property
     def resource_policies(self) -> dict[str, dict[str, Any]]:
-        """Give the policies that stand on resources: who may invoke or send to what."""
+        """Give the resource policies: who may invoke a function or send to a queue or topic."""
         statements: dict[str, list[dict[str, Any]]] = {}
-        functions = {one.ref: one.arn for one in self.template.all("AWS::Lambda::Function")}
+        functions = {function.ref: function.arn for function in self.template.all("AWS::Lambda::Function")}
         for permission in self.template.all("AWS::Lambda::Permission"):
-            asked = permission.properties
-            account = asked.get("SourceAccount")
-            arn = functions.get(asked["FunctionName"], asked["FunctionName"])
+            properties = permission.properties
+            account = properties.get("SourceAccount")
+            arn = functions.get(properties["FunctionName"], properties["FunctionName"])
             statements.setdefault(arn, []).append(
                 {
                     "Sid": permission.logical_id,
                     "Effect": "Allow",
-                    "Principal": {"Service": asked["Principal"]},
-                    "Action": asked["Action"],
+                    "Principal": {"Service": properties["Principal"]},
+                    "Action": properties["Action"],
                     "Resource": arn,
-                    "Condition": {"ArnLike": {"aws:SourceArn": asked["SourceArn"]}}
+                    "Condition": {"ArnLike": {"aws:SourceArn": properties["SourceArn"]}}
                     | ({"StringEquals": {"aws:SourceAccount": account}} if account else {}),
                 }
             )
@@ -94,7 +94,7 @@ class Deployed:
             for policy in self.template.all(kind):
                 for statement in policy.properties["PolicyDocument"]["Statement"]:
                     statements.setdefault(statement["Resource"], []).append(statement)
-        return {arn: {"Version": "2012-10-17", "Statement": ones} for arn, ones in statements.items()}
+        return {arn: {"Version": "2012-10-17", "Statement": list_} for arn, list_ in statements.items()}
 
     def arn(self, logical_id: str) -> str:
         return self.template.resources[logical_id].arn
@@ -110,7 +110,7 @@ class Deployed:
 
 @cache
 def deployed(region: str = REGION, **parameters: str) -> Deployed:
-    """Deploy the template to a region, as far as its policies go."""
+    """Resolve the template for a region, for its policies."""
     return Deployed(load(ROOT / "template.yaml", Place(STACK, region, ACCOUNT), parameters))
 
 
@@ -121,21 +121,21 @@ def judge(
 ) -> list[Answer]:
     """Have the simulator judge requests, all in one process."""
     need(PACKAGE.exists(), "npm's @cloud-copilot/iam-simulate is not installed: run npm ci")
-    asked = {
+    questions = {
         "policies": policies,
         "resource_policies": resource_policies or {},
         "requests": [request.as_json() for request in requests],
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [program("node", "the simulator runs in it"), ROOT / "tests" / "permissions" / "simulate.mjs"],
-        input=json.dumps(asked),
+        input=json.dumps(questions),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     return [
-        Answer(said["result"], tuple(said.get("allowed_by", ())), said.get("why", ""))
-        for said in json.loads(done.stdout)
+        Answer(answer["result"], tuple(answer.get("allowed_by", ())), answer.get("why", ""))
+        for answer in json.loads(result.stdout)
     ]

@@ -1,7 +1,4 @@
-"""The policies to copy (SECURITY.md), for operators and for `trail copy`: what knock-admin does is allowed.
-
-And little else, with either store.
-"""
+"""The policies in SECURITY.md allow the calls that knock-admin makes, with either store, and little else."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ PLACES = {
     "ACCOUNT": ACCOUNT,
     "STACK": STACK,
 }
-# Granted, and not among the calls recorded: why.
+# Granted, and not among the recorded calls: why.
 UNSEEN = {
     ("FindWhatIsThere", "ec2:DescribeInstances"): "target add --instance",
 }
@@ -57,7 +54,7 @@ TABLE_WRITES = ("PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "Update
 COPIER = ("ACCOUNT", "REGION", "STACK")
 
 
-# No group of the stack's may be given away, or be made one that may be deleted.
+# Tags with which a group would leave the stack, or become one that may be deleted.
 RETAGGED = (
     ("knock:stack", "other"),
     ("knock:made-by", "knock-admin"),
@@ -66,15 +63,15 @@ RETAGGED = (
 )
 
 
-def tagging(**given: str) -> dict[str, Any]:
-    """Say what AWS tells a policy of a call that sets tags."""
-    asked: dict[str, Any] = {f"aws:RequestTag/{name}": text for name, text in given.items()}
-    return asked | {"aws:TagKeys": sorted(given)}
+def tagging(**tags: str) -> dict[str, Any]:
+    """Give the condition keys of a call that sets tags."""
+    context: dict[str, Any] = {f"aws:RequestTag/{name}": text for name, text in tags.items()}
+    return context | {"aws:TagKeys": sorted(tags)}
 
 
 @dataclass
 class Day:
-    """What was asked of AWS, and the policy for that deployment."""
+    """The recorded requests, and the policy for that deployment."""
 
     requests: list[Request]
     policy: dict[str, Any]
@@ -82,13 +79,13 @@ class Day:
 
 @pytest.fixture(scope="module")
 def day() -> Day:
-    """Record it once: the world is made anew for each test elsewhere."""
+    """An operator's day, recorded once for all tests."""
     return record("operator-policy.json", "simpledb", work)
 
 
 @pytest.fixture(scope="module")
 def looking() -> Day:
-    """Record what reads the trail in DynamoDB; all else is the same."""
+    """The commands that read the trail, with DynamoDB; the others make the same calls on either store."""
     return record("operator-policy.json", "dynamodb", lambda world: look(world, world.record("alice").id))
 
 
@@ -103,7 +100,7 @@ def attaching() -> Day:
 
 
 def record(policy: str, keeps: str, work: Callable[[World], None]) -> Day:
-    """Record what some work asks AWS for, in a world of its own."""
+    """Record the calls of `work`, in a world of its own."""
     capture = _Quiet()
     with pytest.MonkeyPatch.context() as patch, ExitStack() as ends:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -119,19 +116,19 @@ def record(policy: str, keeps: str, work: Callable[[World], None]) -> Day:
         text = (ROOT / "docs" / policy).read_text().replace("USAGE-PLAN", plan)
     for name in PLACES:
         text = text.replace(name, places[name])
-    found = [one for call in calls for one in asked(call)]
-    return Day(list({repr(one): one for one in found}.values()), json.loads(text))
+    requests = [request for call in calls for request in requests_of(call)]
+    return Day(list({repr(request): request for request in requests}.values()), json.loads(text))
 
 
 class _Quiet:
-    """Stands for capsys, which no fixture of a module can use: what is printed is of no interest here."""
+    """Stands for capsys, which a fixture of a module cannot use; output is discarded."""
 
     def readouterr(self) -> Any:
-        return type("Seen", (), {"out": "", "err": ""})
+        return type("Output", (), {"out": "", "err": ""})
 
 
-def asked(call: Call) -> Iterator[Request]:
-    """Say what AWS asks IAM for one call. An operation that is not known here is an error."""
+def requests_of(call: Call) -> Iterator[Request]:
+    """List AWS's questions to IAM about a call. An unknown operation is an error."""
     for action, resource, context in READ[call.service](call):
         yield Request("operator", action, resource, context)
 
@@ -140,7 +137,7 @@ Checks = Sequence[tuple[str, str, dict[str, Any]]]
 
 
 def _ec2(call: Call) -> Checks:
-    action, made = f"ec2:{call.operation}", call.asked.get("TagSpecifications", [])
+    action, specifications = f"ec2:{call.operation}", call.parameters.get("TagSpecifications", [])
     groups = [
         (f"{EC2}:security-group/{group}", {f"ec2:ResourceTag/{key}": value for key, value in tags.items()})
         for group, tags in call.tags.items()
@@ -148,34 +145,36 @@ def _ec2(call: Call) -> Checks:
     if call.operation.startswith("Describe"):
         return [(action, "*", {})]
     if call.operation == "CreateSecurityGroup":
-        tags = {tag["Key"]: tag["Value"] for one in made for tag in one["Tags"]}
+        tags = {tag["Key"]: tag["Value"] for specification in specifications for tag in specification["Tags"]}
         new = {f"aws:RequestTag/{key}": value for key, value in tags.items()} | {"aws:TagKeys": sorted(tags)}
         group = f"{EC2}:security-group/sg-0123456789abcdef0"
         return [
             (action, group, new),
-            (action, f"{EC2}:vpc/{call.asked['VpcId']}", {}),
+            (action, f"{EC2}:vpc/{call.parameters['VpcId']}", {}),
             ("ec2:CreateTags", group, new | {"ec2:CreateAction": call.operation}),
         ]
     if call.operation == "ModifyNetworkInterfaceAttribute":
-        interface = f"{EC2}:network-interface/{call.asked['NetworkInterfaceId']}"
+        interface = f"{EC2}:network-interface/{call.parameters['NetworkInterfaceId']}"
         return [(action, interface, {}), *((action, arn, tags) for arn, tags in groups)]
     assert groups, call
     if call.operation not in ("CreateTags", "DeleteTags"):
         return [(action, arn, tags) for arn, tags in groups]
-    given = {tag["Key"]: tag.get("Value") for tag in call.asked["Tags"]}
-    asked: dict[str, Any] = {"aws:TagKeys": sorted(given)}
-    asked |= {f"aws:RequestTag/{key}": value for key, value in given.items() if value is not None}
-    return [(action, arn, tags | asked) for arn, tags in groups]
+    own_tags = {tag["Key"]: tag.get("Value") for tag in call.parameters["Tags"]}
+    context: dict[str, Any] = {"aws:TagKeys": sorted(own_tags)}
+    context |= {f"aws:RequestTag/{key}": value for key, value in own_tags.items() if value is not None}
+    return [(action, arn, tags | context) for arn, tags in groups]
 
 
 def _elbv2(call: Call) -> Checks:
     action = f"elasticloadbalancing:{call.operation}"
-    return [(action, "*" if call.operation.startswith("Describe") else call.asked["LoadBalancerArn"], {})]
+    return [
+        (action, "*" if call.operation.startswith("Describe") else call.parameters["LoadBalancerArn"], {})
+    ]
 
 
 def _apigateway(call: Call) -> Checks:
-    """By the method and the path, as API Gateway's permissions are."""
-    given = call.asked
+    """Give the method and the path, as API Gateway's permissions have them."""
+    parameters = call.parameters
     paths = {
         "GetUsage": ("GET", "/usageplans/{usagePlanId}/usage"),
         "GetUsagePlans": ("GET", "/usageplans"),
@@ -190,11 +189,11 @@ def _apigateway(call: Call) -> Checks:
         "UntagResource": ("DELETE", "/tags/{resourceArn}"),
     }
     method, path = paths[call.operation]
-    values = {name: str(value) for name, value in given.items()}
+    values = {name: str(value) for name, value in parameters.items()}
     forms = {path.format(**{name: way(value) for name, value in values.items()}) for way in (_quoted, str)}
-    context = key_tagged(**call.tags.get(given.get("apiKey", ""), {}))
-    context |= tagging(**given["tags"]) if "tags" in given else {}
-    context |= {"aws:TagKeys": given["tagKeys"]} if "tagKeys" in given else {}
+    context = key_tagged(**call.tags.get(parameters.get("apiKey", ""), {}))
+    context |= tagging(**parameters["tags"]) if "tags" in parameters else {}
+    context |= {"aws:TagKeys": parameters["tagKeys"]} if "tagKeys" in parameters else {}
     return [(f"apigateway:{method}", GATEWAY + form, context) for form in sorted(forms)]
 
 
@@ -204,7 +203,7 @@ def key_forms() -> list[str]:
 
 
 def key_tagged(**tags: str) -> dict[str, Any]:
-    """Say what AWS tells a policy of the key that a call is about; of `/tags` it tells nothing of the kind.
+    """Give the condition keys of a call on an API key; a call on `/tags` has none of them.
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonapigatewaymanagement.html
     """
@@ -212,7 +211,7 @@ def key_tagged(**tags: str) -> dict[str, Any]:
 
 
 def _quoted(value: str) -> str:
-    """Write a value as a path holds it: of tags, AWS's refusals have named this form and the plain one."""
+    """Encode a value for a path; for `/tags`, AWS's AccessDenied names this form or the plain one."""
     return quote(value, safe="")
 
 
@@ -220,53 +219,59 @@ def _lambda(call: Call) -> Checks:
     if call.operation == "ListFunctions":
         return [("lambda:ListFunctions", "*", {})]
     action = {"Invoke": "InvokeFunction"}.get(call.operation, call.operation)
-    arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{call.asked['FunctionName']}"
+    arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{call.parameters['FunctionName']}"
     return [(f"lambda:{action}", arn, {})]
 
 
 def _sdb(call: Call) -> Checks:
     if call.operation == "ListDomains":
         return [("sdb:ListDomains", "*", {})]
-    match = re.search(r" from `([^`]+)`", call.asked.get("SelectExpression", ""))
-    domain = match[1] if match else call.asked["DomainName"]
+    match = re.search(r" from `([^`]+)`", call.parameters.get("SelectExpression", ""))
+    domain = match[1] if match else call.parameters["DomainName"]
     return [(f"sdb:{call.operation}", f"arn:aws:sdb:{call.region}:{ACCOUNT}:domain/{domain}", {})]
 
 
 def _dynamodb(call: Call) -> Checks:
     if call.operation == "ListTables":
         return [("dynamodb:ListTables", "*", {})]
-    table = f"arn:aws:dynamodb:{call.region}:{ACCOUNT}:table/{call.asked['TableName']}"
-    index = call.asked.get("IndexName")
+    table = f"arn:aws:dynamodb:{call.region}:{ACCOUNT}:table/{call.parameters['TableName']}"
+    index = call.parameters.get("IndexName")
     return [(f"dynamodb:{call.operation}", f"{table}/index/{index}" if index else table, {})]
 
 
 def _states(call: Call) -> Checks:
-    return [(f"states:{call.operation}", call.asked.get("stateMachineArn") or call.asked["executionArn"], {})]
+    return [
+        (
+            f"states:{call.operation}",
+            call.parameters.get("stateMachineArn") or call.parameters["executionArn"],
+            {},
+        )
+    ]
 
 
 def _quotas(call: Call) -> Checks:
-    code = f"{call.asked['ServiceCode']}/{call.asked['QuotaCode']}"
+    code = f"{call.parameters['ServiceCode']}/{call.parameters['QuotaCode']}"
     return [(f"servicequotas:{call.operation}", f"arn:aws:servicequotas:{REGION}:{ACCOUNT}:{code}", {})]
 
 
 def _rds(call: Call) -> Checks:
     of_cluster = "Cluster" in call.operation
     kind, key = ("cluster", "DBClusterIdentifier") if of_cluster else ("db", "DBInstanceIdentifier")
-    name = call.asked.get(key, "*")
+    name = call.parameters.get(key, "*")
     return [(f"rds:{call.operation}", f"arn:aws:rds:{REGION}:{ACCOUNT}:{kind}:{name}", {})]
 
 
 def _ecs(call: Call) -> Checks:
     if call.operation != "UpdateService":
         return [(f"ecs:{call.operation}", "*", {})]
-    service = f"{call.asked['cluster']}/{call.asked['service']}"
+    service = f"{call.parameters['cluster']}/{call.parameters['service']}"
     return [("ecs:UpdateService", f"arn:aws:ecs:{REGION}:{ACCOUNT}:service/{service}", {})]
 
 
 def _elasticache(call: Call) -> Checks:
     names = {"CacheClusterId": "cluster", "ReplicationGroupId": "replicationgroup"}
-    found = ((kind, call.asked[key]) for key, kind in names.items() if key in call.asked)
-    kind, name = next(found, ("cluster", "*"))
+    identifiers = ((kind, call.parameters[key]) for key, kind in names.items() if key in call.parameters)
+    kind, name = next(identifiers, ("cluster", "*"))
     return [(f"elasticache:{call.operation}", f"arn:aws:elasticache:{REGION}:{ACCOUNT}:{kind}:{name}", {})]
 
 
@@ -285,7 +290,8 @@ READ = {
     "events": lambda call: [
         (
             f"events:{call.operation}",
-            f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{call.asked.get('Name') or call.asked['Rule']}",
+            f"arn:aws:events:{REGION}:{ACCOUNT}:rule/"
+            + (call.parameters.get("Name") or call.parameters["Rule"]),
             {},
         )
     ],
@@ -295,22 +301,23 @@ READ = {
     "logs": lambda call: [
         (
             f"logs:{call.operation}",
-            f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{call.asked['logGroupName']}:log-stream:",
+            f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{call.parameters['logGroupName']}:log-stream:",
             {},
         )
     ],
-    # AWS gives this one to everybody: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
+    # AWS gives this one to everybody:
+    # https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
     "sts": lambda call: [(f"sts:{call.operation}", "*", {})],
 }
 
 
 def denied(day: Day) -> list[Request]:
     answers = judge(day.requests, {"operator": [day.policy]})
-    return [one for one, answer in zip(day.requests, answers, strict=True) if not answer.allowed]
+    return [request for request, answer in zip(day.requests, answers, strict=True) if not answer.allowed]
 
 
 def used(day: Day) -> set[tuple[str, str]]:
-    """Give the statements and actions by which something was allowed."""
+    """List the (Sid, action) pairs that allowed a request."""
     answers = judge(day.requests, {"operator": [day.policy]})
     pairs = zip(day.requests, answers, strict=True)
     return {(sid, request.action) for request, answer in pairs for sid in answer.allowed_by}
@@ -334,11 +341,11 @@ class TestThePolicyForACopy:
         table = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table"
         domain = f"arn:aws:sdb:{TRAIL_REGION}:{ACCOUNT}:domain"
         ways = [
-            *((f"dynamodb:{what}", f"{table}/{STACK}-LedgerTable-1") for what in ("PutItem", "Scan")),
-            *((f"dynamodb:{what}", f"{table}/{STACK}-TrailTable-1") for what in TABLE_WRITES[1:]),
+            *((f"dynamodb:{name}", f"{table}/{STACK}-LedgerTable-1") for name in ("PutItem", "Scan")),
+            *((f"dynamodb:{name}", f"{table}/{STACK}-TrailTable-1") for name in TABLE_WRITES[1:]),
             ("dynamodb:PutItem", f"{table}/another-TrailTable-1"),
-            *((f"sdb:{what}", f"{domain}/{LEDGER}") for what in ("PutAttributes", "Select")),
-            *((f"sdb:{what}", f"{domain}/{TRAIL}") for what in WRITES[1:]),
+            *((f"sdb:{name}", f"{domain}/{LEDGER}") for name in ("PutAttributes", "Select")),
+            *((f"sdb:{name}", f"{domain}/{TRAIL}") for name in WRITES[1:]),
             ("sdb:PutAttributes", f"{domain}/another-trail-1c2fa620"),
         ]
         requests = [Request("operator", action, resource) for action, resource in ways]
@@ -357,29 +364,28 @@ class TestThePolicyForAttaching:
         assert [request for request, answer in pairs if not answer.allowed] == []
         assert granted(attaching) - used(attaching) == set()
 
-    def test_what_it_allows_the_operators_own_does_not(self, day: Day, attaching: Day) -> None:
-        changing = [
-            one for one in attaching.requests if one.action in {action for _, action in granted(attaching)}
-        ]
+    def test_the_operators_own_policy_does_not_allow_it(self, day: Day, attaching: Day) -> None:
+        actions = {action for _, action in granted(attaching)}
+        changing = [request for request in attaching.requests if request.action in actions]
         assert len(changing) >= 5
         assert denied(Day(changing, day.policy)) == changing
 
 
 class TestThePolicy:
-    def test_it_allows_what_knock_admin_does(self, day: Day) -> None:
+    def test_it_allows_every_call_of_knock_admin(self, day: Day) -> None:
         """Mutation: an action taken away from any of its statements."""
         assert denied(day) == []
 
     def test_it_allows_reading_the_trail_in_dynamodb(self, looking: Day) -> None:
         """Mutation: an action, or a resource, taken away from ReadTheTrailInDynamoDb."""
-        assert {one.action for one in looking.requests} > {"dynamodb:Query", "dynamodb:Scan"}
+        assert {request.action for request in looking.requests} > {"dynamodb:Query", "dynamodb:Scan"}
         assert denied(looking) == []
 
     def test_everything_in_it_is_used_or_has_its_reason(self, day: Day, looking: Day, attaching: Day) -> None:
         read = used(Day(attaching.requests, day.policy))
         assert granted(day) - used(day) - used(looking) - read == set(UNSEEN)
 
-    def test_it_allows_nothing_that_would_open_a_door_or_change_the_record(self, day: Day) -> None:
+    def test_it_allows_no_call_that_opens_a_rule_or_changes_the_record(self, day: Day) -> None:
         ours = {"ec2:ResourceTag/knock:stack": STACK}
         group, function = f"{EC2}:security-group/sg-0", f"arn:aws:lambda:{REGION}:{ACCOUNT}:function"
         domain = f"arn:aws:sdb:{TRAIL_REGION}:{ACCOUNT}:domain"
@@ -402,8 +408,8 @@ class TestThePolicy:
             ("ec2:DeleteSecurityGroup", group, ours),
             ("ec2:DeleteSecurityGroup", group, {"ec2:ResourceTag/knock:made-by": "knock-admin"}),
             ("ec2:CreateSecurityGroup", group, {}),
-            *((f"sdb:{what}", f"{domain}/{one}", {}) for what in WRITES for one in DOMAINS),
-            *((f"dynamodb:{what}", f"{table}/{one}", {}) for what in TABLE_WRITES for one in DOMAINS),
+            *((f"sdb:{action}", f"{domain}/{name}", {}) for action in WRITES for name in DOMAINS),
+            *((f"dynamodb:{action}", f"{table}/{name}", {}) for action in TABLE_WRITES for name in DOMAINS),
             ("dynamodb:Scan", f"{table}/another", {}),
             ("sdb:Select", f"{domain}/another", {}),
             ("lambda:InvokeFunction", f"{function}:{STACK}-authorize", {}),
@@ -427,7 +433,7 @@ class TestThePolicy:
         pairs = zip(requests, answers, strict=True)
         assert [request for request, answer in pairs if answer.allowed] == []
 
-    def test_it_makes_nothing_of_another_stacks_and_changes_no_key_tagged_for_one(self, day: Day) -> None:
+    def test_it_makes_and_changes_no_group_or_key_of_another_stack(self, day: Day) -> None:
         """Mutation: `StringEqualsIfExists` or `ForAllValues` taken out of docs/operator-policy.json: of
         FinishGroups, TagGroupsAsTheyAreMade, MakeKeys or KeepKeys.
         """
@@ -435,22 +441,22 @@ class TestThePolicy:
         unfinished = {"knock:unfinished": f"{STACK}/x"}
         making = {"ec2:CreateAction": "CreateSecurityGroup"}
         finishing = {"ec2:ResourceTag/knock:unfinished": f"{STACK}/x"}
-        theirs = {"knock:stack": "other", "knock:target": "bastion"}
+        foreign = {"knock:stack": "other", "knock:target": "bastion"}
         ways: list[tuple[str, str, dict[str, Any]]] = [
-            ("ec2:CreateTags", group, making | tagging(**unfinished, **theirs)),
+            ("ec2:CreateTags", group, making | tagging(**unfinished, **foreign)),
             ("ec2:CreateTags", group, making | tagging(**unfinished, **{"knock:stack": STACK})),
             ("ec2:CreateTags", group, making | tagging(**unfinished, access="admin")),
-            ("ec2:CreateTags", group, finishing | tagging(**theirs)),
+            ("ec2:CreateTags", group, finishing | tagging(**foreign)),
             ("ec2:CreateTags", group, finishing | tagging(access="admin")),
             ("ec2:CreateTags", group, finishing | tagging(**{"knock:unfinished": "other/x"})),
-            ("apigateway:POST", f"{GATEWAY}/apikeys", tagging(**theirs)),
-            *((f"apigateway:{how}", key, key_tagged(**theirs)) for how in ("PATCH", "DELETE")),
-            *(("apigateway:PUT", f"{GATEWAY}/tags/{form}", tagging(**theirs)) for form in key_forms()),
+            ("apigateway:POST", f"{GATEWAY}/apikeys", tagging(**foreign)),
+            *((f"apigateway:{how}", key, key_tagged(**foreign)) for how in ("PATCH", "DELETE")),
+            *(("apigateway:PUT", f"{GATEWAY}/tags/{form}", tagging(**foreign)) for form in key_forms()),
         ]
         assert denied(Day(requests := [Request("operator", *way) for way in ways], day.policy)) == requests
 
-    def test_it_allows_what_the_page_warns_of(self, day: Day) -> None:
-        """SECURITY.md, *By a permission of their own*: what no condition of AWS's can keep from operators."""
+    def test_it_allows_the_calls_that_the_page_warns_of(self, day: Day) -> None:
+        """SECURITY.md, *By a permission of their own*: no condition of AWS's can deny these to operators."""
         group = f"{EC2}:security-group/sg-0"
         ours = {"ec2:ResourceTag/knock:stack": STACK}
         adopted = {"knock:stack": STACK, "knock:target": "theirs", "knock:ports": "1-65535/tcp"}

@@ -1,8 +1,8 @@
-"""Permissions, proved by use: what each function asks AWS for is allowed, and nothing beside it is.
+"""Permissions, proved by use: each call that a function makes is allowed, and no other call is.
 
-The calls are not listed by hand: they are recorded while the functions go through a deployment's whole
-life, and then judged under the policies the template deploys. An action that nobody is seen to use has to
-go, or to have its reason in UNSEEN.
+The calls are not listed by hand: they are recorded while the functions go through a deployment's whole life,
+and then judged under the policies of the template. An action that no recorded call uses must be removed, or
+have its reason in UNSEEN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.template.policies import listed
 TASKS = ("AuthorizeRole", "RevokeRole", "GuardRole")
 EVERYONE = ("ApiRole", *TASKS, "NotifyRole", "SetupRole", "GrantsRole", "ClosingsRole", "GrantStoppedRole")
 
-# Granted, and not to be seen in a function's own calls: why.
+# Granted, and in no call that a function makes itself: why.
 LAMBDAS_LOG = "Lambda itself writes what a function prints, under the function's role"
 LAMBDAS_DESTINATION = (
     "Lambda itself leaves an event that failed for good in the queue, under the function's role"
@@ -50,17 +50,17 @@ UNSEEN = {
     },
 }
 
-# The same, of one role alone.
+# The same, for a single role.
 LEDGERS_END = (
-    "a ledger that this task writes holds at least that its grant was released; were that forgotten by"
-    " the time it writes, a refusal would fail the grant for good"
+    "a ledger that this task writes holds at least its grant's release; if that were deleted by the time"
+    " it writes, AccessDenied would fail the grant"
 )
 UNSEEN_OF = {
     ("AuthorizeRole", "KeepLedger", "sdb:DeleteAttributes"): LEDGERS_END,
     ("AuthorizeRole", "KeepLedger", "dynamodb:DeleteItem"): LEDGERS_END,
 }
 
-STORES = {"simpledb": "sdb", "dynamodb": "dynamodb"}  # and IAM's name of each
+STORES = {"simpledb": "sdb", "dynamodb": "dynamodb"}  # the service in IAM's actions
 
 OTHER_ACCOUNT, OTHER_REGION = "999999999999", "us-west-2"
 EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
@@ -73,7 +73,7 @@ MADE = {"ec2:CreateAction": "AuthorizeSecurityGroupIngress"}
 
 @dataclass
 class Judged:
-    """What was recorded, and the answers to it."""
+    """The recorded requests, and whether the policies allow them."""
 
     deployed: Deployed
     requests: list[Request]
@@ -84,11 +84,13 @@ class Judged:
         return self.deployed.judge(self.requests)
 
     def of(self, role: str, service: str = "") -> list[Request]:
-        return [one for one in self.requests if one.by == role and one.action.startswith(service)]
+        return [
+            request for request in self.requests if request.by == role and request.action.startswith(service)
+        ]
 
 
 def everything(store: str, region: str = REGION) -> Deployed:
-    """Deploy all there is, on a store."""
+    """Deploy the template with all its options, on a store."""
     return deployed(region, EnableNotifications="true", TrailStore=store)
 
 
@@ -115,33 +117,38 @@ def denied(requests: list[Request]) -> None:
     assert requests
     for store in STORES:
         answers = everything(store).judge(requests)
-        wrong = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
-        assert wrong == [], store
+        allowed = [request for request, answer in zip(requests, answers, strict=True) if answer.allowed]
+        assert allowed == [], store
 
 
 def store_arn(here: Deployed, kind: str) -> str:
     """Give the ARN of the trail's, the ledger's or the refusals' domain or table."""
     settings = here.environment("ApiFunction")
-    what = "table" if settings["TRAIL_STORE"] == "dynamodb" else "domain"
+    kind_of_store = "table" if settings["TRAIL_STORE"] == "dynamodb" else "domain"
     service = STORES[settings["TRAIL_STORE"]]
-    return f"arn:aws:{service}:{settings['TRAIL_REGION']}:{ACCOUNT}:{what}/{settings[f'{kind}_DOMAIN']}"
+    return (
+        f"arn:aws:{service}:{settings['TRAIL_REGION']}:{ACCOUNT}:{kind_of_store}/{settings[f'{kind}_DOMAIN']}"
+    )
 
 
 def keys_of(action: str) -> tuple[set[str], dict[str, set[str]]]:
-    """Look up what AWS documents: an action's own condition keys, and those of each resource type of its."""
+    """Look up in AWS's documentation: an action's condition keys, and those of each of its resource types."""
     service, _, name = action.partition(":")
     data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data"
-    found = json.loads((data / "actions" / f"{service}.json").read_text())[name.lower()]
+    entry = json.loads((data / "actions" / f"{service}.json").read_text())[name.lower()]
     types: dict[str, Any] = {}
-    if service == "apigateway":  # whose actions list none: its keys are those of the resource types
+    if service == "apigateway":  # its actions list no keys: the resource types do
         types = json.loads((data / "resourceTypes" / f"{service}.json").read_text())
-    return set(found["conditionKeys"]), {
-        one["name"]: {*one["conditionKeys"], *types.get(one["name"].lower(), {}).get("conditionKeys", ())}
-        for one in found["resourceTypes"]
+    return set(entry["conditionKeys"]), {
+        resource_type["name"]: {
+            *resource_type["conditionKeys"],
+            *types.get(resource_type["name"].lower(), {}).get("conditionKeys", ()),
+        }
+        for resource_type in entry["resourceTypes"]
     }
 
 
-# API Gateway's ARNs are paths, and tell the kind of a resource by that.
+# API Gateway's ARNs are paths, which tell the resource type.
 PATHS = {"/apikeys/": "ApiKey", "/apikeys": "ApiKeys", "/tags/": "Tags"}
 
 
@@ -156,39 +163,39 @@ def unknown_keys(statement: Mapping[str, Any]) -> set[tuple[str, str]]:
 
     A condition on such a key fails for ever, or, under ForAllValues, holds for ever.
     """
-    wrong, known_of_any = set(), set()
+    unknown, keys_of_any = set(), set()
     tests = statement.get("Condition", {})
     for action in listed(statement["Action"]):
         own, by_type = keys_of(action)
         for resource in listed(statement["Resource"]):
-            known = {key.partition("/")[0] for key in own | by_type.get(kind_of(resource), set())}
-            known_of_any |= known
-            wrong |= {
+            keys_of_resource = {key.partition("/")[0] for key in own | by_type.get(kind_of(resource), set())}
+            keys_of_any |= keys_of_resource
+            unknown |= {
                 (action, key)
                 for test, keys in tests.items()
                 for key in keys
-                if not test.endswith("IfExists") and key.partition("/")[0] not in known
+                if not test.endswith("IfExists") and key.partition("/")[0] not in keys_of_resource
             }
-    # IfExists lets pass what has no such key: some of the statement's requests have to have it.
+    # IfExists lets requests without the key pass, so some of the statement's requests have to have it.
     lenient = {key for test, keys in tests.items() if test.endswith("IfExists") for key in keys}
-    return wrong | {("any", key) for key in lenient if key.partition("/")[0] not in known_of_any}
+    return unknown | {("any", key) for key in lenient if key.partition("/")[0] not in keys_of_any}
 
 
 class TestConditions:
     @pytest.mark.parametrize("store", STORES)
     @pytest.mark.parametrize("role", EVERYONE)
     def test_every_key_is_one_that_aws_fills_in_for_the_action(self, role: str, store: str) -> None:
-        """The simulator takes a request's keys as it is told them; AWS sends its own."""
+        """The simulator takes any keys in a request; AWS fills in those it documents."""
         documents = everything(store).roles[role]
         statements = [statement for document in documents for statement in document["Statement"]]
         assert statements
-        assert {wrong for statement in statements for wrong in unknown_keys(statement)} == set()
+        assert {key for statement in statements for key in unknown_keys(statement)} == set()
 
-    def test_in_the_policy_for_operators_too(self) -> None:
+    def test_so_is_every_key_in_the_policy_for_operators(self) -> None:
         policy = json.loads((ROOT / "docs" / "operator-policy.json").read_text())
         statements = policy["Statement"]
-        assert [one for one in statements if "Condition" in one]
-        assert {wrong for statement in statements for wrong in unknown_keys(statement)} == set()
+        assert any("Condition" in statement for statement in statements)
+        assert {key for statement in statements for key in unknown_keys(statement)} == set()
 
     @pytest.mark.parametrize(
         ("action", "resource", "key"),
@@ -198,79 +205,77 @@ class TestConditions:
             ("states:StopExecution", f"arn:aws:states:{REGION}:{ACCOUNT}:execution:m:e", "aws:RequestTag/x"),
         ],
     )
-    def test_one_that_it_does_not_is_seen(self, action: str, resource: str, key: str) -> None:
+    def test_a_key_that_aws_does_not_fill_in_is_found(self, action: str, resource: str, key: str) -> None:
         condition = {"StringEquals": {key: "x"}}
         assert unknown_keys({"Action": action, "Resource": resource, "Condition": condition}) == {
             (action, key)
         }
 
 
-class TestWhatIsDone:
+class TestRecordedCalls:
     def test_every_call_of_every_function_is_allowed(self, judged: Judged) -> None:
         """Mutations: an action taken away from a statement of `template.yaml`; a name that does not match."""
         pairs = zip(judged.requests, judged.answers, strict=True)
         assert [request for request, answer in pairs if not answer.allowed] == []
 
     @pytest.mark.parametrize("role", EVERYONE)
-    def test_the_recording_saw_every_function_at_work(self, judged: Judged, role: str) -> None:
+    def test_every_role_has_recorded_calls(self, judged: Judged, role: str) -> None:
         assert judged.of(role)
 
     def test_everything_granted_is_used_or_has_its_reason(self, judged: Judged) -> None:
-        """By the statement that allows it: two that allow the same would hide each other."""
+        """By statement: two statements that allow the same would hide each other."""
         used = {
             (request.by, sid, request.action)
             for request, answer in zip(judged.requests, judged.answers, strict=True)
             for sid in answer.allowed_by
         }
         unused = {(role, sid, action) for role, sid, action in granted(judged.deployed)} - used
-        other = {name for name in STORES.values() if name != STORES[judged.store]}
-        reasons = {one for one in UNSEEN_OF if one[2].partition(":")[0] not in other}
-        assert {one for one in unused if one[1:] not in UNSEEN} == reasons
+        other_services = {name for name in STORES.values() if name != STORES[judged.store]}
+        reasons = {entry for entry in UNSEEN_OF if entry[2].partition(":")[0] not in other_services}
+        assert {entry for entry in unused if entry[1:] not in UNSEEN} == reasons
 
-    def test_every_reason_is_for_something_granted_and_unseen(self, judged: Judged) -> None:
-        seen = {request.action for request in judged.requests}
+    def test_every_reason_is_for_an_action_that_is_granted_and_unused(self, judged: Judged) -> None:
+        recorded = {request.action for request in judged.requests}
         everything = {(sid, action) for _, sid, action in granted(judged.deployed)}
         assert set(UNSEEN) <= everything
-        assert not {action for _, action in UNSEEN} & seen
+        assert not {action for _, action in UNSEEN} & recorded
 
     @pytest.mark.parametrize("region", ["eu-central-1", "ap-southeast-2"])
-    def test_the_trail_is_in_reach_wherever_it_is(self, judged: Judged, region: str) -> None:
+    def test_the_trail_is_in_reach_in_any_region(self, judged: Judged, region: str) -> None:
         """Mutation: `${Trail.Region}` -> `${AWS::Region}` in KeepTrail."""
-        here, there = judged.deployed, everything(judged.store, region)
-        arns = {store_arn(here, kind): store_arn(there, kind) for kind in ("TRAIL", "LEDGER", "REFUSALS")}
-        asked = [
+        here, moved = judged.deployed, everything(judged.store, region)
+        arns = {store_arn(here, kind): store_arn(moved, kind) for kind in ("TRAIL", "LEDGER", "REFUSALS")}
+        requests = [
             replace(request, resource=arns[arn] + request.resource.removeprefix(arn))
             for role in ("ApiRole", *TASKS, "NotifyRole")
             for request in judged.of(role, f"{STORES[judged.store]}:")
             for arn in arns
             if request.resource == arn or request.resource.startswith(f"{arn}/")
         ]
-        assert len(asked) == sum(
+        assert len(requests) == sum(
             len(judged.of(role, f"{STORES[judged.store]}:")) for role in ("ApiRole", *TASKS, "NotifyRole")
         )
-        assert all(answer.allowed for answer in there.judge(asked))
+        assert all(answer.allowed for answer in moved.judge(requests))
 
 
-class TestWhatIsNotDone:
-    """Each request here is one AWS would be asked; the answer has to be no."""
+class TestOtherCalls:
+    """Every request here has to be denied."""
 
     @pytest.mark.parametrize("role", EVERYONE)
     def test_the_same_calls_elsewhere_are_denied(self, judged: Judged, role: str) -> None:
-        """In another account, in another region, or on something of another name."""
-        elsewhere = []
+        """In another account, in another region, or on resources of another name."""
+        requests = []
         for request in judged.of(role):
             if request.resource == "*":
                 continue
             here = request.resource
             if f":{ACCOUNT}:" in here:
-                elsewhere.append(
-                    replace(request, resource=here.replace(f":{ACCOUNT}:", f":{OTHER_ACCOUNT}:"))
-                )
+                requests.append(replace(request, resource=here.replace(f":{ACCOUNT}:", f":{OTHER_ACCOUNT}:")))
             if request.action != "sdb:CreateDomain":  # the setup function itself finds the nearest region
-                elsewhere.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
+                requests.append(replace(request, resource=here.replace(f":{REGION}:", f":{OTHER_REGION}:")))
             if not request.action.startswith(("ec2:", "apigateway:", "events:")):  # no names of ours there
-                elsewhere.append(replace(request, resource=here.replace(STACK, "another")))
-        denied(elsewhere)
+                requests.append(replace(request, resource=here.replace(STACK, "another")))
+        denied(requests)
 
     def test_a_group_without_the_stacks_tag_is_out_of_reach(self) -> None:
         """Mutation: the Condition of OpenTaggedGroups, or of CloseRulesOfTaggedGroups, deleted."""
@@ -304,7 +309,7 @@ class TestWhatIsNotDone:
         ways: list[tuple[str, str, dict[str, Any]]] = [
             ("AuthorizeSecurityGroupIngress", RULE, {}),
             ("AuthorizeSecurityGroupIngress", RULE, NEW | {"aws:RequestTag/knock:stack": "another"}),
-            ("CreateTags", RULE, NEW | KEYS),  # a rule that is there: it would be adopted
+            ("CreateTags", RULE, NEW | KEYS),  # an existing rule: it would be adopted
             ("CreateTags", RULE, NEW | KEYS | {"ec2:CreateAction": "RunInstances"}),
             ("CreateTags", RULE, NEW | MADE | {"aws:TagKeys": ["knock:stack", "Name"]}),
             ("CreateTags", RULE, NEW | KEYS | MADE | {"aws:RequestTag/knock:stack": "another"}),
@@ -332,23 +337,25 @@ class TestWhatIsNotDone:
 
     def test_the_api_can_do_nothing_at_all_in_ec2(self, judged: Judged) -> None:
         """Mutation: `ManagedPolicyArns: [!Ref IngressPolicy]` on ApiRole."""
-        everybodys = [request for role in (*TASKS, "SetupRole") for request in judged.of(role, "ec2:")]
-        actions = {request.action for request in everybodys}
+        permitted = [request for role in (*TASKS, "SetupRole") for request in judged.of(role, "ec2:")]
+        actions = {request.action for request in permitted}
         assert actions >= {"ec2:AuthorizeSecurityGroupIngress", "ec2:RevokeSecurityGroupIngress"}
-        denied([replace(request, by="ApiRole") for request in everybodys])
-        assert not [one for one in granted(judged.deployed) if one[0] == "ApiRole" and one[2][:4] == "ec2:"]
+        denied([replace(request, by="ApiRole") for request in permitted])
+        assert not [
+            entry for entry in granted(judged.deployed) if entry[0] == "ApiRole" and entry[2][:4] == "ec2:"
+        ]
 
     @pytest.mark.parametrize("role", EVERYONE)
-    def test_nobody_can_do_what_would_undo_the_record_or_the_rights(self, judged: Judged, role: str) -> None:
+    def test_no_role_can_undo_the_record_or_widen_its_rights(self, judged: Judged, role: str) -> None:
         machine, closings = judged.deployed.arn("Grants"), judged.deployed.arn("Closings")
         execution = f"{machine.replace(':stateMachine:', ':execution:')}:g"
         key, tags = f"arn:aws:apigateway:{REGION}::/apikeys", f"arn:aws:apigateway:{REGION}::/tags"
         ways = [
             *_of_the_store(judged, role),
             *(
-                Request(role, f"states:{action}StateMachine", one)
+                Request(role, f"states:{action}StateMachine", arn)
                 for action in ("Update", "Delete")
-                for one in (machine, closings)
+                for arn in (machine, closings)
             ),
             Request(role, "states:RedriveExecution", f"{machine.replace('stateMachine', 'execution')}:g"),
             Request(role, "lambda:UpdateFunctionCode", judged.deployed.arn("RevokeFunction")),
@@ -358,7 +365,7 @@ class TestWhatIsNotDone:
             Request(role, "apigateway:DELETE", f"{key}/k"),
             Request(role, "apigateway:POST", key),
             Request(role, "apigateway:GET", key),  # the list, which can hold every key's value
-            Request(role, "apigateway:GET", f"{key}/k"),  # which can hold this one's
+            Request(role, "apigateway:GET", f"{key}/k"),  # which can hold this key's value
             Request(role, "apigateway:GET", f"{tags}/arn%3Aaws%3Aapigateway%3A{REGION}%3A%3A%2Frestapis%2Fa"),
             Request(role, "apigateway:PUT", f"{tags}/arn%3Aaws%3Aapigateway%3A{REGION}%3A%3A%2Fapikeys%2Fk"),
             Request(role, "apigateway:GET", f"arn:aws:apigateway:{REGION}::/usageplans"),
@@ -392,16 +399,16 @@ class TestWhatIsNotDone:
 
     def test_a_function_writes_to_its_own_log_alone(self, judged: Judged) -> None:
         logs = {
-            one.logical_id: f"{one.arn.removesuffix(':*')}:log-stream:s"
-            for one in judged.deployed.template.all("AWS::Logs::LogGroup")
+            group.logical_id: f"{group.arn.removesuffix(':*')}:log-stream:s"
+            for group in judged.deployed.template.all("AWS::Logs::LogGroup")
         }
-        asked = {
+        requests = {
             (role, log): Request(role, "logs:PutLogEvents", arn)
             for role in (*TASKS, "ApiRole", "NotifyRole", "SetupRole")
             for log, arn in logs.items()
         }
-        answers = judged.deployed.judge(asked.values())
-        allowed = {one for one, answer in zip(asked, answers, strict=True) if answer.allowed}
+        answers = judged.deployed.judge(requests.values())
+        allowed = {pair for pair, answer in zip(requests, answers, strict=True) if answer.allowed}
         own = {
             (role, role.replace("Role", "FunctionLogs"))
             for role in (*TASKS, "ApiRole", "NotifyRole", "SetupRole")
@@ -410,18 +417,18 @@ class TestWhatIsNotDone:
 
 
 def _of_the_store(judged: Judged, role: str) -> list[Request]:
-    """Give what a role must not do to the domains or tables."""
+    """List the requests on domains or tables that a role must not make."""
     trail, ledger, refusals = (store_arn(judged.deployed, kind) for kind in ("TRAIL", "LEDGER", "REFUSALS"))
     if judged.store == "simpledb":
         put, delete, get = "PutAttributes", "DeleteAttributes", "GetAttributes"
-        lists, others = ["Select"], ["DeleteDomain", "BatchPutAttributes", "BatchDeleteAttributes"]
+        lists, more_actions = ["Select"], ["DeleteDomain", "BatchPutAttributes", "BatchDeleteAttributes"]
     else:
         put, delete, get, lists = "UpdateItem", "DeleteItem", "GetItem", ["Query", "Scan"]
-        others = [
+        more_actions = [
             "BatchWriteItem", "DeleteTable", "PartiQLDelete", "PartiQLInsert", "PartiQLUpdate", "PutItem",
             "PutResourcePolicy", "UpdateContinuousBackups", "UpdateTable", "UpdateTimeToLive",
         ]  # fmt: skip
-    ways = [(action, one) for action in others for one in (trail, ledger, refusals)]
+    ways = [(action, arn) for action in more_actions for arn in (trail, ledger, refusals)]
     ways += [(delete, trail), (delete, refusals), *((action, refusals) for action in (get, *lists))]
     if judged.store == "dynamodb":
         ways += [("Scan", trail), ("Query", ledger), ("Scan", f"{trail}/index/by-kind")]
@@ -438,8 +445,8 @@ def _of_the_store(judged: Judged, role: str) -> list[Request]:
     return [listed_all, *(Request(role, f"{service}:{action}", arn) for action, arn in ways)]
 
 
-class TestWhoMayCall:
-    """The policies that stand on functions, on the queue and on the topic."""
+class TestResourcePolicies:
+    """The policies of functions, of the queue and of the topics."""
 
     def routes(self, here: Deployed) -> list[str]:
         """Give the source ARN of a call of each route, as API Gateway names it."""
@@ -454,21 +461,22 @@ class TestWhoMayCall:
     def test_api_gateway_may_run_the_api_by_every_route(self) -> None:
         here = deployed()
         function, api = here.arn("ApiFunction"), here.template.resources["Api"].ref
-        asked = [
+        requests = [
             Request("apigateway.amazonaws.com", "lambda:InvokeFunction", function, {"aws:SourceArn": route})
             for route in self.routes(here)
         ]
-        assert len(asked) == 8
-        assert all(answer.allowed for answer in here.judge(asked))
+        assert len(requests) == 8
+        assert all(answer.allowed for answer in here.judge(requests))
         denied(
             [
                 replace(
-                    one, context={"aws:SourceArn": str(one.context["aws:SourceArn"]).replace(api, "other")}
+                    request,
+                    context={"aws:SourceArn": str(request.context["aws:SourceArn"]).replace(api, "other")},
                 )
-                for one in asked
+                for request in requests
             ]
         )
-        denied([replace(one, resource=here.arn("RevokeFunction")) for one in asked])
+        denied([replace(request, resource=here.arn("RevokeFunction")) for request in requests])
 
     def test_the_guards_rule_may_run_its_own_function_alone(self) -> None:
         here, function = deployed(), "GuardFunction"
@@ -477,13 +485,13 @@ class TestWhoMayCall:
             [Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(function), source)]
         )
         assert answer.allowed
-        others = ["ApiFunction", "AuthorizeFunction", "RevokeFunction", "SetupFunction"]
+        other_functions = ["ApiFunction", "AuthorizeFunction", "RevokeFunction", "SetupFunction"]
         other_rule = f"arn:aws:events:{REGION}:{ACCOUNT}:rule/another"
         denied(
             [
                 *(
-                    Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(other), source)
-                    for other in others
+                    Request("events.amazonaws.com", "lambda:InvokeFunction", here.arn(name), source)
+                    for name in other_functions
                 ),
                 Request(
                     "events.amazonaws.com",
@@ -496,7 +504,7 @@ class TestWhoMayCall:
 
     def test_only_the_logs_of_this_stack_may_notify(self) -> None:
         here = deployed(EnableNotifications="true")
-        asked = {
+        requests = {
             log.logical_id: Request(
                 "logs.amazonaws.com",
                 "lambda:InvokeFunction",
@@ -507,10 +515,10 @@ class TestWhoMayCall:
         }
         for filter_ in here.template.all("AWS::Logs::SubscriptionFilter"):
             name = filter_.properties["LogGroupName"]
-            (log,) = (one for one in here.template.all("AWS::Logs::LogGroup") if one.name == name)
-            (answer,) = here.judge([asked[log.logical_id]])
+            (log,) = (group for group in here.template.all("AWS::Logs::LogGroup") if group.name == name)
+            (answer,) = here.judge([requests[log.logical_id]])
             assert answer.allowed
-        request = asked["RevokeFunctionLogs"]
+        request = requests["RevokeFunctionLogs"]
         source = str(request.context["aws:SourceArn"])
         denied(
             [
@@ -521,19 +529,19 @@ class TestWhoMayCall:
             ]
         )
 
-    def test_the_warmth_rule_may_run_the_two_functions_that_people_wait_for(self) -> None:
+    def test_the_warmth_rule_may_run_the_two_functions_of_a_knock(self) -> None:
         here = deployed(KeepWarm="on")
         source = {"aws:SourceArn": here.arn("Warmth")}
-        asked = {
+        requests = {
             name: Request(
                 "events.amazonaws.com", "lambda:InvokeFunction", here.arn(f"{name}Function"), source
             )
             for name in ("Api", "Authorize", "Revoke", "Guard", "Setup")
         }
-        answers = zip(asked, here.judge(asked.values()), strict=True)
+        answers = zip(requests, here.judge(requests.values()), strict=True)
         assert {name for name, answer in answers if answer.allowed} == {"Api", "Authorize"}
 
-    def test_nobody_else_may_publish_to_the_topics(self) -> None:
+    def test_no_service_may_publish_to_the_topics(self) -> None:
         """Neither has a policy of its own, and the default one is for the account's own principals.
 
         https://docs.aws.amazon.com/sns/latest/dg/sns-access-policy-language-using.html
@@ -552,6 +560,7 @@ class TestWhoMayCall:
             return Request("events.amazonaws.com", "sqs:SendMessage", queue, {"aws:SourceArn": source})
 
         assert all(
-            one.allowed for one in here.judge([send(here.arn("GrantStopped")), send(here.arn("GuardHourly"))])
+            answer.allowed
+            for answer in here.judge([send(here.arn("GrantStopped")), send(here.arn("GuardHourly"))])
         )
         denied([send(f"arn:aws:events:{REGION}:{ACCOUNT}:rule/another")])

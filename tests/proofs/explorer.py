@@ -1,29 +1,27 @@
 """Tries every order in which concurrent operations can make their calls to AWS, on the strict twins.
 
-A *run* is one invocation of a function: deterministic between its calls, so all it will do follows from
-the answers it has had. What is explored is a graph. A state is what AWS holds and, for each process, the
-answers its run has had; an edge is one call (or a fault, or a step in time). Two orders of calls that
-lead to the same state go on alike, so a state is visited once; and a step that no other process can see
-(the start of a run, the hint that `groups` gives) is made at once. These are the only reductions, and
-they lose nothing. How many orders the graph stands for is counted all the same.
+A *run* is one invocation of a function. It is deterministic between its calls, so its next call follows
+from the answers it has received. The orders form a graph. A state is the content of AWS and, for each
+process, the answers its run has received; an edge is one call (or a fault, or a step in time). Two orders
+of calls that lead to the same state continue alike, so a state is visited once; and a step that no other
+process can see (the start of a run, the hint that `groups` gives) is made at once. These are the only
+reductions, and they lose nothing. The orders that the graph stands for are counted all the same.
 
-Processes are what runs functions on AWS: an execution (authorize, hold, revoke, and force where trail or
-ledger cannot be had), a closing (which comes after an execution that was stopped or failed, or is
-started, and tries again until it is done), `DELETE /grants/{id}`, an operator's stop, a task delivered
-twice, the guard; and what happens to AWS: a store that is down for a while, a ledger's item that is lost,
-a rule changed by hand.
+A process runs functions on AWS: an execution (authorize, hold, revoke, and force where trail or ledger
+cannot be reached), a closing (after an execution that was stopped or failed, or started by a renewal; it
+tries again until it is done), `DELETE /grants/{id}`, an operator's stop, a task delivered twice, the guard.
+Or it is an event: a store that is down for a while, a ledger's item that is lost, a rule changed by hand.
 
-Faults are a process that is gone after a call took effect (who tries it again on AWS tries it again here:
-for the task of a stopped execution that is nobody), a call that fails without an effect, an answer that
-is lost, and one that is lost to the client, whose own second try then meets what the first one wrote.
-What EC2 leaves open (tests/twins.py) is an edge for each thing that it may do.
+Faults are a process that ends after a call took effect (it is tried again where AWS would: the task of a
+stopped execution is not), a call that fails without an effect, an answer that is lost, and one that is
+lost to the client, whose second try then meets the first one's write. Where EC2 may do several things
+(tests/twins.py), each is an edge.
 
 A ledger's token follows from its content here: a write that finds the content it read replaces it as well
 as one that finds a random token, and states that differ in a token alone are one.
 
-Time stands still while a run is under way: runs are killed when they take longer than a function may,
-which is the fault *gone*. It moves when all have come to rest, to the next retry, or to the next grant's
-end.
+Time stands still while a run is under way: a run that takes longer than a function may is killed, which is
+the fault *gone*. Time moves when no run is under way: to the next retry, or to the next grant's end.
 
 At every state:   a grant that is open and live has its rules; foreign rules are as they were; a rule is
                   claimed and its grant recorded before it is made, and none is made at or after its end.
@@ -57,8 +55,8 @@ from grants.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from grants.ledger import Ledger, encode
-from grants.ledgers import Ledgers, Snapshot
+from grants.ledger import Ledger, Snapshot, encode
+from grants.ledgers import Ledgers
 from grants.opening import authorize
 from grants.operations import Operations
 from grants.timing import SETTLES
@@ -82,14 +80,14 @@ READS = ("get", "query", "count", "find", "tagged", "show", "ours", "groups", "d
 
 
 class Violation(AssertionError):
-    """An invariant does not hold; the text tells how it came to that."""
+    """An invariant does not hold; the text lists the steps that led there."""
 
 
 # ---------------------------------------------------------------------------- runs
 
 
 class _Next(BaseException):
-    """The run's next call: what unwinds it, since its answer is not known yet."""
+    """The run's next call. Unwinds the run, since the answer is not known yet."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -98,7 +96,7 @@ class _Next(BaseException):
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A run that has had some answers: its next call, or how it ended."""
+    """A run that has received some answers: its next call, or its end."""
 
     run: Run
     answers: tuple[Any, ...] = ()
@@ -110,7 +108,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation: which operation, when, and its number among its kind."""
+    """One invocation: the operation, its time, and in its name the number of the try."""
 
     name: str
     act: Callable[[Operations], object] = field(compare=False)
@@ -118,7 +116,7 @@ class Run:
 
 
 class _Replay:
-    """Answers a run's calls from what it has had, and unwinds it at the first it has not."""
+    """Answers a run's calls with the answers it has received, and unwinds it at the next call."""
 
     def __init__(self, service: str, answers: Iterator[Any]) -> None:
         self._service, self._answers = service, answers
@@ -126,13 +124,13 @@ class _Replay:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            found = next(self._answers, _Next)
-            if found is _Next:
-                kept = tuple(_keep(arg) for arg in args)
-                raise _Next(Call(self._service, name, (kept, tuple(sorted(kwargs.items())))))
-            if isinstance(found, KnockError):
-                raise found.with_traceback(None)
-            return found
+            answer = next(self._answers, _Next)
+            if answer is _Next:
+                arguments = tuple(_hashable(arg) for arg in args)
+                raise _Next(Call(self._service, name, (arguments, tuple(sorted(kwargs.items())))))
+            if isinstance(answer, KnockError):
+                raise answer.with_traceback(None)
+            return answer
 
         return call
 
@@ -140,8 +138,8 @@ class _Replay:
         return rule.stack == twins.STACK
 
 
-def _keep(argument: Any) -> Any:
-    """Make a tuple of what can be walked through only once, or changes."""
+def _hashable(argument: Any) -> Any:
+    """Make a tuple of an iterator, or of a collection that may change."""
     if isinstance(argument, (str, tuple, Mapping)):
         return argument
     return tuple(argument)
@@ -185,10 +183,10 @@ def advance(node: Node) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Something that runs functions for one grant, or happens to AWS. `phase` is where it stands.
+    """A process that runs functions for one grant, or an event on AWS. `phase` is its state:
 
-    ready: its next run can start. running: `node` is under way. again: it comes back in a few minutes.
-    holding: an execution in its Wait state. down: an outage. done. asleep: a closing that nobody has started.
+    ready: its next run can start. running: `node` is under way. again: it tries again in a few minutes.
+    holding: an execution in its Wait state. down: an outage. done. asleep: a closing that is not started.
     `opened` is the execution's own state: the rules that AuthorizeIngress answered with.
     """
 
@@ -219,12 +217,12 @@ def holding(grant: Grant, opened: tuple[Opened, ...] = ()) -> Process:
 
 
 def forged(grant: Grant, value: dict[str, Any]) -> Process:
-    """An execution with this input, which says to be the grant's."""
+    """An execution with this input under the grant's id."""
     return Process(f"forged {grant.id}", "execution", grant, task="authorize", payload=value)
 
 
 def again(grant: Grant, which: str = "second") -> Process:
-    """The authorize task delivered once more, which nobody tries again."""
+    """The authorize task delivered once more, which is not tried again."""
     return Process(f"{which} {grant.id}", "again", grant, task="authorize")
 
 
@@ -239,7 +237,7 @@ def stop(grant: Grant) -> Process:
 
 
 def guarding(grant: Grant) -> Process:
-    """The drift guard's run, which nobody tries again."""
+    """The drift guard's run, which is not tried again."""
     return Process("guard", "again", grant, task="guard")
 
 
@@ -271,7 +269,7 @@ def _authorize(operations: Operations, process: Process) -> list[Opened]:
 
 
 def _own_task(how: str) -> Callable[[Operations, Process], object]:
-    """What the revoke function does for an execution's own tasks."""
+    """Give the revoke function's operation for an execution's own tasks."""
 
     def act(operations: Operations, process: Process) -> object:
         try:
@@ -287,7 +285,7 @@ def _own_task(how: str) -> Callable[[Operations, Process], object]:
 
 
 def _outside(*, forced: bool) -> Callable[[Operations, Process], object]:
-    """What the revoke function does for a stopped execution's event, and for a renewal that handed over."""
+    """Give the revoke function's operation for a closing: of a stopped execution, or started by a renewal."""
 
     def act(operations: Operations, process: Process) -> object:
         end = _end(process, "revoked", "an AWS operator")
@@ -324,7 +322,7 @@ MOST_TRIES = 12
 
 
 def _ended(process: Process, failed: KnockError | None, result: object, *, stopped: bool) -> Process:
-    """Say what a process does when its run has ended, as AWS would."""
+    """Give a process after its run has ended, as AWS would continue it."""
     idle = replace(process, node=None)
     if process.kind == "execution" and stopped:  # the engine starts no more tasks
         return replace(idle, phase="done")
@@ -346,7 +344,7 @@ def _ended(process: Process, failed: KnockError | None, result: object, *, stopp
 
 
 def _again(process: Process, failed: KnockError) -> Process:
-    """Try again: from now on at any time, or for what has to settle first, later."""
+    """Try again: at any time from now on, or minutes later where a rule has to settle first."""
     later = isinstance(failed, RuleUnsettled) or (failed is not GONE and process.tries > 1)
     return replace(process, phase="again" if later else "ready", tries=process.tries + 1)
 
@@ -356,7 +354,7 @@ def _again(process: Process, failed: KnockError) -> Process:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What AWS holds, and where each process stands. `faults` are left to happen."""
+    """The content of AWS, and the phase of each process. `faults` may still happen."""
 
     aws: tuple[dict[str, Any], ...]
     now: Any
@@ -391,7 +389,7 @@ def _ledger(source: str, item: Item) -> Ledger:
 
 
 def _freeze(answer: Any) -> object:
-    """Make an answer something to look up by: equal answers are one."""
+    """Make an answer hashable: equal answers give equal values."""
     if isinstance(answer, KnockError):
         return repr(answer), vars(answer).get("missing")
     if isinstance(answer, (list, tuple)):
@@ -402,7 +400,7 @@ def _freeze(answer: Any) -> object:
 
 
 class _Choices:
-    """Lets AWS do, one after the other, each thing that it may."""
+    """Chooses each of the things that AWS may do, one after the other."""
 
     def __init__(self) -> None:
         self._script: list[int] = []
@@ -416,7 +414,7 @@ class _Choices:
         return options[self._script[place]]
 
     def again(self) -> bool:
-        """Go on to the next; False when all have been."""
+        """Go on to the next; False when all have been chosen."""
         script = self._script[: len(self._widths)]
         while script and script[-1] + 1 == self._widths[len(script) - 1]:
             script.pop()
@@ -428,7 +426,7 @@ class _Choices:
 
 
 class _Twice(Hook):
-    """Lets the client make each write of a store twice, since it did not hear of the first."""
+    """Lets the client make each write of a store twice, as if the first answer was lost."""
 
     def twice(self, call: Call) -> bool:
         return True
@@ -452,8 +450,8 @@ class Scenario:
 
 
 @dataclass
-class Found:
-    """How much was tried."""
+class Explored:
+    """The size of the graph."""
 
     states: int = 0
     edges: int = 0
@@ -466,7 +464,7 @@ class Explorer:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.world = scenario, scenario.world
-        self.found = Found()
+        self.explored = Explored()
         self._roots: dict[object, Node] = {}
         self._orders: dict[object, int] = {}
         self._path: list[object] = []
@@ -481,17 +479,17 @@ class Explorer:
         self._hint = groups
         self._grants = {process.grant.id: process.grant for process in scenario.processes}
 
-    def explore(self) -> Found:
+    def explore(self) -> Explored:
         """Walk through every state there is."""
-        gc.disable()  # what is kept is kept to the end, and looked through in vain again and again
+        gc.disable()  # nothing is freed before the end, so that collections would only take time
         depth = sys.getrecursionlimit()
         sys.setrecursionlimit(20_000)
         try:
-            self.found.orders = self._visit(self._begin())
+            self.explored.orders = self._visit(self._begin())
         finally:
             sys.setrecursionlimit(depth)
             gc.enable()
-        return self.found
+        return self.explored
 
     def walk(self, dice: random.Random) -> int:
         """Go one way at random to its end. Gives the number of steps."""
@@ -501,8 +499,8 @@ class Explorer:
             if not edges:
                 self._check_end(state)
                 return len(self._path)
-            told, state = dice.choice(edges)
-            self._path.append(told)
+            step, state = dice.choice(edges)
+            self._path.append(step)
             self._check(state)
 
     def _begin(self) -> State:
@@ -517,17 +515,17 @@ class Explorer:
         key = state.key
         if key in self._orders:
             return self._orders[key]
-        self.found.states += 1
+        self.explored.states += 1
         orders = 0
-        for told, after in self._edges(state):
-            self.found.edges += 1
-            self._path.append(told)
+        for step, after in self._edges(state):
+            self.explored.edges += 1
+            self._path.append(step)
             self._check(after)
             orders += self._visit(after)
             self._path.pop()
         if not orders:
             self._check_end(state)
-            self.found.ends += 1
+            self.explored.ends += 1
             orders = 1
         self._orders[key] = orders
         return orders
@@ -537,7 +535,7 @@ class Explorer:
     def _edges(self, state: State) -> Iterator[tuple[object, State]]:
         for place, process in enumerate(state.processes):
             unseen = process.phase == "ready" and process.kind not in ("execution", "outage", "event")
-            if unseen:  # nobody else sees that it starts
+            if unseen:  # no other process can see that it starts
                 yield from self._start(state, place)
                 return
         moved = False
@@ -590,7 +588,7 @@ class Explorer:
         yield f"{process.name}: {process.task}", self._onward(state, place, running)
 
     def _onward(self, state: State, place: int, process: Process) -> State:
-        """Put a running process in its place: past what nobody else sees, and on when it has ended."""
+        """Put a running process in its place: past calls that no other process sees, and on at its end."""
         node = process.node
         assert node
         while node.call and node.call.name == "groups":
@@ -607,14 +605,14 @@ class Explorer:
         assert process.node
         assert process.node.call
         call = process.node.call
-        came = self._call(state, call)
-        for answer, after in came:
+        answers = self._call(state, call)
+        for answer, after in answers:
             yield (process.name, call, answer, ""), self._answered(after, place, answer)
         if not state.faults:
             return
         yield from self._fail_call(state, place, call)
         if call.name not in READS:
-            yield from self._lose(state, place, call, came)
+            yield from self._lose(state, place, call, answers)
 
     def _fail_call(self, state: State, place: int, call: Call) -> Iterator[tuple[object, State]]:
         """Let a call fail before it has done anything."""
@@ -628,21 +626,21 @@ class Explorer:
             yield (process.name, call, failure, " and does nothing"), self._answered(fewer, place, failure)
 
     def _lose(
-        self, state: State, place: int, call: Call, came: list[tuple[Any, State]]
+        self, state: State, place: int, call: Call, answers: list[tuple[Any, State]]
     ) -> Iterator[tuple[object, State]]:
         """Let a run be gone after its call took effect, or its answer be lost, to it or to the client."""
         process = state.processes[place]
-        for answer, done in came:
+        for answer, after in answers:
             if isinstance(answer, KnockError):
                 continue
-            told, after = (process.name, call, answer), replace(done, faults=state.faults - 1)
-            yield (*told, ", and the run is gone"), self._gone(after, place)
+            step, fewer = (process.name, call, answer), replace(after, faults=state.faults - 1)
+            yield (*step, ", and the run is gone"), self._gone(fewer, place)
             if process.kind != "stop":
-                yield (*told, ", and the answer is lost"), self._answered(after, place, FAILS[call.service])
+                yield (*step, ", and the answer is lost"), self._answered(fewer, place, FAILS[call.service])
         if call.service in ("trail", "ledger"):
-            for answer, done in self._call(state, call, _Twice()):
-                after = replace(done, faults=state.faults - 1)
-                yield (process.name, call, answer, " to the second try"), self._answered(after, place, answer)
+            for answer, after in self._call(state, call, _Twice()):
+                fewer = replace(after, faults=state.faults - 1)
+                yield (process.name, call, answer, " to the second try"), self._answered(fewer, place, answer)
 
     def _call(self, state: State, call: Call, hook: Hook | None = None) -> list[tuple[Any, State]]:
         """Make a call: (the answer, the state after), for each answer that AWS may give."""
@@ -655,7 +653,7 @@ class Explorer:
             "closings": world.closings,
         }
         choices = _Choices()
-        came: list[tuple[Any, State]] = []
+        answers: list[tuple[Any, State]] = []
         seen: set[object] = set()
         world.let_choose(choices)
         world.listen(hook or Hook())
@@ -672,13 +670,13 @@ class Explorer:
                 answer = list(answer)
             after = self._capture(state.processes, state.faults, state.started)
             more = choices.again()
-            if not more and not came:
+            if not more and not answers:
                 return [(answer, after)]
-            if (what := (_freeze(answer), after.key)) not in seen:
-                seen.add(what)
-                came.append((answer, after))
+            if (result := (_freeze(answer), after.key)) not in seen:
+                seen.add(result)
+                answers.append((answer, after))
             if not more:
-                return came
+                return answers
 
     def _answered(self, state: State, place: int, answer: Any) -> State:
         process = state.processes[place]
@@ -693,18 +691,18 @@ class Explorer:
     def _wait(self, state: State) -> Iterator[tuple[object, State]]:
         """Let time pass, now that nothing runs: to the retries, or to the next grant's end."""
         if any(p.phase == "down" for p in state.processes):
-            return  # who waits, waits for that
+            return  # the outage ends first
         if any(p.phase == "again" for p in state.processes):
             later = state.now + SETTLES + timedelta(seconds=1)
             processes = tuple(replace(p, phase="ready") if p.phase == "again" else p for p in state.processes)
             yield "minutes pass", self._later(state, later, processes)
             return
         self._check_rest(state)
-        held = [p for p in state.processes if p.phase == "holding"]
-        if held:
-            end = max(state.now, min(p.grant.expires_at for p in held))
+        waiting = [p for p in state.processes if p.phase == "holding"]
+        if waiting:
+            end = max(state.now, min(p.grant.expires_at for p in waiting))
             processes = tuple(
-                replace(p, phase="ready") if p in held and p.grant.expires_at <= end else p
+                replace(p, phase="ready") if p in waiting and p.grant.expires_at <= end else p
                 for p in state.processes
             )
             yield "a grant's end comes", self._later(state, end, processes)
@@ -718,13 +716,13 @@ class Explorer:
         processes = list(state.processes)
         processes[place] = process
         if process.kind == "execution" and process.phase == "done" and not self._stopped(state, process):
-            over = "SUCCEEDED" if process.opened else "FAILED"
+            status = "SUCCEEDED" if process.opened else "FAILED"
             if not process.payload:
-                *others, statuses = state.aws
-                state = replace(state, aws=(*others, {**statuses, process.grant.id: over}))
-        for number, one in enumerate(processes):
-            if one.phase == "asleep" and self._called(state, one):
-                processes[number] = replace(one, phase="ready")
+                *parts, statuses = state.aws
+                state = replace(state, aws=(*parts, {**statuses, process.grant.id: status}))
+        for number, closing in enumerate(processes):
+            if closing.phase == "asleep" and self._called(state, closing):
+                processes[number] = replace(closing, phase="ready")
         return replace(state, processes=tuple(processes))
 
     def _stopped(self, state: State, process: Process) -> bool:
@@ -734,40 +732,40 @@ class Explorer:
         name = process.grant.id
         return state.aws[4].get(name) in ("ABORTED", "FAILED") or name in state.started
 
-    # -- what AWS holds
+    # -- the content of AWS
 
     def _capture(
         self, processes: tuple[Process, ...], faults: int, started: frozenset[str] = frozenset()
     ) -> State:
         world = self.world
-        held: tuple[dict[Any, Any], ...] = (
+        parts: tuple[dict[Any, Any], ...] = (
             world.trail_store.items,
             world.ledger_store.items,
             world.ingress.rules,
-            world.ingress.made,
+            world.ingress.additions,
             world.executions.statuses,
         )
-        begun = started | {name for name, _ in world.closings.started}
+        closings = started | {name for name, _ in world.closings.started}
         return State(
-            tuple(dict(part) for part in held),
+            tuple(dict(part) for part in parts),
             world.clock.now,
             world.ingress.recent,
-            begun,
+            closings,
             processes,
             faults,
         )
 
     def _restore(self, state: State) -> None:
         world = self.world
-        trail, ledger, rules, made, statuses = (dict[Any, Any](part) for part in state.aws)
+        trail, ledger, rules, additions, statuses = (dict[Any, Any](part) for part in state.aws)
         world.trail_store.items, world.ledger_store.items = trail, ledger
-        world.ingress.rules, world.ingress.made, world.ingress.recent = rules, made, state.recent
+        world.ingress.rules, world.ingress.additions, world.ingress.recent = rules, additions, state.recent
         world.executions.statuses, world.closings.started = statuses, []
         world.clock.now = state.now
         down = {name for p in state.processes if p.phase == "down" for name in p.payload}
         world.trail_store.down, world.ledger_store.down = "trail" in down, "ledger" in down
 
-    # -- what must hold
+    # -- invariants
 
     def _records(self, state: State) -> list[Record]:
         return [_read(name, item) for name, item in state.aws[0].items()]
@@ -792,7 +790,7 @@ class Explorer:
         grant = self._grants[grant_id]
         if not self.scenario.lost:
             ended = (record := state.aws[0].get(grant_id)) and _read(grant_id, record).state != "live"
-            for key in (RuleKey(group, one, cidr) for one in ports):
+            for key in (RuleKey(group, port_range, cidr) for port_range in ports):
                 rule = ledger.rules.get(key)
                 claimed = claim and (key in claim.rule_keys or key in claim.foreign)
                 if not ended and not (claimed and rule and rule.attempts):
@@ -817,15 +815,15 @@ class Explorer:
         ours = [rule for rule in state.aws[2].values() if rule.stack == twins.STACK]
         for rule in ours:
             if rule.key not in claimed and rule.id not in ids:
-                self._fail(f"at rest, nobody claims {rule.id}")
-        there = {rule.key for rule in ours} | {
+                self._fail(f"at rest, no live grant claims {rule.id}")
+        present = {rule.key for rule in ours} | {
             key
             for item_source, item in state.aws[1].items()
-            for key, known in _ledger(item_source, item).rules.items()
-            if known.ids.keys() & state.aws[2].keys()
+            for key, rule in _ledger(item_source, item).rules.items()
+            if rule.ids.keys() & state.aws[2].keys()
         }
-        if claimed - there and not self.scenario.early:
-            self._fail(f"at rest, there is no rule for {', '.join(map(str, claimed - there))}")
+        if claimed - present and not self.scenario.early:
+            self._fail(f"at rest, there is no rule for {', '.join(map(str, claimed - present))}")
         for record in self._records(state):
             if record.state != "live" and not record.closed_at:
                 self._fail(f"at rest, {record.id} is {record.state} and not closed")
@@ -836,16 +834,16 @@ class Explorer:
                 self._fail(f"at the end, {process.name} is {process.phase}")
         for record in self._records(state):
             if record.live_at(state.now):
-                self._fail(f"at the end, {record.id} is live and nobody will end it")
+                self._fail(f"at the end, {record.id} is live and no process will end it")
         self._check_rest(state)
         for source, item in state.aws[1].items():
             ledger = _ledger(source, item)
             if ledger.claims or ledger.rules:
                 self._fail(f"at the end, the ledger of {source} holds {ledger.claims} and {ledger.rules}")
 
-    def _fail(self, what: str) -> None:
-        way = "\n  ".join(map(_tell, self._path))
-        raise Violation(f"{what}, after\n  {way}")
+    def _fail(self, violation: str) -> None:
+        steps = "\n  ".join(map(_tell, self._path))
+        raise Violation(f"{violation}, after\n  {steps}")
 
 
 def _answer(node: Node, answer: Any, frozen: object = None) -> Node:
@@ -868,8 +866,8 @@ def _short(answer: Any) -> str:
     if isinstance(answer, Item):
         return _short(dict(answer))
     if isinstance(answer, Mapping):
-        said = {key: value for key, value in answer.items() if not str(key).startswith("input_")}
-        return str(said)[:700]
+        attributes = {key: value for key, value in answer.items() if not str(key).startswith("input_")}
+        return str(attributes)[:700]
     if isinstance(answer, (list, tuple)):
         return f"[{', '.join(map(_short, answer))}]"
     if isinstance(answer, Rule):

@@ -50,7 +50,7 @@ def fresh() -> World:
 def knocks(
     world: World,
     name: str,
-    who: Principal,
+    principal: Principal,
     *targets: Target,
     hours: float = 1,
     renews: Grant | None = None,
@@ -58,7 +58,7 @@ def knocks(
     """Decide a grant and start its execution."""
     now = world.clock()
     grant = Grant.decide(
-        who,
+        principal,
         SOURCE,
         targets or (BASTION,),
         now,
@@ -71,19 +71,19 @@ def knocks(
 
 
 def opened(
-    world: World, name: str, who: Principal, *targets: Target, hours: float = 1
+    world: World, name: str, principal: Principal, *targets: Target, hours: float = 1
 ) -> tuple[Grant, tuple[Opened, ...]]:
-    grant = knocks(world, name, who, *targets, hours=hours)
+    grant = knocks(world, name, principal, *targets, hours=hours)
     return grant, tuple(authorize(world.operations, grant))
 
 
 def over(world: World, grant: Grant) -> None:
-    """Let time pass to a grant's end."""
+    """Move the clock to a grant's end."""
     world.clock.now = grant.expires_at
 
 
 def is_late(world: World) -> None:
-    """Let EC2 take its time from now on: see twins.py for what it may do meanwhile."""
+    """Let EC2 lag from now on, as twins.py describes."""
     world.ingress.lags = LAGS
 
 
@@ -106,7 +106,7 @@ def two_open_where_one_has_just_gone(world: World) -> Scenario:
 
 
 def one_opens_where_one_has_just_gone(world: World) -> Scenario:
-    """EC2 calls the rule that is gone a duplicate, and lists it: it is adopted by nobody."""
+    """EC2 calls the rule that is gone a duplicate, and lists it: no grant adopts it."""
     is_late(world)
     a, _ = opened(world, "a", ALICE)
     close(world.operations, a, End("revoked", "alice"))
@@ -128,13 +128,13 @@ def revoked_while_it_opens(world: World) -> Scenario:
 
 
 def stopped_while_it_opens(world: World) -> Scenario:
-    """The task goes on though its execution was stopped, and nobody tries it again."""
+    """The task goes on though its execution was stopped, and is not tried again."""
     a = knocks(world, "a", ALICE)
     return Scenario(world, [execution(a), stop(a)])
 
 
 def stopped_while_it_opens_beside_another(world: World) -> Scenario:
-    """Its result comes in while the rule is closing, or has been claimed by the other."""
+    """Its result arrives while the rule is closing, or has been claimed by the other grant."""
     a, b = knocks(world, "a", ALICE), knocks(world, "b", BOB, hours=2)
     return Scenario(world, [execution(a), stop(a), execution(b)], faults=0)
 
@@ -146,7 +146,7 @@ def revoked_while_it_opens_twice(world: World) -> Scenario:
 
 
 class _Gone(BaseException):
-    """A run is gone."""
+    """A run ends."""
 
 
 class _GoneAfter(Hook):
@@ -159,7 +159,7 @@ class _GoneAfter(Hook):
         if call.name == "authorize" and not self._effect:
             raise _Gone
 
-    def after(self, call: Call, came: object) -> None:
+    def after(self, call: Call, result: object) -> None:
         if call.name == "authorize":
             raise _Gone
 
@@ -175,7 +175,7 @@ def _an_attempt_is_left(world: World, *, effect: bool) -> Scenario:
 
 
 def an_attempt_that_made_a_rule_is_closed_as_another_opens(world: World) -> Scenario:
-    """A rule that is closing with an attempt and no id is opened again: nobody can be revoking its id."""
+    """A rule that is closing with an attempt and no id is opened again: no run can be revoking its id."""
     return _an_attempt_is_left(world, effect=True)
 
 
@@ -185,10 +185,10 @@ def an_attempt_that_made_nothing_is_closed_as_another_opens(world: World) -> Sce
 
 
 def a_late_run_is_gone_after_its_claim(world: World) -> Scenario:
-    """The claim of a run that nobody tries again, of a closed grant, must not hold another's rule."""
-    b, others = opened(world, "b", BOB, hours=0.5)
+    """The claim of a run that is not tried again, of a closed grant, must not keep another's rule open."""
+    b, rules = opened(world, "b", BOB, hours=0.5)
     a = knocks(world, "a", ALICE)
-    return Scenario(world, [holding(b, others), again(a), delete(a)])
+    return Scenario(world, [holding(b, rules), again(a), delete(a)])
 
 
 def opens_twice(world: World) -> Scenario:
@@ -198,16 +198,16 @@ def opens_twice(world: World) -> Scenario:
 
 
 def revoked_and_expired_at_once(world: World) -> Scenario:
-    """A try that is cut off between its release and its revocation finds the rules again."""
+    """A try that ends between its release and its revocation leaves rules that the next one finds."""
     a, rules = opened(world, "a", ALICE)
     over(world, a)
     return Scenario(world, [execution(a, "expire", rules), delete(a)])
 
 
 def two_end_at_once(world: World) -> Scenario:
-    (a, rules), (b, others) = opened(world, "a", ALICE), opened(world, "b", BOB)
+    (a, rules_a), (b, rules_b) = opened(world, "a", ALICE), opened(world, "b", BOB)
     over(world, a)
-    return Scenario(world, [execution(a, "expire", rules), execution(b, "expire", others)])
+    return Scenario(world, [execution(a, "expire", rules_a), execution(b, "expire", rules_b)])
 
 
 def all_three_end_at_once(world: World) -> Scenario:
@@ -216,11 +216,11 @@ def all_three_end_at_once(world: World) -> Scenario:
 
 
 def two_end_as_a_third_opens(world: World) -> Scenario:
-    (a, rules), (b, others) = opened(world, "a", ALICE), opened(world, "b", BOB)
+    (a, rules_a), (b, rules_b) = opened(world, "a", ALICE), opened(world, "b", BOB)
     over(world, a)
     c = knocks(world, "c", CAROL)
     return Scenario(
-        world, [execution(a, "expire", rules), execution(b, "expire", others), execution(c)], faults=0
+        world, [execution(a, "expire", rules_a), execution(b, "expire", rules_b), execution(c)], faults=0
     )
 
 
@@ -275,7 +275,7 @@ def renewal_that_is_stopped(world: World) -> Scenario:
 
 
 def renewal_that_is_revoked_before_it_has_ended_the_old_one(world: World) -> Scenario:
-    """And whose task nobody tries again, since its execution was stopped."""
+    """And whose task is not tried again, since its execution was stopped."""
     a, _ = opened(world, "a", ALICE)
     b = knocks(world, "b", ALICE, hours=2, renews=a)
     return Scenario(world, [holding(a), again(b), delete(b)], faults=0)
@@ -285,7 +285,7 @@ def renewal_that_is_revoked_before_it_has_ended_the_old_one(world: World) -> Sce
 
 
 def pool_spills(world: World) -> Scenario:
-    """The first group has no room; one grant ends as another takes its place in the pool."""
+    """The first group has no room; one grant ends as another opens in the pool."""
     foreign = RuleKey("sg-p", HTTPS, "198.51.100.1/32")
     world.ingress.quota["sg-p"] = 2
     world.ingress.add_rule(foreign)
@@ -312,14 +312,14 @@ def a_full_group_for_one(world: World) -> Scenario:
 
 
 def pool_exhausted(world: World) -> Scenario:
-    """One target opens, the other has no room: all is rolled back, and a neighbour stays."""
+    """One target opens and the second has no room: the grant is rolled back, and its neighbour stays."""
     world.ingress.quota |= {"sg-p": 0, "sg-q": 0}
     a, b = knocks(world, "a", ALICE, BASTION, POOL), knocks(world, "b", BOB, hours=2)
     return Scenario(world, [execution(a), execution(b)], faults=0)
 
 
 def foreign_rule(world: World) -> Scenario:
-    """A static rule is equal to one of the two that are asked for."""
+    """A static rule is equal to one of the two that the grants request."""
     key = RuleKey("sg-w", HTTPS, SOURCE)
     world.ingress.add_rule(key)
     a, b = knocks(world, "a", ALICE, WEB), knocks(world, "b", BOB, WEB, hours=2)
@@ -333,18 +333,18 @@ def foreign_rule_for_one(world: World) -> Scenario:
     return Scenario(world, [execution(a), delete(a)], frozenset({key}))
 
 
-# ---------------------------------------------------------------------------- what drafts died of
+# ---------------------------------------------------------------------------- forged, lost, down, changed
 
 
 def a_forged_run(world: World) -> Scenario:
-    """An execution says to be a live grant's, and asks for more, while that one opens."""
+    """An execution under a live grant's id requests another target, while that grant opens."""
     a = knocks(world, "a", ALICE)
     value = replace(a, targets=(BASTION, WEB)).as_input()
     return Scenario(world, [execution(a), forged(a, value)])
 
 
 def the_ledger_is_lost_while_a_grant_is_open(world: World) -> Scenario:
-    """An empty ledger proves nothing: what was opened is found by its id, or its tag."""
+    """An empty ledger proves nothing: the rules that were opened are found by their ids, or their tags."""
     a, _ = opened(world, "a", ALICE, BASTION, WEB)
     return Scenario(world, [holding(a), delete(a), losing(a)], early=frozenset({a.id}), lost=True)
 
@@ -364,7 +364,7 @@ def the_ledger_is_lost_while_a_grant_opens(world: World) -> Scenario:
 
 
 def force_in_an_outage(world: World) -> Scenario:
-    """Nothing outlives its end though the ledger is down; who knocks afterwards meets the dead id."""
+    """No rule outlives its grant though the ledger is down; one that opens afterwards meets the dead id."""
     a, rules = opened(world, "a", ALICE)
     over(world, a)
     b = knocks(world, "b", BOB)
@@ -379,14 +379,14 @@ def force_without_trail_and_ledger(world: World) -> Scenario:
 
 
 def stopped_in_an_outage(world: World) -> Scenario:
-    """A closing from outside without the trail: the tag says which rules are the grant's own."""
+    """A closing without the trail: the tag says which rules are the grant's own."""
     a, rules = opened(world, "a", ALICE)
     processes = [holding(a, rules), stop(a), outage(a, "trail", "ledger")]
     return Scenario(world, processes, early=frozenset({a.id}))
 
 
 def a_rule_is_changed_by_hand(world: World) -> Scenario:
-    """The rule's id stays, its key does not: another's rule of the same key makes two ids of one."""
+    """The rule's id stays, its key changes: another grant's rule then makes two ids under one key."""
     a, rules = opened(world, "a", ALICE)
     over(world, a)
     b = knocks(world, "b", BOB)
@@ -395,7 +395,7 @@ def a_rule_is_changed_by_hand(world: World) -> Scenario:
 
 
 def one_is_stopped_where_a_rule_was_changed_by_hand(world: World) -> Scenario:
-    """A run that is gone left a second id under a key whose first id the ledger knows."""
+    """A run that ended left a second id under a key whose first id the ledger knows."""
     a, rules = opened(world, "a", ALICE, hours=2)
     world.ingress.modify_rule(rules[0].rule_id, replace(KEY, ports=HTTP))
     b = knocks(world, "b", BOB)
@@ -414,32 +414,32 @@ def the_guard_beside_an_authorize(world: World) -> Scenario:
 
 
 def the_guard_as_one_ends(world: World) -> Scenario:
-    """The guard closes what nobody closed, while its closing comes after all."""
+    """The guard closes a grant that was left open, while that grant's own closing comes after all."""
     a, _ = opened(world, "a", ALICE)
-    b, others = opened(world, "b", BOB, hours=2)
+    b, rules = opened(world, "b", BOB, hours=2)
     world.executions.finish(a.id, "SUCCEEDED")
     over(world, a)
     world.clock.advance(GRACE)
-    return Scenario(world, [guarding(a), delete(a), holding(b, others)], faults=0)
+    return Scenario(world, [guarding(a), delete(a), holding(b, rules)], faults=0)
 
 
 # ---------------------------------------------------------------------------- variations
 
 
 def late(scenario: Callable[[World], Scenario]) -> Callable[[World], Scenario]:
-    """EC2 may be late with all it does from the beginning of the scenario, and what came just before it."""
+    """EC2 may lag from the beginning of the scenario, with the changes just before it too."""
 
     def varied(world: World) -> Scenario:
-        made = scenario(world)
+        variation = scenario(world)
         is_late(world)
-        return made
+        return variation
 
     varied.__name__ = f"{scenario.__name__}_and_ec2_is_late"
     return varied
 
 
 def faulty(scenario: Callable[[World], Scenario], faults: int = 1) -> Callable[[World], Scenario]:
-    """So many calls fail, are lost, or are the last of their runs."""
+    """That number of calls fail, lose their answers, or are the last of their runs."""
 
     def varied(world: World) -> Scenario:
         return replace(scenario(world), faults=faults)
@@ -493,7 +493,7 @@ WITHOUT = [
 ]
 ALL = [*WITH_A_FAULT, *(faulty(scenario, 0) for scenario in WITHOUT)]
 
-# What is too large for the tests: `make soak ARGS=--larger`.
+# Too large for the tests: `make soak ARGS=--larger`.
 LARGER = [
     faulty(an_attempt_that_made_a_rule_is_closed_as_another_opens),
     faulty(an_attempt_that_made_nothing_is_closed_as_another_opens),
@@ -534,7 +534,7 @@ def _quiet() -> Iterator[None]:
 def test_the_invariants_hold_in_every_order(
     scenario: Callable[[World], Scenario], record_property: Callable[[str, object], None]
 ) -> None:
-    """No rule outlives its last claim, no grant is cut short, and the claim comes before the door.
+    """No rule outlives its last claim, no grant is cut short, and the claim comes before the rule.
 
     Mutation: functions/grants/ledger.py: `if not (rule.closing and rule.ids):` -> `if True:`
     Mutation: functions/grants/ledger.py: `if grant_id in ledger.released:` -> `if False:`
@@ -554,6 +554,6 @@ def test_the_invariants_hold_in_every_order(
         -> `if grant.id not in snapshot.ledger.claims:`
     Mutation: functions/grants/values.py: `if own_id != grant.id:` -> `if False:`
     """
-    found = Explorer(scenario(fresh())).explore()
-    record_property("orders of concurrent calls", found.orders)
-    record_property("states that concurrent calls come to", found.states)
+    explored = Explorer(scenario(fresh())).explore()
+    record_property("orders of concurrent calls", explored.orders)
+    record_property("states that concurrent calls come to", explored.states)

@@ -1,4 +1,4 @@
-"""What the operations do where several calls, clocks or grants would have to meet for it to happen."""
+"""The operations where the timing of several calls, clocks or grants has to coincide."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def world() -> World:
 
 
 class At(Hook):
-    """Does something once, before or after a call of some name."""
+    """Acts once, before or after the first call of a name."""
 
     def __init__(self, name: str, act: Callable[[], object], *, after: bool = False) -> None:
         self._name, self._act, self._after = name, act, after
@@ -58,7 +58,7 @@ class At(Hook):
         if not self._after:
             self._once(call)
 
-    def after(self, call: Call, came: object) -> None:
+    def after(self, call: Call, result: object) -> None:
         if self._after:
             self._once(call)
 
@@ -95,7 +95,7 @@ class TestAuthorization:
         world.listen(At("put", lambda: over(world, grant), after=True))
         with pytest.raises(GrantEnded):
             authorize(world.operations, grant)
-        assert world.ingress.made == {}
+        assert world.ingress.additions == {}
         assert world.ledger(SOURCE).claims == {}
 
     def test_an_input_under_another_grants_id_is_no_grant(self, world: World) -> None:
@@ -104,24 +104,24 @@ class TestAuthorization:
         with pytest.raises(InvalidGrant, match="its own id is"):
             Grant.from_input(forged.as_input())
 
-    def test_a_run_that_comes_after_the_end_claims_nothing(self, world: World) -> None:
+    def test_a_run_after_the_end_claims_nothing(self, world: World) -> None:
         grant, _ = opened(world, "a", ALICE)
         close(world.operations, grant, REVOKED)
         with pytest.raises(GrantEnded):
             authorize(world.operations, grant)
         assert world.ledger(SOURCE).rules == {}
 
-    def test_a_run_that_comes_long_after_the_end_makes_nothing(self, world: World) -> None:
+    def test_a_run_long_after_the_end_makes_no_rule(self, world: World) -> None:
         """Mutation: functions/grants/opening.py: `if record.state != "live":` -> `if False:`"""
         grant, _ = opened(world, "a", ALICE)
         close(world.operations, grant, REVOKED)
         world.clock.advance(SETTLES)
-        opened(world, "b", BOB, WEB)  # its write drops what is old, the released grant too
+        opened(world, "b", BOB, WEB)  # its write drops old entries, the released grant too
         with pytest.raises(GrantEnded):
             authorize(world.operations, grant)
-        assert world.ingress.made[KEY] == 1
+        assert world.ingress.additions[KEY] == 1
 
-    def test_a_run_whose_grant_ended_meanwhile_closes_what_it_made(self, world: World) -> None:
+    def test_a_run_whose_grant_ended_meanwhile_closes_the_rule_it_made(self, world: World) -> None:
         """Mutation: functions/grants/opening.py: `    _withdraw(operations, run)` -> `    pass`"""
         grant = knocks(world, "a", ALICE)
         world.listen(
@@ -131,7 +131,7 @@ class TestAuthorization:
             authorize(world.operations, grant)
         assert world.ingress.rules == {}
 
-    def test_a_renewal_that_cannot_end_the_old_grant_hands_that_over(self, world: World) -> None:
+    def test_a_renewal_that_cannot_end_the_old_grant_starts_a_closing_for_it(self, world: World) -> None:
         """Mutation: functions/grants/opening.py: `operations.closings.start(` -> `str(`"""
         old, _ = opened(world, "a", ALICE)
         grant = knocks(world, "b", ALICE, renews=old)
@@ -182,7 +182,7 @@ class TestClosing:
         close(world.operations, grant, REVOKED)
         assert world.ingress.rules == {}
 
-    def test_a_grant_is_not_closed_when_the_look_for_an_attempt_fails(self, world: World) -> None:
+    def test_a_grant_is_not_closed_when_the_search_for_an_attempt_fails(self, world: World) -> None:
         """Mutation: functions/grants/closing.py:
         `if not snapshot.ledger.closing(wanted):`
         -> `if sweep.failures or not snapshot.ledger.closing(wanted):`
@@ -210,13 +210,13 @@ class TestClosing:
         close(world.operations, grant, REVOKED)
         world.clock.advance(SETTLES)
         now, elsewhere = world.clock(), "198.51.100.9/32"
-        other = Grant.decide(BOB, elsewhere, (BASTION, WEB), now, now + timedelta(hours=1), nonce="b")
-        others = authorize(world.operations, other)
+        neighbour = Grant.decide(BOB, elsewhere, (BASTION, WEB), now, now + timedelta(hours=1), nonce="b")
+        neighbours_rules = authorize(world.operations, neighbour)
         foreign = world.ingress.add_rule(RuleKey("sg-p", HTTP, SOURCE))
-        named = {rule.key: rule.rule_id for rule in others} | {KEY: foreign}
+        named = {rule.key: rule.rule_id for rule in neighbours_rules} | {KEY: foreign}
         for act in (close, force):
             act(world.operations, grant, REVOKED, named)
-        assert {rule.rule_id for rule in others} | {foreign} == world.ingress.rules.keys()
+        assert {rule.rule_id for rule in neighbours_rules} | {foreign} == world.ingress.rules.keys()
 
 
 class TestForce:
@@ -231,39 +231,37 @@ class TestForce:
         """
         foreign = world.ingress.add_rule(RuleKey("sg-w", HTTPS, SOURCE))
         grant, rules = opened(world, "a", ALICE, BASTION, WEB)
-        _, others = opened(world, "b", BOB, POOL)
+        _, neighbours_rules = opened(world, "b", BOB, POOL)
         world.ledger_store.refuses = True
         world.listen(At("revoke", fail(IngressUnavailable("no answer"))))
         with pytest.raises(IngressUnavailable):
             force(world.operations, grant, REVOKED, {rule.key: rule.rule_id for rule in rules})
         assert len(world.ingress.mine()) == 2
-        assert {foreign, others[0].rule_id} <= world.ingress.rules.keys()
+        assert {foreign, neighbours_rules[0].rule_id} <= world.ingress.rules.keys()
 
     @pytest.mark.parametrize("error", [RuleUnsettled("not yet"), IngressUnavailable("no answer")])
-    def test_it_does_not_go_without_trail_and_ledger_when_they_are_there(
-        self, world: World, error: Exception
-    ) -> None:
+    def test_it_needs_trail_and_ledger_where_they_answer(self, world: World, error: Exception) -> None:
         """Mutation: functions/grants/closing.py:
         `except (IngressRefused, IngressThrottled, IngressUnavailable, RuleUnsettled):`
         -> `except IngressRefused:`
         """
         grant, rules = opened(world, "a", ALICE)
-        _other = opened(world, "b", BOB)
+        opened(world, "b", BOB)
         world.listen(At("get", fail(error)))
         with pytest.raises(type(error)):
             force(world.operations, grant, REVOKED, {rule.key: rule.rule_id for rule in rules})
         assert KEY in world.ingress.keys
 
-    def test_it_closes_nothing_for_a_grant_that_never_was(self, world: World) -> None:
+    def test_it_closes_nothing_for_a_grant_that_never_started(self, world: World) -> None:
         """Mutation: functions/grants/closing.py:
         `except (GrantNotFound, EngineUnavailable):` -> `except ImportError:`
         """
         _, rules = opened(world, "a", ALICE)
-        made_up = replace(knocks(world, "b", BOB))
-        del world.executions.statuses[made_up.id]
+        unstarted = replace(knocks(world, "b", BOB))
+        del world.executions.statuses[unstarted.id]
         world.clock.advance(SETTLES)
         with pytest.raises(GrantNotFound):
-            force(world.operations, made_up, REVOKED, {rule.key: rule.rule_id for rule in rules})
+            force(world.operations, unstarted, REVOKED, {rule.key: rule.rule_id for rule in rules})
         assert KEY in world.ingress.keys
 
     def test_it_closes_a_shared_rule_by_the_trail_where_the_ledger_cannot_be_read(self, world: World) -> None:
@@ -286,7 +284,7 @@ class TestForce:
         `if not rule.closing and at <= old and` -> `if at > old and`
         """
         grant, rules = opened(world, "a", ALICE)
-        other, _ = opened(world, "b", BOB, hours=2)
+        second, _ = opened(world, "b", BOB, hours=2)
         world.clock.advance(SETTLES)
         own = {rule.key: rule.rule_id for rule in rules}
         world.ledger_store.down = True
@@ -295,9 +293,9 @@ class TestForce:
         world.ledger_store.down = False
         force(world.operations, grant, REVOKED, own)
         assert rules[0].rule_id in world.ledger(SOURCE).tombstones
-        third, again = opened(world, "c", BOB)
-        assert again[0].rule_id != rules[0].rule_id
-        close(world.operations, other, REVOKED)
+        third, third_rules = opened(world, "c", BOB)
+        assert third_rules[0].rule_id != rules[0].rule_id
+        close(world.operations, second, REVOKED)
         close(world.operations, third, REVOKED)
         assert world.ingress.rules == {}
 
@@ -317,13 +315,13 @@ class TestGuard:
 
     def test_it_finds_nothing_where_all_is_well(self, world: World) -> None:
         opened(world, "a", ALICE)
-        other, _ = opened(world, "b", BOB, WEB)
-        close(world.operations, other, REVOKED)
-        world.executions.finish(other.id, "ABORTED")
+        closed, _ = opened(world, "b", BOB, WEB)
+        close(world.operations, closed, REVOKED)
+        world.executions.finish(closed.id, "ABORTED")
         world.clock.advance(GRACE)
         assert list(guard(world.operations)) == []
 
-    def test_one_failing_look_hides_nothing_else(self, world: World) -> None:
+    def test_a_failing_search_hides_no_other_finding(self, world: World) -> None:
         grant, _ = opened(world, "a", ALICE)
         world.executions.finish(grant.id, "SUCCEEDED")
         over(world, grant)

@@ -1,10 +1,10 @@
-"""Whatever people and AWS do, in whatever order: rules are the claims of live grants, and foreign ones.
+"""Random schedules of people and AWS: rules are the claims of live grants, and foreign ones.
 
-One thing happens after another here; what happens at once is for test_interleavings. What AWS does is
-done: a task that crashes is tried again, a closing follows an execution that was stopped, timers fire
-when their time comes. And AWS does it as badly as is documented: calls fail before or after their effect,
-answers are lost to the client that then meets its own write, EC2's lists are late and disagree, ids are
-unknown, what is gone is called a duplicate, and time passes within a run.
+Operations run one after the other here; test_interleavings runs them at once. AWS does its part: a task
+that crashes is tried again, a closing follows an execution that was stopped, timers fire when they are due.
+And AWS does it as badly as is documented: calls fail before or after their effect, answers are lost to the
+client, which then meets its own write, EC2's lists are late and disagree, ids are unknown, a rule that is
+gone is called a duplicate, and time passes within a run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ EFFECT = ("put", "delete", "authorize", "revoke", "stop", "start")
 
 
 class Crash(BaseException):
-    """The function's process is gone."""
+    """The function's process ends."""
 
 
 FAILS: dict[str, Callable[[str], KnockError]] = {
@@ -79,16 +79,15 @@ FAILS: dict[str, Callable[[str], KnockError]] = {
 
 
 class Unkind(Hook):
-    """Makes things go wrong, by dice: none at rest, and at most so many a run; kills a run after its time."""
+    """Makes calls fail, by dice: none at rest, and three at most a run; kills a run after its time."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.dice = random.Random(0)  # noqa: S311  # has to come again
+        self.dice = random.Random(0)  # noqa: S311  # has to be reproducible
         self.odds = 0.0
         self.slow = 0.0
         self.left = 0
         self.until = world.clock()
-        self.made: dict[str, RuleKey] = {}
         self.ends: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -96,13 +95,13 @@ class Unkind(Hook):
 
     @contextmanager
     def calm(self) -> Iterator[None]:
-        """Let nothing go wrong for a while."""
-        kept = self.odds, self.slow
+        """Let no call fail for a while."""
+        odds, slow = self.odds, self.slow
         self.odds, self.slow = 0, 0.0
         try:
             yield
         finally:
-            self.odds, self.slow = kept
+            self.odds, self.slow = odds, slow
 
     def happens(self) -> bool:
         if self.left and self.dice.random() < self.odds:
@@ -128,10 +127,8 @@ class Unkind(Hook):
                 raise IngressThrottled("too many calls")
             raise FAILS[call.service]("it did not act")
 
-    def after(self, call: Call, came: object) -> None:
-        if call.name == "authorize" and isinstance(came, dict):
-            self.made |= {rule_id: key for key, rule_id in came.items()}
-        if call.name in EFFECT and not isinstance(came, KnockError) and self.happens():
+    def after(self, call: Call, result: object) -> None:
+        if call.name in EFFECT and not isinstance(result, KnockError) and self.happens():
             if self.dice.random() < 0.4:
                 raise Crash(call)
             raise FAILS[call.service]("its answer was lost")
@@ -154,7 +151,7 @@ class Knocking(RuleBasedStateMachine):
         self.world.let_choose(self.hook.choose)
         self.world.executions.stopped = lambda grant_id: self.events.append(grant_id)
         self.events: list[str] = []
-        self.asked: dict[str, Grant] = {}
+        self.grants: dict[str, Grant] = {}
         self.foreign: dict[RuleKey, str] = {}
         self.forced: dict[str, datetime] = {}  # source → until when force may have cut its grants short
 
@@ -165,10 +162,10 @@ class Knocking(RuleBasedStateMachine):
                 self.world.ingress.add_group(group, ROOM, target)
         if late:
             self.world.ingress.lags = LAGS
-        self.hook.dice, self.hook.odds = random.Random(seed), odds  # noqa: S311  # has to come again
+        self.hook.dice, self.hook.odds = random.Random(seed), odds  # noqa: S311  # has to be reproducible
         self.hook.slow = 1.5 if odds else 0.0
 
-    # ------------------------------------------------------------------ what AWS does
+    # ------------------------------------------------------------------ AWS
 
     def run(self, act: Callable[[], object]) -> KnockError | None:
         """Run a task as AWS does: again when it crashed or was told to, with time in between."""
@@ -176,7 +173,7 @@ class Knocking(RuleBasedStateMachine):
         try:
             for tries in range(60):
                 if tries == 30:
-                    self.hook.odds, self.hook.slow = 0, 0.0  # nothing goes wrong for ever
+                    self.hook.odds, self.hook.slow = 0, 0.0  # faults do not last for ever
                 self.hook.begin()
                 try:
                     act()
@@ -190,7 +187,7 @@ class Knocking(RuleBasedStateMachine):
                     return None
         finally:
             self.hook.odds, self.hook.slow = odds, slow
-        raise AssertionError("a task never comes to an end")
+        raise AssertionError("a task never ends")
 
     def end(self, grant: Grant, how: State, by: str = "knock") -> None:
         end = End(how, by, closer=how)
@@ -202,17 +199,17 @@ class Knocking(RuleBasedStateMachine):
         assert failed is None or isinstance(failed, GrantNotFound), failed
 
     def deliver(self) -> None:
-        """Close from outside what was stopped, and what was handed over."""
+        """Run the closings of executions that were stopped, and those that a renewal started."""
         while self.events or self.world.closings.started:
             started, self.world.closings.started = self.world.closings.started, []
             names = [*self.events, *(name for name, _ in started)]
             self.events = []
             for name in names:
-                self.end(self.asked[name], "revoked", "an AWS operator")
+                self.end(self.grants[name], "revoked", "an AWS operator")
 
     def fire(self) -> None:
-        """Run what each execution does when its time has come."""
-        for grant in list(self.asked.values()):
+        """End each grant whose time is up, as its execution does."""
+        for grant in list(self.grants.values()):
             running = self.world.executions.statuses.get(grant.id) == "RUNNING"
             if running and self.world.clock() >= grant.expires_at:
                 self.end(grant, "expired")
@@ -223,31 +220,33 @@ class Knocking(RuleBasedStateMachine):
             self.deliver()
             self.fire()
             running = [n for n, status in self.world.executions.statuses.items() if status == "RUNNING"]
-            if not self.events and all(self.asked[n].live_at(self.world.clock()) for n in running):
+            if not self.events and all(self.grants[n].live_at(self.world.clock()) for n in running):
                 return
 
-    # ------------------------------------------------------------------ what people do
+    # ------------------------------------------------------------------ people
 
     @rule(
-        who=st.sampled_from(PRINCIPALS),
+        principal=st.sampled_from(PRINCIPALS),
         source=st.sampled_from(SOURCES),
-        wanted=st.lists(st.sampled_from(TARGETS), min_size=1, max_size=2, unique=True),
+        requested=st.lists(st.sampled_from(TARGETS), min_size=1, max_size=2, unique=True),
         minutes=st.integers(1, 50),
         renews=st.integers(0, 3),
     )
-    def knock(self, who: Principal, source: str, wanted: list[Target], minutes: int, renews: int) -> None:
+    def knock(
+        self, principal: Principal, source: str, requested: list[Target], minutes: int, renews: int
+    ) -> None:
         now = self.world.clock()
-        own = [g.id for g in self.asked.values() if g.principal == who]
+        own = [g.id for g in self.grants.values() if g.principal == principal]
         grant = Grant.decide(
-            who,
+            principal,
             source,
-            tuple(wanted),
+            tuple(requested),
             now,
             now.replace(microsecond=0) + timedelta(minutes=minutes),
-            nonce=f"n{len(self.asked)}",
+            nonce=f"n{len(self.grants)}",
             renews=own[-1] if renews == 1 and own else None,
         )
-        self.asked[grant.id] = grant
+        self.grants[grant.id] = grant
         self.hook.ends[grant.id] = grant.expires_at
         with self.hook.calm():
             self.world.executions.start(grant)
@@ -258,26 +257,26 @@ class Knocking(RuleBasedStateMachine):
             self.world.executions.finish(grant.id, "FAILED")
         self.settle()
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.grants)
     @rule(data=st.data())
     def end_early(self, data: st.DataObject) -> None:
-        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        grant = data.draw(st.sampled_from(sorted(self.grants.values(), key=lambda g: g.order)))
         self.end(grant, "revoked", "alice")
         self.run(lambda: self.world.executions.stop(grant.id, "Revoked", "revoked by alice"))
         self.settle()
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.grants)
     @rule(data=st.data())
     def stop_execution(self, data: st.DataObject) -> None:
-        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        grant = data.draw(st.sampled_from(sorted(self.grants.values(), key=lambda g: g.order)))
         self.run(lambda: self.world.executions.stop(grant.id, "Stopped", "by an operator"))
         self.settle()
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.grants)
     @rule(data=st.data())
     def deliver_authorize_again(self, data: st.DataObject) -> None:
-        """Late: the grant may be long over. Nobody tries this again, and it may crash."""
-        grant = data.draw(st.sampled_from(sorted(self.asked.values(), key=lambda g: g.order)))
+        """Late: the grant may have ended long ago. This is not tried again, and may crash."""
+        grant = data.draw(st.sampled_from(sorted(self.grants.values(), key=lambda g: g.order)))
         self.hook.begin()
         with suppress(Crash, GrantEnded, PoolExhausted, InvalidGrant, Unavailable):
             authorize(self.world.operations, grant)
@@ -285,34 +284,40 @@ class Knocking(RuleBasedStateMachine):
         record = self.world.record(grant.id)
         if record and record.state == "live":
             self.run(lambda: authorize(self.world.operations, grant))
-        elif self.hook.odds:  # a run that died after a claim, minutes after the end, is left to the guard
+        elif self.hook.odds:  # a claim minutes after the end, of a run that died, is left to the guard
             self.sweep()
         self.settle()
 
     @rule(key=st.sampled_from(KEYS))
     def add_a_static_rule(self, key: RuleKey) -> None:
-        there = [one for one in self.world.ingress.keys if one.group == key.group and _alike(one, key)]
-        if key not in there and len(there) < ROOM:
+        present = [
+            other
+            for other in self.world.ingress.keys
+            if other.group == key.group and _same_family(other, key)
+        ]
+        if key not in present and len(present) < ROOM:
             self.foreign[key] = self.world.ingress.add_rule(key)
-            self.world.clock.advance(
-                SETTLES
-            )  # EC2's lists show it: a younger one is taken for one that is gone
+            self.world.clock.advance(SETTLES)  # else EC2's lists may take it for a rule that is gone
             self.settle()
 
     @precondition(lambda self: self.world.ingress.mine())
     @rule(data=st.data(), port=st.integers(2000, 2003))
     def change_a_rule_by_hand(self, data: st.DataObject, port: int) -> None:
-        """It keeps its id; whoever relied on it knocks again."""
-        mine = data.draw(st.sampled_from(sorted(self.world.ingress.mine(), key=lambda rule: rule.id)))
-        key = RuleKey(mine.key.group, Ports(port, port, "tcp"), mine.key.cidr)
+        """It keeps its id; the grants that claim it are ended, and one that a renewal could not close."""
+        changed = data.draw(st.sampled_from(sorted(self.world.ingress.mine(), key=lambda rule: rule.id)))
+        key = RuleKey(changed.key.group, Ports(port, port, "tcp"), changed.key.cidr)
         if self.world.ingress.at(key):
             return
-        self.world.ingress.modify_rule(mine.id, key)
-        ledger = self.world.ledger(mine.key.cidr)
+        self.world.ingress.modify_rule(changed.id, key)
+        ledger = self.world.ledger(changed.key.cidr)
         for name, claim in ledger.claims.items():
-            if any(mine.id in ledger.rules[k].ids for k in claim.rule_keys if k in ledger.rules):
-                self.end(self.asked[name], "revoked", "alice")
+            if any(changed.id in ledger.rules[k].ids for k in claim.rule_keys if k in ledger.rules):
+                self.end(self.grants[name], "revoked", "alice")
                 self.run(lambda name=name: self.world.executions.stop(name, "Revoked", ""))  # type: ignore[misc]
+        for record in self.world.records():
+            ids = {opened.rule_id for opened in record.opened}
+            if record.state == "superseded" and not record.closed_at and changed.id in ids:
+                self.end(record.grant, "superseded")
         self.settle()
 
     @rule(seconds=st.integers(1, 1200))
@@ -322,7 +327,7 @@ class Knocking(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        """The guard's hour comes: it may find what nobody tried again, and ends no live grant."""
+        """Run the guard: it may find claims and rules that were left, and ends no live grant."""
         self.world.clock.advance(GRACE * 2)
         self.settle()
         live = {r.id for r in self.world.records() if r.live_at(self.world.clock())}
@@ -331,7 +336,7 @@ class Knocking(RuleBasedStateMachine):
         ended = {r.id for r in self.world.records() if not r.live_at(self.world.clock())}
         assert not live & ended
 
-    # ------------------------------------------------------------------ what must hold
+    # ------------------------------------------------------------------ invariants
 
     @invariant()
     def rules_are_the_claims_of_live_grants_and_foreign_ones(self) -> None:
@@ -345,21 +350,21 @@ class Knocking(RuleBasedStateMachine):
             for key in claim.rule_keys
         }
         ours = {rule.key for rule in self.world.ingress.mine()}
-        # A renewal that could neither close the old grant nor hand it over leaves it to its own end.
-        left = {
+        # A renewal that could neither close the old grant nor start its closing leaves it to its own end.
+        superseded = {
             key
             for r in self.world.records()
             if r.state == "superseded" and not r.closed_at and now < r.grant.expires_at
             for key in r.grant.rule_keys
         }
         if not self.world.counts.get("SupersedeFailed"):
-            left = set()
-        assert ours <= claimed | left, f"nobody claims {ours - claimed - left}"
-        there = self.world.ingress.keys
+            superseded = set()
+        assert ours <= claimed | superseded, f"no live grant claims {ours - claimed - superseded}"
+        present = self.world.ingress.keys
         for record in live.values():
             cut = record.grant.requested_at < self.forced.get(record.grant.source, record.grant.requested_at)
             if record.authorized_at and not cut:
-                assert {opened.key for opened in record.opened} <= there, f"{record.id} has lost its rules"
+                assert {opened.key for opened in record.opened} <= present, f"{record.id} has lost its rules"
         for key, rule_id in self.foreign.items():
             rule_ = self.world.ingress.rules[rule_id]
             assert (rule_.key, rule_.stack, rule_.grant_id) == (key, None, None)
@@ -381,12 +386,12 @@ class Knocking(RuleBasedStateMachine):
         assert self.world.ledger_store.items == {}, "the ledgers are empty in the end"
 
 
-def _alike(one: RuleKey, other: RuleKey) -> bool:
-    return (":" in one.cidr) == (":" in other.cidr)
+def _same_family(key: RuleKey, other: RuleKey) -> bool:
+    return (":" in key.cidr) == (":" in other.cidr)
 
 
 def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
-    """And nothing goes wrong for what goes wrong.
+    """Calls that fail, late lists and crashes change nothing of that.
 
     Mutation: functions/grants/opening.py:
         `return Own(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -32,22 +33,22 @@ class Killed(BaseException):
 
 
 class Slow(Hook):
-    """Every call takes its time; when the run's own is over it is killed, before the effect of that call."""
+    """Every call takes A_CALL; a run that exceeds its time is killed, before the effect of that call."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.until = world.clock()
-        self.calls = 0
+        self.calls: Counter[str] = Counter()
 
     def before(self, call: Call) -> None:
-        self.calls += 1
+        self.calls[call.name] += 1
         self._world.clock.advance(A_CALL)
         if self._world.clock() > self.until:
             raise Killed(call)
 
 
-def until_done(world: World, hook: Slow, act: Callable[[], object]) -> int:
-    """Run again and again, as the state machine does, until it is done. Gives the number of runs."""
+def runs_needed(world: World, hook: Slow, act: Callable[[], object]) -> int:
+    """Run again and again, as the state machine does, until a run succeeds. Gives the number of runs."""
     for runs in range(1, 40):
         hook.until = world.clock() + ACTS
         try:
@@ -67,33 +68,34 @@ def largest(world: World) -> Grant:
     for target in TARGETS:
         world.ingress.add_group(target.groups[0], target=target)
     now = world.clock()
-    who = Principal("k1", "alice")
-    grant = Grant.decide(who, SOURCE, TARGETS, now, now + timedelta(hours=1), nonce="n")
+    principal = Principal("k1", "alice")
+    grant = Grant.decide(principal, SOURCE, TARGETS, now, now + timedelta(hours=1), nonce="n")
     world.executions.start(grant)
     return grant
 
 
-def test_the_largest_grant_opens_and_closes_however_often_it_is_cut_off() -> None:
-    """One call a group: eight calls at each end, and the whole takes one run."""
+def test_the_largest_grant_opens_in_one_run_and_closes_in_one() -> None:
+    """With one call a group at each end."""
     world = World()
     grant = largest(world)
     hook = Slow(world)
     world.listen(hook)
-    assert until_done(world, hook, lambda: authorize(world.operations, grant)) == 1
+    assert runs_needed(world, hook, lambda: authorize(world.operations, grant)) == 1
     assert len(world.ingress.rules) == MAX_RULES
-    assert until_done(world, hook, lambda: close(world.operations, grant, End("revoked", "alice"))) == 1
+    assert runs_needed(world, hook, lambda: close(world.operations, grant, End("revoked", "alice"))) == 1
     assert world.ingress.rules == {}
+    assert (hook.calls["authorize"], hook.calls["revoke"]) == (GROUPS, GROUPS)
 
 
 class Blind(Slow):
-    """Slow, and the hint that `groups` gives shows none of the rules that there are."""
+    """Slow, and the hint that `groups` gives shows none of the rules."""
 
     def before(self, call: Call) -> None:
         super().before(call)
         self._world.let_choose(lambda options: options[-1 if call.name == "groups" else 0])
 
 
-def test_it_opens_and_closes_one_rule_at_a_time() -> None:
+def test_the_largest_grant_opens_and_closes_rule_by_rule_over_several_runs() -> None:
     """A call for several rules of a group is refused as a whole where one is there already, or is not there.
 
     Mutation: functions/grants/timing.py:
@@ -111,13 +113,13 @@ def test_it_opens_and_closes_one_rule_at_a_time() -> None:
         )
     hook = Blind(world)
     world.listen(hook)
-    assert 1 < until_done(world, hook, lambda: authorize(world.operations, grant)) < 12
+    assert 1 < runs_needed(world, hook, lambda: authorize(world.operations, grant)) < 12
     assert len(world.ingress.rules) == MAX_RULES
     world.clock.advance(SETTLES)
-    for target in TARGETS:  # somebody takes one rule of each group away
-        gone = next(rule for rule in world.ingress.mine() if rule.key.group in target.groups)
-        world.ingress.remove_rule(gone.id)
-    assert 1 < until_done(world, hook, lambda: close(world.operations, grant, End("revoked", "alice"))) < 12
+    for target in TARGETS:  # an operator removes one rule of each group
+        removed = next(rule for rule in world.ingress.mine() if rule.key.group in target.groups)
+        world.ingress.remove_rule(removed.id)
+    assert 1 < runs_needed(world, hook, lambda: close(world.operations, grant, End("revoked", "alice"))) < 12
     assert world.ingress.rules == {}
     record = world.record(grant.id)
     assert record

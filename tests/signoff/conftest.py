@@ -1,10 +1,10 @@
-"""What the sign-off works with: a stack on AWS when one is named, the local stack otherwise.
+"""The stack that is signed off: one on AWS when one is named, the local stack otherwise.
 
     make e2e STACK=knock                 # with your own AWS credentials and region
 
 It makes a security group of its own, attached to nothing and tagged as a target, and an API key of its own in
-the stack's usage plan. Nobody else's groups, keys or grants are touched, and both are removed at the end,
-whatever happened in between.
+the stack's usage plan. No other group, key or grant is touched, and both are removed at the end, also when a
+test fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.local_stack import LocalStack
 from tests.waiting import wait_for
 
 STACK = os.environ.get("KNOCK_SIGNOFF_STACK")  # read here, before a fixture takes a person's settings away
-PORT = 9  # discard: even on an attached group, nobody listens there
+PORT = 9  # discard: no program listens there, even if the group were attached
 
 
 @pytest.fixture(autouse=True)
@@ -44,24 +44,24 @@ def _no_aws_of_ones_own(request: pytest.FixtureRequest) -> None:
 
 @dataclass
 class Deployment:
-    """A deployed stack, and what the sign-off made in it."""
+    """A deployed stack, and the key, target and group that the sign-off made in it."""
 
-    found: stacks.Stack
+    stack: stacks.Stack
     api_url: str
     seconds: int  # how long a grant lasts
-    settles: float  # how long AWS may take to follow: rights kept for a minute, keys on their way to the edge
+    settles: float  # how long AWS may take to know a new key and target: rights are cached, keys spread
     key: str = ""
     key_id: str = ""
     target: str = ""
     group: str = ""
 
     def client(self, service: str, region: str | None = None) -> Any:
-        return self.found.aws.client(service, region)
+        return self.stack.aws.client(service, region)
 
     @cached_property
     def trail(self) -> Trail:
-        region, domain = self.found.setting("TRAIL_REGION"), self.found.setting("TRAIL_DOMAIN")
-        if self.found.setting("TRAIL_STORE") == "dynamodb":
+        region, domain = self.stack.setting("TRAIL_REGION"), self.stack.setting("TRAIL_DOMAIN")
+        if self.stack.setting("TRAIL_STORE") == "dynamodb":
             return Trail(DynamoDb(self.client("dynamodb", region), domain))
         return Trail(SimpleDb(self.client("sdb", region), domain))
 
@@ -71,7 +71,7 @@ class Deployment:
         )
 
     def open(self, reason: str, **more: str) -> dict[str, Any]:
-        """Knock for one grant, and wait until its rule is there."""
+        """Knock for a grant, and wait until its rule is there."""
         body = {"targets": [self.target], "duration": f"{self.seconds}s", "reason": reason} | more
         answer = self.call("POST", "/knock", json=body)
         assert answer.status_code in (201, 202), answer.text
@@ -80,10 +80,10 @@ class Deployment:
         return grant
 
     def rules(self) -> set[str]:
-        """List whom the scratch group lets in."""
+        """List the CIDRs that the scratch group lets in."""
         filters = [{"Name": "group-id", "Values": [self.group]}]
-        found = self.client("ec2").describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
-        return {rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in found if not rule["IsEgress"]}
+        rules = self.client("ec2").describe_security_group_rules(Filters=filters)["SecurityGroupRules"]
+        return {rule.get("CidrIpv4") or rule["CidrIpv6"] for rule in rules if not rule["IsEgress"]}
 
     def status(self, grant: dict[str, Any]) -> str:
         arn = grant["execution_arn"]
@@ -91,24 +91,24 @@ class Deployment:
         return status
 
     def events(self, grant: dict[str, Any]) -> list[str]:
-        """List what the trail says happened to a grant, read where it is kept."""
-        known = self.trail.get(grant["id"])
-        return [event.event for event in known.events] if known else []
+        """List the events of a grant, read from the store."""
+        record = self.trail.get(grant["id"])
+        return [event.event for event in record.events] if record else []
 
-    def wait(self, what: Callable[[], Any], why: str, seconds: float) -> Any:
-        return wait_for(what, why, seconds, pause=0.1, longest=2)
+    def wait(self, condition: Callable[[], Any], why: str, seconds: float) -> Any:
+        return wait_for(condition, why, seconds, pause=0.1, longest=2)
 
 
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
-    """The stack that is named, or a local one, with a scratch group and a key; they go again."""
+    """The stack that is named, or a local one, with a scratch group and a key that are deleted at the end."""
     with ExitStack() as cleanup:
         yield _furnish(_on_aws(STACK) if STACK else _local(cleanup), cleanup)
 
 
 def _on_aws(name: str) -> Deployment:
-    found = stacks.find(Aws(), name)
-    return Deployment(found, found.address, seconds=60, settles=180)
+    stack = stacks.find(Aws(), name)
+    return Deployment(stack, stack.read_api_url(), seconds=60, settles=180)
 
 
 def _local(cleanup: ExitStack) -> Deployment:
@@ -125,13 +125,17 @@ def _local(cleanup: ExitStack) -> Deployment:
     return Deployment(stacks.find(aws, None), local.api_url, seconds=4, settles=75)
 
 
-def _furnish(made: Deployment, cleanup: ExitStack) -> Deployment:
-    made.target = f"signoff-{secrets.token_hex(4)}"
-    ec2, gateway = made.client("ec2"), made.client("apigateway")
+def _furnish(deployment: Deployment, cleanup: ExitStack) -> Deployment:
+    deployment.target = f"signoff-{secrets.token_hex(4)}"
+    ec2, gateway = deployment.client("ec2"), deployment.client("apigateway")
     vpc = os.environ.get("KNOCK_SIGNOFF_VPC") or ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    tags = {"knock:stack": made.found.name, "knock:target": made.target, "knock:ports": f"{PORT}/tcp"}
-    made.group = ec2.create_security_group(
-        GroupName=made.target,
+    tags = {
+        "knock:stack": deployment.stack.name,
+        "knock:target": deployment.target,
+        "knock:ports": f"{PORT}/tcp",
+    }
+    deployment.group = ec2.create_security_group(
+        GroupName=deployment.target,
         Description="Scratch group of Knock's sign-off; may be deleted",
         VpcId=vpc,
         TagSpecifications=[
@@ -141,42 +145,50 @@ def _furnish(made: Deployment, cleanup: ExitStack) -> Deployment:
             }
         ],
     )["GroupId"]
-    cleanup.callback(_delete_group, made)
+    cleanup.callback(_delete_group, deployment)
     key = gateway.create_api_key(
-        name=made.target,
+        name=deployment.target,
         enabled=True,
         tags={
-            "knock:stack": made.found.name,
-            "knock:name": made.target,
-            "knock:targets": made.target,
+            "knock:stack": deployment.stack.name,
+            "knock:name": deployment.target,
+            "knock:targets": deployment.target,
             "knock:max-duration": "20m",
         },
     )
-    made.key, made.key_id = key["value"], key["id"]
-    cleanup.callback(gateway.delete_api_key, apiKey=made.key_id)
-    cleanup.callback(_end_grants, made)
-    gateway.create_usage_plan_key(usagePlanId=made.found.plan["id"], keyId=made.key_id, keyType="API_KEY")
-    made.wait(lambda: _knows(made), "the API does not know the new key and target", made.settles)
-    return made
+    deployment.key, deployment.key_id = key["value"], key["id"]
+    cleanup.callback(gateway.delete_api_key, apiKey=deployment.key_id)
+    cleanup.callback(_end_grants, deployment)
+    gateway.create_usage_plan_key(
+        usagePlanId=deployment.stack.read_plan()["id"], keyId=deployment.key_id, keyType="API_KEY"
+    )
+    deployment.wait(
+        lambda: _knows(deployment), "the API does not know the new key and target", deployment.settles
+    )
+    return deployment
 
 
-def _knows(made: Deployment) -> bool:
-    answer = made.call("GET", "/whoami")
-    return answer.status_code == 200 and made.target in {one["name"] for one in answer.json()["targets"]}
+def _knows(deployment: Deployment) -> bool:
+    answer = deployment.call("GET", "/whoami")
+    return answer.status_code == 200 and deployment.target in {
+        target["name"] for target in answer.json()["targets"]
+    }
 
 
-def _end_grants(made: Deployment) -> None:
-    """End what a failed test left open, by the same key."""
-    answer = made.call("GET", "/grants")
+def _end_grants(deployment: Deployment) -> None:
+    """End the grants that a failed test left live, with the same key."""
+    answer = deployment.call("GET", "/grants")
     for grant in answer.json().get("grants", []):
-        made.call("DELETE", f"/grants/{grant['id']}", params={"reason": "end of the sign-off"})
+        deployment.call("DELETE", f"/grants/{grant['id']}", params={"reason": "end of the sign-off"})
 
 
-def _delete_group(made: Deployment) -> None:
+def _delete_group(deployment: Deployment) -> None:
     try:
         # Untagged first: the tagging API lists deleted groups for hours, with the tags that they had.
         marks = ("knock:stack", "knock:target", "knock:ports")
-        made.client("ec2").delete_tags(Resources=[made.group], Tags=[{"Key": key} for key in marks])
-        made.client("ec2").delete_security_group(GroupId=made.group)
-    except ClientError as error:  # by then the whole stack may be gone, and the rest is to be cleaned up too
-        print(f"delete the security group {made.group} yourself: {error}")
+        deployment.client("ec2").delete_tags(
+            Resources=[deployment.group], Tags=[{"Key": key} for key in marks]
+        )
+        deployment.client("ec2").delete_security_group(GroupId=deployment.group)
+    except ClientError as error:  # the stack may be gone by then, and the clean-up must go on
+        print(f"delete the security group {deployment.group} yourself: {error}")

@@ -1,4 +1,4 @@
-"""Walk a state machine's definition and prove what the checkers of others do not look at.
+"""Walk a state machine's definition and prove promises that other checkers do not look at.
 
 `problems(definition, machine)` answers with one sentence for each promise that the definition breaks,
 and with an empty list for a definition that keeps them all. There are two machines, `GRANT` and
@@ -11,14 +11,14 @@ and with an empty list for a definition that keeps them all. There are two machi
   by a Fail;
 - a grant is held until its end before it is revoked as expired;
 - every state is reachable, says what it promises, and is bounded in time, tries and history;
-- a path reads only what is certainly there: the input, or what a step on every way to it has put there;
+- a path reads only fields that are certainly there: of the input, or put there by a step on every way to it;
 - the input of a closing, which may be as large as an input may be, never grows.
 
 The walk knows the tasks by the placeholders in their Resource and reads the JSON as it is, with no
-interpreter in between: what an interpreter makes of the same bytes, the tests of the lifecycle show.
+interpreter in between: the tests of the lifecycle run the same bytes on interpreters.
 
-It is written for the language that the machines keep to: JSONPath, and the states Task, Wait, Succeed
-and Fail. Whatever else turns up is a problem by itself, not something to pass over.
+It knows the language that the machines keep to: JSONPath, and the states Task, Wait, Succeed and Fail.
+Anything else in a definition is a problem by itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ State = Mapping[str, Any]
 
 
 class Machine(NamedTuple):
-    """Which of the two machines a definition is, and what is promised of that one alone.
+    """One of the two machines, and the promises of that one alone.
 
     `fields` are those of every input of its executions: of a closing's input, which has several forms, none.
     """
@@ -95,9 +95,9 @@ def load(machine: Machine = GRANT) -> dict[str, Any]:
 
 def problems(definition: Definition, machine: Machine) -> list[str]:
     """List every promise that the definition breaks."""
-    found = [*_shape(definition, machine)]
-    if found:  # nothing can be walked whose states do not hang together
-        return found
+    wrong = [*_shape(definition, machine)]
+    if wrong:  # nothing can be walked whose states do not hang together
+        return wrong
     return [
         *_reach(definition),
         *_machine_timeout(definition),
@@ -207,13 +207,13 @@ def _task(state: State, machine: Machine) -> Iterator[str]:
     yield from _result_path(state, machine, "answer")
 
 
-def _result_path(part: Mapping[str, Any], machine: Machine, what: str) -> Iterator[str]:
-    """Judge where a task's answer, or the error of a catcher, is put."""
+def _result_path(part: Mapping[str, Any], machine: Machine, kind: str) -> Iterator[str]:
+    """Judge where a task's answer, or a catcher's error, is put."""
     path = part.get("ResultPath", "$")
     if machine.keeps_results and path in ("$", None):
-        yield f"has no ResultPath, so its {what} would take the state's place or be lost"
+        yield f"has no ResultPath, so its {kind} would take the state's place or be lost"
     if not machine.keeps_results and path is not None:
-        yield f"keeps its {what} at {path}, so the input would change or grow"
+        yield f"keeps its {kind} at {path}, so the input would change or grow"
 
 
 def _wait(state: State, _machine: Machine) -> Iterator[str]:
@@ -300,24 +300,24 @@ def _in_context(path: str) -> bool:
     return not names or (names[0] in CONTEXT and (len(names) == 1 or names[1] in CONTEXT[names[0]]))
 
 
-# ---------------------------------------------------------------------------- all the ways there are
+# ---------------------------------------------------------------------------- every way
 
 
 def _reading(definition: Definition, fields: frozenset[str]) -> Iterator[str]:
-    """Find paths to what may not be there, and results put over what has to stay."""
-    there: dict[str, frozenset[str]] = {definition["StartAt"]: fields}
+    """Find paths to fields that may not be there, and results put over fields of the input."""
+    certain: dict[str, frozenset[str]] = {definition["StartAt"]: fields}
     ahead = [definition["StartAt"]]
-    while ahead:  # what is there for certain is what every way to a state agrees on
+    while ahead:  # certain are the fields that every way to a state agrees on
         name = ahead.pop()
         for step in steps(definition["States"][name]):
             if step.target is None:
                 continue
-            brings = there[name] | ({_field(step.puts)} if step.puts else set())
-            agreed = there.get(step.target, brings) & brings
-            if there.get(step.target) != agreed:
-                there[step.target] = agreed
+            brings = certain[name] | ({_field(step.puts)} if step.puts else set())
+            agreed = certain.get(step.target, brings) & brings
+            if certain.get(step.target) != agreed:
+                certain[step.target] = agreed
                 ahead.append(step.target)
-    for name, known in there.items():
+    for name, known in certain.items():
         state = definition["States"][name]
         for path in _paths_of(state):
             if path.startswith("$.") and _field(path) not in known:
@@ -328,49 +328,49 @@ def _reading(definition: Definition, fields: frozenset[str]) -> Iterator[str]:
 
 
 class Walk(NamedTuple):
-    """Where a walk is, and what has happened on the way there."""
+    """The state that a walk has reached, and what happened on its way."""
 
     name: str
     authorized: bool | None = None  # None before the task, then whether it succeeded
-    held: bool = False
+    waited: bool = False
     closed: bool | None = None  # None before a revoke task, then whether the last one succeeded
 
 
 def _ends(definition: Definition, machine: Machine) -> Iterator[str]:
     """Walk every way through the machine and judge how it ends."""
     states = definition["States"]
-    found: dict[str, None] = {}
+    faults: dict[str, None] = {}
     begin = Walk(definition["StartAt"])
-    came_from: dict[Walk, Walk | None] = {begin: None}
+    previous: dict[Walk, Walk | None] = {begin: None}
     ahead = [begin]
     while ahead:
         walk = ahead.pop()
         state = states[walk.name]
         if state["Type"] in ("Succeed", "Fail"):
             if wrong := _judge(walk, state, machine):
-                found[f"{wrong}, by {_way(walk, came_from)}"] = None
+                faults[f"{wrong}, by {_way(walk, previous)}"] = None
             continue
-        if walk.authorized and not walk.held and is_revoke(state):
-            found[f"{walk.name} revokes before the grant's end, by {_way(walk, came_from)}"] = None
+        if walk.authorized and not walk.waited and is_revoke(state):
+            faults[f"{walk.name} revokes before the grant's end, by {_way(walk, previous)}"] = None
         for step in steps(state):
             if step.target is None:
-                found[f"an error of {walk.name} is not caught, by {_way(walk, came_from)}"] = None
+                faults[f"an error of {walk.name} is not caught, by {_way(walk, previous)}"] = None
                 continue
             after = _after(walk, state, step)
-            if after not in came_from:
-                came_from[after] = walk
+            if after not in previous:
+                previous[after] = walk
                 ahead.append(after)
-    yield from found
+    yield from faults
 
 
 def _after(walk: Walk, state: State, step: Step) -> Walk:
     assert step.target is not None
-    done = walk._replace(name=step.target)
+    onward = walk._replace(name=step.target)
     if is_authorize(state):
-        return done._replace(authorized=not step.failed, held=False, closed=None)
+        return onward._replace(authorized=not step.failed, waited=False, closed=None)
     if is_revoke(state):
-        return done._replace(closed=not step.failed)
-    return done._replace(held=walk.held or state["Type"] == "Wait")
+        return onward._replace(closed=not step.failed)
+    return onward._replace(waited=walk.waited or state["Type"] == "Wait")
 
 
 def _judge(walk: Walk, state: State, machine: Machine) -> str | None:
@@ -384,12 +384,12 @@ def _judge(walk: Walk, state: State, machine: Machine) -> str | None:
     return None
 
 
-def _way(walk: Walk, came_from: Mapping[Walk, Walk | None]) -> str:
+def _way(walk: Walk, previous: Mapping[Walk, Walk | None]) -> str:
     names: list[str] = []
     at: Walk | None = walk
     while at is not None:
         names.append(at.name)
-        at = came_from[at]
+        at = previous[at]
     return " > ".join(reversed(names))
 
 

@@ -1,4 +1,4 @@
-"""The state machines' definitions: others' checkers, and our own walk over every path of both.
+"""The state machines' definitions: other checkers, and our own walk over every path of both.
 
 The walk (`definition.py`) is itself tested: each of the machines below breaks one promise, and the walk
 has to say which. Most of them pass every other checker here.
@@ -49,6 +49,25 @@ def input_fields() -> frozenset[str]:
     return frozenset(json.loads(example[1])) - {"renews"}
 
 
+def payloads() -> dict[str, tuple[object, str | None]]:
+    """Read each task's Parameters and ResultPath from the page that promises them, by its state."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("\n## The payload of a task\n")[1].split("\n## ")[0]
+    read: dict[str, tuple[object, str | None]] = {}
+    path: str | None = None
+    for states, payload, answer in re.findall(
+        r"^\| ([A-Z][^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE
+    ):
+        names = re.findall(r"[A-Z]\w+", states)
+        texts = re.findall(r"`(\{[^`]+\})`", payload)
+        if not answer.startswith("the same"):
+            place = re.search(r"at `(\$\.\w+)`", answer)
+            path = place[1] if place else None
+        for name, text in zip(names, texts * (len(names) // len(texts)), strict=True):
+            read[name] = json.loads(re.sub(r'"(\w+)": <\w+>', r'"\1.$": "$"', text)), path
+    return read
+
+
 def broken(definition: dict[str, Any], which: Machine = GRANT) -> list[str]:
     """List the promises that a definition breaks."""
     return problems(definition, which._replace(fields=input_fields()) if which.opens else which)
@@ -84,34 +103,7 @@ class TestTheDefinition:
         """
         assert broken(machine) == []
 
-    def test_its_states_are_the_designs(self, machine: dict[str, Any]) -> None:
-        assert {name: state["Type"] for name, state in machine["States"].items()} == {
-            "AuthorizeIngress": "Task",
-            "HoldUntilExpiry": "Wait",
-            "RevokeIngress": "Task",
-            "ForceRevokeIngress": "Task",
-            "Expired": "Succeed",
-            "RollBackIngress": "Task",
-            "ForceRollBackIngress": "Task",
-            "AuthorizationFailed": "Fail",
-            "RevocationFailed": "Fail",
-        }
-
-    def test_tasks_are_called_with_what_the_architecture_page_says(self, machine: dict[str, Any]) -> None:
-        states = machine["States"]
-        assert {name: state["Parameters"] for name, state in states.items() if state["Type"] == "Task"} == {
-            "AuthorizeIngress": {"grant.$": "$"},
-            "RevokeIngress": {"how": "expired", "grant.$": "$"},
-            "ForceRevokeIngress": {"how": "force", "grant.$": "$"},
-            "RollBackIngress": {"how": "failed", "grant.$": "$"},
-            "ForceRollBackIngress": {"how": "force", "grant.$": "$"},
-        }
-        assert states["AuthorizeIngress"]["ResultPath"] == "$.rules"
-        assert {state["ResultPath"] for state in states.values() if state.get("Resource") == REVOKE} == {
-            "$.revocation"
-        }
-
-    def test_the_cause_of_a_failed_authorization_outlives_a_failed_rollback(
+    def test_the_cause_of_a_failed_authorization_survives_a_failed_rollback(
         self, machine: dict[str, Any]
     ) -> None:
         (opening,) = machine["States"]["AuthorizeIngress"]["Catch"]
@@ -119,14 +111,14 @@ class TestTheDefinition:
         assert opening["ResultPath"] == "$.error"
         assert rollback["ResultPath"] != "$.error"
 
-    def test_rolling_back_is_as_patient_as_revoking(self, machine: dict[str, Any]) -> None:
+    def test_rolling_back_is_retried_as_revoking_is(self, machine: dict[str, Any]) -> None:
         states = machine["States"]
         assert states["RollBackIngress"]["Retry"] == states["RevokeIngress"]["Retry"]
         assert states["ForceRollBackIngress"]["Retry"] == states["ForceRevokeIngress"]["Retry"]
 
     @every_machine
     def test_it_has_no_deadline_of_its_own(self, which: Machine) -> None:
-        """It could only take the revocation away."""
+        """A deadline could only prevent the revocation."""
         assert "TimeoutSeconds" not in load(which)
 
 
@@ -139,33 +131,27 @@ class TestTheClosing:
         """
         assert broken(closing, CLOSING) == []
 
-    def test_its_states_are_the_designs(self, closing: dict[str, Any]) -> None:
-        assert {name: state["Type"] for name, state in closing["States"].items()} == {
-            "Close": "Task",
-            "ForceClose": "Task",
-            "Closed": "Succeed",
-            "ClosingFailed": "Fail",
-        }
-
-    def test_tasks_are_called_with_what_the_architecture_page_says(self, closing: dict[str, Any]) -> None:
-        """With the whole input: it may be an event, which no path could be read from for certain."""
-        states = closing["States"]
-        assert {name: state["Parameters"] for name, state in states.items() if state["Type"] == "Task"} == {
-            "Close": {"how": "close", "closing.$": "$"},
-            "ForceClose": {"how": "force-close", "closing.$": "$"},
-        }
-
-    def test_it_is_as_stubborn_as_an_execution_of_its_own(
-        self, machine: dict[str, Any], closing: dict[str, Any]
-    ) -> None:
+    def test_it_retries_as_an_execution_does(self, machine: dict[str, Any], closing: dict[str, Any]) -> None:
         """Mutation: a retrier of statemachine/close.asl.json changed."""
-        for theirs, ours in (("RevokeIngress", "Close"), ("ForceRevokeIngress", "ForceClose")):
-            one, other = machine["States"][theirs], closing["States"][ours]
-            assert (one["Retry"], one["TimeoutSeconds"]) == (other["Retry"], other["TimeoutSeconds"])
+        for revoking, name in (("RevokeIngress", "Close"), ("ForceRevokeIngress", "ForceClose")):
+            for field in ("Retry", "TimeoutSeconds"):
+                assert closing["States"][name][field] == machine["States"][revoking][field]
+
+
+class TestPayloads:
+    def test_the_tasks_have_those_of_the_architecture_page(self) -> None:
+        """Mutation: statemachine/grant.asl.json: `"how": "failed"` -> `"how": "expired"`"""
+        tasks = {
+            name: (state["Parameters"], state["ResultPath"])
+            for machine in MACHINES.values()
+            for name, state in load(machine)["States"].items()
+            if state["Type"] == "Task"
+        }
+        assert tasks == payloads()
 
 
 class TestRetries:
-    """Who tries again, and for how long. Full jitter makes a wait half as long on average."""
+    """Which errors are tried again, and for how long. Full jitter makes a wait half as long on average."""
 
     @staticmethod
     def patience(machine: dict[str, Any], state: str, error: str) -> float:
@@ -177,7 +163,7 @@ class TestRetries:
 
     @every_machine
     def test_every_error_named_in_a_retrier_can_happen(self, which: Machine) -> None:
-        """Ours by their classes; Lambda's and Step Functions' by the names AWS documents.
+        """Knock's by their classes; Lambda's and Step Functions' by the names AWS documents.
 
         https://docs.aws.amazon.com/step-functions/latest/dg/bp-lambda-serviceexception.html
         https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html
@@ -194,17 +180,19 @@ class TestRetries:
             "States.ALL",
             "States.Timeout",
         }
-        ours = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+        own = {name for name, value in vars(errors).items() if inspect.isclass(value)}
         named = {
             error
             for state in load(which)["States"].values()
             for retrier in state.get("Retry", [])
             for error in retrier["ErrorEquals"]
         }
-        assert named <= services | ours
+        assert named <= services | own
 
     @pytest.mark.parametrize("error", [e.__name__ for e in errors.Refusal.__subclasses__()])
-    def test_a_permanent_error_is_never_authorized_again(self, machine: dict[str, Any], error: str) -> None:
+    def test_a_permanent_error_of_authorizing_is_not_retried(
+        self, machine: dict[str, Any], error: str
+    ) -> None:
         assert self.patience(machine, "AuthorizeIngress", error) == 0
 
     @pytest.mark.parametrize(
@@ -220,12 +208,12 @@ class TestRetries:
             ("States.Timeout", 1, 5),
         ],
     )
-    def test_authorizing_is_patient_for(
+    def test_authorizing_is_retried_for_a_while_after(
         self, machine: dict[str, Any], error: str, shortest: float, longest: float
     ) -> None:
         assert shortest <= self.patience(machine, "AuthorizeIngress", error) <= longest
 
-    def test_every_error_worth_another_try_gets_one(self, machine: dict[str, Any]) -> None:
+    def test_every_transient_error_is_retried(self, machine: dict[str, Any]) -> None:
         # Rights are read by the API alone.
         for error in set(errors.Unavailable.__subclasses__()) - {errors.RightsUnavailable}:
             assert self.patience(machine, "AuthorizeIngress", error.__name__) > 0, error.__name__
@@ -242,7 +230,7 @@ class TestRetries:
             ("AnythingElse", 240, 360),
         ],
     )
-    def test_revoking_is_patient_for(
+    def test_revoking_is_retried_for_a_while_after(
         self, machine: dict[str, Any], state: str, error: str, shortest: float, longest: float
     ) -> None:
         assert shortest <= self.patience(machine, state, error) <= longest
@@ -256,22 +244,22 @@ class TestRetries:
             (CLOSING, "Close", 2),
         ],
     )
-    def test_an_attempt_settles_within_the_patience_for_it(
-        self, which: Machine, state: str, times: float
-    ) -> None:
+    def test_an_attempt_settles_within_its_retries(self, which: Machine, state: str, times: float) -> None:
         """Without jitter, which could use the tries up in a moment. Closing has twice the time.
 
         Mutation: functions/grants/timing.py:
             `EC2_LAG = timedelta(seconds=150)` -> `EC2_LAG = timedelta(seconds=300)`
         """
         (retrier,) = (
-            one for one in load(which)["States"][state]["Retry"] if "RuleUnsettled" in one["ErrorEquals"]
+            retrier
+            for retrier in load(which)["States"][state]["Retry"]
+            if "RuleUnsettled" in retrier["ErrorEquals"]
         )
         assert retrier["ErrorEquals"] == ["RuleUnsettled"]
         assert "JitterStrategy" not in retrier
         assert sum(delays(retrier)) > times * timing.SETTLES.total_seconds()
 
-    def test_force_tries_for_days_and_never_more_than_a_quarter_of_an_hour_apart(
+    def test_force_is_retried_for_days_at_most_a_quarter_of_an_hour_apart(
         self, machine: dict[str, Any]
     ) -> None:
         (retrier,) = machine["States"]["ForceRevokeIngress"]["Retry"]
@@ -336,7 +324,7 @@ def authorize_straight_to_succeed(states: dict[str, Any]) -> None:
 
 
 def step_after_authorize_that_may_fail(states: dict[str, Any]) -> None:
-    """The commonest fault of such systems: a step between the door and its timer that nothing catches."""
+    """The commonest fault of such systems: a step between opening and its timer without a Catch."""
     states["Tell"] = {
         **copy.deepcopy(states["AuthorizeIngress"]),
         "ResultPath": "$.told",
@@ -390,7 +378,7 @@ def catch(state: str, **fields: object) -> Breaking:
 
 
 BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
-    # The door and its timer
+    # Opening and its timer
     "authorize straight to succeed": (
         authorize_straight_to_succeed,
         "Expired is reached without a revoke task",
@@ -411,7 +399,7 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
         permanent_error_past_the_rollback,
         "AuthorizationFailed is reached without a revoke task",
     ),
-    "a step between the door and its timer": (
+    "a step between opening and its timer": (
         step_after_authorize_that_may_fail,
         "an error of Tell is not caught",
     ),
@@ -495,7 +483,7 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
         catch("RevokeIngress", Next="Force"),
         "RevokeIngress leads to Force, which is no state",
     ),
-    "a state nobody reaches": (
+    "a state without a way to it": (
         put("AuthorizeIngress", Next="RevokeIngress"),
         "HoldUntilExpiry cannot be reached",
     ),
@@ -527,12 +515,12 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
     ),
     "a backoff of nothing": (retry("RevokeIngress", 0, BackoffRate=0.5), "BackoffRate is 0.5"),
     "an unknown jitter": (retry("RevokeIngress", 0, JitterStrategy="full"), "JitterStrategy"),
-    "more history than there is": (
+    "more history than AWS allows": (
         retry("ForceRevokeIngress", 0, MaxAttempts=9_000),
         "the longest history is",
     ),
     "force beyond a year": (retry("ForceRevokeIngress", 0, MaxDelaySeconds=3_000), "a year has no room for"),
-    "a task that calls somebody else": (
+    "a task that calls another function": (
         put("RevokeIngress", Resource="arn:aws:states:::lambda:invoke"),
         "RevokeIngress calls arn:aws:states:::lambda:invoke",
     ),
@@ -546,12 +534,12 @@ BAD_MACHINES: dict[str, tuple[Breaking, str]] = {
 
 
 BAD_CLOSINGS: dict[str, tuple[Breaking, str]] = {
-    "given up without force": (
+    "a close given up without force": (
         catch("Close", Next="ClosingFailed"),
         "Close gave up and goes on to ClosingFailed, not to force",
     ),
-    "not caught": (drop("Close", "Catch"), "an error of Close is not caught"),
-    "force not caught": (drop("ForceClose", "Catch"), "an error of ForceClose is not caught"),
+    "a close that is not caught": (drop("Close", "Catch"), "an error of Close is not caught"),
+    "force that is not caught": (drop("ForceClose", "Catch"), "an error of ForceClose is not caught"),
     "force caught into a success": (
         catch("ForceClose", Next="Closed"),
         "Closed is a success after a failure",
@@ -594,15 +582,15 @@ class TestTheWalk:
     def test_it_flags(self, machine: dict[str, Any], name: str) -> None:
         breaks, expected = BAD_MACHINES[name]
         breaks(machine["States"])
-        found = broken(machine)
-        assert any(expected in problem for problem in found), found
+        flagged = broken(machine)
+        assert any(expected in problem for problem in flagged), flagged
 
     @pytest.mark.parametrize("name", BAD_CLOSINGS)
-    def test_it_flags_a_closing_that_is(self, closing: dict[str, Any], name: str) -> None:
+    def test_it_flags_a_closing_with(self, closing: dict[str, Any], name: str) -> None:
         breaks, expected = BAD_CLOSINGS[name]
         breaks(closing["States"])
-        found = broken(closing, CLOSING)
-        assert any(expected in problem for problem in found), found
+        flagged = broken(closing, CLOSING)
+        assert any(expected in problem for problem in flagged), flagged
 
     def test_it_flags_a_closing_that_begins_otherwise(self, closing: dict[str, Any]) -> None:
         closing["StartAt"] = "Closed"
@@ -610,8 +598,8 @@ class TestTheWalk:
 
     def test_it_names_the_way_to_the_fault(self, machine: dict[str, Any]) -> None:
         machine["States"]["ForceRollBackIngress"]["Next"] = "Expired"
-        (found,) = broken(machine)
-        assert found.endswith("by AuthorizeIngress > RollBackIngress > ForceRollBackIngress > Expired")
+        (problem,) = broken(machine)
+        assert problem.endswith("by AuthorizeIngress > RollBackIngress > ForceRollBackIngress > Expired")
 
     @pytest.mark.parametrize(
         ("field", "value", "expected"),

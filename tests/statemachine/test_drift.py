@@ -1,4 +1,4 @@
-"""The drift guard, on each kind of drift, with what should have prevented it lost on the way."""
+"""The drift guard, on each kind of drift. No event of a stopped execution is delivered here."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ class TestGuard:
             assert knock.metrics[-1] == ("DriftFound", 0)
         assert len(knock.rules()) == 6
 
-    def test_it_leaves_alone_what_has_just_happened(self, knock: Knock) -> None:
+    def test_it_leaves_alone_a_grant_whose_execution_has_just_stopped(self, knock: Knock) -> None:
         stop(knock, knock.open())
         assert guard(knock) == []
         assert len(knock.rules()) == 3
 
-    def test_and_what_a_revocation_is_at_work_on(self, knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_leaves_alone_a_grant_that_a_revocation_is_at_work_on(
+        self, knock: Knock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Mutation: functions/grants/drift.py:
         `        busy = {key for grant in ending for key in grant.rule_keys}` -> `        busy = set()`
         """
@@ -94,12 +96,12 @@ class TestUnclaimedRule:
         assert knock.metrics.count(("DriftFound", 1)) == 1
 
     @pytest.mark.parametrize("tags", [{}, {"stack": "another-stack"}])
-    def test_a_foreign_rule_is_none(self, knock: Knock, tags: dict[str, str]) -> None:
+    def test_a_foreign_rule_stays(self, knock: Knock, tags: dict[str, str]) -> None:
         knock.add_rule(knock.groups["bastion"][0], 22, ELSEWHERE, **tags)
         assert guard(knock) == []
         assert len(knock.rules()) == 1
 
-    def test_one_that_a_grant_claimed_since_it_was_listed_stands(
+    def test_a_rule_that_a_grant_claims_after_it_was_listed_stays(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/drift.py:
@@ -109,38 +111,38 @@ class TestUnclaimedRule:
         orphan(knock, cidr=CIDR)
         real = Ingress.ours
 
-        def and_then_a_knock(ingress: Ingress) -> Any:
+        def knock_meanwhile(ingress: Ingress) -> Any:
             rules = real(ingress)
             knock.open(targets=["bastion"])
             return rules
 
-        monkeypatch.setattr(Ingress, "ours", and_then_a_knock)
-        asked: list[object] = []
-        monkeypatch.setattr(Ingress, "revoke", lambda *given: asked.append(given))
-        monkeypatch.setattr(drift, "finish_closing", lambda *given: asked.append(given))
+        monkeypatch.setattr(Ingress, "ours", knock_meanwhile)
+        calls: list[object] = []
+        monkeypatch.setattr(Ingress, "revoke", lambda *arguments: calls.append(arguments))
+        monkeypatch.setattr(drift, "finish_closing", lambda *arguments: calls.append(arguments))
         assert guard(knock) == []
-        assert (len(knock.rules()), asked) == (1, [])
+        assert (len(knock.rules()), calls) == (1, [])
 
-    def test_one_that_a_grant_claims_while_it_is_looked_at_stands(
+    def test_a_rule_that_a_grant_claims_while_the_ledgers_are_listed_stays(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         orphan(knock, cidr=CIDR)
         real = Ledgers.all
 
-        def and_then_a_knock(ledgers: Ledgers) -> Any:
-            found = list(real(ledgers))
+        def knock_meanwhile(ledgers: Ledgers) -> Any:
+            items = list(real(ledgers))
             with mock.patch.object(Ledgers, "all", real):
-                grant.append(knock.open(targets=["bastion"]))
-            return iter(found)
+                grants.append(knock.open(targets=["bastion"]))
+            return iter(items)
 
-        grant: list[dict[str, Any]] = []
-        monkeypatch.setattr(Ledgers, "all", and_then_a_knock)
+        grants: list[dict[str, Any]] = []
+        monkeypatch.setattr(Ledgers, "all", knock_meanwhile)
         assert guard(knock) == []
         assert len(knock.rules()) == 1
-        knock.expire(grant[0])
+        knock.expire(grants[0])
         assert knock.rules() == set()
 
-    def test_a_knock_that_comes_while_one_is_being_closed_has_its_door_all_the_same(
+    def test_a_knock_while_a_rule_is_being_closed_opens_its_own(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It closes the old rule itself, and then opens one with another id.
@@ -151,13 +153,13 @@ class TestUnclaimedRule:
         old = orphan(knock, cidr=CIDR)
         real, grants = Ingress.revoke, []
 
-        def and_a_knock(ingress: Ingress, group: str, rule_ids: Any) -> frozenset[str]:
+        def knock_while_revoking(ingress: Ingress, group: str, rule_ids: Any) -> frozenset[str]:
             if not grants:
                 grants.append("…")
                 grants[0] = knock.open(targets=["bastion"])
             return real(ingress, group, rule_ids)
 
-        monkeypatch.setattr(Ingress, "revoke", and_a_knock)
+        monkeypatch.setattr(Ingress, "revoke", knock_while_revoking)
         guard(knock)
         assert len(knock.rules()) == 1
         assert knock.of_grant(grants[0]["id"])[0]["SecurityGroupRuleId"] != old
@@ -165,20 +167,20 @@ class TestUnclaimedRule:
         knock.expire(grants[0])
         assert knock.rules() == set()
 
-    def test_one_that_is_closing_and_that_nobody_works_on_is_finished(self, knock: Knock) -> None:
+    def test_a_closing_rule_without_a_run_is_closed(self, knock: Knock) -> None:
         grant = knock.open(duration="1h")
         with mock.patch.object(Ingress, "revoke", fail(IngressUnavailable("EC2 did not answer"))):
             knock.invoke(f"{STACK}-revoke", early(grant))
         stop(knock, grant)
         knock.lose("trail", grant["id"])
         knock.clock.advance(LATER)
-        found = guard(knock)
-        assert [finding["kind"] for finding in found] == ["rule without a live claim"]
-        assert found[0]["did"].startswith("closed sgr-")
+        findings = guard(knock)
+        assert [finding["kind"] for finding in findings] == ["rule without a live claim"]
+        assert findings[0]["did"].startswith("closed sgr-")
         assert knock.rules() == set()
         assert guard(knock) == []
 
-    def test_a_failure_stops_no_other_and_is_told(
+    def test_a_failure_is_reported_and_stops_no_other_repair(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first, second = orphan(knock, 22), orphan(knock, 23, "198.51.100.8/32")
@@ -218,7 +220,7 @@ class TestGoneExecution:
         assert guard(knock) == []
         assert knock.grant(grant["id"])["status"] == "active"
 
-    def test_what_a_list_shows_as_running_though_it_was_stopped_is_found_the_next_time(
+    def test_a_stopped_execution_that_a_list_still_shows_as_running_is_found_the_next_time(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         grant = knock.open(duration="8h")
@@ -269,7 +271,7 @@ class TestMissing:
         knock.expire(grant)
         assert knock.rules() == set()
 
-    def test_of_one_that_ended_since_it_was_listed_nothing_is(
+    def test_a_claim_of_a_grant_that_ended_after_it_was_listed_is_not_reported(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/drift.py:
@@ -279,17 +281,17 @@ class TestMissing:
         knock.clock.advance(LATER)
         real = Trail.unclosed
 
-        def and_then_its_end(trail: Trail) -> Any:
+        def end_meanwhile(trail: Trail) -> Any:
             records = list(real(trail))
             knock.request("DELETE", f"/grants/{grant['id']}")
             return iter(records)
 
-        monkeypatch.setattr(Trail, "unclosed", and_then_its_end)
+        monkeypatch.setattr(Trail, "unclosed", end_meanwhile)
         assert guard(knock) == []
 
 
-class TestLeftClaim:
-    def test_one_of_a_grant_that_is_closed_is_released_and_its_rules_closed(self, knock: Knock) -> None:
+class TestClaimWithoutAGrant:
+    def test_the_claim_of_a_closed_grant_is_released_and_its_rules_closed(self, knock: Knock) -> None:
         grant = knock.open(targets=["bastion"], duration="8h")
         item = knock.items("ledger")[CIDR]
         knock.request("DELETE", f"/grants/{grant['id']}")
@@ -299,7 +301,7 @@ class TestLeftClaim:
         assert knock.ledger().claims == {}
         assert guard(knock) == []
 
-    def test_one_of_a_grant_without_record_and_execution_is_too(self, knock: Knock) -> None:
+    def test_the_claim_of_a_grant_without_record_and_execution_is_released_too(self, knock: Knock) -> None:
         grant = knock.open(targets=["bastion"], duration="8h")
         stop(knock, grant)
         knock.lose("trail", grant["id"])
@@ -321,7 +323,7 @@ class TestLeftClaim:
         assert knock.rules() == set()
 
 
-class TestLeftExecution:
+class TestExecutionOfAnEndedGrant:
     def test_it_is_stopped(self, knock: Knock) -> None:
         grant = knock.open(duration="8h")
         with mock.patch.object(Executions, "stop", fail(EngineUnavailable("ThrottlingException"))):
@@ -333,11 +335,11 @@ class TestLeftExecution:
         assert guard(knock) == []
 
 
-class TestWhatCannotBeRead:
+class TestUnreadable:
     @pytest.mark.parametrize(
         "damage", [{"input_00": "{"}, {"state": "open"}, {"expires_at": "x", "input_00": ""}]
     )
-    def test_a_record_is_told_of_and_blocks_nothing(self, knock: Knock, damage: dict[str, str]) -> None:
+    def test_a_record_is_reported_and_blocks_nothing(self, knock: Knock, damage: dict[str, str]) -> None:
         """Neither the guard, nor lists, nor its source, nor its principal."""
         broken = knock.open(targets=["bastion"], duration="8h")
         stopped = knock.open("bob", targets=["web"], duration="8h")
@@ -350,14 +352,15 @@ class TestWhatCannotBeRead:
         }
         listed = knock.request("GET", "/grants", key="operator", status="all").json["grants"]
         assert [grant["id"] for grant in listed] == [stopped["id"]]
-        again = knock.open(duration="8h")
-        assert knock.request("DELETE", f"/grants/{again['id']}").status == 200
+        grant = knock.open(duration="8h")
+        assert knock.request("DELETE", f"/grants/{grant['id']}").status == 200
         assert knock.rules() == {(knock.groups["bastion"][0], 22, CIDR)}
-        knock.advance_to(broken["expires_at"])  # its own end goes by force, and tries until somebody mends it
-        knock.wait(lambda: not knock.rules(), "the door stays open", step=timedelta(seconds=10))
+        # Its own end goes by force, and is tried until an operator mends the record.
+        knock.advance_to(broken["expires_at"])
+        knock.wait(lambda: not knock.rules(), "the rules stay open", step=timedelta(seconds=10))
 
     @pytest.mark.parametrize("damage", [{"part_000": "{"}, {"parts": "x"}, {"parts": "99"}])
-    def test_a_ledger_is_told_of_and_its_rules_are_closed_on_time(
+    def test_a_ledger_is_reported_and_its_rules_are_closed_on_time(
         self, knock: Knock, damage: dict[str, str]
     ) -> None:
         """Mutation: functions/grants/drift.py:
@@ -365,24 +368,24 @@ class TestWhatCannotBeRead:
         `self.unreadable_sources = set()`
         """
         broken = knock.open(targets=["bastion"], duration="8h")
-        other = knock.open("bob", caller="198.51.100.7", duration="8h")
-        stop(knock, other)
+        stopped = knock.open("bob", caller="198.51.100.7", duration="8h")
+        stop(knock, stopped)
         knock.write("ledger", CIDR, **damage)
         knock.clock.advance(LATER)
         assert kinds(knock)[:2] == [
             ("item that cannot be read", CIDR),
-            ("live grant without an execution", other["id"]),
+            ("live grant without an execution", stopped["id"]),
         ]
         assert len(knock.rules()) == 1
         knock.advance_to(broken["expires_at"])
-        knock.wait(lambda: not knock.rules(), "the door stays open", step=timedelta(seconds=10))
+        knock.wait(lambda: not knock.rules(), "the rules stay open", step=timedelta(seconds=10))
         knock.lose("ledger", CIDR)  # as an operator mends it
         knock.wait_status(broken["id"], "SUCCEEDED", step=timedelta(minutes=1))
 
 
-class TestTheFuture:
+class TestTimeInTheFuture:
     @pytest.mark.parametrize("name", ["ended_at", "authorized_at"])
-    def test_a_records_is_told_of_and_does_not_make_it_look_away(self, knock: Knock, name: str) -> None:
+    def test_one_of_a_record_is_reported_and_does_not_hide_the_grant(self, knock: Knock, name: str) -> None:
         """Mutation: functions/grants/drift.py:
         `        return abs(self.now - at) < GRACE` -> `        return self.now - at < GRACE`
         """
@@ -392,31 +395,29 @@ class TestTheFuture:
         state = {"state": "revoked"} if name == "ended_at" else {}
         knock.write("trail", grant["id"], **state, **{name: future})
         knock.clock.advance(LATER)
-        found = kinds(knock)
-        assert found[0] == ("time in the future", grant["id"])
-        assert len(found) == 2
+        findings = kinds(knock)
+        assert findings[0] == ("time in the future", grant["id"])
+        assert len(findings) == 2
         assert knock.rules() == set()
 
-    @pytest.mark.parametrize("what", ["ids", "attempts", "tombstones", "released"])
-    def test_a_ledgers_is_told_of(self, knock: Knock, what: str) -> None:
+    @pytest.mark.parametrize("field", ["ids", "attempts", "tombstones", "released"])
+    def test_one_of_a_ledger_is_reported(self, knock: Knock, field: str) -> None:
         knock.open(targets=["bastion"], duration="8h")
         future = show_time(knock.clock.now() + timedelta(days=400))
         ledger = json.loads(knock.items("ledger")[CIDR]["part_000"][0])
         (rule,) = ledger["rules"].values()
-        if what == "ids":
+        if field == "ids":
             rule["ids"] = dict.fromkeys(rule["ids"], future)
-        elif what == "attempts":
+        elif field == "attempts":
             rule["attempts"].append(f"{future}/0123abcd")
         else:
-            ledger[what] = {"sgr-0123456789abcdef0": future}
+            ledger[field] = {"sgr-0123456789abcdef0": future}
         knock.write("ledger", CIDR, part_000=json.dumps(ledger))
         knock.clock.advance(LATER)
         (finding,) = guard(knock)
         assert (finding["kind"], finding["rule"]) == ("time in the future", CIDR)
 
-    def test_a_grant_that_was_asked_for_in_the_future_is_none_that_anybody_can_start(
-        self, knock: Knock
-    ) -> None:
+    def test_a_grant_requested_in_the_future_cannot_be_started(self, knock: Knock) -> None:
         value = json.loads(knock.execution(knock.open("bob")["id"])["input"])
         at = knock.clock.now() + timedelta(days=2)
         times = {"requested_at": show_time(at), "expires_at": show_second(at + timedelta(hours=1))}
@@ -440,7 +441,7 @@ LOOKS: dict[str, tuple[type, str, KnockError]] = {
 }
 
 
-# What cannot be told without one side is found the next time.
+# Kinds that cannot be found without one side: they are found the next time.
 NEEDS = {
     "rules": {"rule without a live claim"},
     "executions": {"live grant without an execution", "execution of an ended grant"},
@@ -451,39 +452,39 @@ NEEDS = {
 
 class TestEachStepAlone:
     def setting(self, knock: Knock) -> dict[str, str]:
-        """Leave one thing behind for each of the four sides."""
-        gone = knock.open("alice", duration="8h")
-        stop(knock, gone)
-        left = knock.open("bob", caller="198.51.100.9", duration="8h")
+        """Make one finding for each of the four sides."""
+        stopped = knock.open("alice", duration="8h")
+        stop(knock, stopped)
+        unstopped = knock.open("bob", caller="198.51.100.9", duration="8h")
         with mock.patch.object(Executions, "stop", fail(EngineUnavailable("ThrottlingException"))):
-            knock.invoke(f"{STACK}-revoke", early(left))
-        lost = knock.open("bob", caller="198.51.100.10", duration="8h")
-        stop(knock, lost)
-        knock.lose("trail", lost["id"])
+            knock.invoke(f"{STACK}-revoke", early(unstopped))
+        unrecorded = knock.open("bob", caller="198.51.100.10", duration="8h")
+        stop(knock, unrecorded)
+        knock.lose("trail", unrecorded["id"])
         orphan(knock)
         knock.clock.advance(LATER)
         return {
-            "live grant without an execution": gone["id"],
-            "execution of an ended grant": left["id"],
-            "claim without a live grant": lost["id"],
+            "live grant without an execution": stopped["id"],
+            "execution of an ended grant": unstopped["id"],
+            "claim without a live grant": unrecorded["id"],
             "rule without a live claim": "",
         }
 
-    @pytest.mark.parametrize("what", LOOKS)
-    def test_one_side_that_cannot_be_looked_at_is_told_and_the_rest_is_mended(
-        self, knock: Knock, what: str
+    @pytest.mark.parametrize("side", LOOKS)
+    def test_a_side_that_cannot_be_listed_is_reported_and_the_others_are_repaired(
+        self, knock: Knock, side: str
     ) -> None:
         """Mutation: functions/grants/drift.py:
         `            yield Finding(NOT_LOOKED, "", "", f"failed: the {side} could not be listed: {error}")` ->
         `            raise`
         """
         wanted = self.setting(knock)
-        owner, method, error = LOOKS[what]
+        owner, method, error = LOOKS[side]
         with mock.patch.object(owner, method, fail(error)):
-            found = kinds(knock)
-        assert found[0] == ("could not look", "")
-        assert dict(found[1:]) == {k: v for k, v in wanted.items() if k not in NEEDS[what]}
-        assert dict(kinds(knock)) == {k: v for k, v in wanted.items() if k in NEEDS[what]}
+            findings = kinds(knock)
+        assert findings[0] == ("could not look", "")
+        assert dict(findings[1:]) == {k: v for k, v in wanted.items() if k not in NEEDS[side]}
+        assert dict(kinds(knock)) == {k: v for k, v in wanted.items() if k in NEEDS[side]}
         assert knock.rules() == set()
         assert guard(knock) == []
 
@@ -497,7 +498,7 @@ class TestEachStepAlone:
         ],
     )
     @pytest.mark.parametrize("at", [1, 2])
-    def test_a_call_that_fails_costs_its_own_step_alone(
+    def test_a_call_that_fails_stops_its_own_step_alone(
         self, knock: Knock, owner: type, method: str, error: KnockError, at: int
     ) -> None:
         """Mutation: functions/grants/drift.py:
@@ -508,51 +509,51 @@ class TestEachStepAlone:
         knock.clock.advance(LATER)
         real, calls = getattr(owner, method), [0]
 
-        def once(*asked: Any, **named: Any) -> Any:
+        def once(*arguments: Any, **options: Any) -> Any:
             calls[0] += 1
             if calls[0] == at:
                 raise error
-            return real(*asked, **named)
+            return real(*arguments, **options)
 
         with mock.patch.object(owner, method, once):
-            found = guard(knock)
+            findings = guard(knock)
         assert calls[0] >= at
-        failed = [finding for finding in found if finding["did"].startswith("failed: ")]
+        failed = [finding for finding in findings if finding["did"].startswith("failed: ")]
         assert len(failed) <= 1
         assert len(knock.rules()) <= len(failed)
-        assert len(found) == 3
+        assert len(findings) == 3
         knock.clock.advance(LATER)
         guard(knock)
         assert knock.rules() == set()
         assert guard(knock) == []
 
-    def test_what_was_mended_before_a_fault_of_knocks_own_is_told(
+    def test_repairs_before_a_fault_in_knocks_code_are_reported(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/guard.py: `    finally:` -> `    except ZeroDivisionError:`"""
         grants = [knock.open(caller=f"198.51.100.{n}", targets=["bastion"]) for n in range(2)]
         stop(knock, *grants)
         knock.clock.advance(LATER)
-        real, seen = Executions.describe, list[str]()
+        real, described = Executions.describe, list[str]()
 
         def breaks(self: Executions, grant_id: str) -> Any:
-            seen.append(grant_id)
-            if len(seen) == 2:
+            described.append(grant_id)
+            if len(described) == 2:
                 raise ValueError("a fault")
             return real(self, grant_id)
 
-        told: list[dict[str, str]] = []
-        monkeypatch.setattr(wiring.logger, "error", lambda _message, extra: told.append(extra["finding"]))
+        reported: list[dict[str, str]] = []
+        monkeypatch.setattr(wiring.logger, "error", lambda _message, extra: reported.append(extra["finding"]))
         monkeypatch.setattr(Executions, "describe", breaks)
         result = knock.invoke(f"{STACK}-guard", b"{}")
         assert json.loads(result.payload)["errorType"] == "ValueError"
         assert ("DriftFound", 1) in knock.metrics
-        assert [finding["grant_id"] for finding in told] == seen[:1]
+        assert [finding["grant_id"] for finding in reported] == described[:1]
         assert len(knock.rules()) == 1
 
 
-def test_these_are_all_the_kinds_there_are() -> None:
-    """Each has a test above, and docs/notifications.schema.json names it."""
+def test_every_kind_of_finding_has_a_test() -> None:
+    """The tests above name each. The schema of notifications names them too, which has its own test."""
     named = {value for name, value in vars(drift).items() if name.isupper() and isinstance(value, str)}
     text = open(__file__).read()  # noqa: PTH123, SIM115
     assert [kind for kind in named - {drift.BY} if f'"{kind}"' not in text] == []
@@ -564,7 +565,7 @@ def early(grant: dict[str, Any]) -> bytes:
 
 
 def fail(error: KnockError) -> Any:
-    def failing(*_asked: object, **_named: object) -> Any:
+    def failing(*_arguments: object, **_options: object) -> Any:
         raise error
 
     return failing

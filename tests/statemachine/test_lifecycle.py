@@ -1,4 +1,4 @@
-"""A grant's life, in one process on the embedded engine: opened, held, closed, and what can go wrong."""
+"""A grant's life, in one process on the embedded engine: opened, held, closed, and each kind of failure."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class TestKnock:
         knock.advance_to(grant["expires_at"])
         knock.wait_status(grant["id"], "SUCCEEDED")
         assert knock.rules() == set()
-        shown = knock.grant(grant["id"])
-        assert (shown["status"], shown["seconds_left"]) == ("expired", 0)
-        assert events_of(shown) == ["requested", "authorized", "expired", "closed"]
-        assert at(shown["ended_at"]) >= at(shown["expires_at"])
+        expired = knock.grant(grant["id"])
+        assert (expired["status"], expired["seconds_left"]) == ("expired", 0)
+        assert events_of(expired) == ["requested", "authorized", "expired", "closed"]
+        assert at(expired["ended_at"]) >= at(expired["expires_at"])
         assert knock.states(grant["id"]) == [
             "AuthorizeIngress",
             "HoldUntilExpiry",
@@ -79,17 +79,17 @@ class TestKnock:
         `    record = operations.trail.record(grant)` ->
         `    record = __import__("grants.values").values.Record(grant)`
         """
-        real, seen = Ingress.authorize, []
+        real, intents = Ingress.authorize, []
 
-        def look(self: Ingress, *asked: Any) -> dict[RuleKey, str]:
+        def look(self: Ingress, *arguments: Any) -> dict[RuleKey, str]:
             (item,) = knock.items("trail").values()
             (claim,) = knock.ledger().claims.values()
-            seen.append((item["state"], item["closed_at"], len(claim.rule_keys)))
-            return real(self, *asked)
+            intents.append((item["state"], item["closed_at"], len(claim.rule_keys)))
+            return real(self, *arguments)
 
         monkeypatch.setattr(Ingress, "authorize", look)
         knock.open()
-        assert seen == [(["live"], ["-"], 3)] * 2
+        assert intents == [(["live"], ["-"], 3)] * 2
 
     def test_an_ipv6_caller_gets_a_rule_of_one_address(self, knock: Knock) -> None:
         grant = knock.open(targets=["bastion"], caller="2001:db8::7")
@@ -98,21 +98,17 @@ class TestKnock:
         knock.expire(grant)
         assert knock.rules() == set()
 
-    def test_an_opening_that_takes_longer_answers_202_and_opens_all_the_same(
+    def test_a_slow_opening_answers_202_and_opens_all_the_same(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("api.OPENS_WITHIN", 0.0)
-        real = knock.before_invoke
-        import threading
-
         gate = threading.Event()
 
-        def held(name: str, payload: Any) -> None:
+        def wait_at_the_gate(name: str, _payload: Any) -> None:
             if name.endswith("authorize"):
                 assert gate.wait(10)
-            real(name, payload)
 
-        knock.before_invoke = held
+        knock.before_invoke = wait_at_the_gate
         answer = knock.request("POST", "/knock")
         assert (answer.status, answer.json["status"]) == (202, "pending")
         gate.set()
@@ -139,21 +135,21 @@ class TestCalls:
         calls = [call.partition(": ")[2] for call in injector.calls]
         get, count = CALLS[STORE]
         polls = [call for call in injector.calls if call == f"{STACK}-api: {get}"]
-        assert count in calls  # the count of live grants, in a thread beside
+        assert count in calls  # the count of live grants, in a thread of its own
         assert len(calls) - len(polls) + 1 <= most, calls
         changed = [call for call in calls if "SecurityGroupIngress" in call]
         assert len(changed) == changes  # one call a group, at each end
 
 
 class TestPoolFree:
-    def test_it_tells_the_room_left_in_a_pools_last_group_when_that_is_used(self, knock: Knock) -> None:
+    def test_it_is_the_room_left_in_a_pools_last_group_once_that_is_used(self, knock: Knock) -> None:
         knock.open(targets=["bastion"])
         assert "PoolFree" not in dict(knock.metrics)
         knock.open(targets=["web"])
-        knock.wait(lambda: ("PoolFree", 58) in knock.metrics, "it does not tell")
+        knock.wait(lambda: ("PoolFree", 58) in knock.metrics, "it is not counted")
 
 
-class TestGrantsOfOnesOwn:
+class TestGrantsBesideEachOther:
     def test_each_knock_is_a_grant_and_ends_by_itself(self, knock: Knock) -> None:
         short = knock.open(duration="1h")
         long = knock.open(duration="2h")
@@ -164,7 +160,7 @@ class TestGrantsOfOnesOwn:
         assert knock.grant(long["id"])["status"] == "active"
         knock.expire(long)
         assert knock.rules() == set()
-        assert {knock.grant(one["id"])["status"] for one in (short, long)} == {"expired"}
+        assert {knock.grant(grant["id"])["status"] for grant in (short, long)} == {"expired"}
 
     def test_another_principal_behind_the_same_address_is_let_in_as_well(self, knock: Knock) -> None:
         alice = knock.open("alice", duration="1h")
@@ -175,21 +171,21 @@ class TestGrantsOfOnesOwn:
         knock.expire(bob)
         assert knock.rules() == set()
 
-    def test_the_trail_says_what_stays_open_for_another_grant(self, knock: Knock) -> None:
-        both = knock.open(duration="1h")
-        web = knock.open(duration="2h", targets=["web"])
-        knock.expire(both)
+    def test_the_trail_names_the_rules_that_stay_open_for_another_grant(self, knock: Knock) -> None:
+        short = knock.open(duration="1h")
+        long = knock.open(duration="2h", targets=["web"])
+        knock.expire(short)
         group = knock.groups["web"][0]
         assert knock.rules() == {(group, 80, CIDR), (group, 443, CIDR)}
-        closed = knock.grant(both["id"])["events"][-1]
+        closed = knock.grant(short["id"])["events"][-1]
         assert closed["kept"] == [f"{group}/tcp/{port}/{port}/{CIDR}" for port in (443, 80)]
         assert len(closed["revoked"]) == 1
-        knock.expire(web)
+        knock.expire(long)
         assert knock.rules() == set()
 
 
 class TestRenewal:
-    def test_it_is_a_new_grant_and_supersedes_the_old_one_without_closing_the_door(
+    def test_it_is_a_new_grant_and_supersedes_the_old_one_without_revoking_a_rule(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/opening.py: `    if grant.renews:` -> `    if False:`"""
@@ -207,19 +203,19 @@ class TestRenewal:
         knock.wait(lambda: knock.grant(old["id"])["status"] == "superseded", "the old one lives on")
         assert (knock.rules(), revoked) == (before, [])
         knock.wait_status(old["id"], "ABORTED")
-        shown = knock.grant(old["id"])
-        assert (shown["ended_by"], events_of(shown)[-1]) == (new["id"], "closed")
+        superseded = knock.grant(old["id"])
+        assert (superseded["ended_by"], events_of(superseded)[-1]) == (new["id"], "closed")
         assert knock.execution(old["id"])["cause"] == f"renewed by {new['id']}"
         knock.expire(new)
         assert knock.rules() == set()
 
-    def test_what_the_new_one_does_not_open_is_closed(self, knock: Knock) -> None:
+    def test_rules_that_the_new_grant_does_not_open_are_closed(self, knock: Knock) -> None:
         old = knock.open()
         knock.open(targets=["web"], renews=old["id"])
         group = knock.groups["web"][0]
         knock.wait(lambda: knock.rules() == {(group, 80, CIDR), (group, 443, CIDR)}, "more is open")
 
-    def test_one_that_does_not_open_ends_nothing(self, knock: Knock) -> None:
+    def test_a_renewal_that_does_not_open_ends_nothing(self, knock: Knock) -> None:
         old = knock.open(targets=["bastion"])
         full = knock.add_group("full", "5432/tcp")
         for port in range(1, 61):
@@ -234,20 +230,22 @@ class TestRenewal:
 
 
 class TestStop:
-    @pytest.mark.parametrize("said", [{}, {"error": "Laptop", "cause": "stolen"}])
+    @pytest.mark.parametrize("reason", [{}, {"error": "Laptop", "cause": "stolen"}])
     def test_stopping_an_execution_closes_its_rules_and_is_recorded_as_revoked(
-        self, knock: Knock, said: dict[str, str]
+        self, knock: Knock, reason: dict[str, str]
     ) -> None:
         grant = knock.open()
-        knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"], **said)
+        knock.client("stepfunctions").stop_execution(executionArn=grant["execution_arn"], **reason)
         knock.wait(lambda: knock.rules() == set(), "the rules are still there")
-        shown = knock.wait(lambda: (g := knock.grant(grant["id"]))["status"] != "active" and g, "it lives on")
-        assert (shown["status"], shown["ended_by"]) == ("revoked", "an AWS operator")
-        ended = next(event for event in shown["events"] if event["event"] == "revoked")
-        assert all(text in ended["reason"] for text in said.values())
+        revoked = knock.wait(
+            lambda: (g := knock.grant(grant["id"]))["status"] != "active" and g, "it lives on"
+        )
+        assert (revoked["status"], revoked["ended_by"]) == ("revoked", "an AWS operator")
+        ended = next(event for event in revoked["events"] if event["event"] == "revoked")
+        assert all(text in ended["reason"] for text in reason.values())
         knock.wait(lambda: knock.closings() == ["SUCCEEDED"], "its closing does not end")
 
-    def test_stopping_one_that_was_not_recorded_yet_keeps_it_from_ever_opening(
+    def test_stopping_an_execution_before_its_record_keeps_it_from_opening(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("api.OPENS_WITHIN", 0.0)
@@ -286,15 +284,15 @@ class TestStop:
         """
         grant = knock.open()
         detail = {"name": grant["id"], "status": "TIMED_OUT", "stateMachineArn": MACHINE}
-        with mock.patch.object(Executions, "describe", return_value=None):  # its history is gone too
+        with mock.patch.object(Executions, "describe", return_value=None):  # its history is lost too
             knock.call("revoke", {"how": "close", "closing": {"detail": detail}})
-        shown = knock.grant(grant["id"])
-        assert (shown["status"], shown["ended_by"]) == ("revoked", "knock")
+        revoked = knock.grant(grant["id"])
+        assert (revoked["status"], revoked["ended_by"]) == ("revoked", "knock")
         assert knock.rules() == set()
-        lost = knock.open()
-        knock.lose("trail", lost["id"])
+        unrecorded = knock.open()
+        knock.lose("trail", unrecorded["id"])
         knock.lose("ledger", CIDR)
-        knock.call("revoke", {"how": "close", "closing": {"detail": detail | {"name": lost["id"]}}})
+        knock.call("revoke", {"how": "close", "closing": {"detail": detail | {"name": unrecorded["id"]}}})
         assert knock.rules() == set()
 
 
@@ -316,7 +314,7 @@ class TestEarlyRevocation:
         second = knock.request("DELETE", f"/grants/{grant['id']}", reason="again")
         assert (first.status, first.json) == (second.status, second.json)
 
-    def test_it_works_without_any_right_left(self, knock: Knock) -> None:
+    def test_it_works_without_any_target_left(self, knock: Knock) -> None:
         grant = knock.open()
         for group in (*knock.groups["bastion"], *knock.groups["web"]):
             knock.client("ec2").delete_tags(Resources=[group], Tags=[{"Key": "knock:target"}])
@@ -350,10 +348,10 @@ class TestFailedAuthorization:
         assert knock.rules(*knock.groups["bastion"]) == {(knock.groups["bastion"][0], 22, CIDR)}
         authorized = knock.grant(grant["id"])["events"][1]
         assert (authorized["event"], authorized["left_out"]) == ("authorized", ["web"])
-        shown = (grant, knock.grant(grant["id"]), *knock.request("GET", "/grants").json["grants"])
-        assert [[target["name"] for target in each["targets"]] for each in shown] == [["bastion"]] * 3
+        answers = (grant, knock.grant(grant["id"]), *knock.request("GET", "/grants").json["grants"])
+        assert [[target["name"] for target in answer["targets"]] for answer in answers] == [["bastion"]] * 3
 
-    def test_one_that_may_pass_is_tried_again(self, knock: Knock) -> None:
+    def test_a_transient_error_is_tried_again(self, knock: Knock) -> None:
         tries: list[str] = []
 
         def throttled(name: str, _payload: Any) -> None:
@@ -374,10 +372,10 @@ class TestFailedAuthorization:
 
 class TestStoreOutage:
     @pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreRefused("no permission")])
-    def test_a_grant_ends_by_force_when_the_stores_cannot_be_had_and_the_trail_tells_so_later(
+    def test_a_grant_ends_by_force_without_its_store_and_is_recorded_as_closed_later(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch, error: KnockError
     ) -> None:
-        """A permanent error leads there as well as an outage.
+        """By a permanent error as well as in an outage.
 
         Mutation: functions/grants/closing.py:
         `        revoke_own(operations, grant.id, lambda: _shared(operations, grant, opened or {}))` ->
@@ -401,10 +399,10 @@ class TestStoreOutage:
         assert events_of(knock.grant(grant["id"]))[-2:] == ["expired", "closed"]
         assert dict(knock.metrics)["RevocationForced"] == 1
 
-    def test_force_shuts_no_door_that_opens_later(
+    def test_force_revokes_no_rule_that_is_opened_later(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The dead id that it left in the ledger is told from a rule that is there.
+        """The dead id that it left in the ledger is not taken for a rule.
 
         Mutation: functions/grants/closing.py:
         `        _record_forced(operations, grant, opened or {})` -> `        pass`
@@ -447,16 +445,16 @@ class TestInput:
         start(knock, forged(value | {"expires_at": show_second(knock.clock.now() + timedelta(hours=1))}))
         assert knock.rules() == set()
 
-    def test_one_that_was_forged_is_on_record_as_failed(self, knock: Knock) -> None:
+    def test_a_forged_input_is_on_record_as_failed(self, knock: Knock) -> None:
         value = json.loads(knock.execution(knock.open("bob")["id"])["input"])
         later = show_second(parse_time(value["expires_at"]) + timedelta(days=300))
         grant_id = start(knock, forged(value | {"expires_at": later}))
-        shown = knock.grant(grant_id)
-        assert (shown["status"], events_of(shown)) == ("failed", ["requested", "failed", "closed"])
-        assert "InvalidGrant" in shown["events"][1]["reason"]
+        failed = knock.grant(grant_id)
+        assert (failed["status"], events_of(failed)) == ("failed", ["requested", "failed", "closed"])
+        assert "InvalidGrant" in failed["events"][1]["reason"]
 
     @pytest.mark.parametrize("lost", [False, True])
-    def test_a_late_authorize_after_the_end_asks_ec2_for_nothing(
+    def test_a_late_authorize_after_an_early_end_makes_no_call_to_ec2(
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch, lost: bool
     ) -> None:
         """By the ledger, which remembers released grants; and by the trail, where the ledger was lost.
@@ -469,14 +467,14 @@ class TestInput:
         knock.request("DELETE", f"/grants/{grant['id']}")
         if lost:
             knock.lose("ledger", CIDR)
-        asked: list[object] = []
-        monkeypatch.setattr(Ingress, "authorize", lambda *given: asked.append(given))
+        calls: list[object] = []
+        monkeypatch.setattr(Ingress, "authorize", lambda *arguments: calls.append(arguments))
         result = knock.invoke(f"{STACK}-authorize", json.dumps({"grant": value}).encode())
         assert json.loads(result.payload)["errorType"] == "GrantEnded"
-        assert asked == []
+        assert calls == []
         assert knock.ledger().claims == {}
 
-    def test_nor_does_one_after_the_time_is_up(self, knock: Knock) -> None:
+    def test_a_late_authorize_after_the_grants_end_claims_nothing(self, knock: Knock) -> None:
         """Mutation: functions/grants/opening.py:
         `    if not grant.live_at(operations.clock()):` -> `    if False:`
         """

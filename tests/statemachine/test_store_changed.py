@@ -1,7 +1,7 @@
 """A stack whose TrailStore was changed in CloudFormation's own console while grants ran.
 
-Nothing can refuse that there. The new store is empty: it knows neither the grants nor their claims. Their
-rules are found by what their executions say and by EC2's tags. Access may end early then, and never late.
+That cannot be refused there. The new store is empty: it has neither the grants nor their claims. Their rules
+are found by the state of their executions and by EC2's tags. Access may end early then, and never late.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def knock(request: pytest.FixtureRequest) -> Iterator[Knock]:
 
 
 def change(knock: Knock, word: str = "2def") -> None:
-    """Change to a store of the other kind: a new and empty one, since `word` is of its names."""
+    """Change to a store of the other kind: a new and empty one, since `word` is part of its names."""
     knock.choose(OTHER[os.environ["TRAIL_STORE"]], word)
 
 
@@ -54,7 +54,7 @@ class TestAGrantThatRan:
         knock.clock.advance(LATER)
         assert guard(knock) == []
 
-    def test_and_one_of_another_behind_the_same_address_that_came_before(self, knock: Knock) -> None:
+    def test_it_ends_with_an_earlier_grant_behind_the_same_address(self, knock: Knock) -> None:
         """They share rules, which carry the first one's tag; the second has their ids in its own state.
 
         The new store knows no claims, so the first to end closes them for both.
@@ -67,7 +67,7 @@ class TestAGrantThatRan:
         knock.expire(second)
         assert knock.grant(second["id"])["status"] == "expired"
 
-    def test_and_one_whose_rules_another_opened_that_is_over(self, knock: Knock) -> None:
+    def test_it_ends_on_time_where_a_grant_that_ended_had_opened_its_rules(self, knock: Knock) -> None:
         first = knock.open("alice", duration="1h")
         second = knock.open("bob", duration="8h")
         knock.expire(first)
@@ -108,8 +108,8 @@ class TestAGrantThatRan:
         assert knock.rules() == set()
 
 
-class TestOneThatIsOpening:
-    def test_what_it_opened_before_is_found(self, knock: Knock) -> None:
+class TestAGrantThatIsOpening:
+    def test_its_rule_of_a_run_on_the_old_store_is_found(self, knock: Knock) -> None:
         """Its first run died after EC2 had made a rule; the second one has the new store."""
         runs: list[str] = []
 
@@ -130,9 +130,9 @@ class TestOneThatIsOpening:
         assert knock.rules() == set()
 
 
-class TestANewOneBesideIt:
+class TestANewGrantBesideAnOldOne:
     def test_it_shares_the_rules_and_closes_them_at_its_own_end(self, knock: Knock) -> None:
-        """Found to be Knock's own by their tags, when EC2 says that they are there."""
+        """By their tags they are Knock's own, where EC2 calls them duplicates."""
         old = knock.open("alice", duration="1h")
         change(knock)
         new = knock.open("bob", duration="8h")
@@ -142,7 +142,7 @@ class TestANewOneBesideIt:
         knock.expire(new)
         assert knock.rules() == set()
 
-    def test_it_ends_first_and_leaves_nothing_of_the_other_past_its_end(self, knock: Knock) -> None:
+    def test_where_it_ends_first_no_rule_is_open_past_the_old_ones_end(self, knock: Knock) -> None:
         old = knock.open("alice", duration="8h")
         change(knock)
         knock.expire(knock.open("bob", duration="1h"))
@@ -151,13 +151,13 @@ class TestANewOneBesideIt:
 
 
 class TestTheGuard:
-    def test_it_leaves_a_grant_that_runs_alone_until_its_rules_have_no_claim(self, knock: Knock) -> None:
-        """No record and no claim explain the rules, so it closes them: early, and never late. It says so."""
+    def test_it_closes_the_rules_of_a_running_grant_that_has_no_claim(self, knock: Knock) -> None:
+        """No record and no claim explain the rules, so it closes them, early, and reports that."""
         grant = knock.open(duration="8h")
         change(knock)
         knock.clock.advance(LATER)
-        found = guard(knock)
-        assert set(found) == {"rule without a live claim", "execution of an ended grant"}
+        kinds = guard(knock)
+        assert set(kinds) == {"rule without a live claim", "execution of an ended grant"}
         assert knock.rules() == set()
         knock.expire(grant)
         assert knock.rules() == set()
@@ -174,8 +174,10 @@ class TestTheGuard:
         assert guard(knock) == []
 
     @pytest.mark.parametrize("end", ["DELETE", "stop"])
-    def test_rules_of_one_ended_early_that_another_opened_are_closed(self, knock: Knock, end: str) -> None:
-        """They carry the tag of one that is over, and the ids in an execution's state are told at its end."""
+    def test_rules_of_a_grant_ended_early_that_another_had_opened_are_closed(
+        self, knock: Knock, end: str
+    ) -> None:
+        """They have an ended grant's tag, and an execution passes on the ids in its state only at its end."""
         first = knock.open("alice", duration="1h")
         second = knock.open("bob", duration="8h")
         knock.expire(first)
@@ -190,8 +192,8 @@ class TestTheGuard:
         assert knock.rules() == set()
         assert guard(knock) == []
 
-    def test_a_closing_that_died_half_way_is_finished(self, knock: Knock) -> None:
-        """It had recorded the end in the old store and closed nothing; its next try has the new one."""
+    def test_a_closing_whose_run_died_is_finished(self, knock: Knock) -> None:
+        """It had recorded the end in the old store and revoked no rule; its next try has the new store."""
         grant, crashed = (
             knock.open(duration="1h"),
             Injector((f"{STACK}-revoke: ec2.RevokeSecurityGroupIngress", 0), "crash before"),
@@ -214,9 +216,9 @@ class TestTheGuard:
         assert knock.grant(grant["id"])["status"] == "expired"
 
 
-class TestBackAgain:
+class TestChangedTwice:
     def test_nothing_stays_open_past_its_end(self, knock: Knock) -> None:
-        """What was ended in between left claims in the first store, which is not found again."""
+        """Grants that ended in between left claims in the first store, which are not found again."""
         first = knock.open("alice", duration="8h")
         second = knock.open("bob", duration="1h")
         change(knock)

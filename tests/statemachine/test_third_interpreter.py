@@ -1,8 +1,8 @@
 """Every path of both definitions, on two interpreters that know nothing of each other: the same states.
 
 moto runs them with the clock moved along, npm's aws-local-stepfunctions with waits and pauses overridden.
-Each error code that a Retry or a Catch names is raised once, and is followed as it says. What functions do
-is not of interest here: a task ends as a path tells it to.
+Each error code that a Retry or a Catch names is raised once, and leads where the definition says. The
+functions are not run here: a task ends as the path says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
@@ -25,6 +24,7 @@ from local.clock import Clock
 from local.invocation import InvocationResult
 from tests.conftest import ROOT, need
 from tests.statemachine.definition import CLOSING, GRANT, Machine, load
+from tests.waiting import wait_for
 
 REGION = "eu-west-1"
 GRANT_INPUT = json.loads((ROOT / "tests" / "fixtures" / "inputs" / "v1.json").read_text())
@@ -35,14 +35,14 @@ FORCE, ROLL_BACK, FORCE_BACK = "ForceRevokeIngress", "RollBackIngress", "ForceRo
 FAILED, LOST = "AuthorizationFailed", "RevocationFailed"
 CLOSE, FORCE_CLOSE, CLOSED, CLOSING_FAILED = "Close", "ForceClose", "Closed", "ClosingFailed"
 
-Outcomes = Mapping[str, list[str | None]]
+Results = Mapping[str, list[str | None]]
 
 
 class Path(NamedTuple):
-    """What the tasks end in (the last one repeats), the states that are entered then, and how it ends."""
+    """The results of the tasks (the last one repeats), the states that are entered then, and the status."""
 
     machine: Machine
-    outcomes: Outcomes
+    results: Results
     states: list[str]
     status: str
 
@@ -81,8 +81,8 @@ PATHS = {
         "FAILED",
     ),
 }
-# On the way to a state that the usual path does not pass: what has to fail before it.
-BEFORE: dict[str, Outcomes] = {
+# The failures that lead to a state which the usual path does not pass.
+BEFORE: dict[str, Results] = {
     ROLL_BACK: {AUTHORIZE: ["PoolExhausted"]},
     FORCE_BACK: {AUTHORIZE: ["PoolExhausted"], ROLL_BACK: ["Broken"]},
     FORCE: {REVOKE: ["Broken"]},
@@ -116,7 +116,7 @@ def hurried(machine: Machine) -> dict[str, Any]:
 
 
 class Moto:
-    """The definitions on the embedded engine, with tasks that end as they are told."""
+    """The definitions on the embedded engine, with tasks that end in the given results."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -132,35 +132,35 @@ class Moto:
         for name in ("Authorize", "Revoke"):
             arn = f"arn:aws:lambda:{REGION}:123456789012:function:knock-{name.lower()}"
             definition = definition.replace(f"${{{name}FunctionArn}}", arn)
-        made = self._states.create_state_machine(
+        answer = self._states.create_state_machine(
             name=machine.path.stem, definition=definition, roleArn="arn:aws:iam::123456789012:role/r"
         )
-        return str(made["stateMachineArn"])
+        return str(answer["stateMachineArn"])
 
     def _invoke(self, arn: str, payload: bytes) -> InvocationResult:
-        asked = json.loads(payload)
-        self.inputs.append(asked)
-        state = AUTHORIZE if arn.endswith("authorize") else self._revoking(asked)
+        event = json.loads(payload)
+        self.inputs.append(event)
+        state = AUTHORIZE if arn.endswith("authorize") else self._revoking(event)
         left = self._left.get(state, [None])
-        outcome = left.pop(0) if len(left) > 1 else left[0]
-        if outcome == "States.Timeout":
+        result = left.pop(0) if len(left) > 1 else left[0]
+        if result == "States.Timeout":
             threading.Event().wait(1.5)  # no function can raise it: a task that hangs does
-        if outcome in (None, "States.Timeout"):
+        if result in (None, "States.Timeout"):
             return InvocationResult(b"[]")
-        return InvocationResult(json.dumps({"errorType": outcome, "errorMessage": ""}).encode(), "Unhandled")
+        return InvocationResult(json.dumps({"errorType": result, "errorMessage": ""}).encode(), "Unhandled")
 
     @staticmethod
-    def _revoking(asked: Any) -> str:
-        """Say which state calls the revoke function so."""
-        how: str = asked["how"]
+    def _revoking(event: Any) -> str:
+        """Say which state calls the revoke function with an event."""
+        how: str = event["how"]
         if how == "force":
-            return FORCE if "rules" in asked["grant"] else FORCE_BACK
+            return FORCE if "rules" in event["grant"] else FORCE_BACK
         return {"expired": REVOKE, "failed": ROLL_BACK, "close": CLOSE, "force-close": FORCE_CLOSE}[how]
 
-    def run(self, machine: Machine, outcomes: Outcomes) -> tuple[list[str], str]:
+    def run(self, machine: Machine, results: Results) -> tuple[list[str], str]:
         """Run an execution to its end: the states it entered, and how it ended."""
         self._count += 1
-        self._left = {name: list(left) for name, left in outcomes.items()}
+        self._left = {name: list(left) for name, left in results.items()}
         now = self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         value = GRANT_INPUT | {"expires_at": now} if machine.opens else CLOSING_INPUT
         arn = self._states.start_execution(
@@ -168,11 +168,15 @@ class Moto:
             name=f"path-{self._count}",
             input=json.dumps(value),
         )["executionArn"]
-        deadline = time.monotonic() + 30
-        while (status := self._states.describe_execution(executionArn=arn)["status"]) == "RUNNING":
-            assert time.monotonic() < deadline, f"{outcomes}: it never ends"
-            self.clock.advance(timedelta(minutes=15))
-            time.sleep(0.01)
+
+        def ended() -> str | None:
+            status: str = self._states.describe_execution(executionArn=arn)["status"]
+            if status == "RUNNING":
+                self.clock.advance(timedelta(minutes=15))
+                return None
+            return status
+
+        status: str = wait_for(ended, f"{results}: it never ends", seconds=30, longest=0.01)
         history = self._states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
         entered = [
             event["stateEnteredEventDetails"]["name"]
@@ -182,42 +186,43 @@ class Moto:
         return entered, status
 
 
-def third(machine: Machine, outcomes: Outcomes) -> tuple[list[str], str]:
+def third(machine: Machine, results: Results) -> tuple[list[str], str]:
     """Run a definition on npm's aws-local-stepfunctions: the states it entered, and how it ended."""
     node = ROOT / "node_modules" / ".bin" / "node"
     need(node.exists(), "npm's node 22 is not installed: run npm ci")
     value = GRANT_INPUT if machine.opens else CLOSING_INPUT
-    asked = {"definition": hurried(machine), "input": value, "outcomes": outcomes}
-    done = subprocess.run(
+    request = {"definition": hurried(machine), "input": value, "outcomes": results}
+    result = subprocess.run(
         [node, ROOT / "tests" / "statemachine" / "third_interpreter.mjs"],
-        input=json.dumps(asked),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    return said["entered"], {"ExecutionSucceeded": "SUCCEEDED", "ExecutionFailed": "FAILED"}[said["status"]]
+    assert result.returncode == 0, result.stderr
+    output = json.loads(result.stdout)
+    return output["entered"], {"ExecutionSucceeded": "SUCCEEDED", "ExecutionFailed": "FAILED"}[
+        output["status"]
+    ]
 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[Moto]:
     with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
-        made = Moto()
-        yield made
-        made.engine.shutdown()
-        made.clock.close()
+        interpreter = Moto()
+        yield interpreter
+        interpreter.engine.shutdown()
+        interpreter.clock.close()
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_path_is_the_same_on_moto_and_on_the_third_interpreter(moto: Moto, path: Path) -> None:
-    assert moto.run(path.machine, path.outcomes) == (path.states, path.status)
-    assert third(path.machine, path.outcomes) == (path.states, path.status)
+    assert moto.run(path.machine, path.results) == (path.states, path.status)
+    assert third(path.machine, path.results) == (path.states, path.status)
 
 
-def test_the_paths_are_all_there_are() -> None:
-    """Each state, and each Catch, is on one of the paths."""
+def test_the_paths_cover_every_state_and_every_catch() -> None:
     walked = {(a, b) for path in PATHS.values() for a, b in pairwise(path.states)}
     arrows = {
         (name, following)
@@ -230,18 +235,18 @@ def test_the_paths_are_all_there_are() -> None:
 
 
 @pytest.mark.parametrize(("state", "code"), RETRIED)
-def test_an_error_that_may_pass_is_tried_again_on_both(moto: Moto, state: str, code: str) -> None:
+def test_a_transient_error_is_tried_again_on_both(moto: Moto, state: str, code: str) -> None:
     """Mutation: the code taken out of its Retry."""
     machine = machine_of(state)
     before = BEFORE.get(state, {})
-    outcomes: Outcomes = {**before, state: [code, None]}
-    # The same states as without the error of `state`: those of the path with what failed before it alone.
+    results: Results = {**before, state: [code, None]}
+    # The same states as without the error of `state`: those of the path with the failures before it alone.
     expected = moto.run(machine, before)
     assert state in expected[0]
-    assert moto.run(machine, outcomes) == expected
+    assert moto.run(machine, results) == expected
     # A timeout is the third interpreter's own to raise: a handler's error of that name ends its run.
     if code != "States.Timeout":
-        assert third(machine, outcomes) == expected
+        assert third(machine, results) == expected
 
 
 @pytest.mark.parametrize(
@@ -257,10 +262,10 @@ def test_an_error_that_may_pass_is_tried_again_on_both(moto: Moto, state: str, c
     ],
 )
 def test_a_permanent_error_is_never_tried_again(moto: Moto, code: str) -> None:
-    outcomes: Outcomes = {AUTHORIZE: [code, None]}
+    results: Results = {AUTHORIZE: [code, None]}
     expected = ([AUTHORIZE, ROLL_BACK, FAILED], "FAILED")
-    assert moto.run(GRANT, outcomes) == expected
-    assert third(GRANT, outcomes) == expected
+    assert moto.run(GRANT, results) == expected
+    assert third(GRANT, results) == expected
 
 
 def test_force_closes_with_the_very_input_the_closing_began_with(moto: Moto) -> None:

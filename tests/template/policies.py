@@ -1,4 +1,4 @@
-"""What a role of `template.yaml` may do: its statements, inline and by the stack's own managed policies."""
+"""The policy statements of `template.yaml`'s roles, inline and in the stack's own managed policies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Statement = Mapping[str, Any]
 
 
 def listed(value: object) -> list[Any]:
-    """Give a list where IAM takes one or several."""
+    """Give a list, where IAM takes a single value or a list."""
     return value if isinstance(value, list) else [value]
 
 

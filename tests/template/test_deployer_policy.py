@@ -1,9 +1,9 @@
-"""The policy for whoever deploys (docs/deployer-policy.json): what CloudFormation does for them, and no more.
+"""The deployer's policy (docs/deployer-policy.json) allows what CloudFormation calls for this template alone.
 
-CloudFormation calls with the deployer's own rights. What it calls for a type of resource is in the `handlers`
-of the type's schema, which cfn-lint ships of CloudFormation's registry. They name what any template may need;
-what this one does not is listed here with its reason. Not in the schemas, and so not checked: what
-CloudFormation asks for beside its handlers, and what AWS checks in a call that its own tables do not say.
+CloudFormation calls with the deployer's own rights. Its calls for a type of resource are in the `handlers` of
+the type's schema, which cfn-lint ships from CloudFormation's registry. They are those that any template may
+need; the ones this template does not need are listed here with their reason. Not in the schemas, and so not
+checked: calls of CloudFormation outside its handlers, and checks of AWS's that its own tables do not have.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GATEWAY = f"arn:aws:apigateway:{REGION}::"
 KEPT = (
     "AWS::DynamoDB::Table",
     "AWS::ApiGateway::Account",
-)  # when the stack goes; a role beside them is as well
+)  # when the stack is deleted, and with them a role
 EVERYTHING = {
     "AlarmEmail": "ops@example.com",
     "EnableNotifications": "true",
@@ -54,7 +54,7 @@ EVERYTHING = {
     "SampleKeys": "true",
 }
 
-# What a type's handlers name and this template makes no use of.
+# Actions of handlers that this template does not need.
 NOT_NEEDED = {
     r"kms:.*": "nothing here has a key of its own",
     r"ec2:.*|elasticfilesystem:.*|s3files:.*": "no function is in a VPC",
@@ -82,7 +82,7 @@ OF_TYPE = {
     ("AWS::ApiGateway::RestApi", r"iam:PassRole"): "its integrations are functions, which have permissions",
     ("AWS::ApiGateway::RestApi", r"s3:GetObject"): "its definition is in the template",
 }
-# What is allowed for other reasons than a handler.
+# Allowed for other reasons than a handler.
 BESIDE = {
     "cloudformation:": "SAM and CloudFormation, for the stack itself",
     "s3:ListBucket": "SAM looks whether the code is there",
@@ -116,7 +116,7 @@ def policy(path: Path = POLICY, **places: str) -> dict[str, Any]:
 
 @cache
 def here(store: str) -> Template:
-    """Resolve the template with all there is."""
+    """Resolve the template with every option on."""
     return load(TEMPLATE, Place(STACK, REGION, ACCOUNT), EVERYTHING | {"TrailStore": store})
 
 
@@ -127,11 +127,11 @@ def known(service: str) -> Any:
 
 
 def handlers(resource: Resource) -> Iterator[tuple[str, str]]:
-    """Walk through what CloudFormation may call for a resource: (handler, action)."""
-    for handler, said in schema(resource.type).get("handlers", {}).items():
+    """Walk through the calls of CloudFormation for a resource: (handler, action)."""
+    for handler, entry in schema(resource.type).get("handlers", {}).items():
         if handler == "list" or (handler == "delete" and resource.type in KEPT):
             continue
-        for action in said.get("permissions", ()):
+        for action in entry.get("permissions", ()):
             needless = any(re.fullmatch(pattern, action) for pattern in NOT_NEEDED)
             needless |= any(
                 resource.type == kind and re.fullmatch(pattern, action) for kind, pattern in OF_TYPE
@@ -141,9 +141,9 @@ def handlers(resource: Resource) -> Iterator[tuple[str, str]]:
 
 
 def gateway_paths(resource: Resource) -> dict[str, list[str]]:
-    """Give the paths of API Gateway's control plane for a resource, by whether it is there yet."""
+    """Give the paths of API Gateway's control plane for a resource, by method."""
     api, plan = "/restapis/api1234567", "/usageplans/plan123456"
-    new, made = {
+    new, existing = {
         "Account": ("/account", "/account"),
         "ApiKey": ("/apikeys", "/apikeys/key1234567"),
         "Deployment": (f"{api}/deployments", f"{api}/deployments/d"),
@@ -152,12 +152,18 @@ def gateway_paths(resource: Resource) -> dict[str, list[str]]:
         "UsagePlan": ("/usageplans", plan),
         "UsagePlanKey": (f"{plan}/keys", f"{plan}/keys/key1234567"),
     }[resource.type.rpartition("::")[2]]
-    tags = [f"/tags/{quote(f'{GATEWAY}{made}', safe='')}"]
-    return {"POST": [new], "GET": [new, made], "PUT": tags, "DELETE": [made, *tags], "PATCH": [made]}
+    tags = [f"/tags/{quote(f'{GATEWAY}{existing}', safe='')}"]
+    return {
+        "POST": [new],
+        "GET": [new, existing],
+        "PUT": tags,
+        "DELETE": [existing, *tags],
+        "PATCH": [existing],
+    }
 
 
 def passed(resource: Resource) -> list[tuple[str, dict[str, str]]]:
-    """Give the roles that a resource is handed, each with whom it is handed to."""
+    """Give the roles that are passed for a resource, each with the condition key of its service."""
     service = {"Lambda": "lambda", "StepFunctions": "states", "Events": "events", "ApiGateway": "apigateway"}
     properties = resource.properties
     roles = [properties.get(name) for name in ("Role", "RoleArn", "CloudWatchRoleArn")]
@@ -169,7 +175,7 @@ def passed(resource: Resource) -> list[tuple[str, dict[str, str]]]:
 def main_arn(resource: Resource, template: Template) -> str:
     """Give the ARN that IAM knows a resource by, or the one it belongs to."""
     properties, parts = resource.properties, resource.type.split("::")
-    by_name = {one.ref: one for one in template.resources.values()}
+    by_name = {other.ref: other for other in template.resources.values()}
     match parts[1:]:
         case ["CloudWatch", "Dashboard"]:
             return f"arn:aws:cloudwatch::{ACCOUNT}:dashboard/{resource.name}"
@@ -186,18 +192,18 @@ def main_arn(resource: Resource, template: Template) -> str:
     return resource.arn
 
 
-def requests(store: str) -> Iterator[Request]:
-    """Walk through what IAM is asked when the stack is made, updated and deleted with everything in it."""
+def all_requests(store: str) -> Iterator[Request]:
+    """Walk through the questions to IAM when the stack is made, updated and deleted."""
     template = here(store)
     for resource in template.resources.values():
         if resource.type.startswith("Custom::"):
             yield Request("deployer", "lambda:InvokeFunction", resource.properties["ServiceToken"])
             continue
         for _, action in handlers(resource):
-            yield from _asked(action, resource, template)
+            yield from _requests_of(action, resource, template)
 
 
-def _asked(action: str, resource: Resource, template: Template) -> Iterator[Request]:
+def _requests_of(action: str, resource: Resource, template: Template) -> Iterator[Request]:
     service, _, name = action.partition(":")
     if action in ELSEWHERE:
         yield Request("deployer", action, ELSEWHERE[action])
@@ -227,111 +233,134 @@ def _of_roles(action: str, resource: Resource, template: Template) -> Iterator[R
 
 @cache
 def every() -> list[Request]:
-    """Give what is asked with either store, each once."""
-    return list({repr(one): one for store in STORES for one in requests(store)}.values())
+    """Give the requests with either store, each once."""
+    return list({repr(request): request for store in STORES for request in all_requests(store)}.values())
 
 
-def granted() -> Iterator[dict[str, Any]]:
-    """Give the statements that allow something."""
-    return (one for one in policy()["Statement"] if one["Effect"] == "Allow")
+def granted() -> list[dict[str, Any]]:
+    """Give the policy's statements of Allow."""
+    return [statement for statement in policy()["Statement"] if statement["Effect"] == "Allow"]
 
 
-def allowed(asked: list[Request]) -> list[bool]:
-    """Say of each request whether the policy allows it.
+def split(requests: list[Request]) -> tuple[list[Request], list[Request]]:
+    """Give the requests that the policy allows, and those that it denies.
 
-    The simulator knows no resource of API Gateway that has two forms: there the texts are compared.
+    The simulator cannot match API Gateway's resources, which have two forms: their ARNs are compared as
+    texts.
     """
-    judged = [one for one in asked if not one.action.startswith("apigateway:")]
+    simulated = [request for request in requests if not request.action.startswith("apigateway:")]
     layer = {LAYER: {"Version": "2012-10-17", "Statement": [PUBLIC]}}
-    answers = dict(zip(map(repr, judged), judge(judged, {"deployer": [policy()]}, layer), strict=True))
-    return [answers[repr(one)].allowed if repr(one) in answers else _matches(one) for one in asked]
+    answers = dict(zip(map(repr, simulated), judge(simulated, {"deployer": [policy()]}, layer), strict=True))
+    allowed, denied = list[Request](), list[Request]()
+    for request in requests:
+        answer = answers.get(repr(request))
+        (allowed if (answer.allowed if answer else _matches(request)) else denied).append(request)
+    return allowed, denied
 
 
-def _matches(asked: Request) -> bool:
+def _matches(request: Request) -> bool:
     return any(
-        asked.action in listed(statement["Action"])
-        and any(fnmatchcase(asked.resource, pattern) for pattern in listed(statement["Resource"]))
+        request.action in listed(statement["Action"])
+        and any(fnmatchcase(request.resource, pattern) for pattern in listed(statement["Resource"]))
         for statement in granted()
     )
 
 
-def denied(asked: list[Request]) -> None:
-    assert asked
-    assert [one for one, yes in zip(asked, allowed(asked), strict=True) if yes] == []
+def check_denied(requests: list[Request]) -> None:
+    assert requests
+    allowed, _ = split(requests)
+    assert allowed == []
 
 
 def test_everything_that_cloudformation_calls_is_allowed() -> None:
     """Mutation: any action of docs/deployer-policy.json taken away."""
-    asked = every()
-    assert len(asked) > 300
-    assert [one for one, yes in zip(asked, allowed(asked), strict=True) if not yes] == []
+    requests = every()
+    assert len(requests) > 300
+    _, denied = split(requests)
+    assert denied == []
 
 
-def test_every_type_of_the_template_says_what_it_calls() -> None:
-    """A type whose handlers the schemas do not tell would be passed over without a word."""
-    kinds = {one.type for store in STORES for one in here(store).resources.values() if "AWS::" in one.type}
+def test_every_type_of_the_template_has_handlers() -> None:
+    """A type without handlers in its schema would not be checked."""
+    types = {resource.type for store in STORES for resource in here(store).resources.values()}
+    kinds = {kind for kind in types if "AWS::" in kind}
     assert {kind for kind in kinds if not schema(kind).get("handlers")} == set()
     assert len(kinds) > 20
 
 
-def test_nothing_is_allowed_that_nothing_calls() -> None:
+def test_every_allowed_action_is_called() -> None:
     """Mutation: an action added to docs/deployer-policy.json."""
-    called = {one.action for one in every()}
+    called = {request.action for request in every()}
     actions = {action for statement in granted() for action in listed(statement["Action"])}
     assert not {action for action in actions if "*" in action}
     assert {action for action in actions - called if not action.startswith(tuple(BESIDE))} == set()
     assert all(any(action.startswith(name) for action in actions) for name in BESIDE)
 
 
-def test_every_reason_for_leaving_one_out_is_for_something_named() -> None:
-    named = {
+def test_every_reason_for_leaving_an_action_out_is_for_a_handlers_action() -> None:
+    called = {
         (resource.type, action)
         for store in STORES
         for resource in here(store).resources.values()
         if "AWS::" in resource.type
-        for said in schema(resource.type)["handlers"].values()
-        for action in said.get("permissions", ())
+        for handler in schema(resource.type)["handlers"].values()
+        for action in handler.get("permissions", ())
     }
     for pattern in NOT_NEEDED:
-        assert any(re.fullmatch(pattern, action) for _, action in named), pattern
+        assert any(re.fullmatch(pattern, action) for _, action in called), pattern
     for kind, pattern in OF_TYPE:
-        assert any(kind == of and re.fullmatch(pattern, action) for of, action in named), (kind, pattern)
+        assert any(kind == type_ and re.fullmatch(pattern, action) for type_, action in called), (
+            kind,
+            pattern,
+        )
 
 
-def test_the_same_on_another_stacks_things_is_denied() -> None:
-    """And in another account, and in another region. API Gateway's ids say nothing of the stack."""
-    ours = [one for one in every() if one.resource != "*" and not one.action.startswith("s3:")]
-    named = [one for one in ours if not one.action.startswith("apigateway:") and "layer" not in one.resource]
+def test_the_same_calls_on_another_stacks_resources_are_denied() -> None:
+    """Also in another account or region. API Gateway's ids do not name the stack."""
+    scoped = [
+        request for request in every() if request.resource != "*" and not request.action.startswith("s3:")
+    ]
+    named = [request for request in scoped if not request.action.startswith("apigateway:")]
+    of_stack = [request for request in named if "layer" not in request.resource]
     changes: list[Callable[[str], str]] = [
         lambda arn: arn.replace(ACCOUNT, "999999999999"),
         lambda arn: arn.replace(STACK, "other"),
     ]
-    denied([replace(one, resource=change(one.resource)) for one in named for change in changes])
-    regional = [one for one in ours if f":{REGION}:" in one.resource]
-    denied([replace(one, resource=one.resource.replace(REGION, "us-west-2")) for one in regional])
+    check_denied(
+        [replace(request, resource=change(request.resource)) for request in of_stack for change in changes]
+    )
+    regional = [request for request in scoped if f":{REGION}:" in request.resource]
+    check_denied(
+        [replace(request, resource=request.resource.replace(REGION, "us-west-2")) for request in regional]
+    )
 
 
-def test_a_role_may_be_handed_to_what_runs_knock_alone() -> None:
+def test_a_role_may_be_passed_to_knocks_services_alone() -> None:
     role = f"arn:aws:iam::{ACCOUNT}:role/{STACK}-ApiRole-1"
-    others = ("ec2.amazonaws.com", "glue.amazonaws.com", "cloudformation.amazonaws.com")
-    denied([Request("deployer", "iam:PassRole", role, {"iam:PassedToService": other}) for other in others])
+    other_services = ("ec2.amazonaws.com", "glue.amazonaws.com", "cloudformation.amazonaws.com")
+    check_denied(
+        [
+            Request("deployer", "iam:PassRole", role, {"iam:PassedToService": service})
+            for service in other_services
+        ]
+    )
 
 
-def test_who_deploys_can_neither_knock_nor_read_the_trail() -> None:
+def test_a_deployer_can_neither_knock_nor_read_the_trail() -> None:
     table = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{STACK}-TrailTable-1"
     domain = f"arn:aws:sdb:eu-west-1:{ACCOUNT}:domain/{STACK}-trail-1"
     machine = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{STACK}-grants"
     function = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{STACK}-revoke"
-    asked: list[Mapping[str, str]] = [
+    calls: list[Mapping[str, str]] = [
         {"dynamodb:GetItem": table, "dynamodb:Scan": table, "dynamodb:DeleteTable": table},
         {"sdb:Select": domain, "sdb:DeleteDomain": domain, "sdb:CreateDomain": domain},
         {"states:StartExecution": machine, "lambda:InvokeFunction": function},
         {"ec2:AuthorizeSecurityGroupIngress": f"arn:aws:ec2:{REGION}:{ACCOUNT}:security-group/sg-1"},
     ]
-    denied([Request("deployer", action, arn) for one in asked for action, arn in one.items()])
+    check_denied([Request("deployer", action, arn) for arns in calls for action, arn in arns.items()])
 
 
-# Every way to give a role rights, or somebody a role.
+# Every action that gives a role rights, or passes a role on.
 TAKING_OVER = (
     "iam:AttachRolePolicy",
     "iam:CreateRole",
@@ -349,64 +378,65 @@ ADMINISTRATOR = "arn:aws:iam::aws:policy/AdministratorAccess"
 @pytest.mark.parametrize("stack", [STACK, "deploy", "deployers"])
 def test_the_deployers_role_is_out_of_its_own_reach_whatever_the_stack_is_called(stack: str) -> None:
     """Mutation: docs/examples/deployer-role.yaml without `Path`, or docs/deployer-policy.json without
-    NotItself. Not even what else the role may be given takes the second back.
+    NotItself. No other policy of the role can undo NotItself, which is a Deny.
     """
-    made = yaml.safe_load(re.sub(r"!(\w+) ", "", ROLE.read_text()))["Resources"]["Deployer"]["Properties"]
-    itself = f"arn:aws:iam::{ACCOUNT}:role{made.get('Path', '/')}{made['RoleName']}"
+    deployer = yaml.safe_load(re.sub(r"!(\w+) ", "", ROLE.read_text()))["Resources"]["Deployer"]["Properties"]
+    own_role = f"arn:aws:iam::{ACCOUNT}:role{deployer.get('Path', '/')}{deployer['RoleName']}"
     context = {
         "iam:PassedToService": "lambda.amazonaws.com",
         "iam:PermissionsBoundary": BOUNDARY,
         "iam:PolicyARN": ADMINISTRATOR,
     }
-    asked = [Request("deployer", action, itself, context) for action in TAKING_OVER]
-    answers = judge(asked, {"deployer": [policy(STACK=stack)]})
-    assert {one.result for one in answers} == {"ExplicitlyDenied"}
-    without = policy(STACK=stack)
-    without["Statement"] = [one for one in without["Statement"] if one["Effect"] == "Allow"]
-    assert not any(one.allowed for one in judge(asked, {"deployer": [without]}))
+    requests = [Request("deployer", action, own_role, context) for action in TAKING_OVER]
+    answers = judge(requests, {"deployer": [policy(STACK=stack)]})
+    assert {answer.result for answer in answers} == {"ExplicitlyDenied"}
+    allowing = policy(STACK=stack)
+    allowing["Statement"] = [part for part in allowing["Statement"] if part["Effect"] == "Allow"]
+    assert not any(answer.allowed for answer in judge(requests, {"deployer": [allowing]}))
 
 
 class TestWithTheBoundaryRequired:
-    """docs/deployer-boundary-policy.json beside the other one, as docs/deploying.md has it."""
+    """With docs/deployer-boundary-policy.json beside the deployer's policy, as in docs/deploying.md."""
 
-    def judge(self, asked: list[Request]) -> list[bool]:
-        both = {"deployer": [policy(), policy(BOUNDARY_POLICY)]}
-        return [answer.allowed for answer in judge(asked, both)]
+    def judge(self, requests: list[Request]) -> list[bool]:
+        policies = {"deployer": [policy(), policy(BOUNDARY_POLICY)]}
+        return [answer.allowed for answer in judge(requests, policies)]
 
     def test_the_stack_can_be_made_updated_and_deleted_with_its_boundary(self) -> None:
         """Mutation: `policy/BOUNDARY` of NoRoleWithoutTheBoundary -> `policy/STACK-BOUNDARY`."""
         bounded = {"iam:PermissionsBoundary": BOUNDARY}
-        asked = [
-            replace(one, context={**one.context, **bounded})
-            for one in every()
-            if one.action.startswith("iam:") and one.action != "iam:DeleteRolePermissionsBoundary"
+        requests = [
+            replace(request, context={**request.context, **bounded})
+            for request in every()
+            if request.action.startswith("iam:") and request.action != "iam:DeleteRolePermissionsBoundary"
         ]
-        assert {"iam:CreateRole", "iam:PutRolePermissionsBoundary"} < {one.action for one in asked}
-        assert [one for one, yes in zip(asked, self.judge(asked), strict=True) if not yes] == []
+        assert {"iam:CreateRole", "iam:PutRolePermissionsBoundary"} < {request.action for request in requests}
+        answers = zip(requests, self.judge(requests), strict=True)
+        assert [request for request, is_allowed in answers if not is_allowed] == []
 
-    def test_no_role_gets_rights_without_it_nor_loses_it(self) -> None:
+    def test_no_role_gets_rights_without_the_boundary_or_loses_it(self) -> None:
         """Mutation: any action taken out of docs/deployer-boundary-policy.json."""
         role = f"arn:aws:iam::{ACCOUNT}:role/{STACK}-ApiRole-1"
         giving = set(TAKING_OVER) - {"iam:PassRole", "iam:DeleteRolePolicy", "iam:DetachRolePolicy"}
         boundaries = [{}, {"iam:PermissionsBoundary": ADMINISTRATOR}]
-        asked = [
+        requests = [
             Request("deployer", action, role, {**boundary, "iam:PolicyARN": ADMINISTRATOR})
             for action in sorted(giving)
             for boundary in boundaries
         ]
-        asked.append(Request("deployer", "iam:DeleteRolePermissionsBoundary", role, boundaries[1]))
-        assert self.judge(asked) == [False] * len(asked)
+        requests.append(Request("deployer", "iam:DeleteRolePermissionsBoundary", role, boundaries[1]))
+        assert self.judge(requests) == [False] * len(requests)
 
     @pytest.mark.parametrize("name", ["boundary", f"{STACK}-boundary"])
-    def test_the_boundary_itself_cannot_be_changed_not_even_under_an_unlucky_name(self, name: str) -> None:
-        both = {"deployer": [policy(BOUNDARY=name), policy(BOUNDARY_POLICY, BOUNDARY=name)]}
+    def test_the_boundary_itself_cannot_be_changed_also_when_named_like_the_stacks(self, name: str) -> None:
+        policies = {"deployer": [policy(BOUNDARY=name), policy(BOUNDARY_POLICY, BOUNDARY=name)]}
         actions = ("CreatePolicyVersion", "DeletePolicy", "DeletePolicyVersion", "SetDefaultPolicyVersion")
         arn = f"arn:aws:iam::{ACCOUNT}:policy/{name}"
-        asked = [Request("deployer", f"iam:{action}", arn) for action in actions]
-        assert not any(answer.allowed for answer in judge(asked, both))
+        requests = [Request("deployer", f"iam:{action}", arn) for action in actions]
+        assert not any(answer.allowed for answer in judge(requests, policies))
 
 
-def test_every_statement_says_what_it_is_for_and_inline_policies_hold_them() -> None:
+def test_statements_have_names_of_their_own_and_fit_into_inline_policies() -> None:
     """A role's inline policies hold 10,240 characters together, a managed policy 6,144.
 
     https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
@@ -414,10 +444,10 @@ def test_every_statement_says_what_it_is_for_and_inline_policies_hold_them() -> 
     documents = [policy(), policy(BOUNDARY_POLICY)]
     sids = [statement["Sid"] for document in documents for statement in document["Statement"]]
     assert len(set(sids)) == len(sids)
-    longest = "".join(json.dumps(one, separators=(",", ":")) for one in documents).replace(STACK, "s" * 40)
+    longest = "".join(json.dumps(part, separators=(",", ":")) for part in documents).replace(STACK, "s" * 40)
     assert len(longest) <= 10_240
 
 
-def test_every_parameter_that_makes_more_is_on_here() -> None:
-    """Or what a parameter adds would not be looked at."""
+def test_the_options_used_here_make_every_resource() -> None:
+    """Else the resources of an option would not be checked."""
     assert set(read()["Resources"]) <= {name for store in STORES for name in here(store).resources}

@@ -1,4 +1,4 @@
-"""The setup function, whose code stands in `template.yaml`: what it does for CloudFormation, and answers."""
+"""The setup function, whose code is in `template.yaml`: its effects for CloudFormation, and its answers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REGION = "eu-central-1"
 
 
 class Answers(ModuleType):
-    """Stands for `cfnresponse`, which Lambda puts beside code that is written in a template."""
+    """Stands for `cfnresponse`, a module that Lambda adds to code in a template."""
 
     def __init__(self) -> None:
         super().__init__("cfnresponse")
-        self.sent: list[tuple[str, str, str | None]] = []
+        self.statuses: list[tuple[str, str, str | None]] = []
         self.data: list[object] = []
 
     def send(
@@ -45,7 +45,7 @@ class Answers(ModuleType):
         *,
         reason: str | None = None,
     ) -> None:
-        self.sent.append((status, name, reason))
+        self.statuses.append((status, name, reason))
         self.data.append(data)
 
 
@@ -63,7 +63,7 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         namespace["time"] = SimpleNamespace(sleep=pauses.append)
         yield SimpleNamespace(
             handler=namespace["handler"],
-            answers=answers.sent,
+            answers=answers.statuses,
             data=answers.data,
             pauses=pauses,
             code=namespace,
@@ -105,8 +105,8 @@ def open_rule(group_id: str, port: int, **tags: str) -> str:
 
 
 def rules() -> set[str]:
-    found = boto3.client("ec2", region_name=REGION).describe_security_group_rules()["SecurityGroupRules"]
-    return {rule["SecurityGroupRuleId"] for rule in found if not rule["IsEgress"]}
+    answer = boto3.client("ec2", region_name=REGION).describe_security_group_rules()
+    return {rule["SecurityGroupRuleId"] for rule in answer["SecurityGroupRules"] if not rule["IsEgress"]}
 
 
 def domains(region: str) -> list[str]:
@@ -114,21 +114,26 @@ def domains(region: str) -> list[str]:
 
 
 def ask_for_domain(
-    setup: SimpleNamespace, request: str, region: str, name: str = "", was: str = "", word: str = "1c2fa620"
+    setup: SimpleNamespace,
+    request: str,
+    region: str,
+    name: str = "",
+    old_region: str = "",
+    word: str = "1c2fa620",
 ) -> str:
-    """Ask for the trail's domain as CloudFormation does; give the name that was answered, its physical id."""
+    """Ask for the trail's domain as CloudFormation does; give its physical id, the name that was answered."""
     nearest = transformed()["Resources"]["Trail"]["Properties"]["Nearest"]
-    asked = {"Name": "knock-trail", "Region": region, "Nearest": nearest}
+    properties = {"Name": "knock-trail", "Region": region, "Nearest": nearest}
     event = {
         "ResourceType": "Custom::Domain",
         "RequestType": request,
         "RequestId": f"{word}-982a-11e3-aff7-50e2416294e0",
-        "ResourceProperties": asked,
+        "ResourceProperties": properties,
     }
     if request != "Create":
         event["PhysicalResourceId"] = name
     if request == "Update":
-        event["OldResourceProperties"] = asked | {"Region": was}
+        event["OldResourceProperties"] = properties | {"Region": old_region}
     setup.handler(event, None)
     status, answered, reason = setup.answers[-1]
     assert (status, reason) == ("SUCCESS", None)
@@ -136,49 +141,49 @@ def ask_for_domain(
 
 
 class TestDomains:
-    @pytest.mark.parametrize(("asked", "made"), [("us-west-2", "us-west-2"), ("", "eu-west-1")])
-    def test_a_domain_is_made_in_the_region_asked_for_or_else_the_nearest(
-        self, setup: SimpleNamespace, asked: str, made: str
+    @pytest.mark.parametrize(("region", "expected"), [("us-west-2", "us-west-2"), ("", "eu-west-1")])
+    def test_a_domain_is_made_in_the_given_region_or_else_the_nearest(
+        self, setup: SimpleNamespace, region: str, expected: str
     ) -> None:
-        """The region is answered, and told to functions and policies."""
-        assert ask_for_domain(setup, "Create", asked) == "knock-trail-1c2fa620"
-        assert domains(made) == ["knock-trail-1c2fa620"]
-        assert setup.data == [{"Region": made}]
+        """The region is answered, for functions and policies."""
+        assert ask_for_domain(setup, "Create", region) == "knock-trail-1c2fa620"
+        assert domains(expected) == ["knock-trail-1c2fa620"]
+        assert setup.data == [{"Region": expected}]
 
     def test_the_same_request_twice_is_one_domain(self, setup: SimpleNamespace) -> None:
-        """Lambda may deliver an event twice, and does where the function has died."""
+        """Lambda may deliver an event twice, and does so after the function crashed."""
         assert ask_for_domain(setup, "Create", "") == ask_for_domain(setup, "Create", "")
         assert domains("eu-west-1") == ["knock-trail-1c2fa620"]
 
-    def test_one_made_anew_has_a_name_of_its_own(self, setup: SimpleNamespace) -> None:
-        """Under an old name the claims of grants that have ended since would keep its rules open.
+    def test_a_domain_made_anew_has_another_name(self, setup: SimpleNamespace) -> None:
+        """Under the old name, claims of grants that ended meanwhile would keep their rules open.
 
         Mutation: `return f"{asked['Name']}-{event['RequestId'][:8]}"` -> `return asked['Name']`
         """
         names = {ask_for_domain(setup, "Create", "", word=word) for word in ("1c2fa620", "7e5d44b0")}
         assert names == {"knock-trail-1c2fa620", "knock-trail-7e5d44b0"}
 
-    @pytest.mark.parametrize("was", ["", "eu-west-1"])
-    def test_an_update_keeps_it(self, setup: SimpleNamespace, was: str) -> None:
-        name = ask_for_domain(setup, "Create", was)
-        assert ask_for_domain(setup, "Update", "", name, was, word="7e5d44b0") == name
+    @pytest.mark.parametrize("old_region", ["", "eu-west-1"])
+    def test_an_update_keeps_the_domain(self, setup: SimpleNamespace, old_region: str) -> None:
+        name = ask_for_domain(setup, "Create", old_region)
+        assert ask_for_domain(setup, "Update", "", name, old_region, word="7e5d44b0") == name
         assert domains("eu-west-1") == [name]
         assert setup.data[-1] == {"Region": "eu-west-1"}
 
-    def test_in_another_region_it_is_a_new_one(self, setup: SimpleNamespace) -> None:
+    def test_an_update_of_the_region_makes_a_new_domain(self, setup: SimpleNamespace) -> None:
         """Mutation: ` or before and region_of(before) != region_of(asked)` deleted."""
         name = ask_for_domain(setup, "Create", "")
         new = ask_for_domain(setup, "Update", "us-west-2", name, "", word="7e5d44b0")
         assert (name, new) == ("knock-trail-1c2fa620", "knock-trail-7e5d44b0")
         assert (domains("eu-west-1"), domains("us-west-2")) == ([name], [new])
 
-    def test_the_domain_stays_when_the_stack_goes(self, setup: SimpleNamespace) -> None:
+    def test_the_domain_stays_when_the_stack_is_deleted(self, setup: SimpleNamespace) -> None:
         name = ask_for_domain(setup, "Create", "")
         assert ask_for_domain(setup, "Delete", "", name) == name
         assert domains("eu-west-1") == [name]
 
     def test_a_failure_is_answered_with_its_reason(self, setup: SimpleNamespace) -> None:
-        """Without an answer CloudFormation would wait until the timeout, and then say nothing of why."""
+        """Without an answer CloudFormation would wait until the timeout, and give no reason."""
         with pytest.raises(AssertionError):
             ask_for_domain(setup, "Create", "not a region")
         ((status, name, reason),) = setup.answers
@@ -191,19 +196,19 @@ def refusal(code: str, status: int) -> ClientError:
     return ClientError(answer, "CreateDomain")
 
 
-class TestSimpleDbThatRefuses:
-    """AWS takes no new customers for SimpleDB; which error it answers them with is not known."""
+class TestRefusals:
+    """AWS takes no new customers for SimpleDB; the error it gives them is not documented."""
 
     def make(self, setup: SimpleNamespace, *answers: ClientError | None) -> tuple[str, str]:
-        """Ask for a domain where SimpleDB answers so, one after the other, and the last of them for ever."""
-        left = list(answers)
-        made: list[str] = []
+        """Ask for a domain while SimpleDB gives these answers in turn, and the last one from then on."""
+        remaining = list(answers)
+        created: list[str] = []
 
         def create_domain(*, DomainName: str) -> None:  # noqa: N803 - SimpleDB's own name
-            answer = left.pop(0) if len(left) > 1 else left[0]
+            answer = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             if answer:
                 raise answer
-            made.append(DomainName)
+            created.append(DomainName)
 
         simpledb = SimpleNamespace(create_domain=create_domain)
         setup.code["boto3"] = SimpleNamespace(client=lambda *_names, **_options: simpledb)
@@ -216,48 +221,46 @@ class TestSimpleDbThatRefuses:
         }
         setup.handler(event, None)
         ((status, name, reason),) = setup.answers
-        assert made == ([name] if status == "SUCCESS" else [])
+        assert created == ([name] if status == "SUCCESS" else [])
         return str(status), str(reason)
 
     @pytest.mark.parametrize(
         ("code", "status"),
         [("OptInRequired", 403), ("AccessDenied", 403), ("AuthFailure", 401), ("SubscriptionRequired", 400)],
     )
-    def test_says_so_in_words_and_what_to_do(self, setup: SimpleNamespace, code: str, status: int) -> None:
+    def test_a_refusal_says_what_to_do(self, setup: SimpleNamespace, code: str, status: int) -> None:
         """Mutation: template.yaml:
         `                          raise RuntimeError(REFUSED.format(region, name, error)) from error` ->
         `                          raise`
         """
         answered, reason = self.make(setup, refusal(code, status))
         assert answered == "FAILED"
-        for said in (
+        for text in (
             "SimpleDB in eu-west-1",
             "knock-trail-1c2fa620",
             code,
             "July 2024",
             "TrailStore=dynamodb",
         ):
-            assert said in reason
+            assert text in reason
         assert len(reason) < 2048  # of CloudFormation's 4,096 for the whole answer
 
-    def test_only_because_the_new_role_is_not_known_everywhere_is_asked_again(
-        self, setup: SimpleNamespace
-    ) -> None:
-        """For half a minute. Mutation: `(1, 2, 4, 8, 10, 10, None)` -> `(None,)`."""
+    def test_a_refusal_of_the_new_role_is_tried_again(self, setup: SimpleNamespace) -> None:
+        """A new role takes seconds to be known. Mutation: `(1, 2, 4, 8, 10, 10, None)` -> `(None,)`."""
         denied = refusal("AccessDenied", 403)
         assert self.make(setup, denied, denied, denied, denied, denied, None) == ("SUCCESS", "None")
         assert setup.pauses == [1, 2, 4, 8, 10]
 
-    def test_for_good_is_given_up_in_time(self, setup: SimpleNamespace) -> None:
+    def test_a_lasting_refusal_is_given_up_in_time(self, setup: SimpleNamespace) -> None:
         self.make(setup, refusal("AccessDenied", 403))
         timeout = transformed()["Resources"]["Trail"]["Properties"]["ServiceTimeout"]
         assert 30 <= sum(setup.pauses) < timeout / 2
 
-    def test_for_another_reason_is_not_asked_again(self, setup: SimpleNamespace) -> None:
+    def test_another_error_is_not_tried_again(self, setup: SimpleNamespace) -> None:
         self.make(setup, refusal("NumberDomainsExceeded", 409))
         assert setup.pauses == []
 
-    def test_and_one_that_is_out_of_order_is_told_as_it_is(self, setup: SimpleNamespace) -> None:
+    def test_an_outage_is_reported_as_it_is(self, setup: SimpleNamespace) -> None:
         status, reason = self.make(setup, refusal("ServiceUnavailable", 503))
         assert status == "FAILED"
         assert "ServiceUnavailable" in reason
@@ -266,13 +269,13 @@ class TestSimpleDbThatRefuses:
 
 @dataclass
 class NewRole:
-    """What a role seconds old is denied: an operation, and until how many seconds of pauses have passed."""
+    """A role made seconds ago: its denied operations, each with the seconds after which it is allowed."""
 
     setup: SimpleNamespace
     denied: dict[str, int] = field(default_factory=dict)
 
-    def look(self, operation: str) -> None:
-        """Deny a call whose time has not come."""
+    def check(self, operation: str) -> None:
+        """Deny an operation that is not allowed yet."""
         if sum(self.setup.pauses) < self.denied.get(operation, 0):
             raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, operation)
 
@@ -282,9 +285,9 @@ def role(setup: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> NewRole:
     role = NewRole(setup)
     real = BaseClient._make_api_call  # type: ignore[attr-defined]
 
-    def call(client: BaseClient, operation: str, asked: object) -> object:
-        role.look(operation)
-        return real(client, operation, asked)
+    def call(client: BaseClient, operation: str, parameters: object) -> object:
+        role.check(operation)
+        return real(client, operation, parameters)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", call)
     return role
@@ -304,14 +307,15 @@ class Machines:
 
     def by_status(self, machine: str) -> dict[str, str]:
         states = boto3.client("stepfunctions", region_name=REGION)
-        found = states.list_executions(stateMachineArn=machine)["executions"]
-        return {one["name"]: one["status"] for one in found}
+        executions = states.list_executions(stateMachineArn=machine)["executions"]
+        return {execution["name"]: execution["status"] for execution in executions}
 
     def inputs(self, machine: str) -> list[Any]:
         states = boto3.client("stepfunctions", region_name=REGION)
-        found = states.list_executions(stateMachineArn=machine)["executions"]
+        executions = states.list_executions(stateMachineArn=machine)["executions"]
         return [
-            json.loads(states.describe_execution(executionArn=one["executionArn"])["input"]) for one in found
+            json.loads(states.describe_execution(executionArn=execution["executionArn"])["input"])
+            for execution in executions
         ]
 
 
@@ -331,14 +335,14 @@ class TestLastGrants:
             )
             return str(answer["stateMachineArn"])
 
-        made = Machines(clock, machine("knock-grants", 3600), machine("knock-closings", self.CLOSES_IN))
-        setup.code["time"] = SimpleNamespace(sleep=lambda seconds: self.pause(setup, made, seconds))
-        yield made
+        both = Machines(clock, machine("knock-grants", 3600), machine("knock-closings", self.CLOSES_IN))
+        setup.code["time"] = SimpleNamespace(sleep=lambda seconds: self.pause(setup, both, seconds))
+        yield both
         running.shutdown()
         clock.close()
 
     def pause(self, setup: SimpleNamespace, machines: Machines, seconds: float) -> None:
-        """Let time pass, and what is due end."""
+        """Let time pass, and executions end that are due."""
         setup.pauses.append(seconds)
         machines.clock.advance(timedelta(seconds=seconds))
         time.sleep(0.05)
@@ -364,7 +368,7 @@ class TestLastGrants:
         assert machines.by_status(machines.grants) == {"one": "ABORTED", "two": "ABORTED", "late": "ABORTED"}
         assert setup.answers == [("SUCCESS", "last-grants", None)]
 
-    def test_each_stopped_grant_is_closed_on_record_since_the_rule_is_gone(
+    def test_each_stopped_grant_is_closed_on_record_although_the_event_rule_is_deleted(
         self, setup: SimpleNamespace, machines: Machines
     ) -> None:
         """Mutation: the call of `start_execution` deleted."""
@@ -378,10 +382,10 @@ class TestLastGrants:
             for name in ("one", "two")
         ]
 
-    def test_a_role_seconds_old_stops_and_closes_them_as_soon_as_it_may(
+    def test_a_new_role_stops_and_closes_them_once_it_is_allowed_to(
         self, setup: SimpleNamespace, machines: Machines, role: NewRole
     ) -> None:
-        """A stack that cannot be made is deleted at once.
+        """A stack that cannot be made is deleted at once, when its roles are new.
 
         Mutation: template.yaml: `patiently(states.start_execution, ` -> `states.start_execution(`
         """
@@ -391,20 +395,20 @@ class TestLastGrants:
         assert setup.answers == [("SUCCESS", "last-grants", None)]
         role.denied.clear()
         assert machines.by_status(machines.grants) == {"one": "ABORTED"}
-        assert [one["grant"] for one in machines.inputs(machines.closings)] == [{"grant_id": "one"}]
+        assert [closing["grant"] for closing in machines.inputs(machines.closings)] == [{"grant_id": "one"}]
 
     def test_authorize_has_ended_before_the_closings_are_waited_for(
         self, setup: SimpleNamespace, machines: Machines
     ) -> None:
-        """It may start one as long as it runs. Mutation: `(10, 10, 20)` -> `(1, 1, 1)`."""
+        """It may start a closing as long as it runs. Mutation: `(10, 10, 20)` -> `(1, 1, 1)`."""
         timeout = transformed()["Resources"]["AuthorizeFunction"]["Properties"]["Timeout"]
         self.delete(setup, machines)
         assert setup.pauses[2] >= timeout
 
-    def test_closings_under_way_are_given_time_and_then_stopped(
+    def test_running_closings_are_given_time_and_then_stopped(
         self, setup: SimpleNamespace, machines: Machines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Longer than an attempt takes to settle. Mutation: the last call of `stop` deleted."""
+        """Longer than SETTLES. Mutation: the last call of `stop` deleted."""
         states = boto3.client("stepfunctions", region_name=REGION)
         waits = {"StartAt": "Hold", "States": {"Hold": {"Type": "Wait", "Seconds": 9000, "End": True}}}
         states.update_state_machine(stateMachineArn=machines.closings, definition=json.dumps(waits))
@@ -414,18 +418,18 @@ class TestLastGrants:
         assert sum(setup.pauses) > timing.SETTLES.total_seconds() + 40
         assert setup.answers == [("SUCCESS", "last-grants", None)]
 
-    def test_nobody_waits_for_closings_that_have_ended(
+    def test_closings_that_have_ended_are_not_waited_for(
         self, setup: SimpleNamespace, machines: Machines
     ) -> None:
         self.delete(setup, machines)
         assert sum(setup.pauses) <= 60
 
-    def test_all_of_it_fits_into_the_functions_time_and_that_into_cloudformations(self) -> None:
+    def test_its_pauses_fit_into_the_functions_timeout_and_that_into_cloudformations(self) -> None:
         resources = transformed()["Resources"]
         timeout = resources["SetupFunction"]["Properties"]["Timeout"]
         for name in ("LastGrants", "LastRules"):
             assert timeout < resources[name]["Properties"]["ServiceTimeout"]
-        assert timeout / 2 > 40 + 240 + 10  # pauses; the rest is for calls that are throttled
+        assert timeout / 2 > 40 + 240 + 10  # pauses; the other half is for throttled calls
 
     @pytest.mark.parametrize("request_", ["Create", "Update"])
     def test_no_grant_is_stopped_while_the_stack_lives(
@@ -438,8 +442,8 @@ class TestLastGrants:
         assert machines.by_status(machines.closings) == {"two": "RUNNING"}
         assert setup.answers == [("SUCCESS", "last-grants", None)]
 
-    def test_it_runs_between_what_starts_executions_and_what_they_need(self) -> None:
-        """CloudFormation deletes in the reverse order of what depends on what.
+    def test_it_is_deleted_after_roles_that_start_executions_and_before_what_those_need(self) -> None:
+        """CloudFormation deletes a resource before those it depends on.
 
         Mutations: a `DependsOn: LastGrants` deleted; `Closings: !Ref Closings` made a text.
         """
@@ -450,43 +454,43 @@ class TestLastGrants:
         }  # fmt: skip
         starters = {
             name
-            for name, one in transformed()["Resources"].items()
-            if one["Type"] == "AWS::IAM::Role" and "states:StartExecution" in str(one)
+            for name, resource in transformed()["Resources"].items()
+            if resource["Type"] == "AWS::IAM::Role" and "states:StartExecution" in str(resource)
         }
         assert starters == {"ApiRole", "AuthorizeRole", "GrantStoppedRole", "SetupRole"}
-        # The authorize function runs for grants alone, and the setup function starts closings for this.
+        # The authorize function runs for grants alone, and the setup function starts these closings itself.
         for name in starters - {"AuthorizeRole", "SetupRole"} | {"GrantStopped"}:
             assert "LastGrants" in needs(name), name
             assert name not in needed
 
-    def test_the_rule_goes_before_the_role_it_starts_closings_under(self) -> None:
+    def test_the_rule_of_stop_events_is_deleted_before_its_role(self) -> None:
         assert "GrantStoppedRole" in needs("GrantStopped")
 
-    def test_nothing_needs_itself(self) -> None:
-        """CloudFormation refuses a circle."""
+    def test_no_resource_depends_on_itself(self) -> None:
+        """CloudFormation refuses circular dependencies."""
         for name in transformed()["Resources"]:
             assert name not in needs(name)
 
 
 def needs(name: str) -> set[str]:
-    """List the resources that have to be there before a resource is, and are deleted after it."""
+    """List the resources that a resource depends on, also indirectly; they are deleted after it."""
     resources = transformed()["Resources"]
-    found: set[str] = set()
+    needed: set[str] = set()
     ahead = [name]
     while ahead:
-        one = resources[ahead.pop()]
-        depends = one.get("DependsOn", [])
+        resource = resources[ahead.pop()]
+        depends = resource.get("DependsOn", [])
         direct = set([depends] if isinstance(depends, str) else depends) | set(
-            references(one.get("Properties", {}))
+            references(resource.get("Properties", {}))
         )
-        new = {other for other in direct if other in resources} - found
-        found |= new
+        new = {dependency for dependency in direct if dependency in resources} - needed
+        needed |= new
         ahead += new
-    return found
+    return needed
 
 
 def references(value: object) -> Iterator[str]:
-    """Walk through the names that Ref, GetAtt and Sub name in a part of the template."""
+    """Walk through the names in Ref, GetAtt and Sub in a part of the template."""
     if isinstance(value, list):
         for inner in value:
             yield from references(inner)
@@ -498,16 +502,20 @@ def references(value: object) -> Iterator[str]:
                 yield inner[0] if isinstance(inner, list) else inner.partition(".")[0]
             elif key == "Fn::Sub":
                 text, variables = (inner, {}) if isinstance(inner, str) else inner
-                yield from (one.partition(".")[0] for one in re.findall(r"\$\{([^}!]+)\}", text))
+                yield from (
+                    placeholder.partition(".")[0] for placeholder in re.findall(r"\$\{([^}!]+)\}", text)
+                )
                 yield from references(variables)
             else:
                 yield from references(inner)
 
 
 class TestRollBack:
-    """A stack that cannot be made is deleted at once, with a role that may be seconds old."""
+    """A stack that cannot be made is deleted at once, by a role made seconds ago."""
 
-    def test_rules_are_closed_as_soon_as_the_role_may(self, setup: SimpleNamespace, role: NewRole) -> None:
+    def test_rules_are_closed_once_the_role_is_allowed_to(
+        self, setup: SimpleNamespace, role: NewRole
+    ) -> None:
         """Mutation: template.yaml: `pages = patiently(lambda: list(lists.paginate(Filters=ours)))` ->
         `pages = list(lists.paginate(Filters=ours))`
         """
@@ -518,7 +526,7 @@ class TestRollBack:
         role.denied.clear()
         assert rules() == set()
 
-    def test_a_permission_that_does_not_come_is_told(self, setup: SimpleNamespace, role: NewRole) -> None:
+    def test_a_permission_that_stays_denied_is_reported(self, setup: SimpleNamespace, role: NewRole) -> None:
         role.denied["DescribeSecurityGroupRules"] = 10_000
         ask(setup, "LastRules", "Delete", Stack="knock")
         ((status, _, reason),) = setup.answers
@@ -528,12 +536,12 @@ class TestRollBack:
 
 
 class TestLastRules:
-    def test_deleting_the_stack_closes_its_rules_and_no_others(self, setup: SimpleNamespace) -> None:
+    def test_deleting_the_stack_revokes_its_rules_and_no_others(self, setup: SimpleNamespace) -> None:
         """Mutation: the Filters of the paginator deleted."""
-        pool, other = group("pool"), group("other")
+        pool, another = group("pool"), group("other")
         ours = {
             open_rule(pool, 22, stack="knock", grant="a"),
-            open_rule(other, 443, stack="knock", grant="b"),
+            open_rule(another, 443, stack="knock", grant="b"),
         }
         foreign = {open_rule(pool, 443), open_rule(pool, 80, stack="another", grant="c")}
         assert rules() == ours | foreign
@@ -542,21 +550,21 @@ class TestLastRules:
         assert setup.answers == [("SUCCESS", "last-rules", None)]
 
     @pytest.mark.parametrize("request_", ["Create", "Update"])
-    def test_nothing_is_closed_while_the_stack_lives(self, setup: SimpleNamespace, request_: str) -> None:
+    def test_no_rule_is_revoked_while_the_stack_lives(self, setup: SimpleNamespace, request_: str) -> None:
         rule = open_rule(group("pool"), 22, stack="knock", grant="a")
         ask(setup, "LastRules", request_, Stack="knock")
         assert rules() == {rule}
         assert setup.answers == [("SUCCESS", "last-rules", None)]
 
-    def test_a_rule_that_is_gone_is_no_error_and_one_listed_late_is_found(
+    def test_a_rule_already_revoked_is_no_error_and_a_rule_listed_late_is_revoked(
         self, setup: SimpleNamespace
     ) -> None:
-        """EC2's lists are seconds old: the first shows a rule that is gone, not the one that is there."""
+        """EC2's lists are eventually consistent: the first has the revoked rule, and not the open one."""
         pool, ec2 = group("pool"), boto3.client("ec2", region_name=REGION)
-        gone = open_rule(pool, 22, stack="knock", grant="a")
-        ec2.revoke_security_group_ingress(GroupId=pool, SecurityGroupRuleIds=[gone])
+        revoked = open_rule(pool, 22, stack="knock", grant="a")
+        ec2.revoke_security_group_ingress(GroupId=pool, SecurityGroupRuleIds=[revoked])
         late = open_rule(pool, 443, stack="knock", grant="b")
-        looks = iter([gone, late, gone])
+        looks = iter([revoked, late, revoked])
 
         def paginate(**_filters: object) -> list[dict[str, Any]]:
             return [{"SecurityGroupRules": [{"GroupId": pool, "SecurityGroupRuleId": next(looks)}]}]
@@ -571,7 +579,7 @@ class TestLastRules:
         assert rules() == set()
         assert sum(setup.pauses) >= 10
 
-    def test_a_rule_that_cannot_be_closed_keeps_the_stack(
+    def test_a_rule_that_cannot_be_revoked_keeps_the_stack(
         self, setup: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rule = open_rule(group("pool"), 22, stack="knock", grant="a")
@@ -581,9 +589,7 @@ class TestLastRules:
                 raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "no"}}, operation)
             return real(_self, operation, _arguments)
 
-        from botocore.client import BaseClient
-
-        real = BaseClient._make_api_call
+        real = BaseClient._make_api_call  # type: ignore[attr-defined]
         monkeypatch.setattr(BaseClient, "_make_api_call", refuse)
         ask(setup, "LastRules", "Delete", Stack="knock")
         ((status, _, reason),) = setup.answers
@@ -592,8 +598,8 @@ class TestLastRules:
         monkeypatch.undo()
         assert rules() == {rule}
 
-    def test_it_runs_after_everything_that_can_open_is_gone(self) -> None:
-        """CloudFormation deletes in the reverse order of what depends on what.
+    def test_it_is_deleted_after_every_role_that_can_open_rules(self) -> None:
+        """CloudFormation deletes a resource before those it depends on.
 
         Mutation: `DependsOn: LastRules` deleted.
         """
@@ -605,4 +611,4 @@ class TestLastRules:
         }
         assert openers == {"AuthorizeRole"}
         assert "LastRules" in needs("AuthorizeRole")
-        assert "LastRules" in needs("LastGrants")  # so it comes after the closings, too
+        assert "LastRules" in needs("LastGrants")  # so it is deleted after the closings, too

@@ -1,4 +1,4 @@
-"""`template.yaml`, transformed as CloudFormation would: what gets deployed keeps its promises."""
+"""`template.yaml`, transformed as CloudFormation would: the deployed resources and their rights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.template.transform import NO_VALUE, STORES, TEMPLATE, read, transform
 
 WARM = {"warm": True}
 FUNCTIONS = ("Api", "Authorize", "Revoke", "Guard", "Notify")
-EVERYONE_IN_THE_STACK = (*FUNCTIONS, "Setup")
+EVERY_FUNCTION = (*FUNCTIONS, "Setup")
 MACHINES = {"Grants": GRANT, "Closings": CLOSING}
 DOMAINS = {"Trail": "trail", "Ledger": "ledger", "Refusals": "refusals"}
 TABLES = {"TrailTable": "trail", "LedgerTable": "ledger", "RefusalsTable": "refusals"}
@@ -51,8 +51,8 @@ def template(store: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def resources(template: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = template["Resources"]
-    return found
+    section: dict[str, Any] = template["Resources"]
+    return section
 
 
 def of_type(resources: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def sam(*arguments: str | Path, cwd: Path) -> None:
 
 class TestTools:
     def test_sam_builds_every_function_with_its_handler(self, tmp_path: Path) -> None:
-        """Without Docker and whatever Python is here: the functions bring no requirements."""
+        """Without Docker, and with any Python: the functions bring no requirements."""
         resources = transformed()["Resources"]
         sam("build", "--build-dir", tmp_path / "built", cwd=tmp_path)
         for name in FUNCTIONS:
@@ -114,7 +114,7 @@ class TestParameters:
             if "MinValue" in parameter:
                 assert parameter["MinValue"] <= default <= parameter["MaxValue"], name
 
-    def test_each_stands_in_one_group_of_the_form_and_has_a_label(self, template: dict[str, Any]) -> None:
+    def test_each_is_in_one_group_of_the_form_and_has_a_label(self, template: dict[str, Any]) -> None:
         form = template["Metadata"]["AWS::CloudFormation::Interface"]
         grouped = [name for group in form["ParameterGroups"] for name in group["Parameters"]]
         assert sorted(grouped) == sorted(template["Parameters"])
@@ -141,14 +141,14 @@ class TestParameters:
     def test_an_address_for_alarms_it_allows(self, template: dict[str, Any], email: str) -> None:
         assert re.fullmatch(template["Parameters"]["AlarmEmail"]["AllowedPattern"], email)
 
-    def test_people_who_set_nothing_get_no_keys_and_no_notifications(self, template: dict[str, Any]) -> None:
+    def test_the_defaults_make_no_keys_and_no_notifications(self, template: dict[str, Any]) -> None:
         defaults = {name: parameter["Default"] for name, parameter in template["Parameters"].items()}
         assert (defaults["SampleKeys"], defaults["EnableNotifications"]) == ("false", "false")
         assert defaults["DefaultDuration"] == "24h"
 
 
 class TestApi:
-    def test_its_routes_are_the_designs_and_only_the_console_is_open(self, resources: dict[str, Any]) -> None:
+    def test_every_route_but_the_console_needs_a_key(self, resources: dict[str, Any]) -> None:
         """Mutation: `Auth: {ApiKeyRequired: false}` on any other route."""
         routes = {
             (method.upper(), path): bool(operation["security"])
@@ -166,7 +166,7 @@ class TestApi:
             ("GET", "/console"): False,
         }
 
-    def test_every_route_says_itself_whether_it_needs_a_key(self) -> None:
+    def test_every_route_declares_whether_it_needs_a_key(self) -> None:
         events = read()["Resources"]["ApiFunction"]["Properties"]["Events"].values()
         assert all("ApiKeyRequired" in event["Properties"]["Auth"] for event in events)
 
@@ -178,7 +178,7 @@ class TestApi:
         assert resources["Api"]["Properties"].get("ApiKeySourceType", "HEADER") == "HEADER"
 
     def test_it_answers_over_ipv4_alone_unless_both_are_asked_for(self, template: dict[str, Any]) -> None:
-        """Over both, whoever has IPv6 is let in by it, and cannot reach a target that has IPv4 alone."""
+        """With dualstack, rules would be for a person's IPv6 address, also where a target has IPv4 alone."""
         assert template["Resources"]["Api"]["Properties"]["EndpointConfiguration"] == {
             "Types": ["REGIONAL"],
             "IpAddressType": {"Ref": "ApiIpAddressType"},
@@ -229,10 +229,10 @@ class TestApi:
                 "knock:operator",
             }
 
-    def test_a_sample_key_says_its_name_since_nobody_may_read_it_elsewhere(
+    def test_a_sample_key_has_its_name_in_a_tag_since_functions_read_only_tags(
         self, resources: dict[str, Any]
     ) -> None:
-        """The api function reads a key's tags alone. Mutation: a tag knock:name deleted."""
+        """Mutation: a tag knock:name deleted."""
         for key in of_type(resources, "AWS::ApiGateway::ApiKey").values():
             (name,) = (tag["Value"] for tag in key["Tags"] if tag["Key"] == "knock:name")
             assert key["Name"] == {"Fn::Sub": f"${{AWS::StackName}}-{name}"}
@@ -240,10 +240,14 @@ class TestApi:
 
 class TestFunctions:
     @pytest.mark.parametrize("name", FUNCTIONS)
-    def test_it_runs_as_designed(self, resources: dict[str, Any], name: str) -> None:
+    def test_it_runs_on_the_runtime_and_architecture_of_the_layer(
+        self, template: dict[str, Any], resources: dict[str, Any], name: str
+    ) -> None:
+        """Mutation: another `Runtime`, or another of `Architectures`."""
         properties = resources[f"{name}Function"]["Properties"]
-        assert properties["Runtime"] == "python3.13"
-        assert properties["Architectures"] == ["arm64"]
+        layer = template["Parameters"]["PowertoolsLayer"]["Default"]
+        (architecture,) = properties["Architectures"]
+        assert f"/{architecture}/{properties['Runtime']}/" in layer
         assert properties["Handler"] == f"{name.lower()}.handler"
         assert properties["Code"]["S3Key"] == "functions/"
         assert properties["Layers"] == [{"Ref": "PowertoolsLayer"}]
@@ -271,25 +275,23 @@ class TestFunctions:
             variables = resources[f"{name}Function"]["Properties"]["Environment"]["Variables"]
             assert set(variables) == promised[name], name
 
-    @pytest.mark.parametrize("name", EVERYONE_IN_THE_STACK)
+    @pytest.mark.parametrize("name", EVERY_FUNCTION)
     def test_it_has_a_role_and_a_log_of_its_own(self, resources: dict[str, Any], name: str) -> None:
         properties = resources[f"{name}Function"]["Properties"]
         assert properties["Role"] == {"Fn::GetAtt": [f"{name}Role", "Arn"]}
         assert properties["LoggingConfig"] == {"LogGroup": {"Ref": f"{name}FunctionLogs"}}
         users = [
-            other
-            for other, function in of_type(resources, "AWS::Lambda::Function").items()
+            function_name
+            for function_name, function in of_type(resources, "AWS::Lambda::Function").items()
             if function["Role"] == properties["Role"]
         ]
         assert users == [f"{name}Function"]
 
-    def test_there_is_no_function_that_these_tests_do_not_know(self, resources: dict[str, Any]) -> None:
-        assert set(of_type(resources, "AWS::Lambda::Function")) == {
-            f"{n}Function" for n in EVERYONE_IN_THE_STACK
-        }
+    def test_these_tests_know_every_function(self, resources: dict[str, Any]) -> None:
+        assert set(of_type(resources, "AWS::Lambda::Function")) == {f"{n}Function" for n in EVERY_FUNCTION}
 
     @every_machine
-    def test_a_task_gives_up_before_the_state_machine_does(
+    def test_a_tasks_function_times_out_before_the_task(
         self, resources: dict[str, Any], name: str, machine: Machine
     ) -> None:
         for state in load(machine)["States"].values():
@@ -299,7 +301,7 @@ class TestFunctions:
                 assert timeout == timing.ACTS.total_seconds() < state["TimeoutSeconds"], name
 
     def test_names_that_running_executions_rely_on_are_fixed(self, resources: dict[str, Any]) -> None:
-        """An execution goes on with the ARNs of the day it started: a new name would lose its grant."""
+        """A running execution keeps the ARNs it started with: after a new name its grant would stay open."""
         names = {
             name: properties["FunctionName"]
             for name, properties in of_type(resources, "AWS::Lambda::Function").items()
@@ -310,7 +312,9 @@ class TestFunctions:
             machine = resources[logical_id]["Properties"]
             assert machine["StateMachineName"] == {"Fn::Sub": f"${{AWS::StackName}}-{name}"}
 
-    def test_everyone_is_told_the_names_of_both_machines_as_they_are(self, resources: dict[str, Any]) -> None:
+    def test_every_function_has_the_names_of_both_machines_as_they_are(
+        self, resources: dict[str, Any]
+    ) -> None:
         for name in FUNCTIONS:
             variables = resources[f"{name}Function"]["Properties"]["Environment"]["Variables"]
             for variable, machine in (("STATE_MACHINE_ARN", "grants"), ("CLOSINGS_ARN", "closings")):
@@ -318,13 +322,13 @@ class TestFunctions:
 
     def test_every_log_is_kept_for_as_long_as_the_parameter_says(self, resources: dict[str, Any]) -> None:
         groups = of_type(resources, "AWS::Logs::LogGroup")
-        assert len(groups) == len(EVERYONE_IN_THE_STACK) + 3  # the gateway's and the state machines'
+        assert len(groups) == len(EVERY_FUNCTION) + 3  # the gateway's and the state machines'
         for name, group in groups.items():
             assert group["RetentionInDays"] == {"Ref": "LogRetentionDays"}, name
             assert "${AWS::StackName}" in group["LogGroupName"]["Fn::Sub"], name
 
 
-# Actions that IAM knows no resource for, or none that is known before the call.
+# Actions that take no resource, or none that is known before the call.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
 TAKES_NO_RESOURCE = {
     "ec2:DescribeSecurityGroupRules",
@@ -341,7 +345,7 @@ TAKES_NO_RESOURCE = {
 }
 
 
-# Who does what to what, with each store.
+# The actions of each role on each domain, table or index, with either store.
 SDB_TASK = {
     "Trail": "GetAttributes PutAttributes",
     "Ledger": "DeleteAttributes GetAttributes PutAttributes",
@@ -369,8 +373,8 @@ PROMISED = {
 }
 
 
-def kept(resource: Mapping[str, Any]) -> str:
-    """Name the domain, the table or the index that a statement is about."""
+def stored_in(resource: Mapping[str, Any]) -> str:
+    """Give the domain, table or index that a statement's resource names."""
     if "Fn::GetAtt" in resource:
         name, attribute = resource["Fn::GetAtt"]
         assert attribute == "Arn"
@@ -384,15 +388,15 @@ def kept(resource: Mapping[str, Any]) -> str:
 
 
 class TestRoles:
-    def test_every_statement_says_what_it_is_for_and_allows(self, resources: dict[str, Any]) -> None:
-        seen = 0
+    def test_every_statement_has_a_name_of_its_own_and_allows(self, resources: dict[str, Any]) -> None:
+        count = 0
         for name, document in documents(resources):
             sids = [statement.get("Sid") for statement in document["Statement"]]
             assert all(sids), name
             assert len(set(sids)) == len(sids), name
             assert {statement["Effect"] for statement in document["Statement"]} == {"Allow"}
-            seen += len(sids)
-        assert seen > 30
+            count += len(sids)
+        assert count > 30
 
     def test_no_action_is_a_wildcard(self, resources: dict[str, Any]) -> None:
         for name, document in documents(resources):
@@ -406,10 +410,8 @@ class TestRoles:
                 if "*" in listed(statement.get("Resource")):
                     assert set(listed(statement["Action"])) <= TAKES_NO_RESOURCE, statement["Sid"]
 
-    def test_the_function_that_faces_the_network_can_touch_no_ec2(
-        self, resources: dict[str, Any], store: str
-    ) -> None:
-        """Nor stop an execution, nor write what an invariant rests on.
+    def test_the_api_function_has_no_rights_in_ec2(self, resources: dict[str, Any], store: str) -> None:
+        """Nor can it stop an execution, or write the trail or the ledger.
 
         Mutation: `ManagedPolicyArns: [!Ref IngressPolicy]` on ApiRole.
         """
@@ -429,7 +431,7 @@ class TestRoles:
         assert "ManagedPolicyArns" not in resources["ApiRole"]["Properties"]
 
     def test_it_reads_a_keys_tags_and_never_its_value(self, resources: dict[str, Any]) -> None:
-        """GET on /apikeys/{id} answers with the value to whoever asks for it.
+        """GET on /apikeys/{id} can answer with the key's value.
 
         Mutation: template.yaml:
             `/tags/arn%3A${AWS::Partition}%3Aapigateway%3A${AWS::Region}%3A%3A%2Fapikeys%2F*` -> `/apikeys/*`
@@ -450,27 +452,29 @@ class TestRoles:
         readers = {
             role
             for role, document in documents(resources)
-            for one in document["Statement"]
-            if any(action.startswith("apigateway:") for action in listed(one["Action"]))
+            for statement in document["Statement"]
+            if any(action.startswith("apigateway:") for action in listed(statement["Action"]))
         }
         assert readers == {"ApiRole"}
 
     @pytest.mark.parametrize("role", ["ApiRole", "AuthorizeRole", "RevokeRole", "GuardRole", "NotifyRole"])
-    def test_who_reads_and_writes_what(self, resources: dict[str, Any], store: str, role: str) -> None:
-        """Nobody deletes from the trail; nobody but the api function sees a refusal written.
+    def test_a_role_has_the_promised_rights_in_the_stores(
+        self, resources: dict[str, Any], store: str, role: str
+    ) -> None:
+        """No role deletes from the trail; only the api function's writes a refusal.
 
         Mutation: `domain/${Refusals}` -> `domain/${Trail}` in RecordRefusals.
         Mutation: template.yaml:
             `Action: dynamodb:UpdateItem` -> `Action: [dynamodb:UpdateItem, dynamodb:DeleteItem]`
         """
-        found: dict[str, set[str]] = {}
+        allowed: dict[str, set[str]] = {}
         for statement in statements_of(role, resources):
             for action in listed(statement["Action"]):
                 if action.startswith(("sdb:", "dynamodb:")):
                     for resource in listed(statement["Resource"]):
-                        found.setdefault(kept(resource), set()).add(action.partition(":")[2])
+                        allowed.setdefault(stored_in(resource), set()).add(action.partition(":")[2])
         promised = {name: set(actions.split()) for name, actions in PROMISED[store][role].items()}
-        assert found == promised
+        assert allowed == promised
 
     @pytest.mark.parametrize(
         ("role", "more"),
@@ -491,7 +495,7 @@ class TestRoles:
             ),
         ],
     )
-    def test_who_closes_rules_can_do_that_and_only_one_can_open_them(
+    def test_every_task_can_close_rules_and_authorize_alone_can_open_them(
         self, resources: dict[str, Any], role: str, more: set[str]
     ) -> None:
         allowed = actions_of(role, resources)
@@ -503,35 +507,35 @@ class TestRoles:
             "states:StopExecution",
         }
 
-    def test_nobody_may_touch_the_store_that_was_not_chosen(
+    def test_no_role_has_rights_in_the_store_that_was_not_chosen(
         self, resources: dict[str, Any], store: str
     ) -> None:
         """Mutation: a statement of a store outside of its `!If`."""
-        chosen, other = ("sdb:", "dynamodb:") if store == "simpledb" else ("dynamodb:", "sdb:")
+        chosen_prefix, other_prefix = ("sdb:", "dynamodb:") if store == "simpledb" else ("dynamodb:", "sdb:")
         allowed = {
             action for name in of_type(resources, "AWS::IAM::Role") for action in actions_of(name, resources)
         }
-        assert {action for action in allowed if action.startswith(other)} == set()
-        assert {action for action in allowed if action.startswith(chosen)}
+        assert {action for action in allowed if action.startswith(other_prefix)} == set()
+        assert {action for action in allowed if action.startswith(chosen_prefix)}
 
-    def test_who_starts_what(self, resources: dict[str, Any]) -> None:
-        """Nobody but the api function starts a grant. Mutation: ClosingsRole with states:StartExecution."""
-        found = {}
+    def test_only_the_api_starts_grants(self, resources: dict[str, Any]) -> None:
+        """And four roles start closings. Mutation: ClosingsRole with states:StartExecution."""
+        starters = {}
         for name in of_type(resources, "AWS::IAM::Role"):
             for statement in statements_of(name, resources):
                 if "states:StartExecution" in listed(statement["Action"]):
-                    found[name] = {
+                    starters[name] = {
                         resource.get("Ref") or resource["Fn::Sub"].rpartition("-")[2].capitalize()
                         for resource in listed(statement["Resource"])
                     }
-        assert found == {
+        assert starters == {
             "ApiRole": {"Grants", "Closings"},
             "AuthorizeRole": {"Closings"},
             "GrantStoppedRole": {"Closings"},
             "SetupRole": {"Closings"},
         }
 
-    @pytest.mark.parametrize("name", [*EVERYONE_IN_THE_STACK])
+    @pytest.mark.parametrize("name", [*EVERY_FUNCTION])
     def test_only_groups_and_rules_with_the_stacks_tag_are_in_reach(
         self, resources: dict[str, Any], name: str
     ) -> None:
@@ -550,7 +554,7 @@ class TestRoles:
                 if action == "ec2:CreateTags":
                     assert equals["ec2:CreateAction"] == "AuthorizeSecurityGroupIngress"
 
-    @pytest.mark.parametrize("name", EVERYONE_IN_THE_STACK)
+    @pytest.mark.parametrize("name", EVERY_FUNCTION)
     def test_a_function_writes_to_its_own_log_alone(self, resources: dict[str, Any], name: str) -> None:
         (statement,) = (
             statement
@@ -571,8 +575,8 @@ class TestRoles:
         assert listed(run["Resource"]) == [{"Fn::GetAtt": [name, "Arn"]} for name in functions]
         assert set(log["Action"]) <= TAKES_NO_RESOURCE
 
-    def test_services_are_let_in_only_for_this_account(self, resources: dict[str, Any]) -> None:
-        """Or somebody else's rule or state machine could use what is ours (the confused deputy).
+    def test_services_are_trusted_for_this_account_only(self, resources: dict[str, Any]) -> None:
+        """Else another account's rule or state machine could use our roles (the confused deputy).
 
         Lambda and API Gateway send no source with sts:AssumeRole. EventBridge sends none to a topic, so it
         may publish to none.
@@ -588,44 +592,44 @@ class TestRoles:
 
 
 class TestStores:
-    def test_what_is_kept_outlives_the_stack(self, resources: dict[str, Any], store: str) -> None:
-        """And the choice of another store. Mutation: `DeletionPolicy: Retain` deleted."""
+    def test_domains_and_tables_outlive_the_stack(self, resources: dict[str, Any], store: str) -> None:
+        """And a change of the store. Mutation: `DeletionPolicy: Retain` deleted."""
         for name in KEPT[store]:
             assert resources[name]["DeletionPolicy"] == "Retain"
             assert resources[name]["UpdateReplacePolicy"] == "Retain"
 
     def test_only_the_chosen_store_is_made(self, resources: dict[str, Any], store: str) -> None:
         """Mutation: `Condition: TrailIsInDynamoDb` deleted."""
-        made = {*of_type(resources, "Custom::Domain"), *of_type(resources, "AWS::DynamoDB::Table")}
-        assert made == set(KEPT[store])
+        names = {*of_type(resources, "Custom::Domain"), *of_type(resources, "AWS::DynamoDB::Table")}
+        assert names == set(KEPT[store])
 
-    def test_each_function_is_told_which_and_of_all_three(
+    def test_each_function_has_the_store_and_all_three_names(
         self, resources: dict[str, Any], store: str
     ) -> None:
         for name in FUNCTIONS:
             variables = resources[f"{name}Function"]["Properties"]["Environment"]["Variables"]
             assert variables["TRAIL_STORE"] == {"Ref": "TrailStore"}
-            told = {variables[f"{kind.upper()}_DOMAIN"]["Ref"]: kind for kind in DOMAINS.values()}
-            assert told == KEPT[store]
+            names = {variables[f"{kind.upper()}_DOMAIN"]["Ref"]: kind for kind in DOMAINS.values()}
+            assert names == KEPT[store]
 
     def test_the_outputs_have_the_same_names_with_each(self, template: dict[str, Any], store: str) -> None:
-        told = {
+        outputs = {
             name: template["Outputs"][f"{domain}Domain"]["Value"]["Ref"]
             for name, domain in zip(KEPT[store], DOMAINS, strict=True)
         }
-        assert told == {name: name for name in KEPT[store]}
+        assert outputs == {name: name for name in KEPT[store]}
         assert template["Outputs"]["TrailStore"]["Value"] == {"Ref": "TrailStore"}
-        told_region = template["Outputs"]["TrailDomainRegion"]["Value"]
+        region = template["Outputs"]["TrailDomainRegion"]["Value"]
         for name in FUNCTIONS:
             variables = template["Resources"][f"{name}Function"]["Properties"]["Environment"]["Variables"]
-            assert variables["TRAIL_REGION"] == told_region
+            assert variables["TRAIL_REGION"] == region
 
-    def test_people_who_choose_nothing_have_simpledb_and_the_stores_are_the_functions(self) -> None:
+    def test_the_default_store_is_simpledb_and_the_choices_are_the_functions(self) -> None:
         declared = read()["Parameters"]["TrailStore"]
         assert declared["Default"] == "simpledb"
         assert tuple(declared["AllowedValues"]) == SETTINGS_STORES == STORES
 
-    def test_nothing_is_looked_up_that_a_region_may_lack(self) -> None:
+    def test_no_mapping_is_used_since_a_region_may_lack_an_entry(self) -> None:
         """Fn::FindInMap fails where the key is missing, in a branch of Fn::If that is not taken as well.
 
         https://github.com/aws-cloudformation/aws-cloudformation-templates/issues/271
@@ -641,27 +645,29 @@ class TestDomains:
 
     @pytest.fixture
     def resources(self, template: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = template["Resources"]
-        return found
+        section: dict[str, Any] = template["Resources"]
+        return section
 
-    def test_all_three_are_in_the_region_that_functions_are_told(self, resources: dict[str, Any]) -> None:
-        told = resources["ApiFunction"]["Properties"]["Environment"]["Variables"]["TRAIL_REGION"]
-        assert told == {"Fn::GetAtt": ["Trail", "Region"]}
+    def test_all_three_are_in_the_region_that_functions_use(self, resources: dict[str, Any]) -> None:
+        region = resources["ApiFunction"]["Properties"]["Environment"]["Variables"]["TRAIL_REGION"]
+        assert region == {"Fn::GetAtt": ["Trail", "Region"]}
         assert resources["Trail"]["Properties"]["Region"] == {"Ref": "TrailRegion"}
         for name in ("Ledger", "Refusals"):
-            assert resources[name]["Properties"]["Region"] == told
+            assert resources[name]["Properties"]["Region"] == region
 
     def test_the_setup_function_may_make_domains_of_these_kinds_alone(
         self, resources: dict[str, Any]
     ) -> None:
         (statement,) = (
-            one for one in statements_of("SetupRole", resources) if one["Action"] == "sdb:CreateDomain"
+            candidate
+            for candidate in statements_of("SetupRole", resources)
+            if candidate["Action"] == "sdb:CreateDomain"
         )
         for (name, kind), resource in zip(DOMAINS.items(), statement["Resource"], strict=True):
             assert resource["Fn::Sub"].endswith(f":domain/${{AWS::StackName}}-{kind}-*")
             assert resources[name]["Properties"]["Name"] == {"Fn::Sub": f"${{AWS::StackName}}-{kind}"}
 
-    def test_a_person_may_name_the_regions_that_have_simpledb(self, template: dict[str, Any]) -> None:
+    def test_the_region_may_be_any_that_has_simpledb(self, template: dict[str, Any]) -> None:
         allowed = set(template["Parameters"]["TrailRegion"]["AllowedValues"]) - {""}
         assert allowed == SIMPLEDB_REGIONS == set(boto3.session.Session().get_available_regions("sdb"))
         assert all(
@@ -674,8 +680,8 @@ class TestDomains:
         assert {region for region, to in nearest.items() if region == to} == SIMPLEDB_REGIONS
         assert set(nearest) >= set(boto3.session.Session().get_available_regions("stepfunctions"))
 
-    def test_another_partition_is_told_before_anything_is_made(self, template: dict[str, Any]) -> None:
-        """With SimpleDB alone, and what to choose. The list is there twice: a rule sees no resource.
+    def test_another_partition_is_refused_before_anything_is_made(self, template: dict[str, Any]) -> None:
+        """Only with SimpleDB, and with what to choose. The list is there twice: a rule sees no resource.
 
         Mutation: `RuleCondition: !Equals [!Ref TrailStore, simpledb]` deleted.
         """
@@ -685,8 +691,8 @@ class TestDomains:
         regions, region = assertion["Assert"]["Fn::Contains"]
         assert region == {"Ref": "AWS::Region"}
         assert sorted(regions) == sorted(template["Resources"]["Trail"]["Properties"]["Nearest"])
-        for other in ("aws-cn", "aws-us-gov"):
-            assert not set(regions) & set(boto3.session.Session().get_available_regions("ec2", other))
+        for partition in ("aws-cn", "aws-us-gov"):
+            assert not set(regions) & set(boto3.session.Session().get_available_regions("ec2", partition))
         assert "Choose dynamodb as TrailStore" in assertion["AssertDescription"]
 
 
@@ -699,10 +705,10 @@ class TestTables:
         for table in tables.values():
             assert table["KeySchema"] == [{"AttributeName": "name", "KeyType": "HASH"}]
 
-    def test_the_indexes_are_those_that_the_adapter_asks(self, tables: dict[str, Any]) -> None:
+    def test_the_indexes_are_those_that_the_adapter_queries(self, tables: dict[str, Any]) -> None:
         """Mutation: `ProjectionType: ALL` -> `ProjectionType: KEYS_ONLY`."""
         trail = tables["TrailTable"]
-        assert {one["IndexName"]: one for one in trail["GlobalSecondaryIndexes"]} == {
+        assert {entry["IndexName"]: entry for entry in trail["GlobalSecondaryIndexes"]} == {
             index: {
                 "IndexName": index,
                 "KeySchema": [
@@ -713,12 +719,12 @@ class TestTables:
             }
             for attribute, index in INDEXES.items()
         }
-        defined = {one["AttributeName"]: one["AttributeType"] for one in trail["AttributeDefinitions"]}
+        defined = {entry["AttributeName"]: entry["AttributeType"] for entry in trail["AttributeDefinitions"]}
         assert defined == dict.fromkeys(["name", "order", *INDEXES], "S")
         for name in ("LedgerTable", "RefusalsTable"):
             assert "GlobalSecondaryIndexes" not in tables[name]
 
-    def test_it_takes_what_comes_and_what_it_holds_is_not_lost(self, tables: dict[str, Any]) -> None:
+    def test_it_scales_on_demand_and_is_protected_and_backed_up(self, tables: dict[str, Any]) -> None:
         """Mutation: `DeletionProtectionEnabled: true` -> `DeletionProtectionEnabled: false`."""
         assert len(tables) == 3
         for table in tables.values():
@@ -726,17 +732,15 @@ class TestTables:
             assert table["DeletionProtectionEnabled"] is True
             assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
 
-    def test_cloudformation_names_it_anew_each_time_and_its_tag_says_whose_it_is(
-        self, tables: dict[str, Any]
-    ) -> None:
-        """A table that was kept must be in nobody's way. Mutation: a `TableName`."""
+    def test_it_has_a_generated_name_and_the_stacks_tag(self, tables: dict[str, Any]) -> None:
+        """So that a retained table does not block a new stack. Mutation: a `TableName`."""
         for table in tables.values():
             assert "TableName" not in table
             assert table["Tags"] == [{"Key": "knock:stack", "Value": {"Ref": "AWS::StackName"}}]
 
 
 class TestOtherPartitions:
-    """China and GovCloud, as far as a template can tell: their names, and no others."""
+    """China, GovCloud and the European partition: names of the partition, and no others."""
 
     @pytest.mark.parametrize(
         ("region", "partition", "suffix", "console"),
@@ -751,23 +755,26 @@ class TestOtherPartitions:
     ) -> None:
         """Mutation: `arn:${AWS::Partition}:` -> `arn:aws:` anywhere."""
         place = Place("knock", region, partition=partition)
-        here = resolve(TEMPLATE, place, {"TrailStore": "dynamodb", "EnableNotifications": "true"})
-        said = [*texts([one.properties for one in here.resources.values()]), *here.outputs.values()]
-        arns = [text for text in said if re.match(r"arn:aws[a-z-]*:", text)]
+        resolved = resolve(TEMPLATE, place, {"TrailStore": "dynamodb", "EnableNotifications": "true"})
+        all_texts = [
+            *texts([resource.properties for resource in resolved.resources.values()]),
+            *resolved.outputs.values(),
+        ]
+        arns = [text for text in all_texts if re.match(r"arn:aws[a-z-]*:", text)]
         assert len(arns) > 50
         assert {text.split(":")[1] for text in arns} == {partition}
-        assert f".execute-api.{region}.{suffix}/" in here.outputs["ApiUrl"]
-        links = [text for text in said if ".console." in text]
+        assert f".execute-api.{region}.{suffix}/" in resolved.outputs["ApiUrl"]
+        links = [text for text in all_texts if ".console." in text]
         assert len(links) == 3
         assert all(f"https://{region}.{console}/" in text for text in links)
 
     @pytest.mark.parametrize("region", ["cn-north-1", "us-gov-west-1"])
-    def test_simpledb_is_refused_there_with_what_to_choose(self, region: str) -> None:
+    def test_simpledb_is_refused_with_what_to_choose(self, region: str) -> None:
         with pytest.raises(TemplateError, match="Choose dynamodb as TrailStore"):
             resolve(TEMPLATE, Place("knock", region), {})
 
     @pytest.mark.parametrize(
-        ("name", "taken"),
+        ("name", "accepted"),
         [
             ("/knock/powertools", True),
             ("/aws/service/powertools/python/arm64/python3.13/latest", True),
@@ -775,11 +782,9 @@ class TestOtherPartitions:
             ("/other", False),
         ],
     )
-    def test_where_aws_publishes_no_layer_a_parameter_of_ones_own_names_it(
-        self, name: str, taken: bool
-    ) -> None:
+    def test_a_parameter_of_the_accounts_own_may_name_the_layer(self, name: str, accepted: bool) -> None:
         pattern = read()["Parameters"]["PowertoolsLayer"]["AllowedPattern"]
-        assert bool(re.fullmatch(pattern, name)) == taken
+        assert bool(re.fullmatch(pattern, name)) == accepted
 
 
 class TestStateMachines:
@@ -805,7 +810,7 @@ class TestStateMachines:
             group = {"Fn::GetAtt": [f"{name}Logs", "Arn"]}
             assert destination["CloudWatchLogsLogGroup"]["LogGroupArn"] == group
 
-    def test_there_is_no_machine_that_these_tests_do_not_know(self, resources: dict[str, Any]) -> None:
+    def test_these_tests_know_every_machine(self, resources: dict[str, Any]) -> None:
         assert set(of_type(resources, "AWS::StepFunctions::StateMachine")) == set(MACHINES)
 
 
@@ -827,7 +832,7 @@ class TestEvents:
         assert target["Arn"] == {"Ref": "Closings"}
         assert not set(target) & {"Input", "InputPath", "InputTransformer"}
 
-    def test_eventbridge_starts_closings_under_a_role_of_this_rules_alone(
+    def test_eventbridge_starts_closings_under_a_role_for_this_rule_alone(
         self, resources: dict[str, Any]
     ) -> None:
         """https://docs.aws.amazon.com/eventbridge/latest/userguide/cross-service-confused-deputy-prevention.html"""
@@ -841,21 +846,23 @@ class TestEvents:
         assert source.endswith(f":rule/{rule['Name']['Fn::Sub']}")
 
     @pytest.mark.parametrize("rule", ["GrantStopped", "GuardHourly"])
-    def test_what_could_not_be_delivered_is_not_lost(self, resources: dict[str, Any], rule: str) -> None:
+    def test_an_undeliverable_event_goes_to_the_dead_letter_queue(
+        self, resources: dict[str, Any], rule: str
+    ) -> None:
         """Mutation: a `DeadLetterConfig` deleted."""
         (target,) = resources[rule]["Properties"]["Targets"]
         assert target["DeadLetterConfig"] == {"Arn": self.QUEUE}
         assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0
-        (let,) = resources["DeadLettersPolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        assert {"Fn::GetAtt": [rule, "Arn"]} in let["Condition"]["ArnEquals"]["aws:SourceArn"]
+        (allow,) = resources["DeadLettersPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        assert {"Fn::GetAtt": [rule, "Arn"]} in allow["Condition"]["ArnEquals"]["aws:SourceArn"]
         assert resources["DeadLetters"]["Properties"]["SqsManagedSseEnabled"] is True
 
-    def test_a_stop_event_is_tried_for_a_day(self, resources: dict[str, Any]) -> None:
+    def test_a_stop_event_is_retried_for_a_day(self, resources: dict[str, Any]) -> None:
         """As often as EventBridge can; the closing it starts goes on for days."""
         (target,) = resources["GrantStopped"]["Properties"]["Targets"]
         assert target["RetryPolicy"] == {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86_400}
 
-    def test_what_the_guard_could_not_do_is_not_lost(self, resources: dict[str, Any]) -> None:
+    def test_a_failed_run_of_the_guard_goes_to_the_dead_letter_queue(self, resources: dict[str, Any]) -> None:
         """Mutation: its `EventInvokeConfig` deleted."""
         (config,) = (
             config
@@ -873,34 +880,36 @@ class TestEvents:
         assert permission["FunctionName"] == {"Ref": "GuardFunction"}
 
     def test_the_guard_runs_hourly_and_can_be_switched_off(self, resources: dict[str, Any]) -> None:
-        """A stop whose event AWS loses is found by it, and by nothing else."""
+        """Only the guard finds a stop whose event was lost."""
         rule = resources["GuardHourly"]["Properties"]
         assert rule["ScheduleExpression"] == "rate(1 hour)"
         assert rule["State"] == {"Fn::If": ["GuardIsScheduled", "ENABLED", "DISABLED"]}
 
 
-DOES = re.compile(r"\b(Look|Read|Open|Check|Add|Ask|Remove|Run|look|read|run)\b")
+INSTRUCTS = re.compile(r"\b(Look|Read|Open|Check|Add|Ask|Remove|Run|look|read|run)\b")
 
 
 def watched_by(alarm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """List the metrics of an alarm: its own, or those of its expression."""
-    return [one["MetricStat"]["Metric"] for one in alarm.get("Metrics", []) if "MetricStat" in one] or [alarm]
+    return [
+        metric["MetricStat"]["Metric"] for metric in alarm.get("Metrics", []) if "MetricStat" in metric
+    ] or [alarm]
 
 
 class TestAlarms:
-    def test_each_says_what_to_do_and_tells_somebody(self, resources: dict[str, Any]) -> None:
+    def test_each_says_what_to_do_and_notifies_the_topic(self, resources: dict[str, Any]) -> None:
         alarms = of_type(resources, "AWS::CloudWatch::Alarm")
         assert len(alarms) >= 12
         for name, alarm in alarms.items():
-            assert DOES.search(alarm["AlarmDescription"]), name
+            assert INSTRUCTS.search(alarm["AlarmDescription"]), name
             assert len(alarm["AlarmDescription"]) <= 1024, name
             assert alarm["AlarmActions"] == [{"Ref": "Alarms"}], name
-            # Silence is calm, but for the guard's.
+            # Missing data is fine, except the guard's.
             assert alarm["TreatMissingData"] == (
                 "breaching" if name == "GuardSilentAlarm" else "notBreaching"
             )
 
-    def test_what_issue_and_design_ask_for_is_watched(self, resources: dict[str, Any]) -> None:
+    def test_every_kind_of_failure_is_watched(self, resources: dict[str, Any]) -> None:
         watched = {
             (metric["Namespace"], metric["MetricName"])
             for alarm in of_type(resources, "AWS::CloudWatch::Alarm").values()
@@ -922,7 +931,7 @@ class TestAlarms:
             ("AWS/ApiGateway", "5XXError"),
         }
 
-    def test_a_metric_of_ours_is_watched_under_the_function_that_writes_it(
+    def test_a_metric_of_knocks_is_watched_under_the_function_that_writes_it(
         self, template: dict[str, Any]
     ) -> None:
         """Powertools gives each metric the dimension service, from POWERTOOLS_SERVICE_NAME."""
@@ -944,7 +953,7 @@ class TestAlarms:
             ("Closings", {"ExecutionsFailed", "ExecutionsTimedOut", "ExecutionsAborted"}),
         ],
     )
-    def test_every_bad_end_of_an_execution_is_watched(
+    def test_every_failure_of_an_execution_is_watched(
         self, resources: dict[str, Any], machine: str, metrics: set[str]
     ) -> None:
         """Mutation: `ClosingsFailedAlarm` without one of its metrics."""
@@ -956,23 +965,25 @@ class TestAlarms:
             if metric["Dimensions"] == arn
         }
 
-    def test_a_closing_that_fails_counts_once_whichever_way_it_does(self, resources: dict[str, Any]) -> None:
+    def test_a_closing_that_fails_counts_once_however_it_fails(self, resources: dict[str, Any]) -> None:
         alarm = resources["ClosingsFailedAlarm"]["Properties"]
-        told = [one for one in alarm["Metrics"] if one.get("ReturnData", True)]
-        parts = [one["Id"] for one in alarm["Metrics"] if "MetricStat" in one]
-        assert [one["Expression"] for one in told] == [" + ".join(f"FILL({part}, 0)" for part in parts)]
+        returned = [metric for metric in alarm["Metrics"] if metric.get("ReturnData", True)]
+        parts = [metric["Id"] for metric in alarm["Metrics"] if "MetricStat" in metric]
+        assert [metric["Expression"] for metric in returned] == [
+            " + ".join(f"FILL({part}, 0)" for part in parts)
+        ]
         assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (1, "GreaterThanOrEqualToThreshold")
 
-    def test_an_attempt_that_has_to_settle_rings_no_alarm(self, resources: dict[str, Any]) -> None:
-        """A rule whose state is not known until SETTLES is closed late, and fails some tries, as it should.
+    def test_an_attempt_that_waits_for_settles_raises_no_alarm(self, resources: dict[str, Any]) -> None:
+        """A rule whose state is unknown until SETTLES is closed late, after some failed tries, by design.
 
         Mutation: template.yaml: `Threshold: 240000` -> `Threshold: 60000`
         Mutation: template.yaml: `DatapointsToAlarm: 3` -> `DatapointsToAlarm: 2`
         """
         (retrier,) = (
-            one
-            for one in load()["States"]["RevokeIngress"]["Retry"]
-            if one["ErrorEquals"] == ["RuleUnsettled"]
+            entry
+            for entry in load()["States"]["RevokeIngress"]["Retry"]
+            if entry["ErrorEquals"] == ["RuleUnsettled"]
         )
         longest = timing.SETTLES.total_seconds() + max(delays(retrier)) + timing.ACTS.total_seconds()
         late = resources["RevocationLateAlarm"]["Properties"]
@@ -982,12 +993,12 @@ class TestAlarms:
         assert failing["DatapointsToAlarm"] == 3
         assert failing["EvaluationPeriods"] > failing["DatapointsToAlarm"]
 
-    def test_force_that_fails_rings_one(self, resources: dict[str, Any]) -> None:
-        """It tries in each period of it: the longest pause is one."""
+    def test_a_failing_force_raises_an_alarm(self, resources: dict[str, Any]) -> None:
+        """It is tried in each period of the alarm: the longest pause is at most a period."""
         (retrier,) = load()["States"]["ForceRevokeIngress"]["Retry"]
         assert max(delays(retrier)) <= resources["RevocationFailingAlarm"]["Properties"]["Period"]
 
-    def test_a_guard_that_does_not_run_is_noticed_before_it_has_missed_many(
+    def test_a_guard_that_does_not_run_for_three_hours_raises_an_alarm(
         self, resources: dict[str, Any]
     ) -> None:
         silent = resources["GuardSilentAlarm"]["Properties"]
@@ -1000,12 +1011,12 @@ class TestAlarms:
 
     def test_the_dashboard_shows_every_metric_and_every_alarm(self, template: dict[str, Any]) -> None:
         body, variables = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
-        known = set(template["Resources"]) | {"AWS::Region", "AWS::StackName"} | set(variables)
+        names_in_scope = set(template["Resources"]) | {"AWS::Region", "AWS::StackName"} | set(variables)
         for placeholder in re.findall(r"\$\{([^}]+)\}", body):
-            assert placeholder.split(".")[0] in known, placeholder
+            assert placeholder.split(".")[0] in names_in_scope, placeholder
         widgets = json.loads(re.sub(r"\$\{([^}]+)\}", r"<\1>", body))["widgets"]
-        shown = {metric[1] for widget in widgets for metric in widget["properties"].get("metrics", [])}
-        assert shown >= set(template["Metadata"]["Knock"]["Metrics"])
+        drawn = {metric[1] for widget in widgets for metric in widget["properties"].get("metrics", [])}
+        assert drawn >= set(template["Metadata"]["Knock"]["Metrics"])
         (alarms,) = (widget["properties"]["alarms"] for widget in widgets if widget["type"] == "alarm")
         assert {alarm.strip("<>").removesuffix(".Arn") for alarm in alarms} == {
             name
@@ -1013,20 +1024,20 @@ class TestAlarms:
             if resource["Type"] == "AWS::CloudWatch::Alarm" and "Condition" not in resource
         }
 
-    def test_nobody_is_subscribed_without_an_address(self, resources: dict[str, Any]) -> None:
+    def test_the_topic_has_a_subscription_only_with_an_address(self, resources: dict[str, Any]) -> None:
         assert resources["AlarmsByEmail"]["Condition"] == "AlarmEmailGiven"
 
 
 class TestNotifications:
-    def test_they_are_off_unless_asked_for(self, resources: dict[str, Any]) -> None:
+    def test_they_are_off_by_default(self, resources: dict[str, Any]) -> None:
         """Mutation: `Condition: NotificationsAreOn` deleted anywhere."""
-        theirs = ("Notify", "Notifications", "LogsMayNotify")
-        names = [name for name in resources if name.startswith(theirs) or name.endswith("News")]
+        prefixes = ("Notify", "Notifications", "LogsMayNotify")
+        names = [name for name in resources if name.startswith(prefixes) or name.endswith("News")]
         assert len(names) == 9
         for name in names:
             assert resources[name]["Condition"] == "NotificationsAreOn", name
 
-    def test_no_other_function_takes_part_so_none_can_be_held_up(self, resources: dict[str, Any]) -> None:
+    def test_no_other_function_takes_part_so_none_is_slowed_down(self, resources: dict[str, Any]) -> None:
         for name in (*FUNCTIONS[:-1], "Setup"):
             assert not {a for a in actions_of(f"{name}Role", resources) if a.startswith(("sns:", "events:"))}
             variables = resources[f"{name}Function"]["Properties"].get("Environment", {}).get("Variables", {})
@@ -1045,14 +1056,14 @@ class TestNotifications:
 
 
 class TestWarmth:
-    def test_it_is_off_unless_asked_for(self, template: dict[str, Any]) -> None:
+    def test_it_is_off_by_default(self, template: dict[str, Any]) -> None:
         """Mutation: `Condition: WarmthIsWanted` deleted."""
         assert template["Parameters"]["KeepWarm"]["Default"] == "off"
         names = [name for name in template["Resources"] if name.startswith("Warmth")]
         assert len(names) == 3
         assert {template["Resources"][name]["Condition"] for name in names} == {"WarmthIsWanted"}
 
-    def test_it_calls_the_two_functions_that_people_wait_for(self, resources: dict[str, Any]) -> None:
+    def test_it_calls_the_two_functions_of_a_knock(self, resources: dict[str, Any]) -> None:
         rule = resources["Warmth"]["Properties"]
         assert rule["ScheduleExpression"] == "rate(5 minutes)"
         assert {target["Arn"]["Fn::GetAtt"][0] for target in rule["Targets"]} == {
@@ -1065,7 +1076,7 @@ class TestWarmth:
 
 
 class TestReserve:
-    def test_nothing_is_reserved_unless_asked_for_and_then_for_what_closes_alone(
+    def test_nothing_is_reserved_by_default_and_otherwise_for_the_revoke_function_alone(
         self, template: dict[str, Any]
     ) -> None:
         assert template["Parameters"]["ReservedForRevoke"]["Default"] == "0"
@@ -1074,22 +1085,22 @@ class TestReserve:
             for name, function in of_type(template["Resources"], "AWS::Lambda::Function").items()
             if "ReservedConcurrentExecutions" in function
         }
-        given = {"Ref": "ReservedForRevoke"}
-        assert reserved == {"RevokeFunction": {"Fn::If": ["RevokeHasReserve", given, NO_VALUE]}}
+        parameter = {"Ref": "ReservedForRevoke"}
+        assert reserved == {"RevokeFunction": {"Fn::If": ["RevokeHasReserve", parameter, NO_VALUE]}}
 
-    @pytest.mark.parametrize(("asked", "made"), [("0", None), ("20", "20")])
-    def test_it_is_what_the_parameter_says(self, asked: str, made: str | None) -> None:
-        here = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
-        assert here.resources["RevokeFunction"].properties.get("ReservedConcurrentExecutions") == made
+    @pytest.mark.parametrize(("value", "reserved"), [("0", None), ("20", "20")])
+    def test_it_is_what_the_parameter_says(self, value: str, reserved: str | None) -> None:
+        resolved = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": value})
+        assert resolved.resources["RevokeFunction"].properties.get("ReservedConcurrentExecutions") == reserved
 
-    @pytest.mark.parametrize("asked", ["1", "9", "00", "01", "1001", "-1", "1.5", ""])
-    def test_too_few_for_one_keys_deletes_not_to_take_them_all_are_refused(self, asked: str) -> None:
+    @pytest.mark.parametrize("value", ["1", "9", "00", "01", "1001", "-1", "1.5", ""])
+    def test_fewer_than_ten_are_refused(self, value: str) -> None:
         with pytest.raises(TemplateError, match="must be 0, or 10 to 1000"):
-            resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
+            resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": value})
 
-    @pytest.mark.parametrize("asked", ["10", "99", "100", "999", "1000"])
-    def test_ten_and_more_are_taken(self, asked: str) -> None:
-        resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": asked})
+    @pytest.mark.parametrize("value", ["10", "99", "100", "999", "1000"])
+    def test_ten_to_a_thousand_are_accepted(self, value: str) -> None:
+        resolve(TEMPLATE, Place("knock", "eu-west-1"), {"ReservedForRevoke": value})
 
 
 BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
@@ -1097,22 +1108,22 @@ BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 
 class TestInAnOrganisation:
     def test_every_role_gets_the_permissions_boundary(self, resources: dict[str, Any]) -> None:
-        """Those that SAM might make of its own accord too. Mutation: one `PermissionsBoundary` deleted."""
-        given = {"Fn::If": ["BoundaryIsGiven", {"Ref": "PermissionsBoundary"}, NO_VALUE]}
+        """Also a role that SAM might add by itself. Mutation: one `PermissionsBoundary` deleted."""
+        boundary = {"Fn::If": ["BoundaryIsGiven", {"Ref": "PermissionsBoundary"}, NO_VALUE]}
         roles = of_type(resources, "AWS::IAM::Role")
         assert len(roles) == 10
         assert {name: role.get("PermissionsBoundary") for name, role in roles.items()} == dict.fromkeys(
-            roles, given
+            roles, boundary
         )
 
-    @pytest.mark.parametrize(("given", "made"), [("", None), (BOUNDARY, BOUNDARY)])
-    def test_and_none_where_none_is_given(self, given: str, made: str | None) -> None:
-        here = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"PermissionsBoundary": given})
-        roles = here.all("AWS::IAM::Role")
-        assert {role.properties.get("PermissionsBoundary") for role in roles} == {made}
+    @pytest.mark.parametrize(("parameter", "boundary"), [("", None), (BOUNDARY, BOUNDARY)])
+    def test_a_role_gets_the_boundary_of_the_parameter(self, parameter: str, boundary: str | None) -> None:
+        resolved = resolve(TEMPLATE, Place("knock", "eu-west-1"), {"PermissionsBoundary": parameter})
+        roles = resolved.all("AWS::IAM::Role")
+        assert {role.properties.get("PermissionsBoundary") for role in roles} == {boundary}
 
     @pytest.mark.parametrize(
-        ("arn", "taken"),
+        ("arn", "accepted"),
         [
             (BOUNDARY, True),
             ("arn:aws-us-gov:iam::123456789012:policy/teams/boundary", True),
@@ -1121,32 +1132,34 @@ class TestInAnOrganisation:
             ("boundary", False),
         ],
     )
-    def test_it_is_the_arn_of_a_policy(self, arn: str, taken: bool) -> None:
+    def test_it_is_the_arn_of_a_policy(self, arn: str, accepted: bool) -> None:
         pattern = read()["Parameters"]["PermissionsBoundary"]["AllowedPattern"]
-        assert bool(re.fullmatch(pattern, arn)) == taken
+        assert bool(re.fullmatch(pattern, arn)) == accepted
 
-    def test_tags_of_the_stack_reach_everything_that_takes_tags(self, store: str) -> None:
+    def test_tags_of_the_stack_reach_every_resource_that_takes_tags(self, store: str) -> None:
         """CloudFormation puts them on every resource whose type says so; docs/deploying.md names the others.
 
         https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/aws-properties-resource-tags.html
         """
-        kinds = {one["Type"] for one in transformed(store)["Resources"].values() if "AWS::" in one["Type"]}
-        tagging = {kind: schema(kind).get("tagging", {}) for kind in kinds}
-        assert {kind for kind, one in tagging.items() if one.get("taggable")} == {
-            kind for kind, one in tagging.items() if one.get("tagProperty") and one.get("tagOnCreate")
+        kinds = {
+            tags_["Type"] for tags_ in transformed(store)["Resources"].values() if "AWS::" in tags_["Type"]
         }
-        untagged = {kind for kind, one in tagging.items() if not one.get("taggable")}
+        tagging = {kind: schema(kind).get("tagging", {}) for kind in kinds}
+        assert {kind for kind, tags_ in tagging.items() if tags_.get("taggable")} == {
+            kind for kind, tags_ in tagging.items() if tags_.get("tagProperty") and tags_.get("tagOnCreate")
+        }
+        untagged = {kind for kind, tags_ in tagging.items() if not tags_.get("taggable")}
         page = (ROOT / "docs" / "deploying.md").read_text()
-        said = set(re.findall(r"`(AWS::\w+::\w+)`", page.split("## Tags")[1].split("\n## ")[0]))
-        assert untagged == said
+        listed_types = set(re.findall(r"`(AWS::\w+::\w+)`", page.split("## Tags")[1].split("\n## ")[0]))
+        assert untagged == listed_types
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """Give the schema of a type of resource, as cfn-lint ships it of CloudFormation's registry."""
+    """Give the schema of a type of resource, as cfn-lint ships it from CloudFormation's registry."""
     data = Path(cfnlint.__file__).parent / "data" / "schemas"
     digest = json.loads((data / "providers" / "us-east-1.json").read_text())[kind]
-    found: dict[str, Any] = json.loads((data / "resources" / f"{digest}.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((data / "resources" / f"{digest}.json").read_text())
+    return content
 
 
 class TestOutputs:
@@ -1154,7 +1167,7 @@ class TestOutputs:
         for name, output in template["Outputs"].items():
             assert output["Description"].endswith("."), name
 
-    def test_what_people_and_programs_need_is_there(self, template: dict[str, Any]) -> None:
+    def test_the_outputs_that_people_and_programs_read_are_there(self, template: dict[str, Any]) -> None:
         assert set(template["Outputs"]) >= {
             "ApiUrl",
             "ConsoleUrl",
@@ -1174,7 +1187,7 @@ class TestOutputs:
 
 
 def test_no_arn_names_a_partition(resources: dict[str, Any]) -> None:
-    """What SAM writes itself is left out: it takes the partition from the region it transforms for."""
+    """But for those that SAM writes: it takes the partition from the region it transforms for."""
     ours = {name: value for name, value in resources.items() if name not in ("Api",)}
-    written = [text for text in texts(ours) if re.match(r"arn:aws[:-]", text)]
-    assert [text for text in written if ":execute-api:" not in text] == []
+    arns = [text for text in texts(ours) if re.match(r"arn:aws[:-]", text)]
+    assert [text for text in arns if ":execute-api:" not in text] == []

@@ -1,8 +1,8 @@
-"""Transform `template.yaml` as CloudFormation would, offline, for the tests of what gets deployed.
+"""Transforms `template.yaml` as CloudFormation would, offline, for the tests of the deployed resources.
 
-`sam validate` does the same with the same library but keeps the result to itself. `local.template` goes
-further: it resolves the intrinsic functions for one place and one set of parameters. Here they stay, since
-what is tested is the template as it is for every place.
+`sam validate` does the same with the same library, but does not print the result. `local.template` goes
+further: it resolves the intrinsic functions for a region and parameters. Here they stay, since the template
+is tested for every region.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read() -> dict[str, Any]:
 def transformed(store: str = "simpledb") -> dict[str, Any]:
     """Give the template with SAM's resources turned into CloudFormation's, as it is for one store.
 
-    Do not change what it gives.
+    The result is cached: do not change it.
     """
     source = read()
     # The translator takes S3 addresses alone; `sam deploy` puts them there. The key says which path it was.
@@ -53,14 +53,14 @@ def transformed(store: str = "simpledb") -> dict[str, Any]:
         for name, resource in result["Resources"].items()
         if chosen.get(resource.get("Condition"), True)
     }
-    whole: dict[str, Any] = _choose(result, chosen)
-    return whole
+    resolved: dict[str, Any] = _choose(result, chosen)
+    return resolved
 
 
 def _choose(value: Any, chosen: Mapping[str, bool]) -> Any:
     """Resolve the Fn::If of some conditions, with what AWS::NoValue leaves out."""
     if isinstance(value, list):
-        return [made for item in value if (made := _choose(item, chosen)) != NO_VALUE]
+        return [part for item in value if (part := _choose(item, chosen)) != NO_VALUE]
     if not isinstance(value, dict):
         return value
     condition, *branches = value.get("Fn::If", (None,)) if len(value) == 1 else (None,)
@@ -68,4 +68,4 @@ def _choose(value: Any, chosen: Mapping[str, bool]) -> Any:
         return _choose(branches[0 if chosen[condition] else 1], chosen)
     if condition is not None:
         return {"Fn::If": [condition, *(_choose(branch, chosen) for branch in branches)]}
-    return {key: made for key, item in value.items() if (made := _choose(item, chosen)) != NO_VALUE}
+    return {key: part for key, item in value.items() if (part := _choose(item, chosen)) != NO_VALUE}

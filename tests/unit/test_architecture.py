@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from grants import errors
-from grants.closing import Revocation
+from grants.closing import CloseResult
 from grants.errors import KnockError, Unavailable
 from grants.ledger import MAX_CLAIMS, MAX_RULES, Ledger, encode
 from grants.refusals import Refusals
@@ -22,7 +22,10 @@ from tests.conftest import ROOT
 FUNCTIONS = ROOT / "functions"
 CORE = {"errors", "ledger", "policy", "timing", "values"}
 OPERATIONS = {"closing", "drift", "opening", "operations"}
-ADAPTERS = {"dynamodb", "executions", "ingress", "models", "rights", "simpledb", "trust", "wiring"}
+ADAPTERS = {
+    *("dynamodb", "executions", "ingress", "ledgers", "models", "refusals", "rights", "settings"),
+    *("simpledb", "store", "trail", "trust", "wiring"),
+}
 
 NOW = datetime(2026, 11, 23, 21, 17, 19, tzinfo=timezone.utc)
 SSH = Ports.parse("22/tcp")
@@ -42,15 +45,15 @@ def listed(text: str) -> set[str]:
 @cache
 def imports(module: str) -> frozenset[str]:
     """List what a module of `grants` imports: `.name` for one of the package, else the library's name."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse((FUNCTIONS / "grants" / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f".{node.module}"} if node.module else {f".{name.name}" for name in node.names}
+            modules |= {f".{node.module}"} if node.module else {f".{name.name}" for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").partition(".")[0])
+            modules.add((node.module or "").partition(".")[0])
         elif isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-    return frozenset(found)
+            modules |= {name.name.partition(".")[0] for name in node.names}
+    return frozenset(modules)
 
 
 class TestPieces:
@@ -64,7 +67,7 @@ class TestPieces:
         modules = {path.name for path in (FUNCTIONS / "grants").glob("*.py")}
         assert rows == modules - {"__init__.py"}
 
-    def test_every_row_is_there(self) -> None:
+    def test_every_row_names_a_file_or_folder_that_exists(self) -> None:
         folders = (ROOT, FUNCTIONS / "grants", ROOT / "local")
         rows = listed(section("The pieces"))
         assert {row for row in rows if not any((folder / row).exists() for folder in folders)} == set()
@@ -111,8 +114,8 @@ class TestItems:
         trail = Trail(store)  # type: ignore[arg-type]  # put alone is called
         target = Target("bastion", (SSH,), ("sg-0a",))
         end = NOW + timedelta(hours=1)
-        who = Principal("a1", "alice")
-        grant = Grant.decide(who, "203.0.113.7/32", (target,), NOW, end, reason="on call", renews="old")
+        principal = Principal("a1", "alice")
+        grant = Grant.decide(principal, "203.0.113.7/32", (target,), NOW, end, reason="on call", renews="old")
         trail.record(grant)
         trail.authorize(grant.id, NOW, [Opened(RuleKey("sg-0a", SSH, grant.source), "sgr-1", "bastion")])
         trail.end(grant.id, "revoked", NOW, "alice", "done")
@@ -131,15 +134,15 @@ class TestItems:
         store = Columns()
         refusals = Refusals(store)  # type: ignore[arg-type]  # put alone is called
         refusals.record("id", Principal("a1", "alice"), "203.0.113.7/32", NOW, "GET /grants", "", "no")
-        named = set(re.findall(r"`(\w+)`", section("The refusals")))
-        assert named == store.names | {"refusal"}
+        attributes = set(re.findall(r"`(\w+)`", section("The refusals")))
+        assert attributes == store.names | {"refusal"}
 
 
 class TestTasks:
     def test_what_closing_answers_with_is_on_the_page(self) -> None:
         answer = re.search(r"`\{([^`]*)\}` at `\$\.revocation`", section("The payload of a task"))
         assert answer
-        assert re.findall(r'"(\w+)"', answer[1]) == list(Revocation("id", "expired").as_json())
+        assert re.findall(r'"(\w+)"', answer[1]) == list(CloseResult("id", "expired").as_json())
 
     def test_its_errors_are_all_but_those_of_requests(self) -> None:
         """
@@ -172,7 +175,7 @@ class TestLimits:
         limits = (ROOT / "README.md").read_text().split("\n## Limits and cost\n")[1].split("\n## ")[0]
         limits = re.sub(r"\s+", " ", limits)
         assert parse_duration(default("MaxDuration")) == timedelta(days=1)
-        assert "A grant lasts a day at most (`MaxDuration`)" in limits
+        assert "A grant lasts a day at most, unless you set more (`MaxDuration`)" in limits
         assert f"opens at most {MOST_RULES} rules" in limits
         assert f"A key holds {default('MaxLive')} live grants at once" in limits
         assert f"{MAX_CLAIMS} grants and {MAX_RULES} rules" in limits

@@ -27,6 +27,7 @@ from grants.ledger import (
     NoRule,
     Own,
     Result,
+    Snapshot,
     Unsent,
     attempted_at,
     claim,
@@ -41,11 +42,10 @@ from grants.ledger import (
     release,
     tidy,
 )
-from grants.ledgers import Ledgers, Snapshot
+from grants.ledgers import Ledgers
 from grants.store import Expected, Values
 from grants.timing import SETTLES, SKEW
-from grants.values import MOST_RULES, Ports, RuleKey, name_grant, show_time
-from grants.values import Principal as Who
+from grants.values import MOST_RULES, Ports, Principal, RuleKey, name_grant, show_time
 from local.simpledb import store as simpledb
 
 SOURCE = "203.0.113.7/32"
@@ -53,7 +53,7 @@ NOW = datetime(2026, 11, 23, 21, 17, 19, 123_000, tzinfo=timezone.utc)
 END = NOW.replace(microsecond=0) + timedelta(hours=8)
 SECOND, MOMENT = timedelta(seconds=1), timedelta(milliseconds=1)
 EMPTY = Ledger(SOURCE)
-ONE, TWO = name_attempt(NOW, "00000001"), name_attempt(NOW, "00000002")
+ATTEMPT_1, ATTEMPT_2 = name_attempt(NOW, "00000001"), name_attempt(NOW, "00000002")
 
 
 def key(number: int, source: str = SOURCE) -> RuleKey:
@@ -67,7 +67,7 @@ def claimed(
     *keys: RuleKey,
     ledger: Ledger = EMPTY,
     grant: str = "alice",
-    attempt: str = ONE,
+    attempt: str = ATTEMPT_1,
     now: datetime = NOW,
     **more: Any,
 ) -> Ledger:
@@ -77,8 +77,8 @@ def claimed(
 def opened(*keys: RuleKey, **changes: Any) -> Ledger:
     """A ledger in which a grant's rules are open: each has the id `sgr-<its port>`."""
     ledger = claimed(*keys, **changes)
-    grant, attempt = changes.get("grant", "alice"), changes.get("attempt", ONE)
-    results: dict[RuleKey, Result] = {one: Own(rule_id(one)) for one in keys}
+    grant, attempt = changes.get("grant", "alice"), changes.get("attempt", ATTEMPT_1)
+    results: dict[RuleKey, Result] = {rule_key: Own(rule_id(rule_key)) for rule_key in keys}
     return record_results(ledger, grant, attempt, results, changes.get("now", NOW))
 
 
@@ -90,39 +90,41 @@ class TestClaim:
     def test_it_refers_to_rules_and_is_an_attempt_at_each(self) -> None:
         ledger = claimed(SSH, WEB)
         assert ledger.claims == {"alice": Claim(END, frozenset({SSH, WEB}))}
-        assert ledger.rules == {one: LedgerRule(attempts=frozenset({ONE})) for one in (SSH, WEB)}
+        assert ledger.rules == {
+            rule_key: LedgerRule(attempts=frozenset({ATTEMPT_1})) for rule_key in (SSH, WEB)
+        }
 
     def test_a_further_try_is_another_attempt_and_keeps_what_was_claimed(self) -> None:
-        ledger = claimed(WEB, ledger=claimed(SSH), attempt=TWO)
+        ledger = claimed(WEB, ledger=claimed(SSH), attempt=ATTEMPT_2)
         assert ledger.claims["alice"].rule_keys == {SSH, WEB}
-        assert ledger.rules[SSH].attempts == {ONE}
-        assert ledger.rules[WEB].attempts == {TWO}
-        assert claimed(SSH, ledger=ledger, attempt=TWO).rules[SSH].attempts == {ONE, TWO}
+        assert ledger.rules[SSH].attempts == {ATTEMPT_1}
+        assert ledger.rules[WEB].attempts == {ATTEMPT_2}
+        assert claimed(SSH, ledger=ledger, attempt=ATTEMPT_2).rules[SSH].attempts == {ATTEMPT_1, ATTEMPT_2}
 
     def test_it_shares_a_rule_that_is_open(self) -> None:
-        ledger = claimed(SSH, ledger=opened(SSH), grant="bob", attempt=TWO)
-        assert ledger.rules[SSH] == LedgerRule(False, {rule_id(SSH): NOW}, frozenset({TWO}))
+        ledger = claimed(SSH, ledger=opened(SSH), grant="bob", attempt=ATTEMPT_2)
+        assert ledger.rules[SSH] == LedgerRule(False, {rule_id(SSH): NOW}, frozenset({ATTEMPT_2}))
         assert set(ledger.claims) == {"alice", "bob"}
 
     def test_a_rule_with_an_id_that_is_closing_stays_closing_and_gets_no_attempt(self) -> None:
         """Mutation: functions/grants/ledger.py: `if not (rule.closing and rule.ids):` -> `if True:`"""
         closing = release(opened(SSH), "alice", NOW)
-        ledger = claimed(SSH, ledger=closing, grant="bob", attempt=TWO)
+        ledger = claimed(SSH, ledger=closing, grant="bob", attempt=ATTEMPT_2)
         assert ledger.rules[SSH] == LedgerRule(True, {rule_id(SSH): NOW})
         assert ledger.claims["bob"].rule_keys == {SSH}
 
-    def test_one_that_is_closing_without_an_id_is_open_again(self) -> None:
+    def test_a_closing_rule_without_an_id_is_open_again(self) -> None:
         closing = release(claimed(SSH), "alice", NOW)
         assert closing.rules[SSH].closing
-        ledger = claimed(SSH, ledger=closing, grant="bob", attempt=TWO)
-        assert ledger.rules[SSH] == LedgerRule(attempts=frozenset({ONE, TWO}))
+        ledger = claimed(SSH, ledger=closing, grant="bob", attempt=ATTEMPT_2)
+        assert ledger.rules[SSH] == LedgerRule(attempts=frozenset({ATTEMPT_1, ATTEMPT_2}))
 
-    def test_one_that_has_ended_claims_nothing(self) -> None:
+    def test_an_ended_grant_claims_nothing(self) -> None:
         ledger = claimed(SSH, now=END + SKEW, attempt=name_attempt(END + SKEW, "1"))
         assert ledger.claims == {}
         assert ledger.rules[SSH].closing
 
-    def test_the_end_it_was_first_made_with_stands(self) -> None:
+    def test_the_end_of_the_first_claim_stands(self) -> None:
         assert claimed(WEB, ledger=claimed(SSH), end=END + SECOND).claims["alice"].expires_at == END
 
 
@@ -143,10 +145,10 @@ class TestBounds:
         with pytest.raises(SourceFull, match="64 live grants"):
             claimed(SSH, ledger=full, grant="late")
 
-    def test_a_further_try_of_one_of_them_is_none_more(self) -> None:
-        assert claimed(SSH, WEB, ledger=self.full(), grant="g7", attempt=TWO)
+    def test_a_further_attempt_of_a_claim_adds_no_claim(self) -> None:
+        assert claimed(SSH, WEB, ledger=self.full(), grant="g7", attempt=ATTEMPT_2)
 
-    def test_the_one_that_is_renewed_does_not_count(self) -> None:
+    def test_the_claim_of_the_renewed_grant_does_not_count(self) -> None:
         """Mutation: functions/grants/ledger.py:
         `{renews} if renews else set()` -> `set()`
         """
@@ -157,10 +159,12 @@ class TestBounds:
         with pytest.raises(SourceFull):
             claimed(SSH, ledger=self.full(), grant="late", renews="another's")
 
-    def test_those_that_ended_do_not_count(self) -> None:
+    def test_claims_of_ended_grants_do_not_count(self) -> None:
         full = replace(
             self.full(),
-            claims={name: replace(one, expires_at=NOW - SKEW) for name, one in self.full().claims.items()},
+            claims={
+                name: replace(entry, expires_at=NOW - SKEW) for name, entry in self.full().claims.items()
+            },
         )
         assert set(claimed(SSH, ledger=full, grant="late").claims) == {"late"}
 
@@ -174,12 +178,12 @@ class TestBounds:
 
     def test_rules_that_are_shared_count_once_and_those_that_are_closing_count(self) -> None:
         full = claimed(*map(key, range(128)))
-        assert claimed(*map(key, range(128)), ledger=full, grant="bob", attempt=TWO)
+        assert claimed(*map(key, range(128)), ledger=full, grant="bob", attempt=ATTEMPT_2)
         closing = release(full, "alice", NOW)
         with pytest.raises(SourceFull, match="129 rules"):
             claimed(key(128), ledger=closing, grant="bob")
 
-    def test_rules_that_only_the_renewed_one_claims_do_not_count(self) -> None:
+    def test_rules_that_only_the_renewed_grant_claims_do_not_count(self) -> None:
         full = claimed(*map(key, range(128)))
         shared = claimed(key(0), ledger=full, grant="bob")
         new = [key(number) for number in range(200, 200 + 128)]
@@ -189,10 +193,10 @@ class TestBounds:
         with pytest.raises(SourceFull):
             claimed(*new, ledger=full, grant="new")
 
-    def test_a_grant_that_policy_admits_fits_where_nothing_else_is(self) -> None:
-        assert MOST_RULES <= MAX_RULES
+    def test_the_largest_grant_that_policy_admits_fits_an_empty_ledger(self) -> None:
+        assert len(claimed(*map(key, range(MOST_RULES))).rules) == MOST_RULES
 
-    def test_too_many_tries_in_a_few_minutes_are_refused(self) -> None:
+    def test_too_many_attempts_in_a_few_minutes_are_refused(self) -> None:
         """Mutation: functions/grants/ledger.py:
         `if new_keys and len(encode(ledger)) + reserved > CLAIM_ROOM:` -> `if False:`
         """
@@ -202,12 +206,12 @@ class TestBounds:
             ledger = claimed(*map(key, range(128)), ledger=ledger, attempt=attempt)
         with pytest.raises(SourceFull, match="in the last minutes"):
             functools.reduce(
-                lambda one, attempt: claimed(*map(key, range(128)), ledger=one, attempt=attempt),
+                lambda filled, attempt: claimed(*map(key, range(128)), ledger=filled, attempt=attempt),
                 tries,
                 ledger,
             )
 
-    def test_a_refusal_names_nobodys_grants(self) -> None:
+    def test_a_refusal_names_no_grants(self) -> None:
         with pytest.raises(SourceFull) as refusal:
             claimed(SSH, ledger=self.full(), grant="late")
         assert not any(name in str(refusal.value).split() for name in self.full().claims)
@@ -216,71 +220,71 @@ class TestBounds:
 class TestResults:
     def test_an_id_is_recorded_with_its_time_and_the_attempt_is_over(self) -> None:
         at = NOW + timedelta(seconds=1, microseconds=7)
-        ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Own("sgr-1")}, at)
+        ledger = record_results(claimed(SSH, WEB), "alice", ATTEMPT_1, {SSH: Own("sgr-1")}, at)
         assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW + SECOND})
-        assert ledger.rules[WEB].attempts == {ONE}
+        assert ledger.rules[WEB].attempts == {ATTEMPT_1}
 
     def test_a_rule_that_was_made_without_a_claim_is_closing(self) -> None:
         """Mutation: functions/grants/ledger.py: `rule.closing or key not in claimed` -> `rule.closing`"""
         ledger = release(claimed(SSH), "alice", NOW)
-        assert record_results(ledger, "alice", ONE, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
-        assert record_results(EMPTY, "alice", ONE, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
+        assert record_results(ledger, "alice", ATTEMPT_1, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
+        assert record_results(EMPTY, "alice", ATTEMPT_1, {SSH: Own("sgr-1")}, NOW).rules[SSH].closing
 
-    def test_one_that_was_closing_stays_so_whoever_claims_it(self) -> None:
+    def test_a_closing_rule_stays_closing_though_another_grant_claims_it(self) -> None:
         ledger = release(opened(SSH), "alice", NOW)
-        ledger = claimed(SSH, ledger=ledger, grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Own("sgr-2")}, NOW)
+        ledger = claimed(SSH, ledger=ledger, grant="bob", attempt=ATTEMPT_2)
+        ledger = record_results(ledger, "bob", ATTEMPT_2, {SSH: Own("sgr-2")}, NOW)
         assert ledger.rules[SSH].closing
         assert set(ledger.rules[SSH].ids) == {rule_id(SSH), "sgr-2"}
 
     def test_the_time_of_an_ids_first_record_stands(self) -> None:
-        ledger = claimed(SSH, ledger=opened(SSH), grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Own(rule_id(SSH))}, NOW + SECOND)
+        ledger = claimed(SSH, ledger=opened(SSH), grant="bob", attempt=ATTEMPT_2)
+        ledger = record_results(ledger, "bob", ATTEMPT_2, {SSH: Own(rule_id(SSH))}, NOW + SECOND)
         assert ledger.rules[SSH].ids == {rule_id(SSH): NOW}
 
-    def test_an_id_with_a_tombstone_is_not_there(self) -> None:
+    def test_an_id_with_a_tombstone_is_not_recorded(self) -> None:
         """Mutation: functions/grants/ledger.py: `and result.rule_id not in ledger.tombstones:` -> `:`"""
-        gone = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
-        ledger = claimed(SSH, ledger=gone, grant="bob", attempt=TWO)
-        ledger = record_results(ledger, "bob", TWO, {SSH: Own(rule_id(SSH))}, NOW)
+        revoked = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
+        ledger = claimed(SSH, ledger=revoked, grant="bob", attempt=ATTEMPT_2)
+        ledger = record_results(ledger, "bob", ATTEMPT_2, {SSH: Own(rule_id(SSH))}, NOW)
         assert SSH not in ledger.rules
 
-    def test_a_foreign_rule_is_no_rule_of_the_ledgers(self) -> None:
-        ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Foreign("sgr-9")}, NOW)
+    def test_a_foreign_rule_is_recorded_in_the_claim_and_not_as_a_rule(self) -> None:
+        ledger = record_results(claimed(SSH, WEB), "alice", ATTEMPT_1, {SSH: Foreign("sgr-9")}, NOW)
         assert ledger.claims["alice"] == Claim(END, frozenset({WEB}), {SSH: "sgr-9"})
         assert set(ledger.rules) == {WEB}
 
-    @pytest.mark.parametrize("others", [False, True])
-    def test_nothing_made_is_nothing_claimed_unless_the_rule_is_there(self, others: bool) -> None:
-        before = opened(SSH, grant="bob", attempt=TWO) if others else EMPTY
-        ledger = record_results(claimed(SSH, ledger=before), "alice", ONE, {SSH: NoRule()}, NOW)
-        assert ledger.claims["alice"].rule_keys == ({SSH} if others else set())
-        assert (SSH in ledger.rules) is others
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_a_rule_that_was_not_made_is_not_claimed_unless_it_is_shared(self, shared: bool) -> None:
+        before = opened(SSH, grant="bob", attempt=ATTEMPT_2) if shared else EMPTY
+        ledger = record_results(claimed(SSH, ledger=before), "alice", ATTEMPT_1, {SSH: NoRule()}, NOW)
+        assert ledger.claims["alice"].rule_keys == ({SSH} if shared else set())
+        assert (SSH in ledger.rules) is shared
 
-    def test_what_was_not_sent_is_claimed_still(self) -> None:
+    def test_a_rule_that_was_not_sent_stays_claimed(self) -> None:
         """Mutation: functions/grants/ledger.py:
         `elif own_claim and isinstance(result, NoRule) and not ids:` -> `elif own_claim and not ids:`
         """
-        ledger = record_results(claimed(SSH, WEB), "alice", ONE, {SSH: Unsent()}, NOW)
+        ledger = record_results(claimed(SSH, WEB), "alice", ATTEMPT_1, {SSH: Unsent()}, NOW)
         assert ledger.claims["alice"].rule_keys == {SSH, WEB}
         assert set(ledger.rules) == {WEB}
 
     def test_another_attempt_is_not_over(self) -> None:
-        ledger = claimed(SSH, ledger=claimed(SSH), attempt=TWO)
-        ledger = record_results(ledger, "alice", ONE, {SSH: NoRule()}, NOW)
-        assert ledger.rules[SSH].attempts == {TWO}
+        ledger = claimed(SSH, ledger=claimed(SSH), attempt=ATTEMPT_2)
+        ledger = record_results(ledger, "alice", ATTEMPT_1, {SSH: NoRule()}, NOW)
+        assert ledger.rules[SSH].attempts == {ATTEMPT_2}
 
 
 class TestRelease:
     def test_rules_without_another_live_claim_are_closing(self) -> None:
-        ledger = claimed(SSH, ledger=opened(SSH, WEB), grant="bob", attempt=TWO)
+        ledger = claimed(SSH, ledger=opened(SSH, WEB), grant="bob", attempt=ATTEMPT_2)
         after = release(ledger, "alice", NOW)
         assert set(after.claims) == {"bob"}
         assert not after.rules[SSH].closing
         assert after.rules[WEB] == LedgerRule(True, {rule_id(WEB): NOW})
         assert after.closing([SSH, WEB, key(9)]) == {WEB: after.rules[WEB]}
 
-    def test_that_it_was_there_is_known_for_as_long_as_an_attempt_settles(self) -> None:
+    def test_a_release_is_on_record_until_an_attempt_is_quiescent(self) -> None:
         """Mutation: functions/grants/ledger.py:
         `in ledger.released.items() if now < at + SETTLES` -> `in ledger.released.items() if False`
         """
@@ -289,13 +293,13 @@ class TestRelease:
         assert tidy(ledger, NOW + SETTLES - MOMENT).released == {"alice": NOW}
         assert tidy(ledger, NOW + SETTLES).released == {}
 
-    def test_one_that_claimed_nothing_is_on_record_too(self) -> None:
+    def test_the_release_of_a_grant_without_a_claim_is_on_record_too(self) -> None:
         ledger = release(EMPTY, "alice", NOW)
         assert ledger == Ledger(SOURCE, released={"alice": NOW})
         assert ledger
-        assert release(ledger, "alice", NOW + SECOND) == ledger, "it was released when it was"
+        assert release(ledger, "alice", NOW + SECOND) == ledger, "the time of the first release stands"
 
-    def test_one_that_is_released_claims_nothing_any_more(self) -> None:
+    def test_a_released_grant_claims_nothing_any_more(self) -> None:
         """Mutation: functions/grants/ledger.py: `if grant_id in ledger.released:` -> `if False:`"""
         ledger = release(EMPTY, "alice", NOW)
         late = NOW + SETTLES - MOMENT
@@ -304,16 +308,16 @@ class TestRelease:
         assert claimed(SSH, ledger=ledger, grant="bob").claims
         assert claimed(SSH, ledger=tidy(ledger, NOW + SETTLES)).claims
 
-    def test_nor_does_one_that_ended_by_itself(self) -> None:
+    def test_nor_does_a_grant_that_expired(self) -> None:
         after = tidy(claimed(SSH), END + SKEW)
         with pytest.raises(GrantEnded):
             claimed(SSH, ledger=after, now=END + SKEW)
 
     def test_an_attempt_that_sent_nothing_is_over(self) -> None:
-        ledger = claimed(SSH, ledger=claimed(SSH, WEB), attempt=TWO)
-        after = release(ledger, "alice", NOW, untouched=TWO)
-        assert after.rules[SSH].attempts == {ONE}
-        assert release(claimed(SSH), "alice", NOW, untouched=ONE).rules == {}
+        ledger = claimed(SSH, ledger=claimed(SSH, WEB), attempt=ATTEMPT_2)
+        after = release(ledger, "alice", NOW, untouched=ATTEMPT_2)
+        assert after.rules[SSH].attempts == {ATTEMPT_1}
+        assert release(claimed(SSH), "alice", NOW, untouched=ATTEMPT_1).rules == {}
 
 
 class TestRevoked:
@@ -327,14 +331,14 @@ class TestRevoked:
         ledger = record_ids(release(opened(SSH), "alice", NOW), {SSH: ["sgr-2"]}, NOW)
         ledger = record_revoked(ledger, {SSH: [rule_id(SSH)]}, {}, NOW)
         assert ledger.rules[SSH] == LedgerRule(True, {"sgr-2": NOW})
-        ledger = release(claimed(SSH, ledger=opened(SSH), attempt=TWO), "alice", NOW)
+        ledger = release(claimed(SSH, ledger=opened(SSH), attempt=ATTEMPT_2), "alice", NOW)
         ledger = record_revoked(ledger, {SSH: [rule_id(SSH)]}, {}, NOW)
-        assert ledger.rules[SSH] == LedgerRule(True, {}, frozenset({TWO}))
+        assert ledger.rules[SSH] == LedgerRule(True, {}, frozenset({ATTEMPT_2}))
 
-    def test_attempts_that_came_to_nothing_are_over(self) -> None:
-        ledger = release(claimed(SSH, ledger=claimed(SSH), attempt=TWO), "alice", NOW)
-        assert record_revoked(ledger, {}, {SSH: [ONE]}, NOW).rules[SSH].attempts == {TWO}
-        assert record_revoked(ledger, {}, {SSH: [ONE, TWO]}, NOW).rules == {}
+    def test_attempts_that_made_no_rule_are_over(self) -> None:
+        ledger = release(claimed(SSH, ledger=claimed(SSH), attempt=ATTEMPT_2), "alice", NOW)
+        assert record_revoked(ledger, {}, {SSH: [ATTEMPT_1]}, NOW).rules[SSH].attempts == {ATTEMPT_2}
+        assert record_revoked(ledger, {}, {SSH: [ATTEMPT_1, ATTEMPT_2]}, NOW).rules == {}
 
     def test_a_tombstone_stays_when_its_rule_has_left_and_is_made_anew(self) -> None:
         """Mutation: functions/grants/ledger.py:
@@ -342,20 +346,20 @@ class TestRevoked:
         """
         ledger = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
         late = NOW + SETTLES - MOMENT
-        again = opened(WEB, ledger=ledger, grant="bob", attempt=name_attempt(late, "2"), now=late)
-        assert again.tombstones == {rule_id(SSH): NOW}
-        assert tidy(again, NOW + SETTLES).tombstones == {}
+        reopened = opened(WEB, ledger=ledger, grant="bob", attempt=name_attempt(late, "2"), now=late)
+        assert reopened.tombstones == {rule_id(SSH): NOW}
+        assert tidy(reopened, NOW + SETTLES).tombstones == {}
 
     def test_ids_that_the_ledger_does_not_have_are_tombstones_too(self) -> None:
         assert record_revoked(EMPTY, {SSH: ["sgr-1"]}, {}, NOW).tombstones == {"sgr-1": NOW}
 
 
 class TestLost:
-    def test_ids_that_force_revoked_are_tombstones_whoever_claims_their_rules(self) -> None:
-        ledger = claimed(SSH, ledger=opened(SSH, WEB), grant="bob", attempt=TWO)
+    def test_ids_that_force_revoked_are_tombstones_though_their_rules_are_claimed(self) -> None:
+        ledger = claimed(SSH, ledger=opened(SSH, WEB), grant="bob", attempt=ATTEMPT_2)
         after = record_lost(ledger, [rule_id(SSH)], NOW)
         assert after.tombstones == {rule_id(SSH): NOW}
-        assert after.rules[SSH] == LedgerRule(False, {}, frozenset({TWO}))
+        assert after.rules[SSH] == LedgerRule(False, {}, frozenset({ATTEMPT_2}))
         assert after.rules[WEB] == ledger.rules[WEB]
         assert after.claims == ledger.claims
 
@@ -363,13 +367,13 @@ class TestLost:
         assert record_lost(opened(SSH), ["sgr-9"], NOW) == opened(SSH)
 
 
-class TestFound:
+class TestFoundIds:
     def test_an_id_is_open_where_a_live_grant_claims_the_rule_and_else_closing(self) -> None:
         ledger = record_ids(claimed(SSH), {SSH: ["sgr-1"], WEB: ["sgr-2"]}, NOW)
-        assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW}, frozenset({ONE}))
+        assert ledger.rules[SSH] == LedgerRule(False, {"sgr-1": NOW}, frozenset({ATTEMPT_1}))
         assert ledger.rules[WEB] == LedgerRule(True, {"sgr-2": NOW})
 
-    def test_one_of_a_claimed_rule_that_the_ledger_had_dropped_is_open(self) -> None:
+    def test_an_id_of_a_claimed_rule_that_the_ledger_had_dropped_is_open(self) -> None:
         """Its only id was lost, so the ledger kept the claim alone.
 
         Mutation: functions/grants/ledger.py:
@@ -380,20 +384,20 @@ class TestFound:
         assert (ledger.rules, ledger.claimed()) == ({}, {SSH})
         assert record_ids(ledger, {SSH: ["sgr-1"]}, NOW).rules[SSH] == LedgerRule(False, {"sgr-1": NOW})
 
-    def test_a_claim_that_ended_claims_nothing(self) -> None:
+    def test_the_claim_of_an_ended_grant_opens_no_id(self) -> None:
         assert record_ids(claimed(SSH), {SSH: ["sgr-1"]}, END + SKEW).rules[SSH].closing
 
-    def test_what_the_ledger_knows_is_not_found(self) -> None:
+    def test_an_id_that_the_ledger_knows_changes_nothing(self) -> None:
         """Mutation: functions/grants/ledger.py: `if ledger.knows(rule_id):` -> `if False:`"""
-        gone = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
-        assert record_ids(gone, {SSH: [rule_id(SSH)]}, NOW) == gone
+        revoked = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
+        assert record_ids(revoked, {SSH: [rule_id(SSH)]}, NOW) == revoked
         assert record_ids(opened(SSH), {WEB: [rule_id(SSH)]}, NOW + SECOND) == opened(SSH)
 
-    def test_one_of_a_rule_that_is_closing_is_closing(self) -> None:
-        ledger = claimed(SSH, ledger=release(opened(SSH), "alice", NOW), grant="bob", attempt=TWO)
-        found = record_ids(ledger, {SSH: ["sgr-2"]}, NOW)
-        assert found.rules[SSH].closing
-        assert set(found.rules[SSH].ids) == {rule_id(SSH), "sgr-2"}
+    def test_an_id_of_a_closing_rule_is_closing(self) -> None:
+        ledger = claimed(SSH, ledger=release(opened(SSH), "alice", NOW), grant="bob", attempt=ATTEMPT_2)
+        after = record_ids(ledger, {SSH: ["sgr-2"]}, NOW)
+        assert after.rules[SSH].closing
+        assert set(after.rules[SSH].ids) == {rule_id(SSH), "sgr-2"}
 
 
 class TestTime:
@@ -408,25 +412,25 @@ class TestTime:
 
     def test_an_attempt_is_quiescent_when_its_effect_is_final_and_visible(self) -> None:
         """Mutation: functions/grants/ledger.py: `now >= attempted_at(attempt) + SETTLES` -> `True`"""
-        assert attempted_at(ONE) == NOW
-        assert not quiescent(ONE, NOW + SETTLES - MOMENT)
-        assert quiescent(ONE, NOW + SETTLES)
+        assert attempted_at(ATTEMPT_1) == NOW
+        assert not quiescent(ATTEMPT_1, NOW + SETTLES - MOMENT)
+        assert quiescent(ATTEMPT_1, NOW + SETTLES)
 
     def test_of_old_attempts_one_stands_for_all(self) -> None:
-        """It says that EC2 has to be looked at before the rule leaves, also where an id is known.
+        """While one is left, EC2 has to be read before the rule leaves, also where an id is known.
 
         Mutation: functions/grants/ledger.py: `attempts -= set(old[:-1])` -> `attempts -= set(old)`
         """
         late = name_attempt(NOW + SECOND, "00000003")
-        ledger = claimed(SSH, ledger=claimed(SSH, ledger=claimed(SSH, WEB), attempt=TWO), attempt=late)
+        ledger = claimed(SSH, ledger=claimed(SSH, ledger=claimed(SSH, WEB), attempt=ATTEMPT_2), attempt=late)
         ledger = record_ids(ledger, {SSH: ["sgr-1"]}, NOW)
         assert tidy(ledger, NOW + SETTLES - MOMENT) == ledger
-        assert tidy(ledger, NOW + SETTLES).rules[SSH].attempts == {TWO, late}
+        assert tidy(ledger, NOW + SETTLES).rules[SSH].attempts == {ATTEMPT_2, late}
         assert tidy(ledger, NOW + SETTLES + SECOND).rules[SSH].attempts == {late}
-        assert tidy(ledger, NOW + SETTLES).rules[WEB].attempts == {ONE}
+        assert tidy(ledger, NOW + SETTLES).rules[WEB].attempts == {ATTEMPT_1}
 
     @pytest.mark.parametrize("name", ["", "x/1", "2026-11-23/1"])
-    def test_what_is_no_attempt_has_no_time(self, name: str) -> None:
+    def test_a_name_that_is_no_attempts_has_no_time(self, name: str) -> None:
         with pytest.raises(ValueError, match="time"):
             attempted_at(name)
 
@@ -454,7 +458,7 @@ class TestText:
             RuleKey("sg-1", Ports(-1, -1, "-1"), "pl-1234"),
             RuleKey("sg-1", Ports(-1, -1, "47"), ""),
         ]
-        ledger = record_ids(EMPTY, {one: [f"sgr-{n}"] for n, one in enumerate(odd)}, NOW)
+        ledger = record_ids(EMPTY, {rule_key: [f"sgr-{n}"] for n, rule_key in enumerate(odd)}, NOW)
         assert decode(encode(ledger), SOURCE) == ledger
         assert set(ledger.rules) == set(odd)
 
@@ -472,7 +476,7 @@ class TestText:
 
     @given(st.data())
     def test_a_ledger_changed_by_hand_is_a_ledger_or_refused(self, data: st.DataObject) -> None:
-        ledger = record_results(opened(SSH, WEB, key(3)), "alice", ONE, {key(3): Foreign("sgr-9")}, NOW)
+        ledger = record_results(opened(SSH, WEB, key(3)), "alice", ATTEMPT_1, {key(3): Foreign("sgr-9")}, NOW)
         ledger = record_revoked(
             release(claimed(SSH, ledger=ledger, grant="b"), "b", NOW), {WEB: ["sgr-8"]}, {}, NOW
         )
@@ -505,35 +509,39 @@ Step = Callable[[Ledger, datetime], Transition]
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Step, timedelta]:
     """Draw a step, which makes a transition of a ledger and a time, and how long it comes after the last."""
-    some = st.lists(st.sampled_from(KEYS), unique=True, max_size=3)
+    key_lists = st.lists(st.sampled_from(KEYS), unique=True, max_size=3)
     kind = draw(st.sampled_from(["claim", "results", "release", "revoked", "lost", "found", "tidy"]))
     wait = draw(
         st.sampled_from([timedelta(0), MOMENT, SECOND, SKEW, SETTLES / 2, SETTLES, timedelta(hours=1)])
     )
     grant, renews = draw(st.sampled_from(GRANTS)), draw(st.sampled_from([None, *GRANTS]))
-    keys, number = draw(some), draw(st.integers(0, 99))
+    keys, number = draw(key_lists), draw(st.integers(0, 99))
     lasts = draw(st.sampled_from([timedelta(seconds=10), timedelta(minutes=5), timedelta(hours=8)]))
     numbers = st.sets(st.integers(0, 2), max_size=3)
-    ids = {one: [rule_id(one, n) for n in sorted(draw(numbers))] for one in draw(some)}
+    ids = {rule_key: [rule_id(rule_key, n) for n in sorted(draw(numbers))] for rule_key in draw(key_lists)}
 
     def step(ledger: Ledger, now: datetime) -> Transition:
-        known = sorted({name for rule in ledger.rules.values() for name in rule.attempts})
+        attempts = sorted({name for rule in ledger.rules.values() for name in rule.attempts})
         new = name_attempt(now, f"{number:08x}")
-        attempt = known[number % len(known)] if known and number % 3 else new
+        attempt = attempts[number % len(attempts)] if attempts and number % 3 else new
         results: dict[RuleKey, Result] = {
-            one: [Own(rule_id(one, number % 3)), Foreign("sgr-9"), NoRule(), Unsent()][(number + n) % 4]  # type: ignore[misc]
-            for n, one in enumerate(keys)
+            rule_key: [Own(rule_id(rule_key, number % 3)), Foreign("sgr-9"), NoRule(), Unsent()][  # type: ignore[misc]
+                (number + n) % 4
+            ]
+            for n, rule_key in enumerate(keys)
         }
         transitions: dict[str, Transition] = {
-            "claim": lambda one: claim(
-                one, grant, now.replace(microsecond=0) + lasts, keys, new, now, renews
+            "claim": lambda before: claim(
+                before, grant, now.replace(microsecond=0) + lasts, keys, new, now, renews
             ),
-            "results": lambda one: record_results(one, grant, attempt, results, now),
-            "release": lambda one: release(one, grant, now, attempt if number % 2 else None),
-            "revoked": lambda one: record_revoked(one, ids, dict.fromkeys(keys, (attempt,)), now),
-            "lost": lambda one: record_lost(one, [name for names in ids.values() for name in names], now),
-            "found": lambda one: record_ids(one, ids, now),
-            "tidy": lambda one: tidy(one, now),
+            "results": lambda before: record_results(before, grant, attempt, results, now),
+            "release": lambda before: release(before, grant, now, attempt if number % 2 else None),
+            "revoked": lambda before: record_revoked(before, ids, dict.fromkeys(keys, (attempt,)), now),
+            "lost": lambda before: record_lost(
+                before, [name for names in ids.values() for name in names], now
+            ),
+            "found": lambda before: record_ids(before, ids, now),
+            "tidy": lambda before: tidy(before, now),
         }
         return transitions[kind]
 
@@ -542,19 +550,19 @@ def steps(draw: st.DrawFn) -> tuple[Step, timedelta]:
 
 def check(before: Ledger, after: Ledger, now: datetime) -> None:
     """Check what holds of every ledger, and of every transition from one to the next."""
-    live = {one for held in after.claims.values() for one in held.rule_keys}
-    assert all(held.counts_at(now) for held in after.claims.values())
-    for one, rule in after.rules.items():
-        assert rule.closing or one in live, "a rule that no live grant claims is closing"
+    live = {rule_key for entry in after.claims.values() for rule_key in entry.rule_keys}
+    assert all(entry.counts_at(now) for entry in after.claims.values())
+    for rule_key, rule in after.rules.items():
+        assert rule.closing or rule_key in live, "a rule that no live grant claims is closing"
         assert rule.ids or rule.attempts, "a rule that is in a ledger has an id or an attempt"
         assert not rule.ids.keys() & after.tombstones.keys(), "an id with a tombstone is gone"
     on_its_way = {name for rule in before.rules.values() if rule.closing for name in rule.ids}
     on_its_way |= {name for name, at in before.tombstones.items() if now < at + SETTLES}
     still_open = {name for rule in after.rules.values() if not rule.closing for name in rule.ids}
     assert not on_its_way & still_open, "an id that is closing never becomes open again"
-    for one, rule in before.rules.items():
-        if rule.closing and rule.ids and one in after.rules and after.rules[one].ids:
-            assert after.rules[one].closing, "a rule that is closing never becomes open again"
+    for rule_key, rule in before.rules.items():
+        if rule.closing and rule.ids and rule_key in after.rules and after.rules[rule_key].ids:
+            assert after.rules[rule_key].closing, "a rule that is closing never becomes open again"
     for name, at in before.tombstones.items():
         assert (after.tombstones.get(name, at - SECOND) >= at) is (
             now < at + SETTLES or name in after.tombstones
@@ -567,7 +575,7 @@ def check(before: Ledger, after: Ledger, now: datetime) -> None:
 
 class TestAnyOrder:
     @given(st.lists(steps(), max_size=25))
-    def test_what_holds_of_every_ledger_holds_and_twice_is_once(
+    def test_every_transition_keeps_the_invariants_and_changes_nothing_when_repeated(
         self, sequence: list[tuple[Step, timedelta]]
     ) -> None:
         ledger, now = EMPTY, NOW
@@ -579,7 +587,7 @@ class TestAnyOrder:
             except GrantEnded:
                 continue  # it changes nothing
             check(ledger, after, now)
-            # What was dropped in the same moment, as old, is told once more by the second of the two.
+            # What the first dropped as old at this very moment, the second may put on record once more.
             if all(now < at + SETTLES for at in (*ledger.tombstones.values(), *ledger.released.values())):
                 try:
                     assert transition(after) == after
@@ -616,7 +624,7 @@ class Room:
     """A source's ledger and its item. What cannot be written fails the test."""
 
     def __init__(self, source: str) -> None:
-        self.ledgers = Ledgers(Item())  # type: ignore[arg-type]  # nobody asks it for more
+        self.ledgers = Ledgers(Item())  # type: ignore[arg-type]  # no other method is called
         self.snapshot = Snapshot(Ledger(source), None)
         self.largest = 0
         self.now = NOW
@@ -631,31 +639,33 @@ class Room:
 
     def write(self) -> None:
         """Write the ledger as it is, and see that it reads back."""
-        written = self.ledgers.write(self.snapshot, self.ledger)
-        assert written
-        assert self.ledgers.read(self.ledger.source) == written
-        self.snapshot = written
+        snapshot = self.ledgers.write(self.snapshot, self.ledger)
+        assert snapshot
+        assert self.ledgers.read(self.ledger.source) == snapshot
+        self.snapshot = snapshot
 
     def close_all(self) -> None:
-        """Let each attempt turn out to have made a rule, each rule have one more, and close it all."""
+        """Record a rule for each attempt, and one more id for each rule; then close them all."""
         rules = self.ledger.rules.items()
         for number, attempt in enumerate(sorted({name for _, rule in rules for name in rule.attempts})):
-            made: dict[RuleKey, Result] = {
-                one: Own(rule_id(one, number)) for one, rule in rules if attempt in rule.attempts
+            results: dict[RuleKey, Result] = {
+                rule_key: Own(rule_id(rule_key, number))
+                for rule_key, rule in rules
+                if attempt in rule.attempts
             }
-            self.step(record_results(self.ledger, "another", attempt, made, self.now))
+            self.step(record_results(self.ledger, "another", attempt, results, self.now))
         self.write()
         for grant in sorted(self.ledger.claims):
             self.step(release(self.ledger, grant, self.now))
         self.write()
-        found = {one: [f"sgr-{number:017}"] for number, one in enumerate(self.ledger.rules)}
-        self.step(record_ids(self.ledger, found, self.now))
+        more_ids = {rule_key: [f"sgr-{number:017}"] for number, rule_key in enumerate(self.ledger.rules)}
+        self.step(record_ids(self.ledger, more_ids, self.now))
         self.write()
         while self.ledger.rules:
             closing = list(self.ledger.closing(self.ledger.rules).items())[:64]
             assert closing
-            gone = {one: list(rule.ids) for one, rule in closing}
-            self.step(record_revoked(self.ledger, gone, {}, self.now))
+            revoked = {rule_key: list(rule.ids) for rule_key, rule in closing}
+            self.step(record_revoked(self.ledger, revoked, {}, self.now))
             self.write()
         self.now += SETTLES
         self.step(tidy(self.ledger, self.now))
@@ -672,11 +682,11 @@ def long_key(number: int) -> RuleKey:
 
 
 def long_grant(number: int) -> str:
-    return name_grant(Who("k1", "x" * 80), WIDE, NOW, f"{number:016x}")
+    return name_grant(Principal("k1", "x" * 80), WIDE, NOW, f"{number:016x}")
 
 
 class TestRoom:
-    """Closing needs no room: of whatever a claim let in, each step of closing can be written."""
+    """Closing needs no room: each step of closing what was claimed can be written."""
 
     @settings(max_examples=10, deadline=None)
     @given(
@@ -686,7 +696,7 @@ class TestRoom:
         st.booleans(),
         st.booleans(),
     )
-    def test_whatever_was_claimed_fits_and_can_be_closed(
+    def test_all_that_was_claimed_fits_and_can_be_closed(
         self, rules: int, grants: int, tries: int, shared: bool, foreign: bool
     ) -> None:
         room = Room(WIDE)
@@ -700,7 +710,9 @@ class TestRoom:
             except SourceFull:
                 break
             if foreign:
-                results: dict[RuleKey, Result] = {one: Foreign(rule_id(one)) for one in keys[::2]}
+                results: dict[RuleKey, Result] = {
+                    rule_key: Foreign(rule_id(rule_key)) for rule_key in keys[::2]
+                }
                 after = record_results(after, long_grant(grant), attempt, results, NOW)
             room.step(after)
         room.write()
@@ -722,7 +734,7 @@ class TestRoom:
         assert room.largest <= LARGEST
 
     def test_a_source_whose_rules_come_and_go_for_minutes_can_be_closed(self) -> None:
-        """Each round leaves its ids as tombstones until they settle.
+        """Each round leaves its ids as tombstones for as long as EC2's lists may lag.
 
         Mutation: functions/grants/ledger.py: `CLAIM_ROOM = 160 * 1024` -> `CLAIM_ROOM = 240 * 1024`
         """
@@ -733,24 +745,26 @@ class TestRoom:
                 room.step(claim(room.ledger, grant, END, keys, attempt, room.now))
             except SourceFull:
                 break
-            made: dict[RuleKey, Result] = {one: Own(rule_id(one, number)) for one in keys}
-            room.step(record_results(room.ledger, grant, attempt, made, room.now))
+            results: dict[RuleKey, Result] = {rule_key: Own(rule_id(rule_key, number)) for rule_key in keys}
+            room.step(record_results(room.ledger, grant, attempt, results, room.now))
             room.step(release(room.ledger, grant, room.now))
             room.step(
-                record_revoked(room.ledger, {one: [rule_id(one, number)] for one in keys}, {}, room.now)
+                record_revoked(
+                    room.ledger, {rule_key: [rule_id(rule_key, number)] for rule_key in keys}, {}, room.now
+                )
             )
         assert number < 999
         assert number > 8
         room.write()
         room.close_all()
-        found = 1000 * 60  # bytes: what turns up, as after a store was changed by hand, still has room
-        assert room.largest + found <= LARGEST
+        later_ids = 1000 * 60  # bytes of ids found later, as after a change by hand: they still have room
+        assert room.largest + later_ids <= LARGEST
         assert claim(room.ledger, "again", END, keys, name_attempt(room.now, "1"), room.now).claims
 
     def test_a_ledger_that_would_not_fit_is_refused_whole(self) -> None:
         room = Room(WIDE)
-        found = {long_key(n): [f"sgr-{n:08x}{m:09x}" for m in range(60)] for n in range(100)}
-        room.step(record_ids(room.ledger, found, NOW))
+        ids = {long_key(n): [f"sgr-{n:08x}{m:09x}" for m in range(60)] for n in range(100)}
+        room.step(record_ids(room.ledger, ids, NOW))
         with pytest.raises(StoreRefused, match="longer than an item"):
             room.write()
         assert room.ledgers.read(WIDE) == Snapshot(Ledger(WIDE), None)
@@ -772,20 +786,20 @@ class TestChangedByHand:
     """EC2's ModifySecurityGroupRules changes a rule's ports or CIDR, and keeps its id."""
 
     def test_an_id_goes_with_the_key_that_ec2_shows(self) -> None:
-        before = record_results(claimed(SSH), "alice", ONE, {SSH: Own("sgr-1")}, NOW)
-        asked = claim(before, "bob", END, [WEB], TWO, NOW)
-        after = record_results(asked, "bob", TWO, {WEB: Own("sgr-1")}, NOW)
+        before = record_results(claimed(SSH), "alice", ATTEMPT_1, {SSH: Own("sgr-1")}, NOW)
+        with_claim = claim(before, "bob", END, [WEB], ATTEMPT_2, NOW)
+        after = record_results(with_claim, "bob", ATTEMPT_2, {WEB: Own("sgr-1")}, NOW)
         assert {key: set(rule.ids) for key, rule in after.rules.items()} == {WEB: {"sgr-1"}}
 
-    def test_one_that_is_closing_under_another_key_is_no_result(self) -> None:
-        """Or it would be told open, and then be revoked.
+    def test_an_id_that_is_closing_under_another_key_is_no_result(self) -> None:
+        """Else the rule would be reported as open, and then be revoked.
 
         Mutation: functions/grants/ledger.py:
             `if not other_key or not rules[other_key].closing:` -> `if True:`
         """
-        before = record_results(claimed(SSH), "alice", ONE, {SSH: Own("sgr-1")}, NOW)
-        asked = claim(release(before, "alice", NOW), "bob", END, [WEB], TWO, NOW)
-        after = record_results(asked, "bob", TWO, {WEB: Own("sgr-1")}, NOW)
+        before = record_results(claimed(SSH), "alice", ATTEMPT_1, {SSH: Own("sgr-1")}, NOW)
+        with_claim = claim(release(before, "alice", NOW), "bob", END, [WEB], ATTEMPT_2, NOW)
+        after = record_results(with_claim, "bob", ATTEMPT_2, {WEB: Own("sgr-1")}, NOW)
         assert after.rules[SSH].closing
         assert set(after.rules[SSH].ids) == {"sgr-1"}
         assert WEB not in after.rules

@@ -67,7 +67,7 @@ class TestKnockWithoutWishes:
     def test_it_lasts_no_longer_than_the_key_may(self) -> None:
         assert ask().expires_at == datetime(2026, 11, 23, 20, 0, 1, tzinfo=timezone.utc)
 
-    def test_it_is_refused_when_no_target_may_be_opened(self) -> None:
+    def test_it_is_refused_when_the_key_may_open_no_target(self) -> None:
         with pytest.raises(NotAllowed, match="no target") as refusal:
             ask(targets="none")
         assert refusal.value.right == "knock:targets"
@@ -82,22 +82,22 @@ class TestKnockWithoutWishes:
         assert Grant.from_input(ask().as_input()) == ask()
         assert ask(Knock(reason="on call")).id != ask().id
 
-    def test_a_private_address_of_the_callers_own_is_taken_as_the_gateway_gives_it(self) -> None:
+    def test_a_private_address_of_the_callers_own_is_granted(self) -> None:
         assert ask(caller="10.1.2.3/32").source == "10.1.2.3/32"
 
 
 class TestTargets:
-    def test_named_ones_alone_are_opened_each_once(self) -> None:
+    def test_only_named_targets_are_opened_each_once(self) -> None:
         grant = ask(Knock(targets=("web", "web")))
         assert [target.name for target in grant.targets] == ["web"]
         assert grant.by_name is True
 
-    def test_one_the_key_may_not_open_is_refused_naming_the_right(self) -> None:
+    def test_a_target_the_key_may_not_open_is_refused_naming_the_right(self) -> None:
         with pytest.raises(NotAllowed, match="may not open web") as refusal:
             ask(Knock(targets=("bastion", "web")), targets="bastion")
         assert refusal.value.right == "knock:targets"
 
-    def test_one_that_does_not_exist_reads_like_one_that_may_not_be_opened(self) -> None:
+    def test_a_target_that_does_not_exist_is_refused_like_a_forbidden_one(self) -> None:
         with pytest.raises(NotAllowed, match="may not open vault"):
             ask(Knock(targets=("vault",)), targets="*")
 
@@ -106,7 +106,7 @@ class TestTargets:
         assert [target.name for target in ask(targets=every).targets] == ["bastion", "web"]
 
     @pytest.mark.parametrize(
-        ("targets", "said"),
+        ("targets", "message"),
         [
             ({f"t{n}": Target(f"t{n}", (SSH,), ("sg-1",)) for n in range(51)}, "51 targets, and 50 is"),
             ({"t": Target("t", tuple(Ports(n, n, "tcp") for n in range(1, 130)), ("sg-1",))}, "129 rules"),
@@ -114,22 +114,24 @@ class TestTargets:
             ({"t": Target("t", (SSH,), tuple(f"sg-{n:0200}" for n in range(150)))}, "bytes to record"),
         ],
     )
-    def test_more_than_a_grants_record_holds_are_refused(self, targets: dict[str, Target], said: str) -> None:
-        with pytest.raises(InvalidKnock, match=said) as refusal:
+    def test_more_than_a_grants_record_holds_are_refused(
+        self, targets: dict[str, Target], message: str
+    ) -> None:
+        with pytest.raises(InvalidKnock, match=message) as refusal:
             decide(Knock(), read_rights(ALICE, TAGS | {"knock:targets": "*"}), targets, CALLER, DAY, NOW, "x")
         assert refusal.value.field == "targets"
 
     @given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 30), st.text(max_size=256))
-    def test_what_is_granted_can_be_run_as_an_execution(
+    def test_every_grant_fits_the_input_of_an_execution(
         self, targets: int, ports: int, groups: int, reason: str
     ) -> None:
         reason = "".join(letter for letter in reason if letter.isprintable())
         ranges = tuple(Ports(n, n, "tcp") for n in range(60_000, 60_000 + ports))
         pool = tuple(f"sg-{n:017}" for n in range(groups))
-        made = {f"t{n:050}": Target(f"t{n:050}", ranges, pool) for n in range(targets)}
+        available = {f"t{n:050}": Target(f"t{n:050}", ranges, pool) for n in range(targets)}
         rights = read_rights(ALICE, TAGS | {"knock:targets": "*"})
         try:
-            grant = decide(Knock(reason=reason), rights, made, CALLER, DAY, NOW, "x")
+            grant = decide(Knock(reason=reason), rights, available, CALLER, DAY, NOW, "x")
         except InvalidKnock:
             return
         assert Grant.from_input(grant.as_input()) == grant
@@ -158,11 +160,11 @@ class TestDuration:
         assert grant.requested_at.microsecond == 0
         assert grant.expires_at - grant.requested_at == timedelta(minutes=90)
 
-    def test_up_to_the_keys_maximum_is_given(self) -> None:
+    def test_a_duration_up_to_the_keys_maximum_is_granted(self) -> None:
         grant = ask(Knock(duration=timedelta(hours=8)))
         assert grant.expires_at - NOW < timedelta(hours=8, seconds=1)
 
-    def test_beyond_the_keys_maximum_is_refused_naming_the_right(self) -> None:
+    def test_a_duration_beyond_the_keys_maximum_is_refused_naming_the_right(self) -> None:
         """
         Mutation: functions/grants/policy.py:
             `if requested > longest:` -> `if requested > limits.max_duration:`
@@ -171,7 +173,7 @@ class TestDuration:
             ask(Knock(duration=timedelta(hours=8, seconds=1)))
         assert refusal.value.right == "knock:max-duration"
 
-    def test_beyond_the_stacks_maximum_is_malformed_whatever_the_key_may(self) -> None:
+    def test_a_duration_beyond_the_stacks_maximum_is_malformed_even_where_the_key_allows_it(self) -> None:
         with pytest.raises(InvalidKnock, match="longer than this stack allows: 1d"):
             ask(Knock(duration=timedelta(days=2)), max_duration="30d")
 
@@ -187,7 +189,7 @@ class TestSource:
             ask(Knock(source="198.51.100.1/32"))
         assert refusal.value.right == "knock:any-source"
 
-    def test_the_callers_own_may_be_named_by_anyone(self) -> None:
+    def test_every_key_may_name_the_callers_own(self) -> None:
         assert ask(Knock(source=CALLER)).source == CALLER
 
     @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ class TestSource:
             ("/28", "198.51.100.1"),
         ],
     )
-    def test_one_within_the_width_the_tag_allows_is_given(self, tag: str, source: str) -> None:
+    def test_a_source_within_the_width_the_tag_allows_is_granted(self, tag: str, source: str) -> None:
         given_source = ask(Knock(source=source), any_source=tag).source
         assert given_source == (source if "/" in source else f"{source}/32")
 
@@ -215,7 +217,7 @@ class TestSource:
             ("/56", "2001:db8::/55"),
         ],
     )
-    def test_one_wider_than_the_tag_allows_is_refused(self, tag: str, source: str) -> None:
+    def test_a_source_wider_than_the_tag_allows_is_refused(self, tag: str, source: str) -> None:
         with pytest.raises(NotAllowed, match="wider"):
             ask(Knock(source=source), any_source=tag)
 
@@ -226,14 +228,14 @@ class TestSource:
          "::1/128", "fe80::1/128", "fc00::1/128", "ff02::1/128", "::ffff:198.51.100.1/128",
          "198.18.0.1/32", "192.0.0.1/32", "0.0.0.0/24"],
     )  # fmt: skip
-    def test_one_that_is_not_public_is_refused_for_everybody(self, source: str) -> None:
+    def test_a_source_that_is_not_public_is_refused_for_every_key(self, source: str) -> None:
         with pytest.raises(InvalidKnock, match="public"):
             ask(Knock(source=source), any_source="/24 /56")
 
     @pytest.mark.parametrize(
         "source", ["198.51.100.1/24", "2001:db8::1/64", "x", "198.51.100.0/33", "", "2001:db8::1%eth0"]
     )
-    def test_one_that_is_not_in_canonical_form_is_malformed(self, source: str) -> None:
+    def test_a_source_that_is_not_in_canonical_form_is_malformed(self, source: str) -> None:
         with pytest.raises(InvalidKnock) as refusal:
             ask(Knock(source=source), any_source="/24 /56")
         assert refusal.value.field == "source"
@@ -248,7 +250,7 @@ class TestSource:
 
 
 class TestFamilies:
-    """A rule for a target that has no address of the source's family would let nobody in."""
+    """A rule for a target that has no address of the source's family would be of no use."""
 
     TARGETS: ClassVar = {
         "bastion": Target("bastion", (SSH,), ("sg-1",), ("ipv4",)),
@@ -265,7 +267,7 @@ class TestFamilies:
         assert self.open("203.0.113.7/32", "bastion") == ["bastion"]
         assert self.open("2001:db8::7/128", "web") == ["web"]
 
-    def test_a_target_of_which_it_is_not_known_takes_both(self) -> None:
+    def test_a_target_without_the_tag_takes_both_families(self) -> None:
         assert self.open("203.0.113.7/32", "db") == self.open("2001:db8::7/128", "db") == ["db"]
 
     def test_a_target_without_an_address_of_the_family_is_left_out(self) -> None:
@@ -276,17 +278,17 @@ class TestFamilies:
         assert self.open("2001:db8::7/128") == ["db", "web"]
 
     @pytest.mark.parametrize(
-        ("families", "caller", "said"),
+        ("families", "caller", "message"),
         [
             (("ipv4",), "2001:db8::7/128", "bastion can be reached by IPv4 alone: knock over IPv4"),
             (("ipv6",), "203.0.113.7/32", "bastion can be reached by IPv6 alone: .*curl -6"),
         ],
     )
-    def test_a_knock_for_nothing_else_says_how_to_knock(
-        self, families: tuple[str, ...], caller: str, said: str
+    def test_a_knock_for_such_targets_alone_says_how_to_knock(
+        self, families: tuple[str, ...], caller: str, message: str
     ) -> None:
         targets = {"bastion": Target("bastion", (SSH,), ("sg-1",), families)}
-        with pytest.raises(WrongFamily, match=said) as refusal:
+        with pytest.raises(WrongFamily, match=message) as refusal:
             decide(Knock(), read_rights(ALICE, TAGS), targets, caller, DAY, NOW, "x")
         assert refusal.value.families == families
 
@@ -299,7 +301,7 @@ class TestFamilies:
             (["", ""], ()),
         ],
     )
-    def test_those_of_a_pool_are_those_of_its_groups_where_each_says_so(
+    def test_a_pool_has_the_families_of_its_groups_where_each_has_the_tag(
         self, tags: list[str], families: tuple[str, ...]
     ) -> None:
         groups = {
@@ -317,7 +319,7 @@ class TestFamilies:
 
 
 class TestUntil:
-    """A key for a time: no grant begins or lasts after its end."""
+    """A key with an end: no grant begins or lasts after it."""
 
     END = datetime(2026, 11, 23, 17, 0, tzinfo=timezone.utc)
     TAG = "2026-11-23T17:00:00Z"
@@ -326,7 +328,7 @@ class TestUntil:
         """Mutation: functions/grants/policy.py: `    return until` -> `    return end`"""
         assert ask(until=self.TAG).expires_at == self.END
 
-    def test_one_that_ends_before_is_as_long_as_it_was_asked_for(self) -> None:
+    def test_a_shorter_grant_keeps_its_duration(self) -> None:
         knock = Knock(duration=timedelta(hours=1))
         assert ask(knock, until=self.TAG) == ask(knock)
 
@@ -347,7 +349,7 @@ class TestUntil:
         assert ask(until="2026-11-23", max_duration="24h").expires_at == end
 
     @pytest.mark.parametrize("tag", ["tomorrow", "", "2026-11-31", "2026-11-23T17:00:00", "23.11.2026"])
-    def test_what_cannot_be_read_gives_no_right(self, tag: str) -> None:
+    def test_a_tag_that_cannot_be_read_gives_no_right(self, tag: str) -> None:
         with pytest.raises(InvalidTag, match="a date like 2027-01-15"):
             ask(until=tag)
 
@@ -362,7 +364,7 @@ class TestTags:
             ("knock:targets", "* bastion"),
         ],
     )
-    def test_one_that_cannot_be_read_gives_no_right_and_says_so(self, tag: str, value: str) -> None:
+    def test_a_tag_that_cannot_be_read_is_named_by_the_refusal(self, tag: str, value: str) -> None:
         with pytest.raises(InvalidTag, match=f"{tag} of the key 'alice' cannot be read") as refusal:
             decide(Knock(), read_rights(ALICE, TAGS | {tag: value}), TARGETS, CALLER, DAY, NOW, "x")
         assert refusal.value.right == tag
@@ -457,7 +459,7 @@ class TestExcess:
         with pytest.raises(TooManyGrants, match=r"end one of g1, g2$"):
             refuse_excess(rights, DAY, 2, ["g1", "g2"])
 
-    def test_of_many_it_names_some(self) -> None:
+    def test_a_refusal_names_five_of_many_grants(self) -> None:
         names = [f"g{n}" for n in range(30)]
         with pytest.raises(TooManyGrants, match=r"holds 30 live grants.* g0, g1, g2, g3, g4, …$"):
             refuse_excess(read_rights(ALICE, {}), DAY, 30, names)
@@ -476,7 +478,7 @@ LIVE_TAGS: dict[str, dict[str, str]] = {
 }
 
 
-def names(targets: tuple[Target, ...]) -> dict[str, tuple[str, ...]]:
+def pools(targets: tuple[Target, ...]) -> dict[str, tuple[str, ...]]:
     return {target.name: target.groups for target in targets}
 
 
@@ -491,11 +493,11 @@ def second(
     confirmed, left_out = confirm(grant, tags, more.get("stack", "knock"), more.get("limits", DAY), now)
     for target in confirmed:
         assert target.ports == TARGETS[target.name].ports
-    return names(confirmed), left_out
+    return pools(confirmed), left_out
 
 
 def forged(**changes: Any) -> Grant:
-    """A grant that nobody decided on, with an id of its own content all the same."""
+    """Make a grant that was never decided on; its id is that of its content."""
     first = ask()
     values: dict[str, Any] = {
         "principal": first.principal,
@@ -510,7 +512,7 @@ def forged(**changes: Any) -> Grant:
 
 
 class TestSecondDecision:
-    def test_what_was_decided_is_confirmed(self) -> None:
+    def test_a_grant_that_was_decided_is_confirmed(self) -> None:
         assert second(ask()) == ({"bastion": ("sg-1", "sg-2"), "web": ("sg-3",)}, ())
 
     @pytest.mark.parametrize(
@@ -524,7 +526,7 @@ class TestSecondDecision:
             second(forged(source=source))
 
     @pytest.mark.parametrize("source", ["203.0.113.0/24", "2001:db8::/56", "203.0.113.7/32"])
-    def test_the_widest_there_is_is_confirmed(self, source: str) -> None:
+    def test_the_widest_source_a_key_may_name_is_confirmed(self, source: str) -> None:
         assert second(forged(source=source))[1] == ()
 
     @pytest.mark.parametrize(
@@ -551,27 +553,27 @@ class TestSecondDecision:
             (timedelta(days=1), timedelta(hours=1)),
         ],
     )
-    def test_one_that_was_not_asked_for_just_now_is_refused(self, at: timedelta, end: timedelta) -> None:
+    def test_a_grant_that_was_not_requested_just_now_is_refused(self, at: timedelta, end: timedelta) -> None:
         """Mutation: functions/grants/policy.py:
         `if not now - OLDEST_REQUEST <= grant.requested_at <= now + CLOCKS_DIFFER:` -> `if False:`
         """
-        asked = NOW.replace(microsecond=0) + at
+        now = NOW.replace(microsecond=0)
         with pytest.raises(InvalidGrant, match="asked for at"):
-            second(forged(requested_at=asked, expires_at=asked + end), now=NOW.replace(microsecond=0))
+            second(forged(requested_at=now + at, expires_at=now + at + end), now=now)
 
     @pytest.mark.parametrize("at", [-timedelta(hours=1), timedelta(0), timedelta(minutes=1)])
-    def test_clocks_may_differ_and_tries_take_their_time(self, at: timedelta) -> None:
+    def test_clocks_may_differ_and_retries_may_take_an_hour(self, at: timedelta) -> None:
         now = NOW.replace(microsecond=0)
-        made = forged(requested_at=now + at, expires_at=now + at + timedelta(hours=2))
+        grant = forged(requested_at=now + at, expires_at=now + at + timedelta(hours=2))
         try:
-            assert second(made, now=now)[1] == ()
+            assert second(grant, now=now)[1] == ()
         except RuleUnsettled:
             pytest.fail("its tags are all there")
 
     @pytest.mark.parametrize(
         "lasts", [timedelta(hours=24, seconds=2), timedelta(days=364), timedelta(0), -timedelta(hours=1)]
     )
-    def test_one_that_lasts_longer_than_the_stack_allows_is_refused(self, lasts: timedelta) -> None:
+    def test_a_grant_longer_than_the_stack_allows_is_refused(self, lasts: timedelta) -> None:
         """Mutation: functions/grants/policy.py:
         ` <= round_up(grant.requested_at + limits.max_duration):` -> `:`
         """
@@ -579,7 +581,7 @@ class TestSecondDecision:
         with pytest.raises(InvalidGrant, match="longer than this stack allows: 1d"):
             second(forged(expires_at=end))
 
-    def test_one_of_the_longest_time_the_stack_allows_is_confirmed(self) -> None:
+    def test_a_grant_as_long_as_the_stack_allows_is_confirmed(self) -> None:
         assert second(ask(Knock(duration=timedelta(hours=24)), max_duration="24h"))[1] == ()
 
     @pytest.mark.parametrize(
@@ -631,24 +633,24 @@ class TestSecondDecision:
             {"sg-2": LIVE_TAGS["sg-2"] | {"knock:stack": "another"}},
         ],
     )
-    def test_only_those_of_a_pools_groups_count_that_the_tags_still_give_it(
+    def test_only_groups_that_the_tags_still_give_to_the_pool_are_confirmed(
         self, changes: dict[str, dict[str, str] | None]
     ) -> None:
         assert second(ask(), changes) == ({"bastion": ("sg-1",), "web": ("sg-3",)}, ())
 
-    def test_a_group_that_was_not_decided_on_does_not_count(self) -> None:
-        made = forged(targets=(Target("bastion", (SSH,), ("sg-2",)),))
-        assert second(made) == ({"bastion": ("sg-2",)}, ())
+    def test_a_group_that_was_not_decided_on_is_not_confirmed(self) -> None:
+        grant = forged(targets=(Target("bastion", (SSH,), ("sg-2",)),))
+        assert second(grant) == ({"bastion": ("sg-2",)}, ())
 
     @pytest.mark.parametrize("tags", [None, {}, {"knock:stack": "knock"}])
-    def test_tags_that_cannot_be_seen_yet_are_looked_for_again(self, tags: dict[str, str] | None) -> None:
+    def test_tags_that_do_not_show_yet_are_read_again(self, tags: dict[str, str] | None) -> None:
         """Mutation: functions/grants/policy.py: `if now < grant.requested_at + TAGS_LAG:` -> `if False:`"""
-        asked = ask(Knock(targets=("web",)))
+        grant = ask(Knock(targets=("web",)))
         for at in (NOW, SOON, SETTLED - timedelta(milliseconds=1)):
             with pytest.raises(RuleUnsettled, match="tags of web"):
-                second(asked, {"sg-3": tags}, now=at)
+                second(grant, {"sg-3": tags}, now=at)
         with pytest.raises(TargetGone, match="tagged for web any more"):
-            second(asked, {"sg-3": tags}, now=SETTLED + timedelta(milliseconds=1))
+            second(grant, {"sg-3": tags}, now=SETTLED + timedelta(milliseconds=1))
 
     def test_a_target_asked_for_by_name_that_cannot_be_opened_fails_the_grant(self) -> None:
         """Mutation: functions/grants/policy.py:
@@ -658,7 +660,7 @@ class TestSecondDecision:
             second(ask(Knock(targets=("bastion", "web"))), {"sg-3": None})
 
     @pytest.mark.parametrize("now", [SOON, SETTLED])
-    def test_another_is_left_out(self, now: datetime) -> None:
+    def test_a_target_not_asked_for_by_name_is_left_out(self, now: datetime) -> None:
         assert second(ask(), {"sg-3": None}, now=now) == ({"bastion": ("sg-1", "sg-2")}, ("web",))
 
     def test_a_grant_of_which_nothing_can_be_opened_fails(self) -> None:
@@ -673,7 +675,7 @@ class TestSecondDecision:
             (Target("é", (SSH,), ("sg-1",)),),
         ],
     )
-    def test_targets_with_names_that_are_none_are_refused(self, targets: tuple[Target, ...]) -> None:
+    def test_targets_with_invalid_or_repeated_names_are_refused(self, targets: tuple[Target, ...]) -> None:
         tags = LIVE_TAGS | {"sg-1": LIVE_TAGS["sg-1"] | {"knock:target": targets[0].name}}
         with pytest.raises(InvalidGrant, match="names, each its own"):
             confirm(forged(targets=targets), tags, "knock", DAY, SETTLED)
@@ -714,19 +716,19 @@ class TestSecondDecision:
         tags: dict[str, dict[str, str]],
         targets: tuple[Target, ...],
         source: str,
-        asked: int,
+        offset: int,
         lasts: int,
         by_name: bool,
     ) -> None:
-        at = NOW.replace(microsecond=0) + timedelta(seconds=asked)
+        at = NOW.replace(microsecond=0) + timedelta(seconds=offset)
         end = at + timedelta(seconds=lasts)
-        made = forged(targets=targets, source=source, requested_at=at, expires_at=end, by_name=by_name)
+        grant = forged(targets=targets, source=source, requested_at=at, expires_at=end, by_name=by_name)
         try:
-            confirmed, left_out = confirm(made, tags, "knock", DAY, NOW)
+            confirmed, left_out = confirm(grant, tags, "knock", DAY, NOW)
         except (InvalidGrant, TargetGone, RuleUnsettled):
             return
         assert source in (CALLER, "203.0.113.0/24")
-        assert -3600 <= asked <= 60
+        assert -3600 <= offset <= 60
         assert 0 < lasts <= 86_400
         opened = {target.name for target in confirmed}
         assert opened

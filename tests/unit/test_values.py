@@ -32,12 +32,12 @@ from grants.values import (
     name_grant,
     parse_duration,
     parse_time,
+    requested_at_of,
     round_up,
     show_duration,
     show_second,
     show_time,
     source_of,
-    when_named,
 )
 from tests.conftest import ROOT
 
@@ -69,7 +69,7 @@ class TestDuration:
         ],
     )
     def test_a_duration_means_what_it_says(self, text: object, seconds: int) -> None:
-        """A day read as no time at all is how doors stay open.
+        """A duration that is misread leaves rules open.
 
         Mutation: functions/grants/values.py: `"h": 3_600` -> `"h": 60`
         """
@@ -133,7 +133,7 @@ class TestSource:
         assert source_of(address) == cidr
 
     @pytest.mark.parametrize("address", ["", "203.0.113", "203.0.113.7/24", "localhost", "1.2.3.4, 5.6.7.8"])
-    def test_what_is_no_address_is_refused(self, address: str) -> None:
+    def test_a_text_that_is_no_address_is_refused(self, address: str) -> None:
         with pytest.raises(ValueError, match=r"address"):
             source_of(address)
 
@@ -156,7 +156,7 @@ class TestSource:
         "text",
         ["", "alice", "203.0.113.7/24", "203.0.113.7/33", "203.0.113", "fe80::1%eth0", "fe80::1%1/128"],
     )
-    def test_what_is_no_source_is_refused(self, text: str) -> None:
+    def test_a_text_that_is_no_source_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"address|host bits|IPv4|zone"):
             canonical_source(text)
 
@@ -195,13 +195,13 @@ class TestGrantId:
         grant_id = name_grant(Principal("k1", name), source, NOON, "0123456789abcdef")
         assert GRANT_ID.fullmatch(grant_id)
         assert grant_id.endswith("_20261123T120000Z_0123456789abcdef")
-        assert when_named(grant_id) == NOON
+        assert requested_at_of(grant_id) == NOON
 
     @given(st.datetimes(datetime(2020, 1, 1), datetime(2200, 1, 1)))
     def test_a_grants_id_says_when_it_was_asked_for_to_the_second(self, at: datetime) -> None:
         at = at.replace(tzinfo=timezone.utc)
         name = name_grant(Principal("k1", "alice"), "203.0.113.7/32", at, "0" * DIGITS)
-        assert when_named(name) == at.replace(microsecond=0)
+        assert requested_at_of(name) == at.replace(microsecond=0)
 
     @pytest.mark.parametrize(
         "name",
@@ -216,7 +216,7 @@ class TestGrantId:
         ],
     )
     def test_a_name_of_another_shape_does_not_say_when(self, name: str) -> None:
-        assert when_named(name) is None
+        assert requested_at_of(name) is None
 
 
 def grant(**changes: object) -> Grant:
@@ -247,8 +247,8 @@ CHANGES: dict[str, object] = {
 
 class TestDigest:
     def test_a_grants_id_ends_with_the_digest_of_its_content(self) -> None:
-        rest = {name: value for name, value in grant().as_input().items() if name != "grant_id"}
-        text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+        content = {name: value for name, value in grant().as_input().items() if name != "grant_id"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         assert grant().id == f"alice_203-0-113-7_20261123T120000Z_{digest}"
 
@@ -263,7 +263,7 @@ class TestDigest:
             Grant.from_input(grant().as_input() | {field: CHANGES[field]})
 
     @pytest.mark.parametrize("groups", [["sg-0a"], ["sg-0b", "sg-0a"], ["sg-0a", "sg-0b", "sg-0c"]])
-    def test_nor_is_one_with_other_groups(self, groups: list[str]) -> None:
+    def test_nor_is_an_input_with_other_groups(self, groups: list[str]) -> None:
         value = grant().as_input()
         value["targets"][0]["groups"] = groups
         with pytest.raises(InvalidGrant, match="its own id is"):
@@ -285,7 +285,7 @@ class TestInput:
     def test_an_input_reads_back_as_the_grant_that_wrote_it(self, changes: dict[str, object]) -> None:
         assert Grant.from_input(grant(**changes).as_input()) == grant(**changes)
 
-    def test_what_tasks_added_to_the_state_is_passed_over(self) -> None:
+    def test_what_tasks_added_to_the_state_is_ignored(self) -> None:
         state = grant().as_input() | {"rules": [], "error": {"Error": "X"}, "anything": 1}
         assert Grant.from_input(state) == grant()
 
@@ -329,7 +329,7 @@ class TestInput:
             ("version", 2),
         ],
     )
-    def test_an_input_that_is_no_grant_is_refused_by_the_name_asl_knows(
+    def test_an_input_that_is_no_grant_is_refused_with_the_error_that_asl_names(
         self, field: str, value: object
     ) -> None:
         with pytest.raises(InvalidGrant, match="not a grant"):
@@ -359,17 +359,17 @@ class TestInput:
             (Target("t", (SSH,), tuple(f"sg-{n}" for n in range(MOST_GROUPS + 1))),),
         ],
     )
-    def test_more_targets_rules_or_groups_than_a_grant_may_have_are_none(
+    def test_more_targets_rules_or_groups_than_a_grant_may_have_are_refused(
         self, targets: tuple[Target, ...]
     ) -> None:
-        """Else the end of a forged one could not be recorded, and its closing would be tried for days.
+        """Else the end of a forged grant could not be recorded, and its closing would be tried for days.
 
         Mutation: functions/grants/values.py: `if len(targets) > MOST_TARGETS or` -> `if`
         """
         with pytest.raises(InvalidGrant, match=r"50 targets and 128 rules are the most|more than 200 groups"):
             Grant.from_input(grant(targets=targets).as_input())
 
-    def test_more_bytes_than_a_record_holds_are_no_grant(self) -> None:
+    def test_more_bytes_than_a_record_holds_are_refused(self) -> None:
         """Mutation: functions/grants/values.py: `if size > LARGEST_INPUT:` -> `if False:`"""
         fits, groups = grant(), ["sg-" + "é" * 200] * 2
         while len(compact_json(fits.as_input()).encode()) <= LARGEST_INPUT - 1000:
@@ -386,10 +386,10 @@ class TestInput:
             lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*CHANGES, "id", "name"]), inner),
         )
     )
-    def test_anything_else_is_refused_and_breaks_nothing(self, value: object) -> None:
-        for one in (value, grant().as_input() | value if isinstance(value, dict) else value):
+    def test_any_other_value_raises_invalid_grant_and_nothing_else(self, value: object) -> None:
+        for candidate in (value, grant().as_input() | value if isinstance(value, dict) else value):
             try:
-                assert Grant.from_input(one).as_input()["grant_id"] == grant().id
+                assert Grant.from_input(candidate).as_input()["grant_id"] == grant().id
             except InvalidGrant:
                 continue
 
@@ -415,7 +415,7 @@ class TestOpened:
     @pytest.mark.parametrize(
         "change", [{"rule": ""}, {"rule": 7}, {"ports": "22"}, {"group": None}, {"target": ["x"]}]
     )
-    def test_what_is_none_is_refused(self, change: dict[str, object]) -> None:
+    def test_a_rule_with_a_bad_field_is_refused(self, change: dict[str, object]) -> None:
         rule = Opened(RuleKey("sg-0a", SSH, "203.0.113.7/32"), "sgr-1", "bastion")
         with pytest.raises((KeyError, TypeError, ValueError)):
             Opened.from_json(rule.as_json() | change, "203.0.113.7/32")

@@ -88,7 +88,11 @@ class TestTheTemplate:
             ),
             (
                 lambda now: now["roles"]["RevokeRole"].remove(
-                    next(one for one in now["roles"]["RevokeRole"] if "RevokeSecurityGroupIngress" in one)
+                    next(
+                        permission
+                        for permission in now["roles"]["RevokeRole"]
+                        if "RevokeSecurityGroupIngress" in permission
+                    )
                 ),
                 'RevokeRole may no longer ["ec2:RevokeSecurityGroupIngress"',
             ),
@@ -97,27 +101,29 @@ class TestTheTemplate:
             (lambda now: now["outputs"].remove("ApiUrl"), "output ApiUrl is gone"),
         ],
     )
-    def test_each_kind_of_loss_is_seen(self, change: Callable[[Any], object], expected: str) -> None:
+    def test_each_kind_of_loss_is_named(self, change: Callable[[Any], object], expected: str) -> None:
         before = snapshot()
         now = copy.deepcopy(before)
         change(now)
         assert [loss[: len(expected)] for loss in lost(before, now)] == [expected]
 
-    def test_what_is_excused_was_there_and_says_why(self) -> None:
+    def test_every_excuse_is_of_a_part_of_the_release_and_has_a_reason(self) -> None:
         assert set(RETIRED) <= set(RELEASE["resources"])
+        assert all(RETIRED.values())
         for role, permissions in SHRUNK.items():
             assert set(permissions) <= set(RELEASE["roles"][role])
+            assert all(permissions.values())
 
 
 class TestOldInputs:
-    """Every input version that an execution may have been started with, down to a closed door."""
+    """Every input version that an execution may have been started with, until its rules are closed."""
 
     @pytest.fixture
     def knock(self) -> Iterator[Knock]:
         with running() as stack:
             yield stack
 
-    def given(self, knock: Knock, path: Path) -> dict[str, Any]:
+    def input_of(self, knock: Knock, path: Path) -> dict[str, Any]:
         """Bring an input to this stack's groups and to now, under the id that is then its own."""
         old, now = Grant.from_input(json.loads(path.read_text())), knock.clock.now()
         grant = Grant.decide(
@@ -132,20 +138,20 @@ class TestOldInputs:
         )
         return grant.as_input()
 
-    def started(self, knock: Knock, given: dict[str, Any]) -> None:
+    def started(self, knock: Knock, grant_input: dict[str, Any]) -> None:
         knock.client("stepfunctions").start_execution(
-            stateMachineArn=MACHINE, name=given["grant_id"], input=json.dumps(given)
+            stateMachineArn=MACHINE, name=grant_input["grant_id"], input=json.dumps(grant_input)
         )
 
     @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
     def test_it_opens_holds_and_closes(self, knock: Knock, path: Any) -> None:
-        """Mutation: `Grant.from_input` that wants a field the first version had not."""
-        given = self.given(knock, path)
-        grant_id = given["grant_id"]
-        self.started(knock, given)
+        """Mutation: a `Grant.from_input` that requires a field which the first version lacks."""
+        grant_input = self.input_of(knock, path)
+        grant_id = grant_input["grant_id"]
+        self.started(knock, grant_input)
         knock.wait(lambda: knock.grant(grant_id)["status"] == "active", "it does not open")
-        assert {cidr for _, _, cidr in knock.rules()} == {given["source"]}
-        knock.clock.advance(parse_time(given["expires_at"]) - knock.clock.now())
+        assert {cidr for _, _, cidr in knock.rules()} == {grant_input["source"]}
+        knock.clock.advance(parse_time(grant_input["expires_at"]) - knock.clock.now())
         knock.wait_status(grant_id, "SUCCEEDED")
         assert knock.rules() == set()
         assert knock.grant(grant_id)["status"] == "expired"
@@ -154,15 +160,15 @@ class TestOldInputs:
     @pytest.mark.parametrize("how", ["expired", "failed", "force"])
     def test_its_state_alone_is_enough_to_close_it(self, knock: Knock, path: Any, how: str) -> None:
         """As each state of an execution that began before the update calls the revoke function."""
-        given = self.given(knock, path)
-        rules = knock.call("authorize", {"grant": given})
+        grant_input = self.input_of(knock, path)
+        rules = knock.call("authorize", {"grant": grant_input})
         assert len(knock.rules()) == len(rules) == 1
-        state = given | (
+        state = grant_input | (
             {"error": {"Error": "PoolExhausted", "Cause": "{}"}} if how == "failed" else {"rules": rules}
         )
         knock.call("revoke", {"how": how, "grant": state})
         assert knock.rules() == set()
-        assert knock.grant(given["grant_id"])["status"] == ("failed" if how == "failed" else "expired")
+        assert knock.grant(grant_input["grant_id"])["status"] == ("failed" if how == "failed" else "expired")
 
     def test_the_newest_version_is_among_them(self, knock: Knock) -> None:
         """A new version of the input brings its fixture with it."""

@@ -1,9 +1,9 @@
 """Draws the grant's life from `statemachine/grant.asl.json`, as Mermaid text for the README.
 
-    python -m tests.docs.diagram      puts today's diagram into the README
+    python -m tools.diagram      puts today's diagram into the README
 
-The text is what a page of code shows as a picture, and it reads without one too. A picture kept as a file
-would need a program to draw it, and could not be compared line by line.
+GitHub shows the text as a picture, and it can be read without one too. A picture in a file would need a
+program to draw it, and could not be compared line by line.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tests.conftest import ROOT
+from tools import ROOT
 
 README = ROOT / "README.md"
 BEGIN, END = "```mermaid\n", "```\n"
 
 
 def diagram(definition: dict[str, Any]) -> str:
-    """Draw every state and every way between two, in the order the definition gives them."""
+    """Draw every state and every transition, in the order of the definition."""
     lines = ["stateDiagram-v2", f"    [*] --> {definition['StartAt']}"]
     for name, state in definition["States"].items():
-        lines += (f"    {name} --> {way}" for way in _ways(state))
+        lines += (f"    {name} --> {transition}" for transition in _transitions(state))
     return "\n".join(lines) + "\n"
 
 
-def _ways(state: dict[str, Any]) -> Iterator[str]:
+def _transitions(state: dict[str, Any]) -> Iterator[str]:
     if state["Type"] in ("Succeed", "Fail"):
         yield f"[*]: {'succeeded' if state['Type'] == 'Succeed' else 'failed'}"
         return
@@ -35,24 +35,24 @@ def _ways(state: dict[str, Any]) -> Iterator[str]:
     elif state["Type"] == "Task":
         yield f"{state['Next']}: done"
     else:
-        raise ValueError(f"how is a {state['Type']} drawn? Only Task, Wait, Succeed and Fail are")
-    tried = "failed, after its retries" if state.get("Retry") else "failed"
+        raise ValueError(f"a {state['Type']} cannot be drawn: only Task, Wait, Succeed and Fail can")
+    failed = "failed, after its retries" if state.get("Retry") else "failed"
     for catcher in state.get("Catch", ()):
         errors = catcher["ErrorEquals"]
-        yield f"{catcher['Next']}: {tried if errors == ['States.ALL'] else ', '.join(errors)}"
+        yield f"{catcher['Next']}: {failed if errors == ['States.ALL'] else ', '.join(errors)}"
 
 
 def put(page: str, text: str) -> str:
-    """Give the page with this diagram in the place of the one it has."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    """Give the page with its diagram replaced by this one."""
+    before, begin, remainder = page.partition(BEGIN)
+    _, end, after = remainder.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no block that begins with {BEGIN.strip()}")
     return before + begin + text + end + after
 
 
 def today() -> str:
-    """Draw the definition as it is."""
+    """Draw the current definition."""
     return diagram(json.loads((ROOT / "statemachine" / "grant.asl.json").read_text()))
 
 
