@@ -71,11 +71,12 @@ check: ## the quick part of `test`: linters, types and fast scanners
 
 # Of the proofs, those that are small; of the template, what needs no SAM; nothing that starts a stack.
 QUICK := tests/unit tests/adapters tests/template tests/statemachine/test_definition.py \
+  tests/clients/test_admin_tags.py tests/clients/test_cli.py::test_a_duration_is_read_as_the_api_reads_it \
   tests/proofs/test_operations.py tests/proofs/test_time_budget.py \
   'tests/proofs/test_interleavings.py::test_the_invariants_hold_in_every_order[revoked_and_expired_at_once]' \
   --deselect tests/template/test_template.py::TestTools
 
-quick: $(VENV)/.dev ## linters, types and the tests that need no stack, in a minute
+quick: $(VENV)/.dev node_modules/.done ## linters, types and the tests that are quick and need no stack, in a minute or two
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local tools
@@ -114,6 +115,7 @@ docs: openapi cost .venv-sam/.done node_modules/.done ## write anew all that is 
 	WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/clients/test_docs.py tests/clients/test_admin_docs.py \
 	  tests/browser/test_design.py::test_the_readmes_picture_is_there
 
+cost: export POWERTOOLS_LOG_LEVEL := CRITICAL
 cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost/prices.json
 	PYTHONPATH=functions $(BIN)/python -m tools.cost
 

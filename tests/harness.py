@@ -67,7 +67,7 @@ ENVIRONMENT = {
     "RULES_PER_GROUP": "60",
     "POWERTOOLS_SERVICE_NAME": f"{STACK}-test",
     "POWERTOOLS_METRICS_NAMESPACE": "Knock",
-    "POWERTOOLS_LOG_LEVEL": "INFO",
+    "POWERTOOLS_LOG_LEVEL": os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
     "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",
 }
 HANDLERS: dict[str, Callable[[dict[str, Any], Any], Any]] = {

@@ -108,9 +108,9 @@ def add_knock_options(parser: Parser) -> None:
 
 def check_targets(parser: Parser, args: argparse.Namespace, *, implied: bool) -> None:
     """Exit with code 2, before anything is sent, if a word is a mistake and no target."""
-    from .slips import slip
+    from .mistakes import find_mistake
 
-    if args.targets and (mistake := slip(args.targets, args.profile, implied=implied)):
+    if args.targets and (mistake := find_mistake(args.targets, args.profile, implied=implied)):
         parser.error(mistake)
 
 

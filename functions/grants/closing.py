@@ -214,7 +214,11 @@ def _named(operations: Operations, grant: Grant, opened: Mapping[RuleKey, str]) 
 
 @dataclass(slots=True)
 class _Sweep:
-    """The results of one pass over closing rules."""
+    """The results of one pass over closing rules, by rule key.
+
+    `gone` are ids that are revoked, `new_ids` those that EC2 shows and the ledger lacks, `without_effect` the
+    quiescent attempts of which EC2 shows no rule.
+    """
 
     gone: dict[RuleKey, set[str]] = field(default_factory=dict)
     new_ids: dict[RuleKey, set[str]] = field(default_factory=dict)

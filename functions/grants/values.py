@@ -101,6 +101,7 @@ def round_up(at: datetime) -> datetime:
     return at if at.microsecond == 0 else at.replace(microsecond=0) + timedelta(seconds=1)
 
 
+# In the order of the groups of _SHORT and _ISO, and in which `show_duration` writes them.
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _SHORT = re.compile(
     r"(?:(\d{1,9}) ?d)? ?(?:(\d{1,9}) ?h)? ?(?:(\d{1,9}) ?m)? ?(?:(\d{1,9}) ?s)?", re.ASCII | re.IGNORECASE

@@ -29,7 +29,6 @@ def test_nothing_opens_or_closes_beside_the_record(rights: str) -> None:
 
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(moves, st.sampled_from(WAYS))

@@ -24,7 +24,6 @@ from knock import Client
 from tests.clients.double import Double
 from tests.conftest import ROOT
 from tests.local_stack import LocalStack
-from tests.waiting import wait_for
 
 CLIENTS = ROOT / "clients"
 
@@ -110,11 +109,6 @@ def spawn(home: Path) -> Callable[..., Result]:
         return Result(result.returncode, result.stdout, result.stderr)
 
     return command
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait until a condition holds, and fail when it does not in time."""
-    wait_for(condition, "it did not become true", seconds)
 
 
 def check_time_left(duration: timedelta, *, began: datetime, expires_at: datetime, seconds_left: int) -> None:

@@ -22,8 +22,9 @@ import pytest
 from knock import state
 from knock.answers import read_grant
 from knock.session import read_duration
-from tests.clients.conftest import CLIENTS, ROOT, Api, Result, wait_until
+from tests.clients.conftest import CLIENTS, ROOT, Api, Result
 from tests.clients.double import Double
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -776,7 +777,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(home: Path, double: Double
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as a shell's foreground has it
     ) as running:
-        wait_until(lambda: double.calls("GET") == 1)
+        wait_for(lambda: double.calls("GET") == 1)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=5)
     assert (running.returncode, out, err) == (130, "", "knock: interrupted\n")
@@ -785,7 +786,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(home: Path, double: Double
 def test_the_key_is_in_no_process_list_while_a_call_is_under_way(home: Path, double: Double) -> None:
     double.faults = [10]
     with subprocess.Popen(["knock", "bastion"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        wait_until(lambda: double.calls("POST") == 1)
+        wait_for(lambda: double.calls("POST") == 1)
         listed = subprocess.run(
             ["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True
         ).stdout

@@ -126,7 +126,8 @@ def test_every_transcript_is_what_the_program_prints_today(
     page = file.read_text()
     played_page = alike(play(page, on_stack, at_home))
     if WRITE_DOCS:
-        file.write_text(played_page)
+        if alike(page).splitlines() != played_page.splitlines():
+            file.write_text(played_page)
     else:
         assert alike(page).splitlines() == played_page.splitlines(), "`make docs` writes the page"
 

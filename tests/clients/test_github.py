@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clients.conftest import CLIENTS, Api, wait_until
+from tests.clients.conftest import CLIENTS, Api
 from tests.clients.double import Double
 from tests.conftest import program
+from tests.waiting import wait_for
 
 ACTION = CLIENTS / "github"
 META: dict[str, Any] = yaml.safe_load((ACTION / "action.yml").read_text())
@@ -124,7 +125,7 @@ def test_the_key_is_masked_before_anything_is_printed_and_is_nowhere_else(
     deploy = job(key=key)
     double.faults = [0.5]
     running = deploy.start("main")
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     listed = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     assert deploy.wait(running) == 0
     assert deploy.run("post") == 0
@@ -147,11 +148,11 @@ def test_a_grant_requested_by_a_killed_step_is_found_and_ended(job: MakeJob, dou
     double.page = 1
     double.faults = [0.5]
     running = deploy.start("main")
-    wait_until(lambda: double.calls("POST") == 2)
+    wait_for(lambda: double.calls("POST") == 2)
     running.kill()
     assert deploy.wait(running) == -signal.SIGKILL
     assert "id" not in deploy.state
-    wait_until(lambda: len(double.live("alice")) == 2)
+    wait_for(lambda: len(double.live("alice")) == 2)
     assert deploy.run("post") == 0
     assert [grant["id"] for grant in double.live("alice")] == [sibling.state["id"]]
     assert sibling.run("post") == 0
@@ -171,7 +172,7 @@ def test_a_step_that_is_cancelled_during_its_knock_reads_the_answer(job: MakeJob
     deploy = job(key=double.keys["alice"])
     double.faults = [0.5]
     running = deploy.start("main")
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     running.send_signal(signal.SIGINT)
     assert deploy.wait(running) == 1
     assert "cancelled; the post step ends what was opened" in deploy.log
@@ -267,7 +268,7 @@ def test_a_lost_second_knock_is_found_behind_the_grant_that_failed_first(
         handler.close_connection = True
 
     running = deploy.start("main")
-    wait_until(lambda: double.calls("GET") == 1)
+    wait_for(lambda: double.calls("GET") == 1)
     double.faults = [open_and_lose_the_answer]
     assert deploy.wait(running) == 1
     assert double.calls("POST") == 2, deploy.log

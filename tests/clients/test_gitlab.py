@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clients.conftest import CLIENTS, wait_until
+from tests.clients.conftest import CLIENTS
 from tests.clients.double import Double
 from tests.conftest import program
+from tests.waiting import wait_for
 
 TEMPLATE: dict[str, Any] = yaml.safe_load((CLIENTS / "gitlab" / "knock.yml").read_text())[".knock"]
 
@@ -135,7 +136,7 @@ def test_a_job_that_is_killed_during_its_knock_ends_the_grant(
     double.faults = [0.5]
     deploy = job()
     running = deploy.start("echo not reached")
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate(timeout=10)
     code, output = deploy.run_after_script()

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from knock.values import parse_time
-from tests.clients.conftest import CLIENTS, Api, Result, check_time_left, wait_until
+from tests.clients.conftest import CLIENTS, Api, Result, check_time_left
 from tests.clients.double import Double, is_live
 from tests.conftest import need, program
+from tests.waiting import wait_for
 
 SCRIPT = CLIENTS / "knock.sh"
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"], "mksh": ["mksh"]}
@@ -132,7 +133,7 @@ def test_a_grant_to_renew_is_named(sh: Run, as_alice: Api) -> None:
     new = opened(sh("bastion", "--for", "2h", "--renews", old))
     with as_alice.client("alice") as client:
         assert client.grant(new).renews == old
-        wait_until(lambda: client.grant(old).status == "superseded")
+        wait_for(lambda: client.grant(old).status == "superseded")
     result = sh("bastion", "--renews", "nobodys")
     assert (result.code, result.out) == (1, "")
     assert "there is no grant" in result.err
@@ -519,7 +520,7 @@ def test_the_key_is_in_no_process_list_and_in_no_environment_of_curl(
     spy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{spy.parent}{os.pathsep}{os.environ['PATH']}")
     with subprocess.Popen([*shell, str(SCRIPT), "bastion"], stdout=subprocess.PIPE) as running:
-        wait_until(lambda: double.calls("POST") == 1)
+        wait_for(lambda: double.calls("POST") == 1)
         listed = subprocess.run(
             ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
         ).stdout
@@ -637,7 +638,7 @@ def test_a_pending_grant_is_named_at_ctrl_c(
     double.opens_after = 60
     command = [*shell, str(SCRIPT), "bastion"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        wait_until(lambda: double.calls("GET") == 1)
+        wait_for(lambda: double.calls("GET") == 1)
 
         def pressed() -> bool:
             """Press Ctrl-C; dash may lose a signal that comes while it forks, so this is repeated."""
@@ -646,7 +647,7 @@ def test_a_pending_grant_is_named_at_ctrl_c(
                 running.wait(0.5)
             return running.poll() is not None
 
-        wait_until(pressed)
+        wait_for(pressed)
         _, stderr = running.communicate(timeout=10)
     (grant,) = double.grants
     assert running.returncode == 130
@@ -913,7 +914,7 @@ def test_run_that_is_stopped_during_its_knock_ends_the_grant(
 ) -> None:
     double.faults = [0.5]
     with job(shell, "bastion", "--", "echo", "not run", start_new_session=True) as running:
-        wait_until(lambda: double.calls("POST") == 1)
+        wait_for(lambda: double.calls("POST") == 1)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal sends it: to curl too
         out, _ = running.communicate(timeout=10)
     assert (running.returncode, out) == (130, "")
@@ -946,12 +947,12 @@ def test_run_at_a_terminal_is_ended_by_ctrl_c(
 
 def test_the_grant_of_a_killed_run_expires(double: Double, as_alice_on_double: None) -> None:
     with job(["dash"], "bastion", "--for", "2s", "--", "sleep", "60", start_new_session=True) as running:
-        wait_until(lambda: double.live("alice"))
+        wait_for(lambda: double.live("alice"))
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate(timeout=10)
     (grant,) = double.grants.values()
     assert grant["status"] == "active"
-    wait_until(lambda: double.now() > grant["end"])
+    wait_for(lambda: double.now() > grant["end"])
     double.update_grants()
     assert grant["status"] == "expired"
 
@@ -1060,7 +1061,7 @@ def test_jobs_at_once_and_a_shorter_one_begun_last_never_close_each_others_acces
         four[name] = start(name, lasting)
         is_in(four[name])
     with as_alice.client("alice") as client:
-        wait_until(lambda: len(list(client.grants())) == 3)
+        wait_for(lambda: len(list(client.grants())) == 3)
     for name, running in reversed(four.items()):
         assert as_alice.lets_in("203.0.113.7/32", "bastion")
         end(name, running)
@@ -1076,7 +1077,7 @@ def test_ctrl_c_before_the_answer_says_that_a_grant_may_be_open(
     double.faults = [2]
     command = [*shell, str(SCRIPT), "bastion"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        wait_until(lambda: double.calls("POST") == 1)
+        wait_for(lambda: double.calls("POST") == 1)
         os.killpg(running.pid, signal.SIGINT)
         _, stderr = running.communicate(timeout=10)
     assert running.returncode == 130

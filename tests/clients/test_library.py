@@ -23,8 +23,9 @@ from knock import (
     UnexpectedAnswer,
 )
 from knock.answers import read_grant
-from tests.clients.conftest import CLIENTS, Api, check_time_left, wait_until
+from tests.clients.conftest import CLIENTS, Api, check_time_left
 from tests.clients.double import Double
+from tests.waiting import wait_for
 
 
 def test_a_knock_gives_the_active_grant(api: Api) -> None:
@@ -68,7 +69,7 @@ def test_a_renewal_takes_the_place_of_the_grant_that_it_names(api: Api) -> None:
         old, beside = client.knock("bastion", duration="1h"), client.knock("bastion", duration="1h")
         new = client.renew(old, duration="2h")
         assert new.renews == old.id
-        wait_until(lambda: client.grant(old.id).status == "superseded")  # a moment after access is open
+        wait_for(lambda: client.grant(old.id).status == "superseded")  # a moment after access is open
         assert client.grant(old.id).ended_by == new.id
         assert client.grant(beside.id).status == "active"
         assert new.duration == timedelta(hours=2)

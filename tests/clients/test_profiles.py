@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from knock import Client, ConfigurationError, config, notices
-from tests.clients.conftest import Result, wait_until
+from tests.clients.conftest import Result
 from tests.clients.double import Double
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -385,7 +386,7 @@ def test_the_key_of_a_login_is_in_no_process_list(home: Path, double: Double) ->
         assert running.stdin is not None
         running.stdin.write(double.keys["alice"] + "\n")
         running.stdin.flush()
-        wait_until(lambda: double.calls("GET") == 1)
+        wait_for(lambda: double.calls("GET") == 1)
         listed = subprocess.run(
             ["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True
         ).stdout

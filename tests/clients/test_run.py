@@ -15,8 +15,9 @@ import pytest
 
 from knock import run as run_module
 from knock import signals
-from tests.clients.conftest import Api, Result, wait_until
+from tests.clients.conftest import Api, Result
 from tests.clients.double import Double, Held
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -207,7 +208,7 @@ def test_a_closed_terminal_ends_the_grant(double: Double, home: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvp("knock", ["knock", "run", "bastion", "--", "sleep", "30"])  # noqa: S606 — as above
-    wait_until(lambda: statuses(double) == ["active"])
+    wait_for(lambda: statuses(double) == ["active"])
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
@@ -219,7 +220,7 @@ def test_a_signal_during_the_knock_waits_for_its_answer_and_ends_the_grant(
 ) -> None:
     double.faults = [1.0]
     process = start("run", "bastion", "--", "touch", str(home / "ran"))
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, err
@@ -232,7 +233,7 @@ def test_a_signal_while_a_grant_is_pending_ends_it(
 ) -> None:
     double.opens_after = 60
     process = start("run", "bastion", "--", "true")
-    wait_until(lambda: double.calls("GET", "/grants/") > 0)
+    wait_for(lambda: double.calls("GET", "/grants/") > 0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, statuses(double)) == (130, ["revoked"]), err
@@ -243,7 +244,7 @@ def test_a_signal_while_there_is_no_room_leaves_nothing_open(
 ) -> None:
     double.no_room = 1000
     process = start("run", "bastion", "--wait", "5m", "--", "true")
-    wait_until(lambda: double.calls("POST") > 0)
+    wait_for(lambda: double.calls("POST") > 0)
     process.terminate()
     process.communicate(timeout=30)
     assert (process.returncode, statuses(double)) == (143, [])
@@ -255,7 +256,7 @@ def test_a_second_signal_ends_the_program_at_once(
     held = Held()
     double.faults = [held]
     process = start("run", "bastion", "--", "true")
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     process.terminate()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=signals.SAME_REQUEST + 0.1)

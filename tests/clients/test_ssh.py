@@ -25,9 +25,10 @@ import pytest
 import knock
 from knock import network, sshconfig, state
 from knock.errors import ConfigurationError, KnockError
-from tests.clients.conftest import CLIENTS, Api, Result, wait_until
+from tests.clients.conftest import CLIENTS, Api, Result
 from tests.clients.double import Double
 from tests.conftest import program
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -71,7 +72,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]
     with (folder / "log").open("wb") as log:
         running = subprocess.Popen([server, "-D", "-e", "-f", settings], stderr=log)
     try:
-        wait_until(lambda: _answers(port) or running.poll() is not None)
+        wait_for(lambda: _answers(port) or running.poll() is not None)
         assert running.poll() is None, (folder / "log").read_text()
         yield port, folder / "user"
     finally:

@@ -12,8 +12,9 @@ from functools import partial
 import pytest
 
 from knock.screen import OutputGone, Screen
-from tests.clients.conftest import Result, wait_until
+from tests.clients.conftest import Result
 from tests.clients.double import Double
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -119,7 +120,7 @@ def interrupted(double: Double, *words: str, when: Callable[[], object]) -> Resu
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as running:
-        wait_until(when)
+        wait_for(when)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=10)
     return Result(running.returncode, out, err)

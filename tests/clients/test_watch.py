@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from knock import KnockError, network, signals, state, watch
-from tests.clients.conftest import Api, OnDouble, Result, wait_until
+from tests.clients.conftest import Api, OnDouble, Result
 from tests.clients.double import Double, Held
+from tests.waiting import wait_for
 
 Run = Callable[..., Result]
 
@@ -105,7 +106,7 @@ def test_a_grant_is_renewed_before_it_ends(as_alice: Api, start: Callable[..., W
     second = watching.expect("renewed")["grant"]
     assert as_alice.lets_in("203.0.113.7/32", "bastion")
     with as_alice.client("alice") as client:
-        wait_until(lambda: client.grant(first["id"]).status == "superseded")
+        wait_for(lambda: client.grant(first["id"]).status == "superseded")
         assert client.grant(first["id"]).ended_by == second["id"], "it had not ended by itself"
 
 
@@ -144,7 +145,7 @@ def test_a_watch_ignores_grants_opened_by_hand_and_their_end(
         sooner, later = client.knock("bastion", duration="10m"), client.knock("bastion", duration="2h")
         client.revoke(sooner.id)
         before = as_alice.count_requests()
-        wait_until(lambda: as_alice.count_requests() > before + 1)  # two checks
+        wait_for(lambda: as_alice.count_requests() > before + 1)  # two checks
         assert [grant.id for grant in client.grants()] == [later.id, own], "a sibling's end does not stop it"
         assert watching.stop() == (0, "")
         stopped = watching.expect("stopped")
@@ -187,7 +188,7 @@ def test_a_grant_that_lets_the_address_in_already_is_reported_once_and_left_alon
         watching.expect("online")
         client.revoke(by_hand.id)
         before = len(double.requests)
-        wait_until(lambda: len(double.requests) > before + 1)
+        wait_for(lambda: len(double.requests) > before + 1)
         assert watching.stop() == (0, "")
         assert double.grants[own]["status"] == "revoked"
         assert watching.expect("stopped")["detail"] == f"revoked: grant {own}"
@@ -211,7 +212,7 @@ def test_a_check_is_one_call(double: Double, on_double: OnDouble, start: Callabl
     watching = start()
     own = watching.expect("opened")["grant"]["id"]
     before = len(double.requests)
-    wait_until(lambda: len(double.requests) > before + 1)
+    wait_for(lambda: len(double.requests) > before + 1)
     assert {request.path for request in double.requests[before:]} == {f"/prod/grants/{own}"}
     assert double.calls("GET", "/whoami") == 1
 
@@ -258,7 +259,7 @@ def test_a_signal_stops_a_call_that_hangs(
     held = Held()
     double.faults = [held]
     watching = start()
-    wait_until(lambda: held.waiting)
+    wait_for(lambda: held.waiting)
     assert watching.stop() == (0, "")
     assert held.waiting, "it waited for the answer"
     held.release()
@@ -271,7 +272,7 @@ def test_a_signal_in_the_middle_of_an_answer_does_not_keep_the_grant_from_being_
     grant = watching.expect("opened")["grant"]["id"]
     held = Held()
     double.faults = [held]
-    wait_until(lambda: held.waiting)
+    wait_for(lambda: held.waiting)
     assert watching.stop() == (0, "")
     assert held.waiting, "it waited for the answer"
     held.release()
@@ -283,7 +284,7 @@ def test_a_signal_during_a_knock_waits_for_its_answer_and_revokes_the_grant(
 ) -> None:
     double.faults = [None, None, 1.0]  # whoami and the live grants at once, the knock after a second
     watching = start("--revoke")
-    wait_until(lambda: double.calls("POST") == 1)
+    wait_for(lambda: double.calls("POST") == 1)
     assert watching.stop() == (0, "")
     (grant,) = double.grants.values()
     assert grant["status"] == "revoked", "else the grant would stay open, and its id be unknown"
@@ -294,7 +295,7 @@ def test_a_closed_terminal_stops_it_and_the_grant_is_revoked(double: Double, on_
     if pid == 0:
         words = ["knock", "watch", "bastion", "--for", "1h", "--revoke"]
         os.execvp("knock", words)  # noqa: S606 — the program under test
-    wait_until(lambda: [grant["status"] for grant in double.grants.values()] == ["active"])
+    wait_for(lambda: [grant["status"] for grant in double.grants.values()] == ["active"])
     output = b""
     while b"open: bastion" not in output:
         output += os.read(terminal, 4096)
@@ -315,7 +316,7 @@ def test_an_ignored_hangup_stays_ignored(
     watching.expect("opened")
     watching.process.send_signal(signal.SIGHUP)
     before = len(double.requests)
-    wait_until(lambda: len(double.requests) > before + 1)  # two checks
+    wait_for(lambda: len(double.requests) > before + 1)  # two checks
     assert watching.process.poll() is None
     assert watching.stop() == (0, "")
 
@@ -326,7 +327,7 @@ def test_a_second_signal_ends_the_watch_at_once(
     held = Held()
     double.faults = [None, None, held]
     watching = start()
-    wait_until(lambda: held.waiting)
+    wait_for(lambda: held.waiting)
     watching.process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         watching.process.wait(timeout=signals.SAME_REQUEST + 0.2)
@@ -343,7 +344,7 @@ def test_two_signals_of_one_request_to_stop_still_revoke(
     grant = watching.expect("opened")["grant"]["id"]
     double.faults = [0.5]
     watching.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: double.calls("DELETE") == 1)
+    wait_for(lambda: double.calls("DELETE") == 1)
     assert watching.stop() == (0, "")
     assert double.grants[grant]["status"] == "revoked"
 

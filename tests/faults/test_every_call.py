@@ -181,7 +181,7 @@ KINDS: dict[Callable[[Run], None], tuple[list[int], list[str]]] = {
 }
 
 
-def settle(run: Run, injector: Injector) -> None:
+def check_until_all_ended(run: Run, injector: Injector) -> None:
     """Let time pass until no grant of alice's is live, then of bob's, and check the invariants each time."""
     knock, where = run.knock, f"{injector.mode} at {injector.hit}"
     for key in ("alice", "carol"):
@@ -328,5 +328,5 @@ def run_once(knock: Knock, kind: Callable[[Run], None], injector: Injector, numb
     with injecting(injector):
         kind(run)
         with injector.only_looking():
-            settle(run, injector)
+            check_until_all_ended(run, injector)
     return run

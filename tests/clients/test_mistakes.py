@@ -224,4 +224,4 @@ def test_the_hook_loads_no_module_for_mistyped_words(spawn: Run) -> None:
     result = spawn(sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}")
     loaded = set(result.out.split())
     assert "knock.sshconfig" in loaded
-    assert not loaded & {"difflib", "http.client", "ssl", "knock.slips", "knock.client"}
+    assert not loaded & {"difflib", "http.client", "ssl", "knock.mistakes", "knock.client"}

@@ -28,7 +28,7 @@ SYNONYMS = {
 }
 
 
-def slip(words: Sequence[str], profile: str | None, *, implied: bool) -> str:
+def find_mistake(words: Sequence[str], profile: str | None, *, implied: bool) -> str:
     """Describe a mistake in the names of targets; empty if they may be names of targets.
 
     `implied` is True if no command was given, so that the first word may be a mistyped command.

@@ -49,8 +49,13 @@ def test_a_page_names_targets_and_folders_that_exist(page: str) -> None:
     targets = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
     assert targets
     assert targets <= TARGETS
-    for path in re.findall(r"\.venv/bin/python -m pytest (?:-n 2 )?([\w./]+)", text):
+    for path, name, word in re.findall(
+        r"\.venv/bin/python -m pytest (?:-n 2 )?([\w./]+)(?:::(\w+))?(?: -k (\w+))?", text
+    ):
         assert (ROOT / path).exists(), path
+        if name:
+            _, _, tests = (ROOT / path).read_text().partition(f"class {name}:")
+            assert re.search(rf"def test_\w*{word}", tests.partition("\nclass ")[0]), (name, word)
 
 
 def test_the_tests_page_lists_every_folder_of_tests() -> None:
