@@ -102,10 +102,8 @@ class TestFirstNo:
         key = all_keys(world)[0]["id"]
         answers(monkeypatch, "GetUsage", {"items": {key: [[500, 0]]}})
         quota = {"limit": 500, "period": "DAY", "offset": 0}
-        monkeypatch.setattr(
-            "knock_admin.stack.Stack.plan",
-            {**world.gateway.get_usage_plans()["items"][0], "quota": quota},
-        )
+        plan = {**world.gateway.get_usage_plans()["items"][0], "quota": quota}
+        monkeypatch.setattr("knock_admin.stack.Stack.read_plan", lambda _stack: plan)
         assert "it has made 500 requests of this day's 500" in self.first(world)
 
 
