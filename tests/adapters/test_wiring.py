@@ -58,9 +58,10 @@ LAMBDA = {
 }
 
 
-def list_clients(environment: dict[str, str]) -> dict[str, list[str] | None]:
+def answer_of(script: str, environment: dict[str, str], *arguments: str) -> Any:
+    """Run a script in a process of its own, and give the JSON that it prints."""
     result = subprocess.run(
-        [sys.executable, "-c", LIST_CLIENTS],
+        [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -68,31 +69,16 @@ def list_clients(environment: dict[str, str]) -> dict[str, list[str] | None]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    clients: dict[str, list[str] | None] = json.loads(result.stdout)
-    return clients
+    return json.loads(result.stdout)
 
 
 def test_a_function_has_made_its_clients_when_lambda_has_started_it() -> None:
-    clients = list_clients(LAMBDA)
+    clients = answer_of(LIST_CLIENTS, LAMBDA)
     for name in ("authorize", "revoke", "guard"):
         expected = {"trail", "ledgers", "ingress", "executions", "closings", "operations"}
         assert expected <= set(clients[name] or ())
     assert {"trail", "executions", "closings", "rights", "functions", "closer"} <= set(clients["api"] or ())
     assert not {"ingress", "ledgers", "operations"} & set(clients["api"] or ())  # its role may not
-
-
-def collecting(name: str, environment: dict[str, str]) -> list[bool]:
-    result = subprocess.run(
-        [sys.executable, "-c", COLLECTING, name],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    enabled: list[bool] = json.loads(result.stdout)
-    return enabled
 
 
 @pytest.mark.parametrize(
@@ -105,15 +91,15 @@ def test_garbage_is_not_collected_while_a_function_starts_and_is_again_once_it_h
     Mutation: functions/grants/wiring.py: `            gc.freeze()` -> `            pass`
     Mutation: functions/grants/__init__.py: `    gc.disable()` -> `    pass`
     """
-    assert collecting(name, LAMBDA) == [False, True, True]
+    assert answer_of(COLLECTING, LAMBDA, name) == [False, True, True]
 
 
 def test_garbage_is_collected_as_ever_where_a_function_is_imported_elsewhere() -> None:
-    assert collecting("api", {}) == [True, True, False]
+    assert answer_of(COLLECTING, {}, "api") == [True, True, False]
 
 
 def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment() -> None:
-    assert set(list_clients({}).values()) == {None}
+    assert set(answer_of(LIST_CLIENTS, {}).values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +119,7 @@ def test_importing_a_function_elsewhere_makes_nothing_and_needs_no_environment()
 def test_a_bad_setting_stops_a_function_as_it_starts_and_is_named(name: str, value: str | None) -> None:
     environment = {key: text for key, text in LAMBDA.items() if key != name}
     with pytest.raises(AssertionError, match=name):
-        list_clients(environment | ({name: value} if value is not None else {}))
+        answer_of(LIST_CLIENTS, environment | ({name: value} if value is not None else {}))
 
 
 def wired(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Wiring:

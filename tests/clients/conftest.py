@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from knock import Client
+from knock import Client, session
 from tests.clients.double import Double
 from tests.conftest import ROOT
 from tests.local_stack import LocalStack
@@ -109,6 +109,34 @@ def spawn(home: Path) -> Callable[..., Result]:
         return Result(result.returncode, result.stdout, result.stderr)
 
     return command
+
+
+@pytest.fixture
+def knocks(double: Double, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the first knock's grant fail for want of room, and collect who knocked; cleared, it begins anew."""
+    real, principals = double.knock, list[str]()
+
+    def knock(principal: str, request: dict[str, object]) -> object:
+        principals.append(principal)
+        first = len(principals) == 1
+        double.opens_after, double.fails = (0.1, "PoolExhausted: full") if first else (0.0, "")
+        return real(principal, request)
+
+    monkeypatch.setattr(double, "knock", knock)
+    return principals
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Collect the options of each client that a command makes: its timeouts and tries."""
+    options: list[dict[str, Any]] = []
+
+    def client(*arguments: Any, **given: Any) -> Client:
+        options.append(given)
+        return Client(*arguments, **given)
+
+    monkeypatch.setattr(session, "Client", client)
+    return options
 
 
 def check_time_left(duration: timedelta, *, began: datetime, expires_at: datetime, seconds_left: int) -> None:

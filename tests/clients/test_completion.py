@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from knock import Client, config, session
+from knock import config
 from tests.clients.conftest import CLIENTS, Result
 from tests.clients.double import Double, Held
 from tests.conftest import program
@@ -111,15 +111,8 @@ def test_the_cached_words_hold_no_key_and_only_their_owner_can_read_them(run: Ru
 
 
 def test_after_an_error_nothing_is_offered_and_nothing_printed(
-    run: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, double: Double, home: Path, limits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits: list[dict[str, Any]] = []
-
-    def client(*arguments: Any, **options: Any) -> Client:
-        limits.append(options)
-        return Client(*arguments, **options)
-
-    monkeypatch.setattr(session, "Client", client)
     held = Held()
     double.faults = [held]
     assert offered(run, "revoke", "") == []

@@ -169,16 +169,8 @@ def test_after_the_wait_a_full_pool_and_an_unavailable_service_are_different_err
 
 
 def test_a_grant_that_failed_for_want_of_room_is_retried_too(
-    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+    run: Run, double: Double, knocks: list[str]
 ) -> None:
-    real, knocks = double.knock, []
-
-    def knock(principal: str, request: dict[str, object]) -> object:
-        knocks.append(principal)
-        double.opens_after, double.fails = (0.1, "PoolExhausted: full") if len(knocks) == 1 else (0.0, "")
-        return real(principal, request)
-
-    monkeypatch.setattr(double, "knock", knock)
     assert run("bastion", "--wait", "1m").code == 0
     assert [grant["status"] for grant in double.grants.values()] == ["failed", "active"]
     knocks.clear()

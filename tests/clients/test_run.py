@@ -278,17 +278,10 @@ def test_a_full_pool_is_waited_for_as_long_as_wait_says(
     assert run("run", "bastion", "--", "true").code == 4
 
 
+@pytest.mark.usefixtures("knocks")
 def test_a_grant_that_fails_for_want_of_room_is_retried_as_long_as_wait_says(
-    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+    run: Run, double: Double
 ) -> None:
-    real, knocks = double.knock, []
-
-    def knock(principal: str, request: dict[str, object]) -> object:
-        knocks.append(principal)
-        double.opens_after, double.fails = (0.05, "PoolExhausted: full") if len(knocks) == 1 else (0.0, "")
-        return real(principal, request)
-
-    monkeypatch.setattr(double, "knock", knock)
     assert run("run", "bastion", "--wait", "1m", "--", "true").code == 0
     assert statuses(double) == ["failed", "revoked"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from knock import Client, ConfigurationError, config, network, notices, session, sshconfig, state
+from knock import ConfigurationError, config, network, notices, sshconfig, state
 from knock.errors import CannotReach
 from tests.clients.conftest import CLIENTS, Result
 from tests.clients.double import Double, Held
@@ -251,15 +251,8 @@ def test_hooks_that_wait_for_one_whose_api_hangs_fail_with_it(home: Path, double
 
 
 def test_a_hook_gives_up_within_twenty_seconds(
-    run: Run, double: Double, monkeypatch: pytest.MonkeyPatch
+    run: Run, double: Double, limits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits: list[dict[str, Any]] = []
-
-    def client(*arguments: Any, **options: Any) -> Client:
-        limits.append(options)
-        return Client(*arguments, **options)
-
-    monkeypatch.setattr(session, "Client", client)
     assert run("ssh-hook", "--target", "web").code == 0
     assert limits[0]["timeout"] + limits[0]["tries"] * limits[0]["connect_timeout"] <= 20
     monkeypatch.setattr(sshconfig, "ANSWER", 0.3)
