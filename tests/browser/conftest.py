@@ -181,5 +181,7 @@ def visitor(browser: Browser, stack: Stack) -> Iterator[Visitor]:
     visiting = Visitor(browser, stack)
     yield visiting
     for context in browser.contexts:
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")  # the page may be asking for its grants just now
         context.close()
     assert visiting.troubles == []
