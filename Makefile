@@ -2,6 +2,9 @@
 # --no-compile: Python compiles what is used when it is used, which is a small part.
 
 PYTHON ?= python3
+# The tests start hundreds of processes, and each would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 

@@ -302,7 +302,7 @@ def install(invoke: Invoke, *, clock: Clock | None = None, publish: Publish | No
 
 
 def calm_collector() -> None:
-    """Avoid long garbage collections in a process that serves; called once it is ready.
+    """Begin garbage collections in a process that serves, and avoid long ones; called once it is ready.
 
     moto, botocore and the parser leave half a million objects, and a full collection visits each: it stops
     every execution for 0.3 s, and it comes when many end together. Present objects are exempt from now on,
@@ -310,6 +310,7 @@ def calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 def _mend() -> None:

@@ -406,6 +406,9 @@ def response(status: int, schema: Json | None, problems: list[type[KnockError]])
     if status in GATEWAY:
         content["application/json"] = {"schema": ref("GatewayAnswer")}
     titles = sorted({error.title for error in problems})
+    if len(titles) > 1:
+        *some, last = (f'"{title}"' for title in titles)
+        titles = [f"A problem with the title {', '.join(some)} or {last}"]
     words = [MEANS.get(status, HTTPStatus(status).phrase)] if schema else titles
     described = {"description": ". ".join([*words, *filter(None, [GATEWAY.get(status)])]), "content": content}
     described_headers = headers(header_sets, always=status not in GATEWAY)

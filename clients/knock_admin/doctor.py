@@ -148,6 +148,11 @@ def _functions(stack: Stack) -> Iterator[Finding]:
             yield Finding(
                 "fail", "functions", f"they do not agree on {variable}: {', '.join(sorted(values)) or 'none'}"
             )
+    for listed in stack.functions.values():
+        name = listed["FunctionName"]
+        concurrency = stack.aws.client("lambda").get_function_concurrency(FunctionName=name)
+        if concurrency.get("ReservedConcurrentExecutions") == 0:
+            yield Finding("fail", "functions", f"{name} is switched off: its reserved concurrency is 0")
     yield Finding("ok", "functions", ", ".join(sorted(stack.functions)))
 
 
@@ -300,15 +305,8 @@ def _rights(stack: Stack, key: keys.Key, now: datetime) -> Iterator[Finding]:
     who = key.who
     if lacks := [tag for tag in (tags.TARGETS, tags.MAX_DURATION) if tag not in key.tags]:
         yield Finding("warn", "keys", f"{who} opens nothing: it has no tag {' and no tag '.join(lacks)}")
-    else:
-        longest = tags.parse_duration(stack.setting("MAX_DURATION"))
-        if tags.parse_duration(key.tags[tags.MAX_DURATION]) > longest:
-            yield Finding(
-                "warn",
-                "keys",
-                f"{who} may have grants of {key.tags[tags.MAX_DURATION]}, and the stack allows "
-                f"{tags.show_duration(longest)} (MaxDuration)",
-            )
+    elif beyond := keys.beyond_limit(stack, key.tags):
+        yield Finding("warn", "keys", f"{who} {beyond}")
     if key.until and key.until <= now:
         yield Finding("warn", "keys", f"{who} opens nothing since {key.tags[tags.UNTIL]}, its end")
     elif key.until and key.until <= now + ENDS_SOON:

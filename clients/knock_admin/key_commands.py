@@ -176,7 +176,7 @@ def add(stack: Stack, args: Namespace) -> Result:
         people = many.read(args.file)
         keep = many.keeper(args.values, args.values_to, stack.aws.calls.dry_run)
         for name, rights_of in people.items():
-            keys.check_end(name, rights_of, args.now)
+            keys.check_times(stack, name, rights_of, args.now)
         return many.add(stack, people, keep)
     if args.values or args.values_to:
         raise UsageError("--values and --values-to go with --from; one key's value is shown.")
@@ -184,7 +184,7 @@ def add(stack: Stack, args: Namespace) -> Result:
         raise UsageError(
             "Whose key, for which --targets, and for how long at most (--max)? Or name a file, --from."
         )
-    keys.check_end(args.name, rights, args.now)
+    keys.check_times(stack, args.name, rights, args.now)
     return keys.add(stack, args.name, rights)
 
 
@@ -216,7 +216,7 @@ def change(stack: Stack, args: Namespace) -> Result:
         )
     if contradicting := set(args.add_targets) & set(args.remove_targets):
         raise UsageError(f"{', '.join(sorted(contradicting))}: added and removed in one command.")
-    keys.check_end(", ".join(args.name), wanted, args.now)
+    keys.check_times(stack, ", ".join(args.name), wanted, args.now)
     return keys.change(stack, args.name, wanted, unwanted, more=args.add_targets, fewer=args.remove_targets)
 
 

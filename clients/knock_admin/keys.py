@@ -194,10 +194,21 @@ def check_targets(stack: Stack, value: str) -> None:
             warn(f"there is no target {name} yet; make it with `knock-admin target add {name}`")
 
 
-def check_end(who: str, rights: Mapping[str, str], now: datetime) -> None:
-    """Warn of an end that is past: of a year that is mistyped, say."""
+def check_times(stack: Stack, who: str, rights: Mapping[str, str], now: datetime) -> None:
+    """Warn of an end that is past, of a mistyped year say, and of more time than the stack allows."""
+    if beyond := beyond_limit(stack, rights):
+        warn(f"{visible(who)}: {beyond}")
     if (end := rights.get(tags.UNTIL)) and tags.parse_until(end) <= now:
         warn(f"{visible(who)}: {end} is past, so the key opens nothing; `key set --until` gives it more")
+
+
+def beyond_limit(stack: Stack, rights: Mapping[str, str]) -> str | None:
+    """Say that a key's grants may be longer than the stack allows; None where they may not."""
+    duration = rights.get(tags.MAX_DURATION)
+    limit = tags.parse_duration(stack.setting("MAX_DURATION"))
+    if duration is None or tags.parse_duration(duration) <= limit:
+        return None
+    return f"may have grants of {duration}, and the stack allows {tags.show_duration(limit)} (MaxDuration)"
 
 
 def make(

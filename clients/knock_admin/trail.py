@@ -266,7 +266,9 @@ def some(stack: Stack, selected: Iterator[Entry], filters: Mapping[str, AnyOf]) 
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """Read a time: `2026-11-23`, `2026-11-23T21:17:19Z`, or how long ago, like `24h`. Raises ValueError."""
+    """Read a time: `2026-11-23`, `2026-11-23T21:17:19Z`, `now`, or how long ago: `24h`. Raises ValueError."""
+    if text == "now":
+        return now
     try:
         return now - tags.parse_duration(text)
     except ValueError:
@@ -275,7 +277,7 @@ def moment(text: str, now: datetime) -> datetime:
         at = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
         raise ValueError(
-            f"a time is like 2026-11-23, 2026-11-23T21:17:19Z or 24h (ago), not {text!r}"
+            f"a time is like 2026-11-23, 2026-11-23T21:17:19Z, 24h (ago) or now, not {text!r}"
         ) from error
     return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
 

@@ -54,6 +54,7 @@ def _register_trail(commands: Any, command: Callable[..., ArgumentParser]) -> No
         "print what happened, oldest first: grants and refusals",
         "knock-admin trail --principal alice --since 7d",
         "knock-admin trail --target web --open-between 2026-11-23T10:00:00Z 2026-11-23T11:00:00Z",
+        "knock-admin trail --target web --open-between 2h now",
         "knock-admin trail --since 2026-11-01 --until 2026-12-01 --events --format csv > november.csv",
         changing=False,
     )

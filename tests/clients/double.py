@@ -158,9 +158,7 @@ class Double:
             self.called = str(handler.connection.getsockname()[0])
             fault = self.faults.pop(0) if self.faults else None
         if fault == "drop":
-            with suppress(OSError):
-                handler.connection.shutdown(socket.SHUT_RDWR)
-            handler.close_connection = True
+            self.drop(handler)
             return
         if isinstance(fault, (int, float)):
             time.sleep(fault)  # a slow answer, but the right one
@@ -172,6 +170,12 @@ class Double:
         else:
             status, more, answer = self.answer(handler.command, handler.path, headers, body)
         self.send(handler, status, more, answer)
+
+    def drop(self, handler: BaseHTTPRequestHandler) -> None:
+        """Close the connection in place of an answer."""
+        with suppress(OSError):
+            handler.connection.shutdown(socket.SHUT_RDWR)
+        handler.close_connection = True
 
     def send(self, handler: BaseHTTPRequestHandler, status: int, more: dict[str, str], answer: Any) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer, ensure_ascii=False).encode()

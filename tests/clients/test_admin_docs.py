@@ -121,7 +121,7 @@ class Scene:
                 "bob", targets=["bastion"], duration="7h59m30s", reason="update"
             ),
             "builds asks for too much": lambda: self.knock("builds", targets=["bastion"]),
-            "a second passes": lambda: time.sleep(1.0),  # the page asks for a time that is a second ago
+            "a second passes": lambda: time.sleep(1.0),  # its grants have been open for a second then
             "alice leaves": lambda: run(["revoke", self.grants["alice"]]),
             "bob leaves": lambda: run(["revoke", self.grants["bob"]]),
             "the stack keeps its trail in DynamoDB": lambda: self.change_store("dynamodb"),

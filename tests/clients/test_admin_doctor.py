@@ -129,6 +129,12 @@ def test_a_function_that_cannot_run_is_a_failure(well: World, monkeypatch: pytes
     assert "is Failed, its last update Successful: the layer is gone" in bad(well)["fail functions"]
 
 
+def test_a_function_that_is_switched_off_is_a_failure(well: World) -> None:
+    client("lambda").put_function_concurrency(FunctionName="knock-revoke", ReservedConcurrentExecutions=0)
+    client("lambda").put_function_concurrency(FunctionName="knock-api", ReservedConcurrentExecutions=1)
+    assert bad(well)["fail functions"] == "knock-revoke is switched off: its reserved concurrency is 0"
+
+
 def test_functions_that_disagree_are_a_failure(well: World) -> None:
     variables = client("lambda").get_function_configuration(FunctionName="knock-api")["Environment"][
         "Variables"

@@ -72,6 +72,11 @@ def names(world: World, *words: str) -> list[str]:
 BETWEEN = ("--open-between", text(10), text(11))
 
 
+def test_now_is_a_time(day: World) -> None:
+    assert set(names(day, "--open-between", "9h", "now")) == set(names(day, *BETWEEN[:2], text(19)))
+    assert names(day, "--open-at", "now") == names(day, "--open-at", text(19))
+
+
 def test_every_grant_that_was_open_is_listed_in_every_format(day: World) -> None:
     """Break it: filter by the time of the request, take a planned end for the end, or compare one bound."""
     rows = {

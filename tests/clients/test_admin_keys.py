@@ -103,6 +103,18 @@ def test_a_target_that_does_not_exist_yet_is_warned_of(world: World) -> None:
     assert "warning: there is no target bastion yet" in add(world).err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["add", "ci", "--targets", "web", "--max", "30d"], ["set", "alice", "--max", "30d"]],
+    ids=["add", "set"],
+)
+def test_a_duration_beyond_the_stacks_is_warned_of(world: World, command: list[str]) -> None:
+    add(world)
+    result = world.ok("key", *command)
+    assert f"{command[1]}: may have grants of 30d, and the stack allows 1d (MaxDuration)" in result.err
+    assert "MaxDuration" not in world.ok("key", "set", command[1], "--max", "24h").err
+
+
 def test_a_name_that_is_taken_is_refused(world: World) -> None:
     add(world)
     result = world.run("key", "add", "alice", "--targets", "bastion", "--max", "8h")
