@@ -79,7 +79,7 @@ QUICK := tests/unit tests/adapters tests/template tests/statemachine/test_defini
   'tests/proofs/test_interleavings.py::test_the_invariants_hold_in_every_order[revoked_and_expired_at_once]' \
   --deselect tests/template/test_template.py::TestTools
 
-quick: $(VENV)/.dev node_modules/.done ## linters, types and the tests that are quick and need no stack, in a minute or two
+quick: $(VENV)/.dev node_modules/.done ## linters, types and the tests that are quick and need no stack, in one to four minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy functions clients local tools
@@ -125,7 +125,7 @@ cost: $(VENV)/.dev ## write docs/cost.md anew, from measured calls and docs/cost
 mutants: $(VENV)/.dev node_modules/.done ## break the code in every way a test names, and see that it notices
 	@$(BIN)/python -m tools.mutants $(ARGS)
 
-soak: $(VENV)/.dev .venv-sam/.done .venv-newest/.done node_modules/.done ## all tests on each store, then random schedules for an hour (ARGS="--hours 8 --from 123", "--hostile")
+soak: $(VENV)/.dev .venv-sam/.done .venv-newest/.done node_modules/.done ## all tests on each store, then random schedules for an hour; with ARGS those alone ("--hours 8 --from 123", "--hostile")
 	@PYTHONPATH=functions:clients $(BIN)/python -m tools.soak $(or $(ARGS),--suites)
 
 release-snapshot: $(VENV)/.dev ## write down what the current version deploys

@@ -37,9 +37,9 @@ import {module}
 imported = time.perf_counter()
 w = {module}.wiring()
 {clients}
-made = time.perf_counter()
+clients_made_at = time.perf_counter()
 {peak}
-print(json.dumps([(imported - began) * 1000, (made - imported) * 1000, peak]))
+print(json.dumps([(imported - began) * 1000, (clients_made_at - imported) * 1000, peak]))
 """
 
 # MiB. Linux's getrusage includes the process's memory before its exec; /proc does not.

@@ -110,13 +110,14 @@ find_access() {
         if [ -n "${KNOCK_KEY_FILE:-}" ]; then
             file=$KNOCK_KEY_FILE
             [ -f "$file" ] || misconfigured "KNOCK_KEY_FILE is $file, and there is no such file"
+            if is_stored "$file"; then check_home; fi
         else
             [ -n "${KNOCK_API_KEY-unset}" ] ||
                 misconfigured "KNOCK_API_KEY is empty: is the secret given to this job? (Forks are given none.)"
             [ -n "${KNOCK_KEY_FILE-unset}" ] || misconfigured "KNOCK_KEY_FILE is empty: is it set where this runs?"
             file=$folder/key
             [ -f "$file" ] || misconfigured "set KNOCK_API_KEY, or write the key to $file and chmod 600 it"
-            [ "$url" = "$(bare "$stored")" ] || misconfigured "KNOCK_URL is $url, and the key in $file is for ${stored:-the URL in $folder/url, where there is none}: it is not sent elsewhere. Set KNOCK_API_KEY too"
+            check_home
         fi
         guard "$file"
         # shellcheck disable=SC2012 # see guard
@@ -131,6 +132,33 @@ find_access() {
     *[!!-~]* | *\"* | *\\*) misconfigured "the API key holds a character that no key has" ;;
     esac
     unset KNOCK_API_KEY # started programs need no copy; run restores it for its command
+}
+
+# check_home: exit with an error if the key in $file is stored, and so for one URL, and $url is another.
+check_home() {
+    [ "$url" = "$(bare "$stored")" ] || misconfigured "KNOCK_URL is $url, and the key in $file is for ${stored:-the URL in $folder/url, where there is none}: it is not sent elsewhere. Set KNOCK_API_KEY too"
+}
+
+# is_stored FILE: whether it, or a link on the way to it, is in the folder of the stored key. The file exists.
+is_stored() {
+    kept=$(cd -P -- "$folder/" 2>/dev/null && pwd -P) || return 1
+    at=$1
+    while :; do
+        case $at in
+        /*) ;;
+        *) at=./$at ;; # with CDPATH, cd would look elsewhere
+        esac
+        place=$(cd -P -- "${at%/*}/" 2>/dev/null && pwd -P) || return 1
+        case $place/ in
+        "$kept"/*) return 0 ;;
+        esac
+        [ -L "$at" ] || return 1
+        link=$(readlink -- "$at") || return 0 # the safe side
+        case $link in
+        /*) at=$link ;;
+        *) at=$place/$link ;;
+        esac
+    done
 }
 
 # bare URL: print it without a slash or /knock at its end.
@@ -278,6 +306,11 @@ refused() {
             exit "$code"
         fi
         say "$(field title): $(field detail)"
+        case $maybe in
+        '') ;;
+        -*) maybe=ID ;; # in the command that is printed, it would be an option
+        *) plain_id "$maybe" || maybe=ID ;;
+        esac
         [ -z "$maybe" ] || say "it may be open all the same: look with knock.sh ls, end it with knock.sh revoke $maybe"
         case $(field type) in
         *:pool-exhausted) say "another grant must end first: --wait 5m tries for so long" ;;
@@ -359,10 +392,18 @@ scalars() {
 # field PATH: print its value in $answer, or nothing. It is cut at a length that the API's values do not have.
 field() { scalars | sed -n "s/^$1 //p" | sed 1q | printable | cut -c 1-2000; }
 
-# members PATH...: print those that $answer has, as members of a JSON object.
+# members PATH...: print those that $answer has, as members of a JSON object. They are cut like fields, but not within an
+# escape: half of one would escape the quote behind it.
 members() {
     for path in "$@"; do
-        value=$(scalars raw | sed -n "s/^$path //p" | sed 1q | cut -c 1-2000)
+        value=$(scalars raw | sed -n "s/^$path //p" | sed 1q | cut -c 1-2000 | awk '{
+            if (match($0, /\\+(u[0-9A-Fa-f]?[0-9A-Fa-f]?[0-9A-Fa-f]?)?$/)) {
+                last = RSTART - 1
+                while (substr($0, last + 1, 1) == "\\") last++
+                if ((last - RSTART) % 2 == 0) $0 = substr($0, 1, last - 1) # an odd number of backslashes
+            }
+            print
+        }')
         [ -z "$value" ] || printf ', "%s": "%s"' "$path" "$value"
     done
 }

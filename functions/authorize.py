@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
-from grants.errors import InvalidGrant
 from grants.opening import authorize
 from grants.operations import Operations
 from grants.settings import read_max_duration, read_rules_per_group
@@ -33,6 +32,13 @@ wiring = cache(AuthorizeWiring)
 prepare(lambda: wiring().opening)
 
 
+def _is_too_large(state: object) -> bool:
+    try:
+        return len(json.dumps(state)) > LARGEST_STATE
+    except RecursionError:
+        return True
+
+
 @metrics.log_metrics
 def handler(event: dict[str, Any], _context: object) -> list[dict[str, object]]:
     """Authorize the grant in `event["grant"]`; the answer is the state's `$.rules`.
@@ -42,11 +48,9 @@ def handler(event: dict[str, Any], _context: object) -> list[dict[str, object]]:
     """
     if event == WARM:
         return []
-    if len(json.dumps(event["grant"])) > LARGEST_STATE:
-        raise InvalidGrant("the execution's input is too large: no room is left for the rules")
     grant = Grant.from_input(event["grant"])
     logger.append_keys(grant_id=grant.id)
-    opened = authorize(wiring().opening, grant)
+    opened = authorize(wiring().opening, grant, too_large=_is_too_large(event["grant"]))
     count("GrantOpened")
     logger.info("authorized", extra={"grant_id": grant.id, "rules": [rule.as_json() for rule in opened]})
     return [rule.as_json() for rule in opened]

@@ -81,7 +81,7 @@ def handler(event: Mapping[str, Any], _context: object) -> dict[str, int]:
     topic = required(os.environ, "NOTIFICATION_TOPIC")
     for detail in details:
         wiring().topic.publish(TopicArn=topic, Message=_text(detail))
-    return {"told": len(details)}
+    return {"sent": len(details)}
 
 
 def _entry(detail: Mapping[str, Any]) -> dict[str, str]:

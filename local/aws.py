@@ -220,7 +220,7 @@ def _limits(plan: Any) -> UsageLimits:
     quota = plan.quota.get("limit")
     if (period := plan.quota.get("period", "DAY")) != "DAY":
         raise NotImplementedError(
-            f"Usage plan {plan.id} has a quota a {period}; the local front counts by DAY only."
+            f"Usage plan {plan.id} has a quota a {period}; the local gateway counts by DAY only."
         )
     return UsageLimits(
         plan.id,

@@ -305,12 +305,12 @@ class Deployment:
         plan.sets_only("ApiStages", "Description", "Quota", "Tags", "Throttle", "UsagePlanName")
         if any("Throttle" in stage for stage in plan.properties["ApiStages"]):
             raise TemplateError(
-                f"{plan.logical_id} throttles single methods of a key; the local front does not."
+                f"{plan.logical_id} throttles single methods of a key; the local gateway does not."
             )
         throttle, quota = plan.properties.get("Throttle", {}), plan.properties.get("Quota", {})
         if quota and (period := quota.get("Period")) != "DAY":
             raise TemplateError(
-                f"{plan.logical_id} has a quota a {period}; the local front counts by DAY only."
+                f"{plan.logical_id} has a quota a {period}; the local gateway counts by DAY only."
             )
         return UsagePlan(
             id=plan.ref,
@@ -419,8 +419,8 @@ def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:
             where = f"{logical_id}: {method.upper()} {path}"
             if method.lower() == _ANY_METHOD or "+}" in path:
                 raise TemplateError(
-                    f"{where} is a route for any method or any path below it, which the local front does not"
-                    " know."
+                    f"{where} is a route for any method or any path below it, which the local gateway does "
+                    "not know."
                 )
             integration = operation.get("x-amazon-apigateway-integration", {})
             function = re.search(
@@ -428,7 +428,7 @@ def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:
             )
             if integration.get("type") != "aws_proxy" or function is None:
                 raise TemplateError(
-                    f"{where} is no Lambda proxy integration, the only kind the local front has."
+                    f"{where} is no Lambda proxy integration, the only kind the local gateway has."
                 )
             required = {
                 name
@@ -439,7 +439,7 @@ def _routes(logical_id: str, body: Mapping[str, Any]) -> Iterator[Route]:
                 scheme = schemes.get(name, {})
                 if (scheme.get("in"), scheme.get("name")) != ("header", "x-api-key"):
                     raise TemplateError(
-                        f"{where} wants the authorizer {name}; the local front knows API keys only."
+                        f"{where} wants the authorizer {name}; the local gateway knows API keys only."
                     )
             yield Route(method.upper(), path, bool(required), function[1])
 
@@ -453,7 +453,7 @@ def _stage_throttle(stage: Resource) -> tuple[float | None, int | None]:
     settings = throttled[0]
     if len(throttled) > 1 or (settings["ResourcePath"], settings["HttpMethod"]) != ("/*", "*"):
         raise TemplateError(
-            f"{stage.logical_id} throttles some methods alone; the local front throttles all alike."
+            f"{stage.logical_id} throttles some methods alone; the local gateway throttles all alike."
         )
     return float(settings["ThrottlingRateLimit"]), int(settings["ThrottlingBurstLimit"])
 

@@ -302,7 +302,7 @@ def install(invoke: Invoke, *, clock: Clock | None = None, publish: Publish | No
 
 
 def calm_collector() -> None:
-    """Begin garbage collections in a process that serves, and avoid long ones; called once it is ready.
+    """Turn garbage collection on, and keep it from long pauses; called once the process is ready to serve.
 
     moto, botocore and the parser leave half a million objects, and a full collection visits each: it stops
     every execution for 0.3 s, and it comes when many end together. Present objects are exempt from now on,

@@ -1,8 +1,8 @@
 """Lambda on one machine: each function in processes of its own, one invocation at a time in each.
 
-Every invocation goes through here: the front's, the engine's tasks, EventBridge's and those of Lambda's API.
-A function's processes have its own environment and nothing else; the function's output goes to the stack's
-log. Failures have Lambda's forms: the handler's error, `Sandbox.Timedout` when the worker was killed at the
+Every invocation goes through here: the gateway's, the engine's tasks, EventBridge's and those of Lambda's
+API. A function's processes have its own environment and nothing else; its output goes to the stack's log.
+Failures have Lambda's forms: the handler's error, `Sandbox.Timedout` when the worker was killed at the
 function's timeout, `Runtime.ExitError` when it ended without an answer
 (https://docs.aws.amazon.com/lambda/latest/dg/troubleshooting-invocation.html).
 

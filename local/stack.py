@@ -1,4 +1,4 @@
-"""The local stack: template, functions, embedded AWS and front, with targets to knock on.
+"""The local stack: template, functions, embedded AWS and gateway, with targets to knock on.
 
     with running() as stack:
         requests.post(f"{stack.summary.api_url}/knock", headers={"x-api-key": stack.summary.keys["alice"]})
@@ -95,7 +95,7 @@ JSONFileLoader.load_file = staticmethod(_parsed)  # type: ignore[method-assign]
 class Options:
     """How to run a stack."""
 
-    port: int = 0  # of the front; 0 picks a free one
+    port: int = 0  # of the gateway; 0 picks a free one
     aws_port: int = 0
     duration: str | None = None  # DefaultDuration; None leaves the template's
     engine: str = "moto"  # or stepfunctions-local, or the address of a Step Functions endpoint
@@ -163,8 +163,8 @@ class Stack:
 
     def _start(self) -> None:
         options = self.options
-        front, aws = self._bind(options.port), self._bind(options.aws_port)
-        self.aws_endpoint_url = f"http://127.0.0.1:{aws[0].getsockname()[1]}"
+        gateway_sockets, aws_sockets = self._bind(options.port), self._bind(options.aws_port)
+        self.aws_endpoint_url = f"http://127.0.0.1:{aws_sockets[0].getsockname()[1]}"
         outside_engine = self._outside_engine()
         self.runtime = Runtime(
             self.deployment.functions,
@@ -176,7 +176,7 @@ class Stack:
             limit=options.workers,
         )
         self._stops.callback(self.runtime.stop)
-        self._start_aws(aws, outside_engine)
+        self._start_aws(aws_sockets, outside_engine)
         hostile = self._be_hostile(options.hostile) if options.hostile else None
         self._deploy(state_machines=outside_engine is None)
         targets, keys = self._create_targets(), self._create_keys()
@@ -186,8 +186,8 @@ class Stack:
             furnish(
                 self.client, self.deployment, {name: target["groups"] for name, target in targets.items()}
             )
-        self._start_front(front, hostile)
-        self.summary = self._summarize(front, targets, keys)
+        self._start_gateway(gateway_sockets, hostile)
+        self.summary = self._summarize(gateway_sockets, targets, keys)
         if hostile:
             hostile.begin()
 
@@ -218,7 +218,7 @@ class Stack:
             if rule.schedule and rule.enabled:
                 self.aws.schedule(rule)
 
-    def _start_front(self, sockets: list[socket.socket], hostile: Hostile | None) -> None:
+    def _start_gateway(self, sockets: list[socket.socket], hostile: Hostile | None) -> None:
         from local.operators import count_usage_by
 
         api = self.deployment.rest_api
@@ -230,13 +230,13 @@ class Stack:
         self.gateway = Gateway(api, self.place, keys, self.runtime.invoke)
         count_usage_by(self.gateway.used)
         self.runtime.warm()
-        self._serve(self.gateway, sockets, "front")
+        self._serve(self.gateway, sockets, "gateway")
 
     def _summarize(
-        self, front: list[socket.socket], targets: dict[str, dict[str, list[str]]], keys: dict[str, str]
+        self, sockets: list[socket.socket], targets: dict[str, dict[str, list[str]]], keys: dict[str, str]
     ) -> Summary:
         plan = self.options.hostile
-        api_url = f"http://127.0.0.1:{front[0].getsockname()[1]}/{self.deployment.rest_api.stage}"
+        api_url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/{self.deployment.rest_api.stage}"
         return Summary(
             api_url=api_url,
             console_url=f"{api_url}/console",
@@ -327,6 +327,7 @@ class Stack:
                 "knock:ports": " ".join(ports),
                 "knock:made-by": "knock-admin",  # so that it can delete them, as its own
             }
+            description = f"Knock opens {' '.join(ports)} here (target {name} of {self.place.stack_name})"
             specification = {
                 "ResourceType": "security-group",
                 "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
@@ -334,7 +335,7 @@ class Stack:
             groups = [
                 ec2.create_security_group(
                     GroupName=f"{self.place.stack_name}-{name}-{number}",
-                    Description=f"Group {number} of the target {name}",
+                    Description=description,
                     TagSpecifications=[specification],
                 )["GroupId"]
                 for number in range(1, size + 1)

@@ -22,7 +22,8 @@ import coverage
 import hypothesis
 import pytest
 
-gc.disable()  # until pytest_collection_finish
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until pytest_collection_finish: collecting the tests takes half the time so
 
 # The tests that coverage is measured with. They reach what tests in this process can reach, and under
 # coverage a test takes half as long again, a proof several times as long.
@@ -139,9 +140,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def without_tracer(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `call`, of botocore, without coverage's tracer, under which it takes twice as long.
+    """Make `call`, of botocore, run without coverage's tracer, under which it takes twice as long.
 
-    What is measured is not called by it, but for the emulator, by its own tests.
+    Not measured then: what botocore calls of `grants.models` and `grants.trust`, and the emulator, which the
+    tests in `local` measure.
     """
 
     def run(*arguments: Any, **named: Any) -> Any:
@@ -159,7 +161,7 @@ def without_tracer(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def resume_tracer() -> None:
-    """Be called, since coverage's tracer sees the next lines of the callers after a call only."""
+    """Do nothing: coverage's tracer resumes in the callers at the next call, and this is one."""
 
 
 emulator_is_measured = False
@@ -168,9 +170,7 @@ botocore.session.Session.create_client = without_tracer(botocore.session.Session
 
 
 def pytest_collection_finish() -> None:
-    """Have what the tests import in no garbage collection: with them, collecting took twice as long, and the
-    tests a tenth longer.
-    """
+    """Exempt all that is imported by now from garbage collection: the tests took a tenth longer with it."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)

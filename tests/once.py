@@ -21,7 +21,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) 
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stored = folder / "made"
+        stored = folder / "result"
         if not stored.exists():
             if (folder / "work").exists():
                 pytest.fail(f"another test failed while it made {name}: see there")

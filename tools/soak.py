@@ -6,8 +6,8 @@ number to start at: that of a violation to see it again, or the last number prin
 
 With --hostile the numbers are seeds of a hostile AWS (`local.hostile`), on which the functions run.
 
-With --suites all tests are run first, on each store: the gate runs most of them on one, and fails only the
-writes of the other. That takes half an hour.
+With --suites, which `make soak` gives where ARGS is empty, all tests are run first, on each store: the gate
+runs most of them on one, and fails only the writes of the other. That takes half an hour.
 """
 
 from __future__ import annotations

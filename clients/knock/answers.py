@@ -40,7 +40,7 @@ def read_grant(value: Mapping[str, Any]) -> Grant:
             renews=_id(value["renews"]) if value.get("renews") else "",
             caller=_cidr(value["caller"]) if value.get("caller") else "",
             events=tuple(dict(event) for event in value.get("events") or ()),
-            left_out=tuple(str(name) for name in _list(value.get("left_out") or [])),
+            left_out=_names(value.get("left_out") or []),
             json=value,
         )
     except _WRONG as error:
@@ -90,9 +90,19 @@ def _id(value: object) -> str:
     return str(value)
 
 
+def _names(values: object) -> tuple[str, ...]:
+    """Read names of targets that are printed in a command."""
+    names = _list(values)
+    if not all(map(is_name, names)):
+        raise ValueError("names of targets were expected")
+    return tuple(names)
+
+
 def _cidr(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("a CIDR was expected")
+    if "%" in value:  # an IPv6 zone, which may be any text: https://www.rfc-editor.org/rfc/rfc4007#section-11
+        raise ValueError("a CIDR without a zone was expected")
     return str(ipaddress.ip_network(value, strict=False))
 
 

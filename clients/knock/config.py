@@ -10,7 +10,8 @@ for jobs: container platforms mount secrets as links to files that all may read 
 this program writes are readable by their owner only.
 
 A stored key is sent only to the URL that it was stored with. If KNOCK_URL has another URL, for instance from
-a project's `.envrc`, the profile's key is not sent there.
+a project's `.envrc`, the profile's key is not sent there. Nor is a key in a file of the configuration folder
+that KNOCK_KEY_FILE names: knock.sh stores its key there, and the same `.envrc` may name it.
 
 The files are JSON, since Python 3.10 cannot read TOML and INI files need percent signs escaped. The folders
 are found here, in a few lines, and not by platformdirs, which would be a dependency.
@@ -211,6 +212,7 @@ def access(profile: str | None = None, *, patience: float = 20.0) -> tuple[str, 
     if key := os.environ.get("KNOCK_API_KEY"):
         return url, key
     if file := os.environ.get("KNOCK_KEY_FILE"):
+        _refuse_elsewhere(Path(file), url, profile)
         return url, _key_in(Path(file))
     _refuse_empty("KNOCK_API_KEY", "KNOCK_KEY_FILE")
     name = profile_name(profile)
@@ -245,6 +247,42 @@ def _refuse_empty(*names: str) -> None:
                 f"{name} is empty: is the secret given to this job? (Forks are given none.) To use what "
                 f"`knock login` stored, unset {name}"
             )
+
+
+def _refuse_elsewhere(path: Path, url: str, profile: str | None) -> None:
+    """Raise ConfigurationError if a file is a stored key, and the URL not the profile's or knock.sh's."""
+    folder = _stored_in(path)
+    if folder is None:
+        return
+    from .urls import clean_url
+
+    stored = [profiles().get(profile_name(profile), {}).get("url", "")]
+    with contextlib.suppress(FileNotFoundError):
+        stored += _open_checked(folder / "url", lambda _: False).splitlines()[:1]
+    stored = [text for text in stored if text.strip()]
+    if clean_url(url) not in map(clean_url, stored):
+        known = " or ".join(stored) or f"the URL in {folder / 'url'}, where there is none"
+        raise ConfigurationError(
+            f"KNOCK_URL is {url}, and the key in {path} is for {known}: it is not sent elsewhere. "
+            "Set KNOCK_API_KEY too, or unset KNOCK_URL"
+        )
+
+
+def _stored_in(path: Path) -> Path | None:
+    """Give the configuration folder, of this program or knock.sh, that a file is in; links are followed.
+
+    A file outside is in it too if the folder's `key` is a link to it.
+    """
+    try:
+        for folder in (config_folder(), _folder("XDG_CONFIG_HOME", ".config", ".config", "APPDATA")):
+            if path.resolve().is_relative_to(folder.resolve()):
+                return folder
+            with contextlib.suppress(OSError):
+                if path.samefile(folder / "key"):
+                    return folder
+    except (NoHome, OSError, RuntimeError):  # RuntimeError: a cycle of links, which cannot be read either
+        pass
+    return None
 
 
 def _key_in(path: Path) -> str:

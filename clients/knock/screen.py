@@ -1,7 +1,9 @@
 """The program's output: data on standard output, all else on standard error.
 
 Text from the API is printed without its control characters: a reason, which another user may have written,
-must not move the terminal's cursor. Colours and the spinner are for terminals only.
+must not move the terminal's cursor. A line break is such a character: the line behind it would look like
+one of this program's. So an error, which may quote the API, is one line, and its hint another. Colours and
+the spinner are for terminals only.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class Screen:
             status = {"status": error.status} if isinstance(error, Problem) else {}
             self.json_error(type(error).__name__, error.exit_code, **status, **without(members, *OURS))
             return
-        lines = [plain(line) for line in str(error).split("\n")]
+        lines = [plain(str(error))]
         if hint := HINTS.get(type(error)):
             lines.append(f"knock: {hint}")
         streams.say(paint("knock: ", "31", sys.stderr) + "\n".join(lines))

@@ -239,16 +239,16 @@ class Session:
         for grant in here:
             by_hand = (state.entry(grant.id) or {}).get("by") == "hand"
             (chosen if by_hand else by_others).append(grant)
-        listed = "".join(f"\n  {grant.id}" for grant in by_others)
+        listed = " ".join(grant.id for grant in by_others)
         if chosen:
             if by_others:
                 self.screen.note(
                     f"{len(by_others)} more that were not opened by hand on this machine are not renewed: "
-                    f"name them: {' '.join(grant.id for grant in by_others)}"
+                    f"name them: {listed}"
                 )
             return chosen
         if by_others:
-            raise KnockError(f"what is open was not opened by hand on this machine: name one:{listed}")
+            raise KnockError(f"what is open was not opened by hand on this machine: name one: {listed}")
         sources = ", ".join(sorted({grant.source for grant in own}))
         raise KnockError(
             f"nothing is open from {me.source}"

@@ -21,6 +21,6 @@ resources of a deployment in AWS (`stack.py`).
 | `doctor.py` | checks a deployment |
 | `stores.py`, `simpledb.py`, `dynamodb.py` | the interface to stores of records, and its implementations |
 | `trail.py`, `ledger.py` | grants, refusals and ledgers on record |
-| `doors.py`, `report.py` | the times in which doors were open, and the report of a month |
+| `open_periods.py`, `report.py` | the times in which grants were open, and the report of a month |
 | `trailcopy.py`, `genuine.py` | copy the trail from the former store, and check records before |
 """

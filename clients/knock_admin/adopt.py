@@ -195,7 +195,7 @@ def release(stack: Stack, name: str, wanted: Sequence[str], *, now: datetime, re
         else f"There is no target {name} any more. Keys that may open it keep its name; `knock-admin "
         "doctor` names them."
     )
-    if own := sorted(group for group in chosen if groups[group].ours):
+    if own := sorted(group for group in chosen if groups[group].made_for(stack.name)):
         lines.append(f"knock-admin made {', '.join(own)}; nothing deletes what is released but you.")
     return Result({"target": name, "released": chosen, "ended": ended}, lines)
 

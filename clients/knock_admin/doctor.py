@@ -1,6 +1,6 @@
 """`knock-admin doctor`: checks a deployment, and with `--test-grant` opens and closes a grant on it.
 
-Each check has findings: `ok`, `warn` (it works, and needs attention) or `fail` (a key cannot knock, or a door
+Each check has findings: `ok`, `warn` (it works, and needs attention) or `fail` (a key cannot knock, or a port
 may stay open). A check that lacks a permission has a `warn` finding, and the other checks go on. With
 `--test-grant` a real grant is made on a scratch group with a temporary key, through the knock API, and
 watched until it has closed by itself. The group and the key are removed in any case.
@@ -220,6 +220,16 @@ def _targets(stack: Stack) -> Iterator[Finding]:
         yield from (Finding("fail", "targets", fault) for fault in faults)
         if not faults:
             pools.setdefault(group.tags[tags.TARGET], []).append(group)
+    unfinished, foreign = targets.marked_unfinished(stack)
+    yield from (Finding("warn", "targets", targets.forged(group)) for group in foreign)
+    for group in unfinished:
+        name = group.tags[tags.UNFINISHED].partition("/")[2]
+        yield Finding(
+            "warn",
+            "targets",
+            f"{group.id} is a group of {name} that no command has finished, so no knock opens it: if none is "
+            f"running, `knock-admin target add {name}` finishes it, `target rm {name}` removes it",
+        )
     if not groups:
         yield Finding(
             "warn", "targets", "there are none, so nobody can open anything; see `knock-admin target add`"
@@ -250,6 +260,8 @@ def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Ho
                 f"`knock-admin target add {name}` attaches what is missing",
             )
     other_groups = {group for holder in attached for group in holder.groups} - ids
+    for line in targets.world_open(stack.aws, None, ids):
+        yield Finding("warn", "targets", f"{name} has a rule that Knock did not make: {line}")
     for line in targets.world_open(stack.aws, pool[0].ports, other_groups) if other_groups else ():
         yield Finding("warn", "targets", f"{name} guards nothing there: {line}, and is attached beside it")
     yield Finding(
@@ -259,7 +271,9 @@ def _target(stack: Stack, name: str, pool: list[targets.Group], holders: list[Ho
 
 def _keys(stack: Stack, now: datetime) -> Iterator[Finding]:
     known = {group.tags.get(tags.TARGET) for group in targets.all_groups(stack)}
-    listed = keys.keys_of(stack)
+    listing = keys.look(stack)
+    yield from _not_in_plan(stack, listing.outside)
+    listed = listing.inside
     if not listed:
         yield Finding("warn", "keys", "there are none, so nobody can knock; see `knock-admin key add`")
     for key in listed:
@@ -292,6 +306,18 @@ def _keys(stack: Stack, now: datetime) -> Iterator[Finding]:
     if disabled := [key.name for key in listed if not key.enabled]:
         yield Finding("ok", "keys", f"disabled: {', '.join(disabled)}")
     yield Finding("ok", "keys", f"{count(len(listed), 'key')}, {sum(key.enabled for key in listed)} enabled")
+
+
+def _not_in_plan(stack: Stack, outside: list[keys.Key]) -> Iterator[Finding]:
+    """Report the keys that a stopped `key add` made, and did not add to the usage plan."""
+    for key in outside:
+        if key.tags.get(tags.STACK) == stack.name:
+            yield Finding(
+                "warn",
+                "keys",
+                f"{key.who} is not in the usage plan, so it opens nothing: `knock-admin key add` of that "
+                "name completes it",
+            )
 
 
 def _opens(key: keys.Key, now: datetime) -> bool:
@@ -415,7 +441,7 @@ class Scratch:
         marks = {tags.MADE_BY: tags.KNOCK_ADMIN, tags.UNFINISHED: f"{stack.name}/{name}"}
         created = ec2.create_security_group(
             GroupName=f"{stack.name}-{name}",
-            Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
+            Description=targets.SCRATCH_DESCRIPTION,
             VpcId=where["VpcId"],
             TagSpecifications=[
                 {

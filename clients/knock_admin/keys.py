@@ -195,7 +195,7 @@ def check_targets(stack: Stack, value: str) -> None:
 
 
 def check_times(stack: Stack, who: str, rights: Mapping[str, str], now: datetime) -> None:
-    """Warn of an end that is past, of a mistyped year say, and of more time than the stack allows."""
+    """Warn of an end in the past (a mistyped year, say) and of a duration beyond the stack's MaxDuration."""
     if beyond := beyond_limit(stack, rights):
         warn(f"{visible(who)}: {beyond}")
     if (end := rights.get(tags.UNTIL)) and tags.parse_until(end) <= now:
@@ -204,9 +204,10 @@ def check_times(stack: Stack, who: str, rights: Mapping[str, str], now: datetime
 
 def beyond_limit(stack: Stack, rights: Mapping[str, str]) -> str | None:
     """Say that a key's grants may be longer than the stack allows; None where they may not."""
-    duration = rights.get(tags.MAX_DURATION)
+    if (duration := rights.get(tags.MAX_DURATION)) is None:
+        return None
     limit = tags.parse_duration(stack.setting("MAX_DURATION"))
-    if duration is None or tags.parse_duration(duration) <= limit:
+    if tags.parse_duration(duration) <= limit:
         return None
     return f"may have grants of {duration}, and the stack allows {tags.show_duration(limit)} (MaxDuration)"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from knock_admin import doors, trail
+from knock_admin import open_periods, trail
 from knock_admin.errors import UsageError
 from knock_admin.output import Result, csv_lines, visible
 from knock_admin.stores import Where
@@ -21,7 +21,7 @@ from knock_admin.stores import Where
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from knock_admin.doors import Door
+    from knock_admin.open_periods import OpenPeriod
     from knock_admin.stack import Stack
     from knock_admin.trail import Entry
 
@@ -116,11 +116,11 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
     endings: Counter[str] = Counter()
     forced: list[Row] = []
     late: list[Row] = []
-    for entry in doors.candidates(stack, (), first, last):
-        door = doors.door(entry, now)
-        if door and door.within(first, last) and door.note != doors.UNREADABLE:
-            _add(hours, door, first, last)
-        due, closed = _due(entry, now), doors.read_time(entry.text("closed_at"))
+    for entry in open_periods.candidates(stack, (), first, last):
+        period = open_periods.open_period(entry, now)
+        if period and period.within(first, last) and period.note != open_periods.UNREADABLE:
+            _add(hours, period, first, last)
+        due, closed = _due(entry, now), open_periods.read_time(entry.text("closed_at"))
         if due and first <= due < last:
             endings[entry.status(now)] += 1
             if (closed or now) - due > LATE:
@@ -139,12 +139,12 @@ def make(stack: Stack, first: datetime, last: datetime, now: datetime) -> dict[s
     }
 
 
-def _add(hours: dict[tuple[str, str], Hours], door: Door, first: datetime, last: datetime) -> None:
-    who = door.entry.text("principal_name") or door.entry.text("principal_id")
-    for target in door.entry.targets:
+def _add(hours: dict[tuple[str, str], Hours], period: OpenPeriod, first: datetime, last: datetime) -> None:
+    who = period.entry.text("principal_name") or period.entry.text("principal_id")
+    for target in period.entry.targets:
         access = hours.setdefault((who, str(target["name"])), Hours())
         access.grants += 1
-        access.open.append(door.overlap(first, last))
+        access.open.append(period.overlap(first, last))
 
 
 def _due(entry: Entry, now: datetime) -> datetime | None:
@@ -152,7 +152,7 @@ def _due(entry: Entry, now: datetime) -> datetime | None:
     status = entry.status(now)
     if status in ("active", "pending"):
         return None
-    return doors.read_time(entry.text("expires_at" if status == "expired" else "ended_at"))
+    return open_periods.read_time(entry.text("expires_at" if status == "expired" else "ended_at"))
 
 
 def _closing(entry: Entry, due: datetime | None, closed: datetime | None, now: datetime) -> Row:
@@ -206,7 +206,7 @@ def _markdown(head: Row, figures: dict[str, list[Row]]) -> Iterator[str]:
             (row["principal"], row["target"], row["grants"], f"{row['hours']:.2f}")
             for row in figures["access"]
         ],
-        f"{hours:.2f} hours in all. A door counts from its opening to its closing.",
+        f"{hours:.2f} hours in all. A grant counts from `authorized_at` to `closed_at`.",
     )
     yield from _section(
         "How grants ended", ("How", "Grants"), [(row["how"], row["count"]) for row in figures["endings"]]
@@ -218,7 +218,7 @@ def _markdown(head: Row, figures: dict[str, list[Row]]) -> Iterator[str]:
     )
     closings = ("Grant", "Person", "Source", "Targets", "Due", "Closed", "Seconds late")
     for title, name, text in (
-        ("Closed by force", "forced", "Trail, ledger or EC2 failed; a second task closed the door."),
+        ("Closed by force", "forced", "Trail, ledger or EC2 failed; `ForceRevokeIngress` closed the grant."),
         ("Closed late, or not yet", "late", "More than four minutes after the grant's end."),
     ):
         rows = [

@@ -8,12 +8,16 @@ run of the same command finds it and continues.
 A new group allows all egress, and the rules of all groups of an interface add up. So that rule is removed
 from the pool's groups: attaching a target must open nothing, in or out.
 
+Whoever may tag groups can forge these tags. The description of a group cannot be changed after it was made,
+so it says which groups knock-admin made: only those are finished, or deleted.
+
 `gather, decide, apply`: a change that would exceed the limit of groups, span several VPCs or leave an
 interface without a group is refused before the first call that changes something.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
 GROUPS_PER_INTERFACE = ("L-2AFB9258", 5)
 RULES_PER_GROUP = ("L-0EA8095F", 60)
 WORLD = ("0.0.0.0/0", "::/0")
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateSecurityGroup.html
+LONGEST_DESCRIPTION = 255
+SCRATCH_DESCRIPTION = "A test of knock-admin doctor; it is attached to nothing and can be deleted"
+"""The description of the group that `doctor --test-grant` makes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Group:
     name: str
     vpc: str
     tags: dict[str, str]
+    description: str
 
     @property
     def ports(self) -> tuple[Ports, ...]:
@@ -67,10 +76,15 @@ class Group:
         except ValueError:
             return frozenset()
 
-    @property
-    def ours(self) -> bool:
-        """Whether knock-admin made it, and so may delete it."""
-        return self.tags.get(tags.MADE_BY) == tags.KNOCK_ADMIN
+    def made_for(self, stack: str) -> bool:
+        """Say whether knock-admin made it for this stack, and so may finish and delete it.
+
+        Name and description cannot be changed, unlike tags. The description names the target's first name
+        and ports, which may have changed since.
+        """
+        scratch = self.description == SCRATCH_DESCRIPTION and self.name.startswith(f"{stack}-doctor-")
+        target = re.fullmatch(rf"Knock opens .+ here \(target \S+ of {re.escape(stack)}\)", self.description)
+        return self.tags.get(tags.MADE_BY) == tags.KNOCK_ADMIN and (scratch or target is not None)
 
 
 # ---------------------------------------------------------------------------- gather
@@ -101,7 +115,11 @@ def groups_where(aws: Aws, **filters: str) -> list[Group]:
 def read_group(described: Mapping[str, Any]) -> Group:
     """Read a group as EC2 describes it."""
     return Group(
-        described["GroupId"], described["GroupName"], described["VpcId"], tags.of(described.get("Tags", []))
+        described["GroupId"],
+        described["GroupName"],
+        described["VpcId"],
+        tags.of(described.get("Tags", [])),
+        described["Description"],
     )
 
 
@@ -115,8 +133,32 @@ def all_groups(stack: Stack) -> list[Group]:
     return groups_where(stack.aws, **{f"tag:{tags.STACK}": stack.name})
 
 
-def _unfinished(stack: Stack, name: str) -> list[Group]:
-    return groups_where(stack.aws, **{f"tag:{tags.UNFINISHED}": f"{stack.name}/{name}"})
+def unfinished_groups(stack: Stack, name: str) -> list[Group]:
+    """List the groups of a target that a command has begun to make or to remove.
+
+    Groups that have the tag and were not made by knock-admin are left out, with a warning.
+    """
+    made, foreign = marked_unfinished(stack, name)
+    for group in foreign:
+        warn(forged(group))
+    return made
+
+
+def marked_unfinished(stack: Stack, name: str = "*") -> tuple[list[Group], list[Group]]:
+    """List the groups with the tag `knock:unfinished` of a target, or of every one: those that knock-admin
+    made, and the others.
+    """
+    marked = groups_where(stack.aws, **{f"tag:{tags.UNFINISHED}": f"{stack.name}/{name}"})
+    made = [group for group in marked if group.made_for(stack.name)]
+    return made, [group for group in marked if group not in made]
+
+
+def forged(group: Group) -> str:
+    """Describe a group that has the tag `knock:unfinished` and was not made by knock-admin."""
+    return (
+        f"{group.id} has the tag {tags.UNFINISHED}, and knock-admin did not make it: it is left as it is; "
+        "find out who put the tag there, and take it off"
+    )
 
 
 def existing(stack: Stack, name: str) -> list[Group]:
@@ -173,14 +215,14 @@ def used(rules: Iterable[dict[str, Any]]) -> tuple[int, int]:
     return v4, v6
 
 
-def world_open(aws: Aws, ports: Sequence[Ports], groups: Iterable[str]) -> list[str]:
-    """Describe the rules of these groups that open one of these ports to the whole world."""
+def world_open(aws: Aws, ports: Sequence[Ports] | None, groups: Iterable[str]) -> list[str]:
+    """Describe the rules of these groups that open one of these ports (None: anything) to the whole world."""
     return [
         f"{rule['GroupId']} opens {_rule_ports(rule)} to {rule.get('CidrIpv4') or rule.get('CidrIpv6')} "
         f"({rule['SecurityGroupRuleId']})"
         for rule in rules_of(aws, groups)
         if (rule.get("CidrIpv4") or rule.get("CidrIpv6")) in WORLD
-        and any(_covers(rule, range_) for range_ in ports)
+        and (ports is None or any(_covers(rule, range_) for range_ in ports))
     ]
 
 
@@ -231,7 +273,7 @@ def add(
 
     A second call changes nothing. Raises AdminError, before any change, for what cannot be attached.
     """
-    pool, unfinished = pool_of(stack, name), _unfinished(stack, name)
+    pool, unfinished = pool_of(stack, name), unfinished_groups(stack, name)
     ports = ports_of(name, pool, ports)
     return _complete(stack, name, ports, pool, unfinished, groups or max(1, len(pool)), vpc, places)
 
@@ -240,8 +282,26 @@ def grow(stack: Stack, name: str, groups: int) -> Result:
     """Give a target more groups, attached where its groups are attached. `groups` is their total."""
     pool = existing(stack, name)
     return _complete(
-        stack, name, ports_of(name, pool, None), pool, _unfinished(stack, name), groups, None, {}
+        stack, name, ports_of(name, pool, None), pool, unfinished_groups(stack, name), groups, None, {}
     )
+
+
+def _refuse_open_strangers(stack: Stack, name: str, pool: list[Group], holders: Iterable[Holder]) -> None:
+    """Refuse to attach a group that has the target's tags, was made elsewhere, and lets in the whole world.
+
+    Somebody who may only tag groups could else have any group attached to the target's resources.
+    """
+    strangers = [
+        group.id
+        for group in pool
+        if not group.made_for(stack.name) and any(group.id not in holder.groups for holder in holders)
+    ]
+    if strangers and (open_rules := world_open(stack.aws, None, strangers)):
+        raise AdminError(
+            f"The target {name} has a group that knock-admin did not make, and that lets in the whole world: "
+            f"{'; '.join(open_rules)}. Nothing is attached: take that rule away, or Knock's tags off the "
+            "group."
+        )
 
 
 def _complete(
@@ -258,6 +318,7 @@ def _complete(
     have = {group.id: group for group in [*pool, *unfinished]}
     attached = attach.attached(aws, have)
     holders = {(holder.kind, holder.id): holder for holder in [*attached.holders, *attach.named(aws, places)]}
+    _refuse_open_strangers(stack, name, pool, holders.values())
     vpc = vpc_of(aws, asked_vpc, have.values(), holders.values())
     missing = max(0, wanted - len(have))
     _refuse_more_than_fit(aws, holders.values(), have.keys(), missing)
@@ -436,7 +497,7 @@ def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: i
     group = f"{stack.name}-{name}-{number}"
     created = ec2.create_security_group(
         GroupName=group,
-        Description=f"Knock opens {show_ports(ports)} here (target {name} of {stack.name})"[:255],
+        Description=_description(stack, name, ports),
         VpcId=vpc,
         TagSpecifications=[
             {
@@ -452,6 +513,15 @@ def _create(stack: Stack, name: str, ports: Sequence[Ports], vpc: str, number: i
     if not stack.aws.calls.dry_run:
         ec2.get_waiter("security_group_exists").wait(GroupIds=[created["GroupId"]], WaiterConfig={"Delay": 1})
     return str(created["GroupId"])
+
+
+def _description(stack: Stack, name: str, ports: Sequence[Ports]) -> str:
+    """Describe a new group in the form that `Group.made_for` knows it by: what is too long is cut from the
+    ports.
+    """
+    start, opened, end = "Knock opens ", show_ports(ports), f" here (target {name} of {stack.name})"
+    room = LONGEST_DESCRIPTION - len(start) - len(end)
+    return start + (opened if len(opened) <= room else f"{opened[: room - 3]}...") + end
 
 
 def _close_way_out(aws: Aws, group: str, vpc: dict[str, Any]) -> None:
@@ -471,7 +541,8 @@ def detach(
 
     Live grants are closed first (`revoke`), or go on without effect there (`leave`), or AdminError is raised.
     """
-    aws, unfinished = stack.aws, _unfinished(stack, name)  # a run of `add` that was stopped attached those
+    aws = stack.aws
+    unfinished = unfinished_groups(stack, name)  # a run of `add` that was stopped attached those
     ids = {group.id for group in [*(pool_of if unfinished else existing)(stack, name), *unfinished]}
     if everywhere:
         attached = attach.attached(aws, ids)
@@ -523,10 +594,10 @@ def remove(stack: Stack, name: str, *, now: datetime, revoke: bool, yes: bool) -
     after an interruption. Raises AdminError while grants of the target are live, unless `revoke`.
     """
     aws = stack.aws
-    unfinished = _unfinished(stack, name)
+    unfinished = unfinished_groups(stack, name)
     pool = pool_of(stack, name) if unfinished else existing(stack, name)
     groups = {group.id: group for group in [*pool, *unfinished]}
-    if adopted := sorted(group.id for group in groups.values() if not group.ours):
+    if adopted := sorted(group.id for group in groups.values() if not group.made_for(stack.name)):
         raise AdminError(
             f"knock-admin did not make {', '.join(adopted)}, so it does not delete: `knock-admin target "
             f"release {name} {' '.join(adopted)}` takes Knock's tags off and leaves what was there before."
@@ -617,7 +688,7 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
                 "id": group.id,
                 "name": group.name,
                 "vpc": group.vpc,
-                "adopted": not group.ours,
+                "adopted": not group.made_for(stack.name),
                 "rules": {
                     "ipv4": {"used": v4, "free": max(0, room - v4)},
                     "ipv6": {"used": v6, "free": max(0, room - v6)},
@@ -632,7 +703,7 @@ def show(stack: Stack, names: Sequence[str]) -> Result:
                 ports,
                 show_families(group.families) or "any",
                 group.id,
-                "" if group.ours else "adopted",
+                "" if group.made_for(stack.name) else "adopted",
                 v4,
                 max(0, room - v4),
                 v6,

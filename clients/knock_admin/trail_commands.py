@@ -39,7 +39,7 @@ def register(commands: Any, command: Callable[..., ArgumentParser]) -> None:
         commands,
         "ledger SOURCE",
         "trail_commands:ledger",
-        "show why a door is open or shut: a source's claims and rules",
+        "show why a port is open or closed: a source's claims and rules",
         "knock-admin ledger 203.0.113.7",
         changing=False,
     )
@@ -70,9 +70,9 @@ def _register_trail(commands: Any, command: Callable[..., ArgumentParser]) -> No
         "--open-between",
         nargs=2,
         metavar=("FROM", "TO"),
-        help="grants whose door was open in that time, however long before they were asked for",
+        help="grants that were open in that time, like 2h now, however long before they were asked for",
     )
-    when.add_argument("--open-at", metavar="TIME", help="grants whose door was open then")
+    when.add_argument("--open-at", metavar="TIME", help="grants that were open then")
     trail.add_argument(
         "--events", action="store_true", help="a line an event, in their order, not a line a grant"
     )
@@ -103,13 +103,13 @@ def _register_copy(commands: Any, command: Callable[..., ArgumentParser]) -> Non
 
 
 def trail(stack: Stack, args: Namespace) -> Result:
-    from knock_admin import doors, trail
+    from knock_admin import open_periods, trail
     from knock_admin.errors import UsageError
 
     output = "jsonl" if args.json else args.format
     if args.open_between or args.open_at:
         first, last = _open_period(args)
-        return doors.show(stack, conditions(args), first, last, now=args.now, output=output)
+        return open_periods.show(stack, conditions(args), first, last, now=args.now, output=output)
     if args.kind == "refusal" and args.target is not None:
         raise UsageError("No refusal has a target on record: leave out --target, or --kind.")
     filters = conditions(args)
@@ -140,7 +140,7 @@ def _open_period(args: Namespace) -> tuple[datetime, datetime]:
 
     incompatible = ("id", "kind", "since", "until", "events")
     if excess := [name for name in incompatible if getattr(args, name)]:
-        raise UsageError(f"With a time in which doors were open, there is no {', no '.join(excess)}.")
+        raise UsageError(f"Beside --open-between or --open-at there is no {', no '.join(excess)}.")
     if args.open_at:
         moment = trail.read_moment("--open-at", args.open_at, args.now)
         return moment, moment

@@ -213,13 +213,14 @@ class _Guard:
         }
 
     def _is_over(self, grant_id: str) -> bool:
-        """Say whether a claim's grant has ended: it is closed, or has no record and no running execution."""
+        """Say whether a claim's grant is over: closed, or neither listed nor its execution running."""
         at = requested_at_of(grant_id)
         if grant_id in self.records.keys() | self.unreadable_grants or (at and self._recent(at)):
             return False  # an unclosed grant is closed by its record, and an unreadable record is reported
         record = self.operations.trail.get(grant_id)
-        if record is not None:
-            return record.closed_at is not None and not self._recent(record.closed_at)
+        if record is not None and record.closed_at is not None:
+            return not self._recent(record.closed_at)
+        # Without a record; or with one that is in no list, as a forged one can be.
         execution = self.operations.executions.describe(grant_id)
         return execution is None or execution.status != "RUNNING"
 
@@ -237,7 +238,7 @@ class _Guard:
 
     def _of_rule(self, rule: Rule) -> Iterator[Finding]:
         """Close a rule of Knock's that no ledger knows, unless a live grant opened or claims it."""
-        if any(snapshot.ledger.knows(rule.id) for snapshot in self.ledgers.values()):
+        if any(self._knows(snapshot.ledger, rule.id) for snapshot in self.ledgers.values()):
             return
         record = self.records.get(rule.grant_id or "")
         if record and (record.live_at(self.now) or self._recent(record.grant.expires_at)):
@@ -256,6 +257,11 @@ class _Guard:
         finding = _repair(UNCLAIMED_RULE, rule.grant_id or "", f"{rule.id} {rule.key}", act)
         if closed or finding.did.startswith("failed"):
             yield finding
+
+    def _knows(self, ledger: Ledger, rule_id: str) -> bool:
+        """Say whether a ledger has an id; but not if it says that its rule is to be revoked in the future."""
+        revoked_at = ledger.tombstones.get(rule_id)
+        return ledger.knows(rule_id) and not (revoked_at and revoked_at >= self.now + GRACE)
 
     def _of_execution(self, name: str, started: datetime) -> Iterator[Finding]:
         """Stop an execution that outlived its grant: running executions are the live grants."""

@@ -294,7 +294,7 @@ def record_ids(ledger: Ledger, ids_by_key: Mapping[RuleKey, Iterable[str]], now:
 
 
 def tidy(ledger: Ledger, now: datetime) -> Ledger:
-    """Drop expired claims, and the tombstones and released grants older than SETTLES."""
+    """Drop expired claims, and the tombstones and released grants more than SETTLES old, or in the future."""
     return _tidy(ledger, now)
 
 
@@ -327,8 +327,8 @@ def _tidy(ledger: Ledger, now: datetime) -> Ledger:
     return replace(
         ledger,
         rules=rules,
-        tombstones={name: at for name, at in ledger.tombstones.items() if now < at + SETTLES},
-        released=_latest({name: at for name, at in ledger.released.items() if now < at + SETTLES}),
+        tombstones={name: at for name, at in ledger.tombstones.items() if abs(now - at) < SETTLES},
+        released=_latest({name: at for name, at in ledger.released.items() if abs(now - at) < SETTLES}),
     )
 
 

@@ -28,6 +28,7 @@ from .errors import (
     GrantEnded,
     IngressRefused,
     IngressThrottled,
+    InvalidGrant,
     KnockError,
     PoolExhausted,
     RuleUnsettled,
@@ -97,15 +98,18 @@ class _Run:
         return {placement.key.group for placement in self.placements}
 
 
-def authorize(operations: Operations, grant: Grant) -> list[Opened]:
+def authorize(operations: Operations, grant: Grant, *, too_large: bool = False) -> list[Opened]:
     """Open what a grant asks for, and then end the grant it renews. Twice adds nothing.
 
-    A grant that is open cannot fail any more: a second run of its input must not end it by an error.
+    A grant that is open cannot fail any more: a second run of its input must not end it by an error, and no
+    more may a copy of it that is `too_large` for the rules to be added.
     Raises GrantEnded (and leaves nothing open) when the grant has ended; InvalidGrant, TargetGone,
     SourceFull, PoolExhausted, IngressRefused, StoreRefused; any Unavailable is transient.
     """
     _refuse_ended(operations, grant)
     try:
+        if too_large:
+            raise InvalidGrant("the execution's input is too large: no room is left for the rules")
         opened = _authorize(operations, grant)
     except (GrantEnded, StoreUnavailable):
         raise
@@ -146,6 +150,8 @@ def _authorize(operations: Operations, grant: Grant) -> list[Opened]:
         record = operations.trail.record(grant)
         if record.state != "live":
             raise GrantEnded(f"the grant {grant.id} has ended; nothing is opened for it")
+        if record.grant != grant:  # an id is a digest of 64 bits: two inputs of one id can be searched for
+            raise GrantEnded(f"another grant is on record as {grant.id}; nothing is opened for this one")
         if record.authorized_at and _has_all(run.snapshot.ledger, record):
             _record(operations, run, unsent=True)
             return list(record.opened)

@@ -1,4 +1,5 @@
-"""The rights of keys and the targets of the stack: tags, read through AWS and cached for a minute.
+"""The rights of keys and the targets of the stack: tags, read through AWS and cached for a
+minute, and for up to eleven while AWS throttles.
 
 Targets are found by the tagging API, not by EC2: the function that faces the network then needs no
 permission on EC2 at all.

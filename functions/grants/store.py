@@ -20,7 +20,10 @@ PART = 1024  # bytes: what SimpleDB takes as a value. A longer text is cut into 
 
 
 class Conflict(KnockError):
-    """The condition of a write did not hold; nothing was written. `missing`: no such attribute."""
+    """The condition of a write did not hold; nothing was written.
+
+    `missing`: the item lacks the attribute that the condition names.
+    """
 
     def __init__(self, *, missing: bool) -> None:
         super().__init__("the condition of the write did not hold")

@@ -240,6 +240,17 @@ class TestInputsThatCouldNotBeClosed:
         attacked.settle()
         assert attacked.rules() == before
 
+    def test_a_copy_of_a_live_input_that_leaves_no_room_ends_nothing(self, attacked: World) -> None:
+        """Once its execution failed, and its rollback closed the grant, whose own execution went on."""
+        value = Forged(lasts=7200).make(attacked)
+        start(attacked, value["grant_id"], value)
+        attacked.settle()
+        rules = open_of(attacked, value["grant_id"])
+        start(attacked, "copy", value | {"junk": "x" * 150_000})
+        attacked.settle()
+        assert open_of(attacked, value["grant_id"]) == rules != set()
+        assert attacked.knock.grant(value["grant_id"])["status"] == "active"
+
     @pytest.mark.parametrize(
         "value", [[], "x", {"detail": []}, {"detail": {"name": "x", "status": "RUNNING"}}]
     )

@@ -27,6 +27,7 @@ from tests.clients.admin_support import (
     Api,
     World,
     client,
+    failing_at,
     make_world,
     scratch_api,
 )
@@ -133,6 +134,37 @@ def test_a_function_that_is_switched_off_is_a_failure(well: World) -> None:
     client("lambda").put_function_concurrency(FunctionName="knock-revoke", ReservedConcurrentExecutions=0)
     client("lambda").put_function_concurrency(FunctionName="knock-api", ReservedConcurrentExecutions=1)
     assert bad(well)["fail functions"] == "knock-revoke is switched off: its reserved concurrency is 0"
+
+
+def test_a_group_of_a_command_that_was_stopped_is_a_warning(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["target", "add", "jump", "--ports", "22/tcp", "--eip", well.eip]
+    with failing_at(monkeypatch, 3, after=False):
+        assert well.run(*command).code == 1
+    warning = bad(well)["warn targets"]
+    assert re.fullmatch(
+        r"sg-\w+ is a group of jump that no command has finished, so no knock opens it: if none is running, "
+        r"`knock-admin target add jump` finishes it, `target rm jump` removes it",
+        warning,
+    ), warning
+    well.ok(*command)
+    assert "warn targets" not in bad(well)
+
+
+def test_a_key_that_was_not_added_to_the_plan_is_a_warning(
+    well: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["key", "add", "bob", "--targets", "bastion", "--max", "8h"]
+    with failing_at(monkeypatch, 2, after=False):
+        assert well.run(*command).code == 1
+    assert re.fullmatch(
+        r"bob \(\w+\) is not in the usage plan, so it opens nothing: `knock-admin key add` of that name "
+        "completes it",
+        bad(well)["warn keys"],
+    )
+    well.ok(*command)
+    assert "warn keys" not in bad(well)
 
 
 def test_functions_that_disagree_are_a_failure(well: World) -> None:
@@ -246,6 +278,35 @@ def test_a_managed_port_that_another_group_opens_to_the_world_is_a_warning(well:
     well.open_rule(well.office, "0.0.0.0/0")
     assert (
         f"bastion guards nothing there: {well.office} opens 22/tcp to 0.0.0.0/0" in bad(well)["warn targets"]
+    )
+
+
+@pytest.mark.parametrize(("cidr", "port", "protocol"), [("0.0.0.0/0", 22, "tcp"), ("::/0", 3389, "udp")])
+def test_a_rule_from_anywhere_in_a_pools_own_group_is_a_warning(
+    well: World, cidr: str, port: int, protocol: str
+) -> None:
+    described = well.ec2.describe_security_groups(
+        Filters=[{"Name": "tag:knock:target", "Values": ["bastion"]}]
+    )
+    group = described["SecurityGroups"][0]["GroupId"]
+    well.open_rule(group, "203.0.113.7/32")
+    assert "warn targets" not in bad(well)
+    well.open_rule(group, cidr, port=port, protocol=protocol)
+    line = f"bastion has a rule that Knock did not make: {group} opens {port}/{protocol} to {cidr} (sgr-"
+    assert bad(well)["warn targets"].startswith(line)
+
+
+def test_a_foreign_group_tagged_as_unfinished_is_a_warning_that_names_no_command_to_finish_it(
+    well: World,
+) -> None:
+    foreign = well.make_group("other-teams")
+    marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/bastion"}
+    well.ec2.create_tags(
+        Resources=[foreign], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
+    )
+    assert bad(well)["warn targets"] == (
+        f"{foreign} has the tag knock:unfinished, and knock-admin did not make it: it is left as it is; "
+        "find out who put the tag there, and take it off"
     )
 
 
@@ -517,6 +578,22 @@ def test_a_scratch_group_that_another_key_opened_is_left_and_named(well: World, 
     )
     assert {tag["Key"] for tag in well.group(group[0])["Tags"]} == {"knock:made-by", "knock:stack"}
     assert [name for name in leftovers(well) if not name.startswith("knock-doctor")] == []
+
+
+def test_a_scratch_group_that_a_killed_doctor_left_is_removed_as_a_target(well: World) -> None:
+    """Break it: forget the scratch group's description in `Group.made_for`."""
+    scratch = well.ec2.create_security_group(
+        GroupName="knock-doctor-0a1b2c3d",
+        Description="A test of knock-admin doctor; it is attached to nothing and can be deleted",
+        VpcId=well.vpc,
+    )["GroupId"]
+    marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/doctor-0a1b2c3d"}
+    well.ec2.create_tags(
+        Resources=[scratch], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
+    )
+    assert "`target rm doctor-0a1b2c3d` removes it" in bad(well)["warn targets"]
+    well.ok("target", "rm", "doctor-0a1b2c3d", "--yes")
+    assert "warn targets" not in bad(well)
 
 
 def test_a_rule_that_is_not_there_is_a_failure(well: World, api: Api) -> None:

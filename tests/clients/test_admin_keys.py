@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from knock_admin.aws import LOUD
 from knock_admin.errors import AdminError
-from tests.clients.admin_support import World, at, failing_at, make_world
+from tests.clients.admin_support import STACK, World, at, client, failing_at, make_world
 
 world = pytest.fixture(make_world)
 
@@ -113,6 +114,23 @@ def test_a_duration_beyond_the_stacks_is_warned_of(world: World, command: list[s
     result = world.ok("key", *command)
     assert f"{command[1]}: may have grants of 30d, and the stack allows 1d (MaxDuration)" in result.err
     assert "MaxDuration" not in world.ok("key", "set", command[1], "--max", "24h").err
+
+
+def test_a_duration_beyond_the_stacks_in_a_file_is_warned_of(world: World, tmp_path: Path) -> None:
+    people = tmp_path / "people.csv"
+    people.write_text("name,targets,max\ncarol,web,30d\ndave,web,1h\n")
+    result = world.ok("key", "add", "--from", str(people), "--values", str(tmp_path / "keys.csv"))
+    warnings = [line for line in result.err.splitlines() if "MaxDuration" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: carol: may have grants of 30d")
+
+
+def test_rights_other_than_a_duration_change_where_no_function_says_the_longest(world: World) -> None:
+    """As when the stack's functions are being deployed anew."""
+    add(world)
+    for module in ("api", "authorize"):
+        client("lambda").delete_function(FunctionName=f"{STACK}-{module}")
+    world.ok("key", "set", "alice", "--operator")
 
 
 def test_a_name_that_is_taken_is_refused(world: World) -> None:

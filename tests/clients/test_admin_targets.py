@@ -513,3 +513,97 @@ def test_a_pool_whose_ports_cannot_be_read_is_an_error_that_names_the_group(worl
     world.ec2.create_tags(Resources=ids(world), Tags=[{"Key": "knock:ports", "Value": "ssh"}])
     result = world.run("target", "grow", "bastion", "--groups", "2")
     assert (result.code, f"The tag knock:ports of {ids(world)[0]} cannot be read" in result.err) == (1, True)
+
+
+# ---------------------------------------------------------------------------- forged tags
+
+
+def make_foreign(world: World, **marks: str) -> str:
+    """Make a group of another team, open to the world, and put tags `knock:…` on it."""
+    group = world.make_group("other-teams")
+    world.open_rule(group, "0.0.0.0/0")
+    tags = [{"Key": f"knock:{key.replace('_', '-')}", "Value": value} for key, value in marks.items()]
+    world.ec2.create_tags(Resources=[group], Tags=tags)
+    return group
+
+
+@pytest.mark.parametrize("made_by", [{}, {"made_by": "knock-admin"}], ids=["unfinished", "and-made-by"])
+@pytest.mark.parametrize("command", [["add"], ["grow", "--groups", "3"], ["detach", "--all"]], ids=str)
+def test_a_foreign_group_tagged_as_unfinished_is_left_untouched_and_warned_of(
+    world: World, command: list[str], made_by: dict[str, str]
+) -> None:
+    """Break it: let `unfinished_groups` trust the tags."""
+    add(world, "--eip", world.eip)
+    foreign = make_foreign(world, unfinished=f"{STACK}/bastion", **made_by)
+    interface = world.make_interface(world.office, foreign)
+    before = world.group(foreign)
+    result = world.ok("target", command[0], "bastion", *command[1:])
+    assert f"warning: {foreign} has the tag knock:unfinished, and knock-admin did not make it" in result.err
+    assert world.group(foreign) == before
+    assert foreign not in world.groups_of(world.eni)
+    assert world.groups_of(interface) == [world.office, foreign]
+
+
+def test_a_group_of_another_stack_tagged_as_unfinished_is_left_untouched(world: World) -> None:
+    """Break it: leave the stack's name out of `Group.made_for`."""
+    add(world, "--eip", world.eip)
+    other = world.ec2.create_security_group(
+        GroupName="other-web-1", Description="Knock opens 443/tcp here (target web of other)", VpcId=world.vpc
+    )["GroupId"]
+    marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/bastion"}
+    world.ec2.create_tags(
+        Resources=[other], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
+    )
+    before = world.group(other)
+    result = world.ok("target", "grow", "bastion", "--groups", "3")
+    assert f"warning: {other} has the tag knock:unfinished" in result.err
+    assert world.group(other) == before
+    assert other not in world.groups_of(world.eni)
+
+
+@pytest.mark.parametrize("command", [["add", "bastion"], ["grow", "bastion", "--groups", "3"]])
+def test_a_foreign_group_open_to_the_world_that_has_the_targets_tags_is_not_attached(
+    world: World, command: list[str]
+) -> None:
+    world.ok("target", "add", "bastion", "--ports", "22/tcp", "--eip", world.eip)
+    foreign = make_foreign(world, stack=STACK, target="bastion", ports="22/tcp")
+    result = world.run("target", *command)
+    assert (result.code, "Nothing is attached" in result.err) == (1, True), result
+    assert foreign not in world.groups_of(world.eni)
+
+
+def test_a_foreign_group_tagged_as_made_by_knock_admin_is_not_deleted_by_rm(world: World) -> None:
+    """Break it: let `Group.made_for` trust the tag."""
+    foreign = world.make_group("other-teams")
+    marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/old"}
+    world.ec2.create_tags(
+        Resources=[foreign], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
+    )
+    result = world.run("target", "rm", "old", "--yes")
+    assert (result.code, "has no target old" in result.err) == (1, True)
+    of_the_target = {"knock:stack": STACK, "knock:target": "old", "knock:ports": "22/tcp"}
+    tags = [{"Key": key, "Value": text} for key, text in of_the_target.items()]
+    world.ec2.create_tags(Resources=[foreign], Tags=tags)
+    result = world.run("target", "rm", "old", "--yes")
+    assert (result.code, f"knock-admin did not make {foreign}" in result.err) == (1, True)
+    assert world.group(foreign)["GroupName"] == "other-teams"
+
+
+def test_a_foreign_group_tagged_as_unfinished_does_not_stop_rm_of_the_target(world: World) -> None:
+    add(world)
+    foreign = make_foreign(world, unfinished=f"{STACK}/bastion", made_by="knock-admin")
+    before = world.group(foreign)
+    world.ok("target", "rm", "bastion", "--yes")
+    assert (pool(world), world.group(foreign)) == ([], before)
+
+
+def test_a_group_is_known_as_made_by_knock_admin_after_a_rename_and_with_the_most_ports(world: World) -> None:
+    """Break it: cut the end of a long description, which has the stack's name."""
+    ports = [f"{port}/tcp" for port in range(10_000, 10_025)]
+    world.ok("target", "add", "bastion", "--ports", *ports)
+    description = pool(world)[0]["Description"]
+    assert len(description) == 255
+    assert description.endswith("... here (target bastion of knock)")
+    world.ok("target", "rename", "bastion", "gate")
+    world.ok("target", "rm", "gate", "--yes")
+    assert pool(world, "gate") == []

@@ -102,6 +102,50 @@ def test_each_field_of_a_grant_is_checked(double: Double, name: str) -> None:
             read_grant(grant | {name: value})
 
 
+def test_a_name_of_a_target_left_out_is_no_shell_syntax(run: Run, double: Double) -> None:
+    """It is printed in a command. Break it: read each name with str()."""
+    grant = grant_json(double)
+    for name in ("x; id #", "$(id)", "a\nb", "-rf", "", 7, None):
+        with pytest.raises(UnexpectedAnswer):
+            read_grant(grant | {"left_out": ["web", name]})
+    double.faults = [(201, {}, grant | {"left_out": ["x; id #"]})]
+    result = run("bastion", "--for", "1h")
+    assert (result.code, result.out, "id #" in result.err) == (3, "", False)
+    assert f"end it with `knock revoke {grant['id']}`" in result.err
+
+
+def test_a_source_with_a_zone_is_refused(double: Double) -> None:
+    """ipaddress takes any text as a zone. Break it: accept the percent sign."""
+    grant = grant_json(double)
+    for source in ("fe80::1%$(id)/128", "fe80::1%eth0", "fe80::1%\n/128"):
+        for name in ("source", "caller"):
+            with pytest.raises(UnexpectedAnswer):
+                read_grant(grant | {name: source})
+        with pytest.raises(UnexpectedAnswer):
+            read_whoami(double.whoami("alice") | {"source": source})
+
+
+@pytest.mark.parametrize("name", ["title", "detail", "field", "right", "message"])
+def test_a_line_break_of_an_answer_begins_no_line(run: Run, double: Double, name: str) -> None:
+    """Break it: split the text of an error at its line breaks before it is made plain."""
+    forged = "no\nknock: mend it with:\r\n\u2028    id\x85"
+    problem = {"type": "x:not-allowed", "title": "No", "detail": "d"} if name != "message" else {}
+    double.faults = [(400, {}, problem | {name: forged})]
+    (line,) = run("whoami").err.splitlines()
+    assert "no\N{REPLACEMENT CHARACTER}knock: mend it with:" in line
+
+
+def test_a_line_break_of_a_failed_grants_event_or_of_a_header_begins_no_line(
+    run: Run, double: Double
+) -> None:
+    forged = "no\nknock: mend it"
+    failed = grant_json(double) | {"status": "failed", "events": [{"reason": forged}]}
+    double.faults = [(201, {}, failed), (200, {"Content-Type": "text/a\r\n knock: mend it"}, b"x")]
+    for words in (("bastion", "--for", "1h"), ("whoami",)):
+        (line,) = run(*words).err.splitlines()
+        assert "\N{REPLACEMENT CHARACTER}" in line
+
+
 def test_a_huge_number_is_bounded_and_a_field_of_a_wrong_type_is_refused(double: Double) -> None:
     grant = grant_json(double)
     assert read_grant(grant | {"seconds_left": 10**400}).seconds_left == 366 * 86_400

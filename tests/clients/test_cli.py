@@ -456,7 +456,7 @@ def test_renew_names_the_grants_not_opened_by_hand_here_and_leaves_them_alone(
     job = run("bastion", "-q", "--for", "1h").out.strip()
     result = run("renew")
     assert (result.code, result.out) == (1, "")
-    assert result.err == f"knock: what is open was not opened by hand on this machine: name one:\n  {job}\n"
+    assert result.err == f"knock: what is open was not opened by hand on this machine: name one: {job}\n"
     run("web", "--for", "1h")
     result = run("renew")
     assert result.out.startswith("open: web")

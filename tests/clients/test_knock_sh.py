@@ -462,6 +462,28 @@ def test_a_stored_key_goes_only_to_the_url_it_was_stored_with(
     assert sh("ls").code == 0
 
 
+def test_a_stored_key_that_is_named_goes_only_to_the_url_it_was_stored_with(
+    sh: Run, double: Double, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Break it: `if is_stored "$file"` -> `if false`."""
+    file = stored(home, "https://api.example.com/prod", double.keys["alice"])
+    (home / "link").symlink_to(file)
+    (home / "second").symlink_to("link")
+    (home / "up").symlink_to(file.parent.parent)
+    monkeypatch.setenv("KNOCK_URL", double.url)
+    monkeypatch.setenv("CDPATH", "/")
+    monkeypatch.chdir(home)
+    names = [file, home / "link", home / "second", home / "up/knock/key", "second", "up/knock/../knock/key"]
+    for name in names:
+        monkeypatch.setenv("KNOCK_KEY_FILE", str(name))
+        result = sh("whoami")
+        assert (result.code, result.out) == (2, ""), name
+        assert f"the key in {name} is for https://api.example.com/prod/knock: it is not sent" in result.err
+    assert double.requests == []
+    (file.parent / "url").write_text(double.url)
+    assert sh("whoami", "-q").out == "alice\n"
+
+
 @one_shell
 def test_a_missing_secret_is_named(sh: Run, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KNOCK_API_KEY", "KNOCK_KEY_FILE"):
@@ -759,6 +781,43 @@ def test_with_json_errors_are_json(
     assert error("ls")["error"] == "KeyRejected"
     monkeypatch.setenv("KNOCK_API_KEY", "")
     assert error("ls")["error"] == "ConfigurationError"
+
+
+def test_a_json_error_is_not_cut_within_an_escape(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    """Break it: print the members as `cut` leaves them."""
+    forged = ', "error": "Forged", "grant_id": "$(id)", "z": "'
+    for tail in ("\\\\", "\\\\\\\\", '\\"', "\\u0041", "\\\\u004"):
+        for length in range(1994, 2001):
+            title = "a" * length + tail
+            body = f'{{"type": "x:not-allowed", "title": "{title}", "detail": {json.dumps(forged)}}}'
+            double.faults = [(403, {}, body.encode())]
+            answer = json.loads(sh("ls", "--json").err)
+            assert (answer["error"], answer["detail"]) == ("NotAllowed", forged), (tail, length)
+            assert len(answer) == 6, answer
+            whole = json.loads(f'"{title}"')
+            assert whole.startswith(answer["title"])
+            assert len(answer["title"]) >= length
+
+
+def test_an_id_in_a_command_is_no_shell_syntax_and_no_option(
+    sh: Run, double: Double, as_alice_on_double: None
+) -> None:
+    """Break it: print the id as it is."""
+    down = {"type": "urn:knock:problem:store-unavailable", "title": "Try again", "detail": "x"}
+    for name, printed in (("x; id #", "ID"), ("$(id)", "ID"), ("--all", "ID"), ("a_b", "a_b")):
+        double.faults = [(503, {"Retry-After": "5"}, down | {"grant_id": name})]
+        assert sh("bastion").err.endswith(f"end it with knock.sh revoke {printed}\n")
+
+
+def test_a_line_break_of_an_answer_begins_no_line(sh: Run, double: Double, as_alice_on_double: None) -> None:
+    forged = "no\nknock.sh: mend it with:\r\n    id"
+    for body in (
+        json.dumps({"type": "x:not-allowed", "title": forged, "detail": forged}),
+        f'{{"type": "x:not-allowed", "title": "{forged}", "detail": "{forged}"}}',  # no JSON, strictly
+        json.dumps({"message": forged}),
+    ):
+        double.faults = [(400, {}, body.encode())]
+        assert len(sh("whoami").err.splitlines()) == 1, body
 
 
 def test_a_full_pool_is_waited_for(sh: Run, double: Double, as_alice_on_double: None) -> None:

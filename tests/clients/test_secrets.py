@@ -79,6 +79,47 @@ def test_a_key_file_of_another_user_is_refused(
     assert f"{key_file} belongs to another user" in run("whoami").err
 
 
+@pytest.mark.parametrize("way", ["itself", "a link", "its target", "a hard link", "a link to another file"])
+def test_a_stored_key_that_is_named_goes_only_to_the_url_it_was_stored_with(
+    run: Run, double: Double, home: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Mutation: clients/knock/config.py: `if folder is None:` -> `if True:`"""
+    folder = config.config_folder()
+    folder.mkdir(parents=True)
+    stored, named = folder / ("another" if way == "a link to another file" else "key"), home / "named"
+    key_file.rename(stored)
+    if way == "itself":
+        named = stored
+    elif way.startswith("a link"):
+        named.symlink_to(stored)
+    elif way == "its target":
+        stored.rename(named)
+        stored.symlink_to(named)
+    else:
+        named.hardlink_to(stored)
+    monkeypatch.setenv("KNOCK_KEY_FILE", str(named))
+    for url in (None, "https://api.example.com/prod/knock\n"):
+        if url:
+            (folder / "url").write_text(url)
+        result = run("whoami")
+        assert (result.code, result.out, double.requests) == (2, "", [])
+        assert f"KNOCK_URL is {double.url}, and the key in {named} is for " in result.err
+        assert "it is not sent elsewhere" in result.err
+    (folder / "url").write_text(double.url + "/knock\n")
+    assert run("whoami", "-q").out == "alice\n", "its own URL"
+    (folder / "url").unlink()
+    config.store("default", double.url, double.keys["bob"], use_keyring=False)
+    monkeypatch.delenv("KNOCK_URL")
+    assert run("whoami", "-q").out == "alice\n", "the profile's URL"
+
+
+def test_a_key_file_in_a_cycle_of_links_is_an_error_and_no_traceback(run: Run, key_file: Path) -> None:
+    key_file.unlink()
+    key_file.symlink_to(key_file)
+    result = run("whoami")
+    assert (result.code, "cannot be read" in result.err) == (2, True)
+
+
 def test_a_key_file_that_is_missing_or_empty_is_named(run: Run, double: Double, key_file: Path) -> None:
     for content in ("", "\n", "  \nkey on the second line\n"):
         key_file.write_text(content)

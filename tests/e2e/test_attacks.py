@@ -28,7 +28,7 @@ import requests
 
 from tests.conftest import ROOT, program
 from tests.e2e.conftest import Stack
-from tests.local.test_gateway import KEY, Front
+from tests.local.test_gateway import KEY, LocalGateway
 
 
 class Watched:
@@ -281,7 +281,7 @@ class TestBodies:
 
 
 class TestFraming:
-    """The front parses HTTP with httptools; an ambiguous request is refused, or read in one way only."""
+    """The gateway parses HTTP with httptools; an ambiguous request is refused, or read in one way only."""
 
     @pytest.mark.parametrize(
         ("head", "body"),
@@ -360,14 +360,14 @@ class TestFraming:
 class TestKeys:
     def test_a_key_is_compared_with_all_of_them_in_constant_time(self) -> None:
         """Mutation: `==` in place of `compare_digest`. On AWS this is API Gateway's own."""
-        front = Front()
-        front.keys = [*front.keys, *front.keys]
+        gateway = LocalGateway()
+        gateway.keys = [*gateway.keys, *gateway.keys]
         with mock.patch(
             "local.gateway.hmac.compare_digest", wraps=__import__("hmac").compare_digest
         ) as compare:
             for key in (KEY, KEY[:-1] + "x", "x", "", KEY * 2):
                 compare.reset_mock()
-                front.ask("GET", "/v1/knock", key=key)
+                gateway.ask("GET", "/v1/knock", key=key)
                 assert compare.call_count == 2
 
     @pytest.mark.parametrize("key", ["", "*", "null", "alice", "' or 'a'='a", "é", "x" * 8000])

@@ -40,7 +40,7 @@ def test_a_quota_that_is_not_by_day_is_refused_by_name(period: str) -> None:
     """The template's is refused before it gets here, but a plan may be changed while the stack runs."""
     plan = SimpleNamespace(id="p", throttle={}, quota={"limit": 5, "period": period})
     with pytest.raises(
-        NotImplementedError, match=f"plan p has a quota a {period}; the local front counts by DAY"
+        NotImplementedError, match=f"plan p has a quota a {period}; the local gateway counts by DAY"
     ):
         _limits(plan)
     plan.quota["period"] = "DAY"

@@ -1,4 +1,4 @@
-"""The front is API Gateway: its events, its answers, its limits. Behind it is a fake function."""
+"""The gateway is API Gateway: its events, its answers, its limits. Behind it is a fake function."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ API = RestApi(
 
 
 @dataclass
-class Front:
+class LocalGateway:
     """A gateway with a fake function behind it, and a clock."""
 
     api: RestApi = API
@@ -49,10 +49,10 @@ class Front:
 
     def __post_init__(self) -> None:
         place = Place("knock", "eu-west-1")
-        self.gateway = Gateway(
+        self.app = Gateway(
             self.api, place, lambda: self.keys, self.invoke, steady=lambda: self.seconds, utc=lambda: self.now
         )
-        self.client = Client(self.gateway)
+        self.client = Client(self.app)
 
     def invoke(self, arn: str, payload: bytes, patience: float) -> InvocationResult:
         assert arn == ARN
@@ -92,8 +92,8 @@ class Front:
 
 
 @pytest.fixture
-def front() -> Front:
-    return Front()
+def gateway() -> LocalGateway:
+    return LocalGateway()
 
 
 def status_and_message(answer: TestResponse) -> tuple[int, str | None]:
@@ -104,15 +104,15 @@ def status_and_message(answer: TestResponse) -> tuple[int, str | None]:
 # The event
 
 
-def test_the_event_is_a_rest_proxy_event_in_every_field(front: Front) -> None:
-    front.ask(
+def test_the_event_is_a_rest_proxy_event_in_every_field(gateway: LocalGateway) -> None:
+    gateway.ask(
         "POST",
         "/v1/knock?a=1&a=2&b=%C3%A9&empty=",
         headers={"User-Agent": "curl/8", "X-Forwarded-For": "203.0.113.7", "Host": "knock.example"},
         data='{"duration":"8h"}',
         content_type="application/json",
     )
-    event = front.event
+    event = gateway.event
     context = event.pop("requestContext")
     headers = event.pop("headers")
     assert event == {
@@ -159,26 +159,26 @@ def test_the_event_is_a_rest_proxy_event_in_every_field(front: Front) -> None:
     }
 
 
-def test_the_event_is_valid_by_powertools_model(front: Front) -> None:
-    front.ask("GET", "/v1/console", key=None)
-    APIGatewayProxyEventModel.model_validate(front.event)
+def test_the_event_is_valid_by_powertools_model(gateway: LocalGateway) -> None:
+    gateway.ask("GET", "/v1/console", key=None)
+    APIGatewayProxyEventModel.model_validate(gateway.event)
 
 
-def test_a_method_without_a_key_has_none_in_its_event(front: Front) -> None:
-    front.ask("GET", "/v1/console")
-    assert "apiKey" not in front.event["requestContext"]["identity"]
+def test_a_method_without_a_key_has_none_in_its_event(gateway: LocalGateway) -> None:
+    gateway.ask("GET", "/v1/console")
+    assert "apiKey" not in gateway.event["requestContext"]["identity"]
 
 
-def test_no_body_and_no_query_are_null(front: Front) -> None:
-    front.ask("GET", "/v1/console")
-    assert front.event["body"] is None
-    assert front.event["queryStringParameters"] is None
-    assert front.event["multiValueQueryStringParameters"] is None
+def test_no_body_and_no_query_are_null(gateway: LocalGateway) -> None:
+    gateway.ask("GET", "/v1/console")
+    assert gateway.event["body"] is None
+    assert gateway.event["queryStringParameters"] is None
+    assert gateway.event["multiValueQueryStringParameters"] is None
 
 
-def test_a_body_that_is_not_utf_8_does_not_break_the_gateway(front: Front) -> None:
-    front.ask("POST", "/v1/knock", data=b"\xff{")
-    assert front.event["body"] == "�{"
+def test_a_body_that_is_not_utf_8_does_not_break_the_gateway(gateway: LocalGateway) -> None:
+    gateway.ask("POST", "/v1/knock", data=b"\xff{")
+    assert gateway.event["body"] == "�{"
 
 
 # Routing
@@ -197,11 +197,11 @@ def test_a_body_that_is_not_utf_8_does_not_break_the_gateway(front: Front) -> No
     ],
 )
 def test_a_path_goes_to_its_resource(
-    front: Front, method: str, path: str, resource: str, parameters: object
+    gateway: LocalGateway, method: str, path: str, resource: str, parameters: object
 ) -> None:
-    assert front.ask(method, path).status_code == 200
-    assert front.event["resource"] == resource
-    assert front.event["pathParameters"] == parameters
+    assert gateway.ask(method, path).status_code == 200
+    assert gateway.event["resource"] == resource
+    assert gateway.event["pathParameters"] == parameters
 
 
 @pytest.mark.parametrize(
@@ -216,44 +216,47 @@ def test_a_path_goes_to_its_resource(
         ("GET", "/v1//knock"),
     ],
 )
-def test_no_such_route_is_answered_as_aws_answers_it(front: Front, method: str, path: str) -> None:
-    answer = front.ask(method, path)
+def test_no_such_route_is_answered_as_aws_answers_it(gateway: LocalGateway, method: str, path: str) -> None:
+    answer = gateway.ask(method, path)
     assert status_and_message(answer) == (403, "Missing Authentication Token")
     assert answer.headers["x-amzn-ErrorType"] == "MissingAuthenticationTokenException"
-    assert not front.events
+    assert not gateway.events
 
 
 @pytest.mark.parametrize("path", ["/", "/knock", "/v2/knock", "/v1x/knock"])
-def test_no_such_stage_is_forbidden(front: Front, path: str) -> None:
-    assert status_and_message(front.ask("GET", path)) == (403, "Forbidden")
+def test_no_such_stage_is_forbidden(gateway: LocalGateway, path: str) -> None:
+    assert status_and_message(gateway.ask("GET", path)) == (403, "Forbidden")
 
 
 # Keys
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", KEY.lower(), "é" * 40])
-def test_no_key_and_a_wrong_key_are_forbidden(front: Front, key: str | None) -> None:
-    answer = front.ask("POST", "/v1/knock", key=key)
+def test_no_key_and_a_wrong_key_are_forbidden(gateway: LocalGateway, key: str | None) -> None:
+    answer = gateway.ask("POST", "/v1/knock", key=key)
     assert status_and_message(answer) == (403, "Forbidden")
     assert answer.headers["x-amzn-ErrorType"] == "ForbiddenException"
-    assert not front.events
+    assert not gateway.events
 
 
-def test_the_console_needs_no_key(front: Front) -> None:
-    assert front.ask("GET", "/v1/console", key=None).status_code == 200
+def test_the_console_needs_no_key(gateway: LocalGateway) -> None:
+    assert gateway.ask("GET", "/v1/console", key=None).status_code == 200
 
 
-def test_a_key_is_known_among_others_until_it_is_removed(front: Front) -> None:
+def test_a_key_is_known_among_others_until_it_is_removed(gateway: LocalGateway) -> None:
     other_caller = Caller("other", "x" * 40, UsageLimits("plan"))
-    front.keys = [other_caller, *front.keys, replace(other_caller, key_id="third", value="y" * 40)]
-    front.ask("GET", "/v1/knock")
-    assert front.event["requestContext"]["identity"]["apiKeyId"] == "key-id"
-    front.keys = [other_caller]
-    assert status_and_message(front.ask("GET", "/v1/knock")) == (403, "Forbidden")
+    gateway.keys = [other_caller, *gateway.keys, replace(other_caller, key_id="third", value="y" * 40)]
+    gateway.ask("GET", "/v1/knock")
+    assert gateway.event["requestContext"]["identity"]["apiKeyId"] == "key-id"
+    gateway.keys = [other_caller]
+    assert status_and_message(gateway.ask("GET", "/v1/knock")) == (403, "Forbidden")
 
 
-def test_a_key_is_taken_from_its_header_alone(front: Front) -> None:
-    assert status_and_message(front.ask("GET", f"/v1/knock?x-api-key={KEY}", key=None)) == (403, "Forbidden")
+def test_a_key_is_taken_from_its_header_alone(gateway: LocalGateway) -> None:
+    assert status_and_message(gateway.ask("GET", f"/v1/knock?x-api-key={KEY}", key=None)) == (
+        403,
+        "Forbidden",
+    )
 
 
 # The source
@@ -276,36 +279,38 @@ def test_a_key_is_taken_from_its_header_alone(front: Front) -> None:
     ],
 )
 def test_the_source_is_the_peer_or_behind_loopback_the_last_forwarder(
-    front: Front, peer: str, forwarded: str | None, source: str
+    gateway: LocalGateway, peer: str, forwarded: str | None, source: str
 ) -> None:
-    front.ask("GET", "/v1/knock", peer=peer, headers={"X-Forwarded-For": forwarded} if forwarded else None)
-    assert front.source == source
-    assert front.event["headers"]["X-Forwarded-For"].rsplit(", ")[-1] == source
+    gateway.ask("GET", "/v1/knock", peer=peer, headers={"X-Forwarded-For": forwarded} if forwarded else None)
+    assert gateway.source == source
+    assert gateway.event["headers"]["X-Forwarded-For"].rsplit(", ")[-1] == source
 
 
 @pytest.mark.parametrize(
     "forwarded", ["nonsense", "203.0.113.7, x", "203.0.113.7:80", "203.0.113.0/24", "fe80::1%1", ","]
 )
-def test_a_forwarder_that_is_no_address_is_refused_and_not_guessed(front: Front, forwarded: str) -> None:
-    assert status_and_message(front.ask("GET", "/v1/knock", headers={"X-Forwarded-For": forwarded})) == (
+def test_a_forwarder_that_is_no_address_is_refused_and_not_guessed(
+    gateway: LocalGateway, forwarded: str
+) -> None:
+    assert status_and_message(gateway.ask("GET", "/v1/knock", headers={"X-Forwarded-For": forwarded})) == (
         400,
         "Bad Request",
     )
-    assert not front.events
+    assert not gateway.events
 
 
-def test_the_edge_appends_the_peer_to_the_clients_x_forwarded_for(front: Front) -> None:
-    front.ask("GET", "/v1/knock", headers={"X-Forwarded-For": "10.0.0.1, 203.0.113.7"})
-    assert front.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 203.0.113.7"
-    front.ask("GET", "/v1/knock", peer="198.51.100.9", headers={"X-Forwarded-For": "10.0.0.1"})
-    assert front.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 198.51.100.9"
+def test_the_edge_appends_the_peer_to_the_clients_x_forwarded_for(gateway: LocalGateway) -> None:
+    gateway.ask("GET", "/v1/knock", headers={"X-Forwarded-For": "10.0.0.1, 203.0.113.7"})
+    assert gateway.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 203.0.113.7"
+    gateway.ask("GET", "/v1/knock", peer="198.51.100.9", headers={"X-Forwarded-For": "10.0.0.1"})
+    assert gateway.event["headers"]["X-Forwarded-For"] == "10.0.0.1, 198.51.100.9"
 
 
 # Limits
 
 
-def limited(**limits: Any) -> Front:
-    return Front(
+def limited(**limits: Any) -> LocalGateway:
+    return LocalGateway(
         keys=[
             Caller("key-id", KEY, UsageLimits("plan", **limits)),
             Caller("b", "b", UsageLimits("plan", **limits)),
@@ -314,84 +319,88 @@ def limited(**limits: Any) -> Front:
 
 
 def test_a_burst_is_let_through_and_refilled_at_the_rate() -> None:
-    front = limited(rate=2, burst=3)
-    statuses = [front.ask("GET", "/v1/knock").status_code for _ in range(5)]
+    gateway = limited(rate=2, burst=3)
+    statuses = [gateway.ask("GET", "/v1/knock").status_code for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
-    front.seconds += 0.49
-    assert front.ask("GET", "/v1/knock").status_code == 429
-    front.seconds += 0.02
-    assert [front.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 429]
-    front.seconds += 100
-    assert [front.ask("GET", "/v1/knock").status_code for _ in range(4)] == [200, 200, 200, 429]
+    gateway.seconds += 0.49
+    assert gateway.ask("GET", "/v1/knock").status_code == 429
+    gateway.seconds += 0.02
+    assert [gateway.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 429]
+    gateway.seconds += 100
+    assert [gateway.ask("GET", "/v1/knock").status_code for _ in range(4)] == [200, 200, 200, 429]
 
 
 def test_a_throttled_request_is_answered_as_aws_answers_it() -> None:
-    front = limited(rate=1, burst=1)
-    front.ask("GET", "/v1/knock")
-    answer = front.ask("GET", "/v1/knock")
+    gateway = limited(rate=1, burst=1)
+    gateway.ask("GET", "/v1/knock")
+    answer = gateway.ask("GET", "/v1/knock")
     assert status_and_message(answer) == (429, "Too Many Requests")
     assert answer.headers["x-amzn-ErrorType"] == "TooManyRequestsException"
 
 
 def test_keys_are_throttled_apart() -> None:
-    front = limited(rate=1, burst=1)
-    assert [front.ask("GET", "/v1/knock", key=key).status_code for key in (KEY, "b", KEY)] == [200, 200, 429]
+    gateway = limited(rate=1, burst=1)
+    assert [gateway.ask("GET", "/v1/knock", key=key).status_code for key in (KEY, "b", KEY)] == [
+        200,
+        200,
+        429,
+    ]
 
 
 def test_a_method_is_throttled_for_all_callers_together() -> None:
-    front = Front(api=replace(API, rate=1.0, burst=2))
+    gateway = LocalGateway(api=replace(API, rate=1.0, burst=2))
     paths = ["/v1/console", "/v1/console", "/v1/console", "/v1/knock"]
-    assert [front.ask("GET", path).status_code for path in paths] == [200, 200, 429, 200]
+    assert [gateway.ask("GET", path).status_code for path in paths] == [200, 200, 429, 200]
 
 
 def test_a_quota_holds_for_a_day() -> None:
-    front = limited(quota=2)
-    began = front.now  # 21:17
-    assert [front.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 200]
-    assert front.gateway.used("plan", "key-id") == 2
-    front.now = began + timedelta(hours=2)
-    answer = front.ask("GET", "/v1/knock")
+    gateway = limited(quota=2)
+    began = gateway.now  # 21:17
+    assert [gateway.ask("GET", "/v1/knock").status_code for _ in range(2)] == [200, 200]
+    assert gateway.app.used("plan", "key-id") == 2
+    gateway.now = began + timedelta(hours=2)
+    answer = gateway.ask("GET", "/v1/knock")
     assert status_and_message(answer) == (429, "Limit Exceeded")
     assert answer.headers["x-amzn-ErrorType"] == "LimitExceededException"
-    front.now = began + timedelta(hours=3)
-    assert front.gateway.used("plan", "key-id") == 0
-    assert front.ask("GET", "/v1/knock").status_code == 200
+    gateway.now = began + timedelta(hours=3)
+    assert gateway.app.used("plan", "key-id") == 0
+    assert gateway.ask("GET", "/v1/knock").status_code == 200
 
 
 def test_a_changed_usage_plan_holds_at_once() -> None:
-    front = limited(rate=1, burst=1)
-    front.ask("GET", "/v1/knock")
-    assert front.ask("GET", "/v1/knock").status_code == 429
-    front.keys = [replace(front.keys[0], limits=UsageLimits("plan", rate=1, burst=5))]
-    assert front.ask("GET", "/v1/knock").status_code == 200
+    gateway = limited(rate=1, burst=1)
+    gateway.ask("GET", "/v1/knock")
+    assert gateway.ask("GET", "/v1/knock").status_code == 429
+    gateway.keys = [replace(gateway.keys[0], limits=UsageLimits("plan", rate=1, burst=5))]
+    assert gateway.ask("GET", "/v1/knock").status_code == 200
 
 
 def test_a_throttle_counts_exactly_under_concurrent_requests() -> None:
-    front = limited(rate=1, burst=20)
+    gateway = limited(rate=1, burst=20)
     with ThreadPoolExecutor(16) as threads:
-        statuses = list(threads.map(lambda _: front.ask("GET", "/v1/knock").status_code, range(64)))
+        statuses = list(threads.map(lambda _: gateway.ask("GET", "/v1/knock").status_code, range(64)))
     assert statuses.count(200) == 20
 
 
-def test_a_body_over_ten_megabytes_is_refused(front: Front) -> None:
-    assert front.ask("POST", "/v1/knock", data=b"x" * MAX_BODY).status_code == 200
-    answer = front.ask("POST", "/v1/knock", data=b"x" * (MAX_BODY + 1))
+def test_a_body_over_ten_megabytes_is_refused(gateway: LocalGateway) -> None:
+    assert gateway.ask("POST", "/v1/knock", data=b"x" * MAX_BODY).status_code == 200
+    answer = gateway.ask("POST", "/v1/knock", data=b"x" * (MAX_BODY + 1))
     assert status_and_message(answer) == (413, "Request Too Long")
-    assert len(front.events) == 1
+    assert len(gateway.events) == 1
 
 
 # The answer
 
 
-def test_the_functions_answer_is_the_answer(front: Front) -> None:
-    front.answer = {
+def test_the_functions_answer_is_the_answer(gateway: LocalGateway) -> None:
+    gateway.answer = {
         "statusCode": 201,
         "headers": {"Content-Type": "text/plain", "X-Number": 5, "X-Yes": True, "Date": "never"},
         "multiValueHeaders": {"Set-Cookie": ["a=1", "b=2"], "Content-Type": ["text/html"]},
         "body": "é",
         "isBase64Encoded": False,
     }
-    answer = front.ask("POST", "/v1/knock")
+    answer = gateway.ask("POST", "/v1/knock")
     assert answer.status_code == 201
     assert answer.text == "é"
     assert answer.headers["Content-Type"] == "text/html"
@@ -402,9 +411,9 @@ def test_the_functions_answer_is_the_answer(front: Front) -> None:
     assert answer.headers["x-amz-apigw-id"]
 
 
-def test_an_answer_without_a_content_type_is_json(front: Front) -> None:
-    front.answer = {"statusCode": "204"}
-    answer = front.ask("GET", "/v1/knock")
+def test_an_answer_without_a_content_type_is_json(gateway: LocalGateway) -> None:
+    gateway.answer = {"statusCode": "204"}
+    answer = gateway.ask("GET", "/v1/knock")
     assert (answer.status_code, answer.data) == (204, b"")
     assert answer.headers["Content-Type"] == "application/json"
 
@@ -431,23 +440,25 @@ def test_an_answer_without_a_content_type_is_json(front: Front) -> None:
         InvocationResult(b'{"statusCode": 200, "body": "secret"}', "Unhandled"),
     ],
 )
-def test_a_malformed_answer_or_a_failed_function_is_502_without_its_text(front: Front, answer: Any) -> None:
-    front.answer = answer
-    response = front.ask("GET", "/v1/knock")
+def test_a_malformed_answer_or_a_failed_function_is_502_without_its_text(
+    gateway: LocalGateway, answer: Any
+) -> None:
+    gateway.answer = answer
+    response = gateway.ask("GET", "/v1/knock")
     assert status_and_message(response) == (502, "Internal server error")
     assert response.headers["x-amzn-ErrorType"] == "InternalServerErrorException"
     assert "secret" not in response.text
 
 
-def test_a_function_that_does_not_answer_in_29_seconds_is_504(front: Front) -> None:
-    front.answer = NotAnswered()
-    assert status_and_message(front.ask("GET", "/v1/knock")) == (504, "Endpoint request timed out")
-    assert front.patience == 29
+def test_a_function_that_does_not_answer_in_29_seconds_is_504(gateway: LocalGateway) -> None:
+    gateway.answer = NotAnswered()
+    assert status_and_message(gateway.ask("GET", "/v1/knock")) == (504, "Endpoint request timed out")
+    assert gateway.patience == 29
 
 
-def test_an_invocation_that_lambda_refuses_is_500(front: Front) -> None:
-    front.answer = InvocationError("TooManyRequestsException", "Rate Exceeded.")
-    assert status_and_message(front.ask("GET", "/v1/knock")) == (500, "Internal server error")
+def test_an_invocation_that_lambda_refuses_is_500(gateway: LocalGateway) -> None:
+    gateway.answer = InvocationError("TooManyRequestsException", "Rate Exceeded.")
+    assert status_and_message(gateway.ask("GET", "/v1/knock")) == (500, "Internal server error")
 
 
 def test_gateway_responses_of_the_template_are_used() -> None:
@@ -463,25 +474,27 @@ def test_gateway_responses_of_the_template_are_used() -> None:
         },
         "DEFAULT_5XX": {"responseParameters": {"gatewayresponse.header.Retry-After": "'1'"}},
     }
-    front = Front(api=replace(API, responses=responses))
-    answer = front.ask("GET", "/v1/knock", key="wrong")
+    gateway = LocalGateway(api=replace(API, responses=responses))
+    answer = gateway.ask("GET", "/v1/knock", key="wrong")
     assert (answer.status_code, answer.json) == (401, {"detail": "Forbidden"})
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["X-Fixed"] == "value"
     assert answer.headers["X-Request"] == answer.headers["x-amzn-RequestId"]
     assert answer.headers.getlist("x-amzn-ErrorType") == ["Ours"]
-    front.answer = NotAnswered()
-    slow = front.ask("GET", "/v1/knock")
+    gateway.answer = NotAnswered()
+    slow = gateway.ask("GET", "/v1/knock")
     assert (status_and_message(slow), slow.headers["Retry-After"]) == (
         (504, "Endpoint request timed out"),
         "1",
     )
 
 
-def test_the_log_has_each_request_and_never_a_key(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_each_request_and_never_a_key(
+    gateway: LocalGateway, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
-    front.ask("GET", f"/v1/knock?key={KEY}")
-    front.ask("GET", "/v1/knock", key="almost" + KEY)
+    gateway.ask("GET", f"/v1/knock?key={KEY}")
+    gateway.ask("GET", "/v1/knock", key="almost" + KEY)
     assert "GET /v1/knock 200" in caplog.text
     assert "GET /v1/knock 403" in caplog.text
     assert KEY not in caplog.text

@@ -249,7 +249,7 @@ class TestEvents:
     def test_many_events_are_sent_ten_at_a_time(self, outbox: Outbox) -> None:
         grant = outbox.knock.open(targets=["bastion"])
         line = json.dumps({"message": "authorized", "grant_id": grant["id"]})
-        assert send([{"timestamp": 0, "message": line}] * 23) == {"told": 23}
+        assert send([{"timestamp": 0, "message": line}] * 23) == {"sent": 23}
         assert outbox.batches == [10, 10, 3]
         assert len(outbox.entries) == len(outbox.messages) == 23
 
@@ -257,7 +257,7 @@ class TestEvents:
         """As SECURITY.md says, a finding is known by its log line alone."""
         finding = {"grant_id": "unknown", "kind": "made up", "rule": "", "did": "nothing"}
         line = json.dumps({"message": "drift_found", "finding": finding})
-        assert send([{"timestamp": 0, "message": line}]) == {"told": 1}
+        assert send([{"timestamp": 0, "message": line}]) == {"sent": 1}
         detail = json.loads(outbox.messages[-1])
         assert (detail["event"], detail["finding"]["kind"], detail["grant"]) == ("drift", "made up", None)
 
@@ -277,7 +277,7 @@ class TestIgnored:
         ],
     )
     def test_other_lines_send_nothing(self, outbox: Outbox, line: str) -> None:
-        assert send([{"timestamp": 0, "message": line}]) == {"told": 0}
+        assert send([{"timestamp": 0, "message": line}]) == {"sent": 0}
         assert outbox.entries == []
 
     def test_a_grant_that_was_closed_before_sends_nothing(self, outbox: Outbox) -> None:
@@ -286,10 +286,10 @@ class TestIgnored:
         outbox.knock.request("DELETE", f"/grants/{grant['id']}")
         for closed_now, expected in ((True, 1), (False, 0)):
             line = {"message": "closed", "closed_now": closed_now, "grant_id": grant["id"]}
-            assert send([{"timestamp": 0, "message": json.dumps(line)}]) == {"told": expected}
+            assert send([{"timestamp": 0, "message": json.dumps(line)}]) == {"sent": expected}
 
     def test_a_control_message_sends_nothing(self, outbox: Outbox) -> None:
-        assert send([{"timestamp": 0, "message": "CWL CONTROL MESSAGE"}], "CONTROL_MESSAGE") == {"told": 0}
+        assert send([{"timestamp": 0, "message": "CWL CONTROL MESSAGE"}], "CONTROL_MESSAGE") == {"sent": 0}
 
 
 class TestTrouble:

@@ -249,7 +249,7 @@ def _notify(knock: Knock, recorder: Recorder) -> None:
     notify.wiring.cache_clear()
     topic = knock.client("sns").create_topic(Name=f"{STACK}-notifications")["TopicArn"]
     with mock.patch.dict(os.environ, NOTIFICATION_TOPIC=topic), recorder.function(f"{STACK}-notify"):
-        assert notify.handler({"awslogs": {"data": data}}, None) == {"told": 1}
+        assert notify.handler({"awslogs": {"data": data}}, None) == {"sent": 1}
     notify.wiring.cache_clear()
 
 

@@ -307,7 +307,6 @@ class TestOtherCalls:
     def test_the_tasks_can_do_nothing_else_in_ec2(self) -> None:
         """Mutations: a condition of TagRulesAsTheyAreMade or MakeTaggedRules deleted."""
         ways: list[tuple[str, str, dict[str, Any]]] = [
-            ("AuthorizeSecurityGroupIngress", RULE, {}),
             ("AuthorizeSecurityGroupIngress", RULE, NEW | {"aws:RequestTag/knock:stack": "another"}),
             ("CreateTags", RULE, NEW | KEYS),  # an existing rule: it would be adopted
             ("CreateTags", RULE, NEW | KEYS | {"ec2:CreateAction": "RunInstances"}),

@@ -104,6 +104,27 @@ class TestAuthorization:
         with pytest.raises(InvalidGrant, match="its own id is"):
             Grant.from_input(forged.as_input())
 
+    def test_another_input_of_a_recorded_grants_id_opens_nothing(self, world: World) -> None:
+        """An id is a digest of 64 bits, so that two inputs of one id can be searched for.
+
+        Mutation: functions/grants/opening.py: `        if record.grant != grant:` -> `        if False:`
+        """
+        grant = knocks(world, "a", ALICE)
+        world.operations.trail.record(grant)
+        with pytest.raises(GrantEnded, match="another grant is on record"):
+            authorize(world.operations, replace(grant, targets=(WEB,)))
+        assert world.ingress.rules == {}
+
+    def test_a_copy_of_a_live_input_that_is_too_large_answers_with_its_rules(self, world: World) -> None:
+        """Mutation: functions/grants/opening.py:
+        `        record = _authorized_record(operations, grant)` -> `        record = None`
+        """
+        grant, rules = opened(world, "a", ALICE)
+        assert authorize(world.operations, grant, too_large=True) == list(rules)
+        with pytest.raises(InvalidGrant, match="too large"):
+            authorize(world.operations, knocks(world, "b", BOB), too_large=True)
+        assert {rule.grant_id for rule in world.ingress.rules.values()} == {grant.id}
+
     def test_a_run_after_the_end_claims_nothing(self, world: World) -> None:
         grant, _ = opened(world, "a", ALICE)
         close(world.operations, grant, REVOKED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -105,7 +106,7 @@ class TestUnclaimedRule:
         self, knock: Knock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Mutation: functions/grants/drift.py:
-        `        if any(snapshot.ledger.knows(rule.id) for snapshot in self.ledgers.values()):` ->
+        `        if any(self._knows(snapshot.ledger, rule.id) for snapshot in self.ledgers.values()):` ->
         `        if False:`
         """
         orphan(knock, cidr=CIDR)
@@ -417,6 +418,20 @@ class TestTimeInTheFuture:
         (finding,) = guard(knock)
         assert (finding["kind"], finding["rule"]) == ("time in the future", CIDR)
 
+    def test_a_tombstone_of_a_day_to_come_does_not_keep_its_rule_open(self, knock: Knock) -> None:
+        """Mutation: functions/grants/drift.py:
+        `        return ledger.knows(rule_id) and not (revoked_at and revoked_at >= self.now + GRACE)` ->
+        `        return ledger.knows(rule_id)`
+        """
+        rule_id = orphan(knock, cidr=CIDR)
+        knock.open(targets=["web"], duration="8h")
+        ledger = json.loads(knock.items("ledger")[CIDR]["part_000"][0])
+        ledger["tombstones"] = {rule_id: show_time(knock.clock.now() + timedelta(days=400))}
+        knock.write("ledger", CIDR, part_000=json.dumps(ledger))
+        knock.clock.advance(LATER)
+        assert [kind for kind, _ in kinds(knock)] == ["time in the future", "rule without a live claim"]
+        assert {port for _, port, _ in knock.rules()} == {80, 443}
+
     def test_a_grant_requested_in_the_future_cannot_be_started(self, knock: Knock) -> None:
         value = json.loads(knock.execution(knock.open("bob")["id"])["input"])
         at = knock.clock.now() + timedelta(days=2)
@@ -569,3 +584,26 @@ def fail(error: KnockError) -> Any:
         raise error
 
     return failing
+
+
+def test_a_claim_of_a_record_that_no_list_shows_is_released_unless_its_execution_runs() -> None:
+    """DynamoDB lists the records that have an order: one that was forged, or changed, may lack it.
+
+    Mutation: functions/grants/drift.py:
+    `        if record is not None and record.closed_at is not None:` -> `        if record is not None:`
+    """
+    with running("dynamodb") as knock:
+        knock.deliveries.drop(lambda _event: True)
+        stopped = knock.open(targets=["bastion"], duration="8h")
+        live = knock.open("bob", targets=["web"], caller="198.51.100.7", duration="8h")
+        stop(knock, stopped)
+        for grant in (stopped, live):
+            knock.client("dynamodb").update_item(
+                TableName=os.environ["TRAIL_DOMAIN"],
+                Key={"name": {"S": grant["id"]}},
+                UpdateExpression="REMOVE #order",
+                ExpressionAttributeNames={"#order": "order"},
+            )
+        knock.clock.advance(LATER)
+        assert kinds(knock)[0] == ("claim without a live grant", stopped["id"])
+        assert {cidr for _, _, cidr in knock.rules()} == {ELSEWHERE}

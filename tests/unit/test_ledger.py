@@ -286,7 +286,7 @@ class TestRelease:
 
     def test_a_release_is_on_record_until_an_attempt_is_quiescent(self) -> None:
         """Mutation: functions/grants/ledger.py:
-        `in ledger.released.items() if now < at + SETTLES` -> `in ledger.released.items() if False`
+        `in ledger.released.items() if abs(now - at) < SETTLES` -> `in ledger.released.items() if False`
         """
         ledger = release(claimed(SSH), "alice", NOW)
         assert ledger.released == {"alice": NOW}
@@ -342,7 +342,7 @@ class TestRevoked:
 
     def test_a_tombstone_stays_when_its_rule_has_left_and_is_made_anew(self) -> None:
         """Mutation: functions/grants/ledger.py:
-        `in ledger.tombstones.items() if now < at + SETTLES` -> `in ledger.tombstones.items() if key`
+        `in ledger.tombstones.items() if abs(now - at) < SETTLES` -> `in ledger.tombstones.items() if key`
         """
         ledger = record_revoked(release(opened(SSH), "alice", NOW), {SSH: [rule_id(SSH)]}, {}, NOW)
         late = NOW + SETTLES - MOMENT

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from grants.values import Grant, Principal
-from knock_admin import doors, trail
+from knock_admin import open_periods, trail
 from tests.clients.admin_support import STORES, TRAIL, World, at, make_world, make_worlds
 
 world = pytest.fixture(make_world)
@@ -94,9 +94,9 @@ def test_every_grant_that_was_open_is_listed_in_every_format(day: World) -> None
         "out-of": 15,
     }
     assert {name: row["note"] for name, row in rows.items() if row["note"]} == {
-        "stuck": doors.UNCLOSED,
-        "unseen": f"{doors.UNRECORDED}; {doors.UNCLOSED}",
-        "cut-off": doors.UNRECORDED,
+        "stuck": open_periods.UNCLOSED,
+        "unseen": f"{open_periods.UNRECORDED}; {open_periods.UNCLOSED}",
+        "cut-off": open_periods.UNRECORDED,
     }
     assert (rows["still"]["status"], rows["still"]["open_until"]) == ("active", "")
     assert (rows["into"]["overlap_from"], rows["into"]["overlap_until"]) == (
@@ -124,7 +124,7 @@ def test_a_grant_that_closed_at_the_moment_was_not_open_then(day: World) -> None
     assert names(day, "--open-at", text(-600)) == []
     assert day.ok("trail", "--open-at", text(10)).out.splitlines()[1].split()[-5:] == [
         "-",
-        *doors.UNCLOSED.split(),
+        *open_periods.UNCLOSED.split(),
     ]
 
 
@@ -177,7 +177,7 @@ def test_a_grant_whose_times_cannot_be_read_is_listed_for_every_interval(
     values = {"kind": "grant", "state": "live", "closed_at": "-", "authorized_at": "soon", "order": "2026 x"}
     world.store(TRAIL).put("odd", values)
     (entry,) = [json.loads(line) for line in world.ok("trail", "--json", *BETWEEN).out.splitlines()]
-    assert (entry["id"], entry["note"], entry["open_from"]) == ("odd", doors.UNREADABLE, None)
+    assert (entry["id"], entry["note"], entry["open_from"]) == ("odd", open_periods.UNREADABLE, None)
     assert "?" in world.ok("trail", *BETWEEN).out.splitlines()[1]
 
 
@@ -198,4 +198,4 @@ def test_a_rule_closed_for_a_grant_whose_record_was_lost_counts_as_perhaps_open(
         world.store(TRAIL).put(grant.id, {"closed_at": "-"})
         world.trail.close(grant.id, hour(12), "c", rules, [])
         values = world.store(TRAIL).get(grant.id)
-        assert (doors.door(trail.Entry(grant.id, values), NOW) is not None) == counted
+        assert (open_periods.open_period(trail.Entry(grant.id, values), NOW) is not None) == counted

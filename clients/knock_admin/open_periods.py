@@ -1,6 +1,6 @@
-"""`knock-admin trail --open-between` and `--open-at`: the grants whose door was open in a period.
+"""`knock-admin trail --open-between` and `--open-at`: the grants that were open in a period.
 
-A grant's door is open from `authorized_at` to `closed_at`: also after its end, until it is closed. A door
+A grant is open from `authorized_at` to `closed_at`: also after its end, until it is closed. A grant
 that may have been open is listed too, with a note:
 
     requested ──────── authorized ════════ ended ═════ closed
@@ -52,8 +52,8 @@ UNREADABLE = "its times cannot be read"
 
 
 @dataclass(frozen=True)
-class Door:
-    """The time in which a grant's door was open, by the trail. `until` is None while it is open."""
+class OpenPeriod:
+    """The time in which a grant was open, by the trail. `until` is None while it is open."""
 
     entry: Entry
     since: datetime
@@ -70,8 +70,8 @@ class Door:
         return max(self.since, first), min(self.until or last, last)
 
 
-def door(entry: Entry, now: datetime) -> Door | None:
-    """Give the time in which a grant's door was open; None if it never was."""
+def open_period(entry: Entry, now: datetime) -> OpenPeriod | None:
+    """Give the time in which a grant was open; None if it never was."""
     authorized, closed = entry.text("authorized_at"), entry.text("closed_at")
     if not authorized and closed and not _revoked(entry):
         return None
@@ -80,9 +80,9 @@ def door(entry: Entry, now: datetime) -> Door | None:
     notes += [UNCLOSED] if ended and not closed else []
     try:
         since = _time(authorized or entry.text("requested_at"))
-        return Door(entry, since, _time(closed) if closed else None, "; ".join(notes))
+        return OpenPeriod(entry, since, _time(closed) if closed else None, "; ".join(notes))
     except ValueError:  # listed for every period, with a note
-        return Door(entry, datetime.min.replace(tzinfo=timezone.utc), None, UNREADABLE)
+        return OpenPeriod(entry, datetime.min.replace(tzinfo=timezone.utc), None, UNREADABLE)
 
 
 def _revoked(entry: Entry) -> bool:
@@ -106,7 +106,7 @@ def _time(text: str) -> datetime:
 
 
 def candidates(stack: Stack, where: Sequence[AnyOf], first: datetime, last: datetime) -> Iterator[Entry]:
-    """Yield the grants whose door may have been open in a period: neither closed before nor requested after
+    """Yield the grants that may have been open in a period: neither closed before nor requested after
     it.
     """
     requested = Where("order", "<", trail.milliseconds(last + trail.SKEW))
@@ -123,7 +123,7 @@ def show(
     now: datetime,
     output: str,
 ) -> Result:
-    """Print the grants whose door was open in a period, or at a moment if `first` and `last` are equal.
+    """Print the grants that were open in a period, or at a moment if `first` and `last` are equal.
 
     `output` is `table`, `jsonl` or `csv`. Raises UsageError for a period that begins in the future, and
     AdminError for a filter that no record has ever met.
@@ -133,32 +133,32 @@ def show(
     notes = [f"the period goes on: this is until {tags.show_time(now)}"] if last > now else []
     last = min(last, now)
     entries = candidates(stack, list(filters.values()), first, last)
-    # A name that is on record is not mistyped, even if none of its doors was open in the period.
+    # A name that is on record is not mistyped, even if none of its grants was open in the period.
     known = trail.some(stack, entries, filters)
-    candidate_doors = (door(entry, now) for entry in known)
-    doors = (door for door in candidate_doors if door and door.within(first, last))
+    candidate_periods = (open_period(entry, now) for entry in known)
+    periods = (period for period in candidate_periods if period and period.within(first, last))
     if output == "jsonl":
-        return Result(None, json_lines(_as_json(door, first, last, now) for door in doors), notes=notes)
+        return Result(None, json_lines(_as_json(period, first, last, now) for period in periods), notes=notes)
     if output == "csv":
-        rows = (_row(door, first, last, now) for door in doors)
+        rows = (_row(period, first, last, now) for period in periods)
         return Result(None, csv_lines(rows, _COLUMNS), notes=notes)
     header = ("ID", "PRINCIPAL", "SOURCE", "TARGETS", "OPEN FROM", "OPEN UNTIL", "OVERLAP", "NOTE")
-    return Result(None, table((_brief(door, first, last) for door in doors), header), notes=notes)
+    return Result(None, table((_brief(period, first, last) for period in periods), header), notes=notes)
 
 
-def _brief(door: Door, first: datetime, last: datetime) -> tuple[str, ...]:
-    entry = door.entry
-    begin, end = door.overlap(first, last)
-    long = "-" if first == last or door.note == UNREADABLE else tags.show_duration(end - begin)
+def _brief(period: OpenPeriod, first: datetime, last: datetime) -> tuple[str, ...]:
+    entry = period.entry
+    begin, end = period.overlap(first, last)
+    long = "-" if first == last or period.note == UNREADABLE else tags.show_duration(end - begin)
     return (
         entry.id,
         entry.text("principal_name"),
         entry.text("source"),
         entry.target_names or "-",
-        _time_text(door.since),
-        _time_text(door.until) if door.until else "still open",
+        _time_text(period.since),
+        _time_text(period.until) if period.until else "still open",
         long,
-        door.note or "-",
+        period.note or "-",
     )
 
 
@@ -166,23 +166,23 @@ def _time_text(at: datetime) -> str:
     return "?" if at.year == 1 else at.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _times(door: Door, first: datetime, last: datetime) -> dict[str, Any]:
-    begin, end = door.overlap(first, last)
+def _times(period: OpenPeriod, first: datetime, last: datetime) -> dict[str, Any]:
+    begin, end = period.overlap(first, last)
     return {
-        "open_from": None if door.since.year == 1 else trail.milliseconds(door.since),
-        "open_until": trail.milliseconds(door.until) if door.until else None,
+        "open_from": None if period.since.year == 1 else trail.milliseconds(period.since),
+        "open_until": trail.milliseconds(period.until) if period.until else None,
         "overlap_from": trail.milliseconds(begin),
         "overlap_until": trail.milliseconds(end),
         "overlap_seconds": round((end - begin) / timedelta(seconds=1), 3),
-        "note": door.note or None,
+        "note": period.note or None,
     }
 
 
-def _as_json(door: Door, first: datetime, last: datetime, now: datetime) -> dict[str, Any]:
-    return door.entry.as_json(now) | _times(door, first, last)
+def _as_json(period: OpenPeriod, first: datetime, last: datetime, now: datetime) -> dict[str, Any]:
+    return period.entry.as_json(now) | _times(period, first, last)
 
 
-def _row(door: Door, first: datetime, last: datetime, now: datetime) -> list[object]:
-    times = _times(door, first, last)
+def _row(period: OpenPeriod, first: datetime, last: datetime, now: datetime) -> list[object]:
+    times = _times(period, first, last)
     texts = {name: "" if value is None else value for name, value in times.items()}
-    return door.entry.row(now, _COLUMNS, texts)
+    return period.entry.row(now, _COLUMNS, texts)
