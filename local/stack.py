@@ -327,6 +327,7 @@ class Stack:
                 "knock:ports": " ".join(ports),
                 "knock:made-by": "knock-admin",  # so that it can delete them, as its own
             }
+            # The form by which `knock-admin` knows the groups that it made, in `targets.Group.made_for`.
             description = f"Knock opens {' '.join(ports)} here (target {name} of {self.place.stack_name})"
             specification = {
                 "ResourceType": "security-group",

@@ -148,6 +148,7 @@ def _functions(stack: Stack) -> Iterator[Finding]:
             yield Finding(
                 "fail", "functions", f"they do not agree on {variable}: {', '.join(sorted(values)) or 'none'}"
             )
+    # Last: where an older policy lacks the permission, what was seen before is reported all the same.
     for listed in stack.functions.values():
         name = listed["FunctionName"]
         concurrency = stack.aws.client("lambda").get_function_concurrency(FunctionName=name)

@@ -220,6 +220,11 @@ class World:
         answer = self.ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc or self.vpc)
         return str(answer["GroupId"])
 
+    def tag(self, group: str, tags: dict[str, str]) -> None:
+        self.ec2.create_tags(
+            Resources=[group], Tags=[{"Key": key, "Value": value} for key, value in tags.items()]
+        )
+
     def make_interface(self, *groups: str, subnet: str | None = None) -> str:
         answer = self.ec2.create_network_interface(SubnetId=subnet or self.subnets[0], Groups=list(groups))
         return str(answer["NetworkInterface"]["NetworkInterfaceId"])

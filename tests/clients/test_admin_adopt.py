@@ -108,9 +108,7 @@ def test_a_group_of_another_stack_or_target_is_refused(
     world: World, group_tags: dict[str, str], message: str
 ) -> None:
     group = database(world)
-    world.ec2.create_tags(
-        Resources=[group], Tags=[{"Key": key, "Value": value} for key, value in group_tags.items()]
-    )
+    world.tag(group, group_tags)
     result = world.run("target", "adopt", "orders", group, "--ports", "5432/tcp")
     assert (result.code, message in result.err) == (1, True), result.err
 

@@ -247,8 +247,7 @@ def test_a_trail_that_is_nearly_full_is_a_warning(well: World, monkeypatch: pyte
 
 def test_tags_of_groups_that_cannot_be_read_are_a_failure(well: World) -> None:
     group = well.make_group("by-hand")
-    tags = [{"Key": "knock:stack", "Value": STACK}, {"Key": "knock:target", "Value": "x"}]
-    well.ec2.create_tags(Resources=[group], Tags=tags)
+    well.tag(group, {"knock:stack": STACK, "knock:target": "x"})
     assert f"{group}: the tag knock:ports cannot be read" in bad(well)["fail targets"]
 
 
@@ -263,7 +262,7 @@ def test_groups_of_a_pool_with_other_ports_or_in_another_vpc_are_reported(well: 
     vpc = well.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     far = well.make_group("far", vpc)
     tags = {"knock:stack": STACK, "knock:target": "bastion", "knock:ports": "23/tcp"}
-    well.ec2.create_tags(Resources=[far], Tags=[{"Key": key, "Value": value} for key, value in tags.items()])
+    well.tag(far, tags)
     details = [finding["detail"] for finding in well.run("doctor", "--json").json["findings"]]
     assert any("differ in knock:ports" in detail for detail in details)
     assert any("in several VPCs" in detail for detail in details)
@@ -301,9 +300,7 @@ def test_a_foreign_group_tagged_as_unfinished_is_a_warning_that_names_no_command
 ) -> None:
     foreign = well.make_group("other-teams")
     marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/bastion"}
-    well.ec2.create_tags(
-        Resources=[foreign], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
-    )
+    well.tag(foreign, marks)
     assert bad(well)["warn targets"] == (
         f"{foreign} has the tag knock:unfinished, and knock-admin did not make it: it is left as it is; "
         "find out who put the tag there, and take it off"
@@ -588,9 +585,7 @@ def test_a_scratch_group_that_a_killed_doctor_left_is_removed_as_a_target(well: 
         VpcId=well.vpc,
     )["GroupId"]
     marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/doctor-0a1b2c3d"}
-    well.ec2.create_tags(
-        Resources=[scratch], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
-    )
+    well.tag(scratch, marks)
     assert "`target rm doctor-0a1b2c3d` removes it" in bad(well)["warn targets"]
     well.ok("target", "rm", "doctor-0a1b2c3d", "--yes")
     assert "warn targets" not in bad(well)

@@ -373,9 +373,7 @@ def test_a_rule_for_a_group_counts_in_both_families() -> None:
 def test_ls_names_groups_whose_tags_cannot_be_read(world: World) -> None:
     broken = world.make_group("by-hand")
     tags = {"knock:stack": STACK, "knock:target": "-bad-", "knock:ports": "ssh"}
-    world.ec2.create_tags(
-        Resources=[broken], Tags=[{"Key": key, "Value": value} for key, value in tags.items()]
-    )
+    world.tag(broken, tags)
     result = world.ok("target", "ls")
     assert f"{broken}: the tag knock:target cannot be read" in result.err
     assert f"{broken}: the tag knock:ports cannot be read" in result.err
@@ -522,8 +520,7 @@ def make_foreign(world: World, **marks: str) -> str:
     """Make a group of another team, open to the world, and put tags `knock:…` on it."""
     group = world.make_group("other-teams")
     world.open_rule(group, "0.0.0.0/0")
-    tags = [{"Key": f"knock:{key.replace('_', '-')}", "Value": value} for key, value in marks.items()]
-    world.ec2.create_tags(Resources=[group], Tags=tags)
+    world.tag(group, {f"knock:{key.replace('_', '-')}": value for key, value in marks.items()})
     return group
 
 
@@ -551,9 +548,7 @@ def test_a_group_of_another_stack_tagged_as_unfinished_is_left_untouched(world: 
         GroupName="other-web-1", Description="Knock opens 443/tcp here (target web of other)", VpcId=world.vpc
     )["GroupId"]
     marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/bastion"}
-    world.ec2.create_tags(
-        Resources=[other], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
-    )
+    world.tag(other, marks)
     before = world.group(other)
     result = world.ok("target", "grow", "bastion", "--groups", "3")
     assert f"warning: {other} has the tag knock:unfinished" in result.err
@@ -576,14 +571,11 @@ def test_a_foreign_group_tagged_as_made_by_knock_admin_is_not_deleted_by_rm(worl
     """Break it: let `Group.made_for` trust the tag."""
     foreign = world.make_group("other-teams")
     marks = {"knock:made-by": "knock-admin", "knock:unfinished": f"{STACK}/old"}
-    world.ec2.create_tags(
-        Resources=[foreign], Tags=[{"Key": key, "Value": text} for key, text in marks.items()]
-    )
+    world.tag(foreign, marks)
     result = world.run("target", "rm", "old", "--yes")
     assert (result.code, "has no target old" in result.err) == (1, True)
     of_the_target = {"knock:stack": STACK, "knock:target": "old", "knock:ports": "22/tcp"}
-    tags = [{"Key": key, "Value": text} for key, text in of_the_target.items()]
-    world.ec2.create_tags(Resources=[foreign], Tags=tags)
+    world.tag(foreign, of_the_target)
     result = world.run("target", "rm", "old", "--yes")
     assert (result.code, f"knock-admin did not make {foreign}" in result.err) == (1, True)
     assert world.group(foreign)["GroupName"] == "other-teams"
